@@ -1,0 +1,36 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+extras = {
+    "train": ["accelerate>=1.10", "datasets>=4.0"],
+    "eval": ["torchmetrics>=1.8"],
+    "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
+    "dev": ["pytest>=8.4", "ruff>=0.12"],
+}
+extras["dev"] += sorted(set(extras["train"] + extras["eval"] + extras["demo"]))
+
+setup(
+    name="vpvae_hf",
+    version="0.1.0",
+    description="Image and audio tokenizers trained by perturbing the latent, with the codebook fitted afterwards",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.6",
+        "diffusers>=0.42",
+        "transformers>=5.17",
+        "safetensors>=0.5",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "faiss-cpu>=1.15",
+        "pillow>=11",
+        "tqdm>=4.66",
+    ],
+    extras_require=extras,
+    entry_points={"console_scripts": ["vpvae=vpvae_hf.cli.main:main"]},
+)

@@ -1,0 +1,238 @@
+"""`vpvae demo`: from photographs to a tokenizer that is saved, reloaded and looked at."""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
+from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.models import AutoencoderVP
+from vpvae_hf.training import CodebookFit, TrainingHistory, fit_codebook, train
+
+# Small enough for two CPU cores: factor 4, 0.8 million weights.
+_ARCHITECTURE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (16, 32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": False,
+}
+_TRAINING_CROP, _HELD_OUT_CROP, _SHOWN_CROP = 32, 64, 96
+_BATCH_SIZE = 16
+_LEARNING_RATE = 2e-3
+_VALIDATIONS = 10
+_MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
+_SHOWN_IMAGES = 12
+# A queue that turns over every few hundred steps of so short a run.
+_QUEUE_SHARE = 0.1
+_LAST_STEPS = 50
+
+
+def add_parser(commands) -> None:
+    """Add `demo` to the subcommands."""
+    parser = commands.add_parser(
+        "demo",
+        help="train a small tokenizer on photographs, fit its codebook, and show what it does",
+        description="Train a small image tokenizer on photographs in a few minutes on a CPU, fit its codebook, "
+        "evaluate it on held-out crops, save it, and reload it in a fresh process.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
+    parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
+    parser.add_argument(
+        "--perturbation",
+        choices=("metropolis", "always_accept", "resampled"),
+        default="metropolis",
+        help="how vp perturbs latents in training",
+    )
+    parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
+    parser.add_argument("--steps", type=_positive, default=1300, help="training steps")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, crops, perturbations and codebook")
+    parser.add_argument(
+        "--dataset",
+        help="hub id or folder of a data set of images; default: photographs that ship "
+        "with scikit-image and scikit-learn",
+    )
+    parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do all of it; what is written where is printed."""
+    started = time.monotonic()
+    _prepare_output(options.output, options.overwrite)
+    training, held_out = _images(options)
+    torch.manual_seed(options.seed)
+    vae = AutoencoderVP(**_ARCHITECTURE, sample_size=_HELD_OUT_CROP, quantizer=_quantizer_settings(options))
+    weights = sum(parameter.numel() for parameter in vae.parameters())
+    print(
+        f"{len(training)} training images, {len(held_out)} held out; {weights / 1e6:.1f} million weights, "
+        f"factor {vae.downsample_factor}, {vae.quantize.codebook_size} codes of {vae.quantize.latent_dim} dimensions"
+    )
+    held_out_crops = list(center_crops(held_out, size=_HELD_OUT_CROP, batch_size=50))
+    history = train(
+        vae,
+        _crops(training, options.seed),
+        steps=options.steps,
+        learning_rate=_LEARNING_RATE,
+        validation_batches=held_out_crops,
+        validate_every=max(1, options.steps // _VALIDATIONS),
+    )
+    fit = None
+    if vae.quantize.needs_fitting:
+        fit = fit_codebook(vae, _crops(training, options.seed + 1), seed=options.seed)
+    vae.eval()
+    quality = evaluate_reconstruction(vae, held_out_crops)
+    shown = _first_crops(held_out)
+    folder = options.output / "tokenizer"
+    vae.save_pretrained(folder)
+    results = _results(history, fit, quality, options)
+    _write_pictures(options.output, vae, shown, history)
+    (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    identical = _same_codes_after_reload(folder, shown, vae.tokenize(shown))
+    print("\n" + _table(history, fit, quality) + "\n")
+    if not identical:
+        raise ValueError(f"{folder} gives other codes in a fresh process than the model that was saved")
+    print(f"Reloaded in a fresh process: all {shown.shape[0]} images have identical codes.")
+    print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. Look at:")
+    for name, what in _WRITTEN.items():
+        print(f"  {options.output / name}  {what}")
+    print(f'Use it: AutoencoderVP.from_pretrained("{folder}")')
+
+
+_WRITTEN = {
+    "reconstruction.png": "held-out crops, decoded without quantization and from codes",
+    "tokens.png": "the codes of those crops",
+    "training.png": "loss, PSNR, code usage and perturbation over the steps",
+    "results.json": "the figures",
+}
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _prepare_output(output: Path, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; name a folder with --output")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def _quantizer_settings(options: argparse.Namespace) -> dict[str, Any]:
+    if options.quantizer == "fsp":
+        return {"kind": "fsp", "codebook_size": options.codebook_size}
+    return {
+        "kind": "vp",
+        "codebook_size": options.codebook_size,
+        "latent_dim": 4,
+        "perturbation": options.perturbation,
+        "queue_share": _QUEUE_SHARE,
+    }
+
+
+def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Training and held-out images, [H, W, 3] uint8."""
+    if options.dataset is None:
+        return load_photographs()
+    images = load_images(
+        options.dataset,
+        split="train",
+        limit=_MOST_IMAGES,
+        shortest_side=_SHORTEST_SIDE,
+        column=options.image_column,
+    )
+    if len(images) < 2:
+        raise ValueError(f"data set {options.dataset} has {len(images)} image; one must be held out, give at least 2")
+    held_out = max(1, min(len(images) // 10, 20))
+    return images[:-held_out], images[-held_out:]
+
+
+def _crops(images: list[np.ndarray], seed: int) -> Iterator[Tensor]:
+    return random_crops(images, size=_TRAINING_CROP, batch_size=_BATCH_SIZE, seed=seed)
+
+
+def _first_crops(images: list[np.ndarray]) -> Tensor:
+    """The first crop of each of the first images, [B, 3, S, S]."""
+    first = [next(center_crops([image], size=_SHOWN_CROP, batch_size=1)) for image in images[:_SHOWN_IMAGES]]
+    return torch.cat(first)
+
+
+def _same_codes_after_reload(folder: Path, images: Tensor, codes: Tensor) -> bool:
+    with tempfile.TemporaryDirectory() as scratch:
+        images_file, codes_file = Path(scratch, "images.npy"), Path(scratch, "codes.npy")
+        np.save(images_file, images.numpy())
+        command = [sys.executable, "-m", "vpvae_hf.cli.reload_check", folder, images_file, codes_file]
+        subprocess.run([str(part) for part in command], check=True)
+        return np.array_equal(np.load(codes_file), codes.numpy())
+
+
+@torch.no_grad()
+def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, history: TrainingHistory) -> None:
+    from . import pictures  # matplotlib takes a second, and only this needs it
+
+    latents = vae.encode(images).latents
+    codes = vae.tokenize(images)
+    rows = {
+        "original": images,
+        "not quantized": vae.decode(latents, force_not_quantize=True).sample,
+        "quantized": vae.detokenize(codes),
+    }
+    pictures.save_reconstructions(output / "reconstruction.png", rows)
+    pictures.save_code_maps(output / "tokens.png", images, codes, vae.quantize.decode(codes))
+    pictures.save_training_curves(output / "training.png", history)
+
+
+def _last_mean(history: TrainingHistory, name: str) -> float:
+    rows = history.steps[-_LAST_STEPS:]
+    return sum(row[name] for row in rows) / len(rows)
+
+
+def _results(
+    history: TrainingHistory, fit: CodebookFit | None, quality: ReconstructionQuality, options: argparse.Namespace
+) -> dict[str, Any]:
+    return {
+        "settings": {name: str(value) for name, value in vars(options).items() if name != "run"},
+        "held_out": dataclasses.asdict(quality),
+        "codebook_fit": None if fit is None else dataclasses.asdict(fit),
+        "last_steps": {name: _last_mean(history, name) for name in history.steps[-1]},
+    }
+
+
+def _table(history: TrainingHistory, fit: CodebookFit | None, quality: ReconstructionQuality) -> str:
+    rows = [
+        (f"On {quality.images} held-out crops", ""),
+        ("PSNR, quantized", f"{quality.psnr:.2f} dB"),
+        ("PSNR, not quantized", f"{quality.psnr_unquantized:.2f} dB"),
+        ("SSIM, quantized", f"{quality.ssim:.3f}"),
+        ("code usage (CVU)", f"{quality.code_usage:.3f}"),
+        ("quantization error, RMS", f"{quality.quantization_error_rms:.3f}"),
+        (f"In the last {min(_LAST_STEPS, len(history.steps))} training steps", ""),
+        ("displacement, RMS", f"{_last_mean(history, 'quantizer/displacement_rms'):.3f}"),
+        ("quantization error it stands for, RMS", f"{_last_mean(history, 'quantizer/quantization_error_rms'):.3f}"),
+        ("proposals accepted", f"{_last_mean(history, 'quantizer/acceptance'):.0%}"),
+    ]
+    if fit is not None:
+        rows += [
+            (f"Codebook, fitted to {fit.fitted_latents} latents", ""),
+            ("mean squared error, fitted latents", f"{fit.distortion:.4f}"),
+            ("mean squared error, held-out latents", f"{fit.held_out_distortion:.4f}"),
+        ]
+    return "\n".join(f"{'  ' if value else ''}{name:<42}{value:>12}".rstrip() for name, value in rows)

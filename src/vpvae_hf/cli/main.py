@@ -1,0 +1,32 @@
+"""`vpvae`: one command, a subcommand for each job."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import demo
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; errors that a user can mend are printed in one line.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after an interruption.
+    """
+    parser = argparse.ArgumentParser(prog="vpvae", description="Discrete tokens from images: train, fit, use.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print(f"\nvpvae {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        print(f"vpvae {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

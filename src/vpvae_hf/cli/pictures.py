@@ -1,0 +1,101 @@
+"""Pictures of what a tokenizer does.
+
+Shapes: B images [B, 3, H, W] in [-1, 1], codes [B, h, w], d latent dimensions.
+"""
+
+import os
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vpvae_hf.training import TrainingHistory
+
+
+def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> None:
+    """One row of images for each name, one column for each image.
+
+    Args:
+        rows: name -> [B, 3, H, W].
+    """
+    count = len(next(iter(rows.values())))
+    figure, axes = _grid(len(rows), count, title=None)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(_displayed(image))
+        _label(line[0], name)
+    _save(figure, path)
+
+
+def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_latents: Tensor) -> None:
+    """Images above their codes; a code's colour is the first three dimensions of its latent, so like codes look alike.
+
+    Args:
+        code_latents: [B, h, w, d], the latent of each code.
+    """
+    colours = torch.nn.functional.pad(code_latents[..., :3], (0, max(0, 3 - code_latents.shape[-1])))
+    low = colours.flatten(0, 2).quantile(0.02, dim=0)
+    high = colours.flatten(0, 2).quantile(0.98, dim=0)
+    colours = ((colours - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    used = len(codes.unique())
+    title = f"{codes[0].numel()} codes an image, {used} different codes shown; colour: the code's latent"
+    figure, axes = _grid(2, len(images), title)
+    for image, colour, top, bottom in zip(images, colours, *axes, strict=True):
+        top.imshow(_displayed(image))
+        bottom.imshow(colour.numpy(), interpolation="nearest")
+    _label(axes[0][0], "original")
+    _label(axes[1][0], "codes")
+    _save(figure, path)
+
+
+def save_training_curves(path: str | os.PathLike, history: TrainingHistory) -> None:
+    """Loss, PSNR, code usage, and displacement against quantization error over the steps."""
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    loss, psnr, usage, scale = figure.subplots(2, 2, sharex=True).flat
+    steps = np.arange(1, len(history.steps) + 1)
+    loss.plot(steps, [row["loss/l1"] for row in history.steps], linewidth=0.8, label="L1")
+    loss.set_yscale("log")
+    loss.set_title("Training loss")
+    validated = [step for step, _ in history.validations]
+    psnr.plot(validated, [quality.psnr for _, quality in history.validations], "o-", label="quantized")
+    psnr.plot(validated, [quality.psnr_unquantized for _, quality in history.validations], "o-", label="not quantized")
+    psnr.set_title("PSNR of held-out crops, dB")
+    usage.plot(validated, [quality.code_usage for _, quality in history.validations], "o-", label="held-out crops")
+    usage.set_ylim(0, 1)
+    usage.set_title("Code usage (CVU)")
+    for name, label in (("displacement", "displacement"), ("quantization_error", "quantization error")):
+        scale.plot(steps, [row[f"quantizer/{name}_rms"] for row in history.steps], linewidth=0.8, label=label)
+    scale.set_title("Root mean square length, in units of the latents")
+    for axis in (loss, psnr, usage, scale):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    for axis in (usage, scale):
+        axis.set_xlabel("step")
+    _save(figure, path)
+
+
+def _grid(rows: int, columns: int, title: str | None) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(1.5 * columns + 0.5, 1.5 * rows + (0.5 if title else 0)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    if title:
+        figure.suptitle(title)
+    return figure, axes
+
+
+def _label(axis: Axes, text: str) -> None:
+    axis.set_ylabel(text)
+
+
+def _displayed(image: Tensor) -> np.ndarray:
+    """[H, W, 3] in [0, 1]."""
+    return ((image.clamp(-1, 1) + 1) / 2).movedim(0, -1).numpy()
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,84 @@
+"""Images from the `datasets` library: a hub id or a local folder, read as a stream."""
+
+import io
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_log = logging.getLogger(__name__)
+
+
+def load_images(
+    name: str, *, split: str, limit: int, shortest_side: int, column: str | None = None
+) -> list[np.ndarray]:
+    """The first images of a data set, scaled to a shortest side. Unreadable files are skipped and counted.
+
+    Args:
+        name: hub id or local path, as `datasets.load_dataset` takes it.
+        split: e.g. "train".
+        limit: the most images to read.
+        shortest_side: in pixels, after scaling.
+        column: that holds the images; found by its type where None.
+
+    Returns:
+        [H, W, 3] uint8 arrays.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        ValueError: no such split or column, or no readable image.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("datasets is missing; install it with: pip install 'vpvae_hf[train]'") from error
+    splits = datasets.get_dataset_split_names(name)
+    if split not in splits:
+        raise ValueError(f"data set {name} has no split {split!r}; it has {', '.join(splits)}")
+    stream = datasets.load_dataset(name, split=split, streaming=True)
+    column = column or _image_column(name, stream.features, datasets.Image)
+    if column not in (stream.features or {}):
+        raise ValueError(f"data set {name} has no column {column!r}; it has {', '.join(stream.features or {})}")
+    # Undecoded, so that one corrupt file can be skipped instead of ending the stream.
+    stream = stream.cast_column(column, datasets.Image(decode=False)).select_columns([column])
+    images, skipped = [], 0
+    for image in _decoded(row[column] for row in stream):
+        if image is None:
+            skipped += 1
+        else:
+            images.append(_scaled(image, shortest_side))
+        if len(images) == limit:
+            break
+    if skipped:
+        _log.warning("skipped %d unreadable images of %s", skipped, name)
+    if not images:
+        raise ValueError(f"data set {name}, split {split!r}, column {column!r} holds no readable image")
+    return images
+
+
+def _image_column(name: str, features, image_type: type) -> str:
+    found = [column for column, feature in (features or {}).items() if isinstance(feature, image_type)]
+    if len(found) != 1:
+        raise ValueError(
+            f"data set {name} has {len(found)} image columns ({', '.join(found) or 'none'}) among "
+            f"{', '.join(features or {})}; name the one to use"
+        )
+    return found[0]
+
+
+def _decoded(files: Iterator[dict]) -> Iterator[np.ndarray | None]:
+    for file in files:
+        source = io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]
+        try:
+            with Image.open(source) as image:
+                yield np.asarray(image.convert("RGB"))
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError):
+            yield None
+
+
+def _scaled(image: np.ndarray, shortest_side: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    scale = shortest_side / min(height, width)
+    size = (max(shortest_side, round(width * scale)), max(shortest_side, round(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,5 @@
+"""Losses by name."""
+
+from .reconstruction import RECONSTRUCTION_LOSSES
+
+__all__ = ["RECONSTRUCTION_LOSSES"]

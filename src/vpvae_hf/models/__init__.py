@@ -1,0 +1,5 @@
+"""Tokenizer models."""
+
+from .autoencoder_vp import AutoencoderVP, AutoencoderVPOutput
+
+__all__ = ["AutoencoderVP", "AutoencoderVPOutput"]

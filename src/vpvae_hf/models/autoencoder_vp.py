@@ -1,0 +1,366 @@
+"""The image tokenizer: the VQGAN architecture around any quantizer.
+
+Shapes: B images, C channels, H x W pixels, f the downsampling factor, d latent dimensions.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from vpvae_hf.quantizers import build_quantizer, quantizer_config
+
+from .saving import staged_folder
+from .tiling import apply_in_tiles
+
+
+@dataclass
+class AutoencoderVPOutput(BaseOutput):
+    """What a forward pass gives.
+
+    Attributes:
+        sample: [B, C, H, W] reconstruction.
+        latents: [B, d, H/f, W/f] what the decoder read: perturbed in training, quantized otherwise.
+        codes: [B, H/f, W/f] int64; None in training.
+        loss: [] the quantizer's own loss, to be added to the reconstruction loss.
+        metrics: detached scalars of the quantizer.
+    """
+
+    sample: Tensor
+    latents: Tensor
+    codes: Tensor | None
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
+    """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
+
+    Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1).
+
+    Args:
+        quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
+        latent_channels: the quantizer's latent_dim; may be left out.
+        sample_size: side of the images it is trained on, and of a tile.
+        scaling_factor: what latents are multiplied by for a diffusion model.
+        norm_type: "group", or "spatial" for a decoder whose normalization reads the latents (MoVQ).
+        force_upcast: for pipelines that ask: whether float16 is too narrow for the decoder.
+
+    Raises:
+        ValueError: latent_channels that contradict the quantizer, or invalid quantizer settings.
+    """
+
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = False
+    _no_split_modules = ["BasicTransformerBlock", "ResnetBlock2D"]
+    _skip_layerwise_casting_patterns = ["quantize"]
+    _keep_in_fp32_modules = ["quantize"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4,
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4,
+        block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
+        layers_per_block: int = 2,
+        act_fn: str = "silu",
+        latent_channels: int | None = None,
+        sample_size: int = 256,
+        norm_num_groups: int = 32,
+        scaling_factor: float = 1.0,
+        norm_type: str = "group",
+        mid_block_add_attention: bool = True,
+        force_upcast: bool = False,
+        quantizer: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        settings = quantizer_config({"kind": "vp"} if quantizer is None else quantizer)
+        if latent_channels not in (None, settings.latent_dim):
+            raise ValueError(
+                f"latent_channels={latent_channels} but the quantizer's latent_dim={settings.latent_dim}; "
+                "leave latent_channels out, it follows the quantizer"
+            )
+        features = block_out_channels[-1]
+        self.encoder = Encoder(
+            in_channels=in_channels,
+            out_channels=features,
+            down_block_types=down_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            norm_num_groups=norm_num_groups,
+            double_z=False,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+        self.quant_conv = nn.Conv2d(features, settings.latent_dim, 1)
+        self.quantize = build_quantizer(settings)
+        self.post_quant_conv = nn.Conv2d(settings.latent_dim, features, 1)
+        self.decoder = Decoder(
+            in_channels=features,
+            out_channels=out_channels,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            norm_num_groups=norm_num_groups,
+            norm_type=norm_type,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = sample_size
+        self.tile_overlap_factor = 0.25
+        self._follow_quantizer()
+
+    @property
+    def downsample_factor(self) -> int:
+        """f, the side of the square of pixels that one code stands for."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
+        """Continuous latents of images.
+
+        Args:
+            x: [B, C, H, W] in [-1, 1].
+
+        Returns:
+            `.latents` [B, d, H/f, W/f], in the model's dtype.
+
+        Raises:
+            ValueError: another shape, sides that are not multiples of f, or NaN or infinite pixels.
+        """
+        x = self._checked(x)
+        latents = torch.cat([self._encode(part) for part in x.split(1)]) if self.use_slicing else self._encode(x)
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        h: Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        shape: tuple[int, ...] | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Images from codes or latents; the dtype tells which.
+
+        Args:
+            h: codes [B, H/f, W/f] of an integer dtype, or latents [B, d, H/f, W/f], floating.
+            force_not_quantize: decode latents as they are. Codes are looked up in any case.
+            shape: where codes come flat, (B, H/f, W/f) or (B, H/f, W/f, d).
+
+        Returns:
+            `.sample` [B, C, H, W].
+
+        Raises:
+            ValueError: another shape, codes out of range, or NaN or infinite latents.
+            CodebookNotFittedError: codes are needed but no codebook has been fitted.
+        """
+        if h.is_floating_point():
+            if h.ndim != 4 or h.shape[1] != self.config.latent_channels:
+                raise ValueError(
+                    f"latents must be [B, {self.config.latent_channels}, h, w], got shape {tuple(h.shape)}; "
+                    "codes must be of an integer dtype"
+                )
+            latents = h.movedim(1, -1)
+            latents = latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
+        else:
+            codes = h if shape is None else h.reshape(shape[:3])
+            if codes.ndim != 3:
+                raise ValueError(f"codes must be [B, h, w], got shape {tuple(codes.shape)}; for flat codes give shape=")
+            latents = self.quantize.decode(codes)
+        latents = latents.movedim(-1, 1).to(self.dtype)
+        parts = latents.split(1) if self.use_slicing else [latents]
+        sample = torch.cat([self._decode(part) for part in parts])
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @torch.no_grad()
+    def tokenize(self, pixel_values: Tensor) -> Tensor:
+        """Codes of images: [B, H/f, W/f] int64 from [B, C, H, W] in [-1, 1].
+
+        Raises:
+            ValueError: as `encode`.
+            CodebookNotFittedError: no codebook has been fitted.
+        """
+        return self.quantize.encode(self.encode(pixel_values).latents.movedim(1, -1))
+
+    @torch.no_grad()
+    def detokenize(self, codes: Tensor) -> Tensor:
+        """Images of codes: [B, C, H, W] from [B, H/f, W/f] integers; the same as `decode(codes).sample`."""
+        return self.decode(codes).sample
+
+    def forward(
+        self, sample: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> AutoencoderVPOutput | tuple:
+        """Reconstruct images: through perturbed latents in train mode, through codes in eval mode.
+
+        Args:
+            sample: [B, C, H, W] in [-1, 1].
+            generator: source of the perturbation's randomness.
+
+        Raises:
+            ValueError: as `encode`.
+            CodebookNotFittedError: eval mode without a fitted codebook.
+        """
+        features = self.quant_conv(self.encoder(self._checked(sample)))
+        quantized = self.quantize(features.movedim(1, -1), generator=generator)
+        latents = quantized.latents.movedim(-1, 1)
+        output = AutoencoderVPOutput(
+            sample=self._decode_whole(latents.to(features.dtype)),
+            latents=latents,
+            codes=quantized.codes,
+            loss=quantized.loss,
+            metrics=quantized.metrics,
+        )
+        return output if return_dict else tuple(output.values())
+
+    @torch.no_grad()
+    def latent_vectors(self, pixel_values: Tensor) -> Tensor:
+        """Continuous latents as vectors, one a token: [B * H/f * W/f, d] float32. `fit_codebook` clusters these."""
+        return self.encode(pixel_values).latents.movedim(1, -1).flatten(0, -2).float()
+
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Install a fitted codebook [K, d], in the model and in its config."""
+        self.quantize.set_codebook(codebook)
+        self._follow_quantizer()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """Save weights with codebook, config and image processor; arguments as in diffusers.
+
+        The files are written beside the folder and moved into it at the end, so a save that fails leaves what was
+        there before.
+        """
+        self._follow_quantizer()
+        hub_names = ("repo_id", "commit_message", "private", "create_pr", "token")
+        hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        with staged_folder(save_directory) as folder:
+            super().save_pretrained(folder, *args, is_main_process=is_main_process, **kwargs)
+            if is_main_process:
+                self._image_processor().save_pretrained(folder)
+        if push_to_hub:
+            repo_id = hub.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(repo_id, **hub)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AutoencoderVP":
+        """Load a folder or a hub id; arguments as in diffusers.
+
+        Raises:
+            ValueError: a weight or the codebook is missing, misshapen or not usable, or unknown config fields.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        name = pretrained_model_name_or_path
+        try:
+            model, info = super().from_pretrained(name, output_loading_info=True, **kwargs)
+        except ValueError as error:
+            if "expected shape" not in str(error):
+                raise
+            raise ValueError(
+                f"{name}: weights and config do not belong together ({error.args[0].split('. If you want')[0]}); "
+                "save the model again with save_pretrained, or restore the config.json it was saved with"
+            ) from error
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{name}: the weights lack {', '.join(sorted(info['missing_keys']))}; they were saved by another "
+                "architecture or cut short, save the model again with save_pretrained"
+            )
+        model._check_codebook(name)
+        return (model, info) if with_info else model
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        """Refuse config fields that no argument takes, where diffusers would ignore them."""
+        known = cls._get_init_keys(cls) - {"self"}
+        for field in config_dict:
+            if field not in known and not field.startswith("_") and field != "quantization_config":
+                near = difflib.get_close_matches(field, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(
+                    f"unknown config field {field!r} for {cls.__name__}; {hint}"
+                    f"Valid fields: {', '.join(sorted(known))}. A newer vpvae_hf may know more"
+                )
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def _follow_quantizer(self) -> None:
+        """Write the quantizer's settings into the config, no longer as defaults."""
+        settings = {"quantizer": self.quantize.config.to_dict(), "latent_channels": self.quantize.latent_dim}
+        defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
+        self.register_to_config(**settings, _use_default_values=defaults)
+
+    def _check_codebook(self, name: str | os.PathLike) -> None:
+        codebook = dict(self.quantize.named_buffers()).get("codebook")
+        if codebook is None or not self.quantize.config.fitted:
+            return
+        if not torch.isfinite(codebook).all() or not codebook.any():
+            raise ValueError(
+                f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
+                "values; run vpvae_hf.fit_codebook again and save"
+            )
+
+    def _checked(self, x: Tensor) -> Tensor:
+        channels, factor = self.config.in_channels, self.downsample_factor
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"images must be [B, {channels}, H, W], got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"images must be floating point in [-1, 1], got {x.dtype}; use the image processor")
+        height, width = x.shape[-2:]
+        if height % factor or width % factor or height == 0 or width == 0:
+            raise ValueError(
+                f"height and width must be multiples of {factor}, got {height} x {width}; "
+                f"crop to {height // factor * factor} x {width // factor * factor} or pad"
+            )
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{int((~torch.isfinite(x)).sum())} pixels are NaN or infinite; images lie in [-1, 1]")
+        return x.to(self.dtype)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        tile = self.tile_sample_min_size
+        if not self.use_tiling or max(x.shape[-2:]) <= tile:
+            return self._encode_whole(x)
+        factor = self.downsample_factor
+        overlap = int(tile // factor * self.tile_overlap_factor) * factor
+        return apply_in_tiles(self._encode_whole, x, tile=tile, overlap=overlap, out_tile=tile // factor)
+
+    def _encode_whole(self, x: Tensor) -> Tensor:
+        features = self.quant_conv(self.encoder(x))
+        return self.quantize.to_latents(features.movedim(1, -1)).movedim(-1, 1)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        out_tile = self.tile_sample_min_size
+        tile = out_tile // self.downsample_factor
+        if not self.use_tiling or max(latents.shape[-2:]) <= tile:
+            return self._decode_whole(latents)
+        overlap = int(tile * self.tile_overlap_factor)
+        return apply_in_tiles(self._decode_whole, latents, tile=tile, overlap=overlap, out_tile=out_tile)
+
+    def _decode_whole(self, latents: Tensor) -> Tensor:
+        spatial = latents if self.config.norm_type == "spatial" else None
+        return self.decoder(self.post_quant_conv(latents), spatial)
+
+    def _image_processor(self):
+        from transformers import CLIPImageProcessor  # only saving needs it
+
+        half = [0.5] * self.config.in_channels
+        size = self.config.sample_size
+        return CLIPImageProcessor(
+            size={"shortest_edge": size}, crop_size=size, image_mean=half, image_std=half, do_convert_rgb=len(half) == 3
+        )

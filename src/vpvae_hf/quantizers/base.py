@@ -1,0 +1,212 @@
+"""The one interface of all quantizers.
+
+Shapes: [...] any leading dimensions, one token each; F features, d latent dimensions, K codes.
+"""
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class CodebookNotFittedError(RuntimeError):
+    """Codes were asked of a quantizer whose codebook has not been fitted yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerOutput:
+    """What a quantizer gives back.
+
+    Attributes:
+        latents: [..., d] float32, what the decoder reads.
+        codes: [...] int64 in 0..K-1; None where training makes none.
+        loss: [] the quantizer's own loss, to be added to the reconstruction loss as it is.
+        metrics: detached scalars, e.g. "quantizer/acceptance".
+    """
+
+    latents: Tensor
+    codes: Tensor | None
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """Settings of a quantizer; a plain dictionary in JSON. Every kind has these three fields.
+
+    Attributes:
+        codebook_size: K.
+        latent_dim: d.
+        fitted: whether the codebook holds fitted codes.
+    """
+
+    kind: ClassVar[str]
+    codebook_size: int
+    latent_dim: int
+    fitted: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings with their kind, as JSON stores them."""
+        fields = {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+        return {"kind": self.kind, **fields}
+
+
+class Quantizer(nn.Module, ABC):
+    """Maps features to continuous latents, latents to codes, and codes back to latents.
+
+    Computes in float32 with autocast off, and stays float32 when the model around it is cast, so that the same latents
+    have the same codes everywhere. Switching between `train()` and `eval()` computes nothing.
+
+    Subclasses write `surrogate`, `nearest_codes` and `lookup`, and `to_latents` where features are not the latents.
+    """
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__()
+        self.config = config
+
+    @property
+    def codebook_size(self) -> int:
+        """K, the number of codes."""
+        return self.config.codebook_size
+
+    @property
+    def latent_dim(self) -> int:
+        """d, the dimension of a latent."""
+        return self.config.latent_dim
+
+    @property
+    def needs_fitting(self) -> bool:
+        """Whether codes come from a codebook that is fitted after training."""
+        return False
+
+    def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
+        """The training surrogate in train mode, `decode(encode(to_latents(features)))` in eval mode.
+
+        Args:
+            features: [..., d] what the encoder gives, any floating dtype.
+            generator: source of the surrogate's randomness; torch's global one where None.
+
+        Raises:
+            ValueError: features of another dimension, NaN or infinite.
+            CodebookNotFittedError: eval mode without a fitted codebook.
+        """
+        _check_vectors(features, self.latent_dim, "features")
+        with torch.autocast(features.device.type, enabled=False):
+            if self.training:
+                return self.surrogate(features.float(), generator)
+            latents = self.to_latents(features)
+            codes = self.encode(latents)
+            quantized = self.decode(codes)
+            error = (quantized - latents.float()).square().sum(dim=-1).mean().sqrt()
+            metrics = {"quantizer/quantization_error_rms": error.detach()}
+            return QuantizerOutput(latents=quantized, codes=codes, loss=quantized.new_zeros(()), metrics=metrics)
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """The code of each latent.
+
+        Args:
+            latents: [..., d].
+
+        Returns:
+            [...] int64 in 0..K-1.
+
+        Raises:
+            ValueError: latents of another dimension, NaN or infinite.
+            CodebookNotFittedError: no codebook has been fitted.
+        """
+        self._check_fitted()
+        _check_vectors(latents, self.latent_dim, "latents")
+        with torch.autocast(latents.device.type, enabled=False):
+            return self.nearest_codes(latents.float())
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The latent of each code.
+
+        Args:
+            codes: [...] integers in 0..K-1.
+
+        Returns:
+            [..., d] float32.
+
+        Raises:
+            TypeError: codes are not integers.
+            ValueError: a code lies outside 0..K-1.
+            CodebookNotFittedError: no codebook has been fitted.
+        """
+        self._check_fitted()
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
+        if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
+            raise ValueError(
+                f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}; "
+                "were they made with another tokenizer, or with special tokens added?"
+            )
+        return self.lookup(codes.long())
+
+    def to_latents(self, features: Tensor) -> Tensor:
+        """Continuous latents from the encoder's features, [..., d] from [..., d] in the same dtype.
+
+        The features themselves, unless a kind bounds them.
+        """
+        return features
+
+    @abstractmethod
+    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        """What training uses in place of quantization; features are [..., d] float32 and finite."""
+
+    @abstractmethod
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        """[...] int64 from [..., d] float32, finite."""
+
+    @abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """[..., d] float32 from [...] int64 in range."""
+
+    def _check_fitted(self) -> None:
+        if not self.config.fitted:
+            raise CodebookNotFittedError(
+                f"this {self.config.kind!r} quantizer has no fitted codebook, so it has no codes yet; "
+                "call vpvae_hf.fit_codebook(model, batches) once after training, then save the model. "
+                "Without codes, decode(latents, force_not_quantize=True) works"
+            )
+
+    def _apply(self, fn, recurse=True):
+        # Casting the module moves it but keeps its precision: half precision would change codes.
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a setting is an integer; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite number; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require(holds: bool, name: str, value: Any, valid: str) -> None:
+    """Raise a ValueError for a setting unless it holds."""
+    if not holds:
+        raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+def _check_vectors(vectors: Tensor, dim: int, name: str) -> None:
+    if vectors.ndim < 1 or vectors.shape[-1] != dim:
+        raise ValueError(f"{name} must be [..., {dim}] (latent_dim last), got shape {tuple(vectors.shape)}")
+    if not vectors.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {vectors.dtype}; use decode() for codes")
+    if not torch.isfinite(vectors).all():
+        bad = int((~torch.isfinite(vectors)).sum())
+        raise ValueError(
+            f"{bad} of {vectors.numel()} values of the {name} are NaN or infinite; "
+            "in training lower the learning rate or clip gradients, otherwise check the input and the weights"
+        )

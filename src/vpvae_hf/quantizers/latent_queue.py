@@ -1,0 +1,78 @@
+"""The queue S of recent latents that vector perturbation measures distances in."""
+
+import torch
+from torch import Tensor
+
+
+class LatentQueue:
+    """First-in first-out store of detached latents: training state, never part of published weights.
+
+    Storage is made on the first push, on the latents' device, so that a model can be built without memory.
+
+    Args:
+        capacity: the most latents kept.
+        dim: d.
+
+    Attributes:
+        pushed: latents ever pushed, which tells how much has changed since a moment.
+    """
+
+    def __init__(self, capacity: int, dim: int):
+        self.capacity, self.dim, self.pushed = capacity, dim, 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._storage: Tensor | None = None
+        self._size = self._next = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def push(self, latents: Tensor) -> None:
+        """Append [N, d] latents in order; the oldest leave when the queue is full."""
+        latents = latents.detach().float()
+        if self._storage is None:
+            self._storage = torch.zeros(self.capacity, self.dim, device=latents.device)
+        self._storage = self._storage.to(latents.device)
+        kept = latents[-self.capacity :]
+        positions = torch.arange(self._next, self._next + len(kept), device=latents.device) % self.capacity
+        self._storage[positions] = kept
+        self._next = (self._next + len(kept)) % self.capacity
+        self._size = min(self._size + len(kept), self.capacity)
+        self.pushed += len(latents)
+
+    def latents(self) -> Tensor:
+        """A copy of the content, [len(self), d], the oldest first."""
+        if self._storage is None:
+            return torch.zeros(0, self.dim)
+        if self._size < self.capacity:
+            return self._storage[: self._size].clone()
+        return self._storage.roll(-self._next, dims=0)
+
+    def resize(self, capacity: int) -> None:
+        """Change the capacity; when it shrinks, the newest latents stay."""
+        self._refill(self.latents(), capacity, self.pushed)
+
+    def state_dict(self) -> dict:
+        return {"latents": self.latents(), "pushed": self.pushed}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over a saved content.
+
+        Raises:
+            ValueError: the saved latents have another dimension, or are more than the capacity.
+        """
+        latents = state["latents"]
+        if latents.ndim != 2 or latents.shape[1] != self.dim or len(latents) > self.capacity:
+            raise ValueError(
+                f"the saved queue has shape {tuple(latents.shape)}, this one holds at most {self.capacity} latents of "
+                f"dimension {self.dim}; resume with the codebook_size, latent_dim and queue_per_code of the saved run"
+            )
+        self._refill(latents, self.capacity, state["pushed"])
+
+    def _refill(self, latents: Tensor, capacity: int, pushed: int) -> None:
+        self._clear()
+        self.capacity = capacity
+        if len(latents):
+            self.push(latents)
+        self.pushed = pushed

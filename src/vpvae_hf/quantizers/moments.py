@@ -1,0 +1,23 @@
+"""The normalization loss, eqs. (11) and (14)."""
+
+from torch import Tensor
+
+
+def normalization_loss(
+    latents: Tensor, mean_weight: float, variance_weight: float, target_variance: float = 1.0
+) -> Tensor:
+    """Draw a batch of latents towards mean 0 and a variance in every dimension.
+
+    l1 * mean over dimensions of (batch mean)^2 + l2 * mean over dimensions of (batch variance - target)^2.
+
+    Args:
+        latents: [N, d].
+        mean_weight: l1.
+        variance_weight: l2.
+
+    Returns:
+        [] float32.
+    """
+    mean = latents.mean(dim=0)
+    variance = latents.var(dim=0, correction=0)
+    return mean_weight * mean.square().mean() + variance_weight * (variance - target_variance).square().mean()

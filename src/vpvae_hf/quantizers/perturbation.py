@@ -1,0 +1,102 @@
+"""Displacements that stand for quantization error, eqs. (3) to (9).
+
+Shapes: N latents z of dimension d; S the queue of recent latents; R(z) a radius, D_m(z) the distance from z to its
+m-th nearest neighbour in S.
+"""
+
+import torch
+from torch import Tensor
+
+from vpvae_hf.neighbors import NeighborIndex, nearest_point
+
+
+def uniform_in_ball(
+    shape: torch.Size, device: torch.device | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Points uniform in the unit d-ball, eq. (5): shape [..., d], float32."""
+    direction = torch.nn.functional.normalize(torch.randn(shape, device=device, generator=generator), dim=-1)
+    rho = torch.rand(*shape[:-1], 1, device=device, generator=generator)
+    return direction * rho ** (1 / shape[-1])
+
+
+def acceptance_probability(
+    near: Tensor, far: Tensor, near_proposed: Tensor, far_proposed: Tensor, move: Tensor, eta: float, dim: int
+) -> Tensor:
+    """Metropolis-Hastings acceptance of z -> z' for density ~ D_k^-d and a uniform ball of radius eta * D_M.
+
+    Zero where the reverse move is impossible, eq. (7): |z - z'| > R(z'). Else eq. (8):
+    min(1, (D_k(z) D_M(z) / (D_k(z') D_M(z')))^d).
+
+    Args:
+        near, far: D_k(z) and D_M(z), each [N].
+        near_proposed, far_proposed: D_k(z') and D_M(z'), each [N].
+        move: |z - z'|, [N].
+
+    Returns:
+        [N] in [0, 1].
+    """
+    tiny = torch.finfo(near.dtype).tiny  # among copies of one latent distances are zero
+    log_ratio = sum(x.clamp_min(tiny).log() for x in (near, far))
+    log_ratio = log_ratio - sum(x.clamp_min(tiny).log() for x in (near_proposed, far_proposed))
+    probability = (dim * log_ratio).clamp_max(0).exp()
+    return torch.where(move > eta * far_proposed, 0.0, probability)
+
+
+def metropolis(
+    latents: Tensor,
+    index: NeighborIndex,
+    *,
+    density_rank: int,
+    mass_rank: int,
+    eta: float,
+    always_accept: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step that leaves the latents' distribution as it is, eqs. (3) to (9).
+
+    Args:
+        latents: [N, d], detached.
+        index: over the queue.
+        density_rank: k.
+        mass_rank: M.
+        eta: scale of the radius, R(z) = eta * D_M(z).
+        always_accept: the ablation without Metropolis-Hastings, which makes no second search.
+
+    Returns:
+        Perturbed latents [N, d] and which proposals were accepted, [N] bool.
+    """
+    distances = index.distances(latents, (density_rank, mass_rank))
+    radius = eta * distances[:, 1:]
+    proposed = latents + radius * uniform_in_ball(latents.shape, latents.device, generator)
+    if always_accept:
+        return proposed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+    distances_proposed = index.distances(proposed, (density_rank, mass_rank))
+    move = (proposed - latents).norm(dim=-1)
+    probability = acceptance_probability(
+        *distances.unbind(1), *distances_proposed.unbind(1), move, eta, latents.shape[-1]
+    )
+    accepted = torch.rand(len(latents), device=latents.device, generator=generator) < probability
+    return torch.where(accepted[:, None], proposed, latents), accepted
+
+
+def resampled(
+    latents: Tensor, queue: Tensor, codebook_size: int, *, share: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Move each latent a share of the way to the nearest of K latents drawn from the queue.
+
+    The draws have the latents' own density and make cells of mass 1/K, so directions and lengths are those of a
+    quantization with K codes.
+
+    Args:
+        latents: [N, d], detached.
+        queue: [S, d], S at least K.
+        codebook_size: K.
+        share: s in (0, 1]; a random codebook errs more than a fitted one, so its share is below 1.
+
+    Returns:
+        Perturbed latents [N, d].
+    """
+    draw = torch.randperm(len(queue), device=queue.device, generator=generator)[:codebook_size]
+    codebook = queue[draw]
+    _, nearest = nearest_point(latents, codebook)
+    return latents + share * (codebook[nearest] - latents)

@@ -1,0 +1,52 @@
+"""Which quantizer a configuration names."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from .base import Quantizer, QuantizerConfig
+from .scalar_perturbation import ScalarPerturbation, ScalarPerturbationConfig
+from .vector_perturbation import VectorPerturbation, VectorPerturbationConfig
+
+QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
+    "vp": (VectorPerturbationConfig, VectorPerturbation),
+    "fsp": (ScalarPerturbationConfig, ScalarPerturbation),
+}
+
+
+def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> QuantizerConfig:
+    """Check settings and fill in defaults.
+
+    Args:
+        settings: a mapping with "kind" and that kind's fields, or a finished configuration.
+
+    Raises:
+        ValueError: unknown kind or field, or a value out of its range; the message lists what is valid.
+    """
+    if isinstance(settings, QuantizerConfig):
+        return settings
+    fields = dict(settings)
+    kind = fields.pop("kind", None)
+    if kind not in QUANTIZERS:
+        raise ValueError(f"unknown quantizer kind {kind!r}; valid kinds: {', '.join(QUANTIZERS)}")
+    config_class = QUANTIZERS[kind][0]
+    valid = [field.name for field in dataclasses.fields(config_class)]
+    for name in fields:
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"unknown field {name!r} for quantizer kind {kind!r}{hint} Valid fields: {', '.join(valid)}"
+            )
+    return config_class(**fields)
+
+
+def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
+    """Make a quantizer from plain data, e.g. `{"kind": "vp", "codebook_size": 1024, "latent_dim": 4}`.
+
+    Raises:
+        ValueError: as `quantizer_config`.
+    """
+    config = quantizer_config(settings)
+    return QUANTIZERS[config.kind][1](config)

@@ -1,0 +1,176 @@
+"""FSP: squash each dimension to a uniform one, train with noise as wide as a cell, quantize on a fixed grid.
+
+Shapes: N tokens of a batch, d latent dimensions, levels L_1..L_d, K = L_1 * ... * L_d codes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vpvae_hf.codebook import ScalarGrid, levels_for_codebook_size
+
+from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .moments import normalization_loss
+
+# Standard deviation 1 for a uniform latent in [0, 1].
+_OUTPUT_SCALE = math.sqrt(12)
+
+
+def _laplace_cdf(a: Tensor) -> Tensor:
+    tail = 0.5 * torch.exp(-a.abs())
+    return torch.where(a < 0, tail, 1 - tail)
+
+
+# Each activation is the distribution function of the pre-activation that would come out uniform; with it the
+# variance of that distribution, the target of eq. (14). Cauchy has none, so it is trained without a target.
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
+    "tanh": (lambda a: (torch.tanh(a) + 1) / 2, math.pi**2 / 12),
+    "sigmoid": (torch.sigmoid, math.pi**2 / 3),
+    "normal": (torch.special.ndtr, 1.0),
+    "laplace": (_laplace_cdf, 2.0),
+    "cauchy": (lambda a: torch.atan(a) / math.pi + 0.5, None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalarPerturbationConfig(QuantizerConfig):
+    """Settings of `ScalarPerturbation`. Levels are given, or derived from `codebook_size`, which then follows them.
+
+    Attributes:
+        codebook_size: K, the product of the levels. Where no levels are given, the size to come near to.
+        latent_dim: d, the number of levels.
+        levels: L_i, each at least 2.
+        activation: "tanh", "sigmoid", "normal", "laplace" or "cauchy".
+        eta: width of the noise in cells, eq. (16); 1 is a whole cell.
+        boundary: a perturbation that leaves [0, 1] is undone in that "dimension" alone or for the whole "vector".
+        perturb_probability: share of tokens that are perturbed in training; the others are quantized straight-through.
+        mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (14); both 0 switch it off.
+        fitted: always True, the grid needs no fitting.
+
+    Raises:
+        ValueError: a value out of its range, or levels, dimension and size that contradict each other.
+    """
+
+    kind: ClassVar[str] = "fsp"
+    codebook_size: int | None = None
+    latent_dim: int | None = None
+    levels: tuple[int, ...] | None = None
+    activation: Literal["tanh", "sigmoid", "normal", "laplace", "cauchy"] = "tanh"
+    eta: float = 1.0
+    boundary: Literal["dimension", "vector"] = "dimension"
+    perturb_probability: float = 0.5
+    mean_weight: float = 0.1
+    variance_weight: float = 0.07
+    fitted: bool = True
+
+    def __post_init__(self):
+        for name in ("codebook_size", "latent_dim"):
+            value = getattr(self, name)
+            require(value is None or (is_integer(value) and value >= 1), name, value, "a positive integer")
+        if self.levels is None:
+            derived = levels_for_codebook_size(self.codebook_size or 1024, self.latent_dim)
+            object.__setattr__(self, "levels", derived)
+            object.__setattr__(self, "codebook_size", math.prod(derived))
+        levels = tuple(self.levels)
+        valid = len(levels) > 0 and all(is_integer(level) and level >= 2 for level in levels)
+        require(valid, "levels", self.levels, "integers of at least 2, one for each dimension")
+        if self.latent_dim not in (None, len(levels)):
+            raise ValueError(
+                f"levels {levels} have {len(levels)} dimensions but latent_dim={self.latent_dim}; "
+                "give one level for each latent dimension, or leave latent_dim out"
+            )
+        if self.codebook_size not in (None, math.prod(levels)):
+            raise ValueError(
+                f"levels {levels} make {math.prod(levels)} codes but codebook_size={self.codebook_size}; "
+                "leave one of the two out"
+            )
+        object.__setattr__(self, "levels", levels)
+        object.__setattr__(self, "latent_dim", len(levels))
+        object.__setattr__(self, "codebook_size", math.prod(levels))
+        require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
+        require(is_number(self.eta) and self.eta > 0, "eta", self.eta, "a positive number")
+        require(self.boundary in ("dimension", "vector"), "boundary", self.boundary, "dimension or vector")
+        probability = self.perturb_probability
+        valid = is_number(probability) and 0 <= probability <= 1
+        require(valid, "perturb_probability", probability, "a number in [0, 1]")
+        for name in ("mean_weight", "variance_weight"):
+            value = getattr(self, name)
+            require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+        require(self.fitted is True, "fitted", self.fitted, "true: a fixed grid needs no fitting")
+
+
+class ScalarPerturbation(Quantizer):
+    """Scalar noise in place of rounding; codes are cells of a fixed grid, used equally by uniform latents.
+
+    Latents are (g(a) - 1/2) * sqrt(12) of the features a, with unit variance where g(a) is uniform.
+    """
+
+    config: ScalarPerturbationConfig
+
+    def __init__(self, config: ScalarPerturbationConfig):
+        super().__init__(config)
+        self.grid = ScalarGrid(config.levels)
+        self._activation, self._target_variance = ACTIVATIONS[config.activation]
+
+    def to_latents(self, features: Tensor) -> Tensor:
+        """[..., d] in +-sqrt(3) from unbounded features [..., d]."""
+        return _from_unit(self._activation(features.float())).to(features.dtype)
+
+    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        unit = self._activation(features)
+        perturbed, kept = self._perturbed(unit.detach(), generator)
+        centroids = self.grid.centroids(self.grid.cells(unit.detach()))
+        token = torch.rand(*unit.shape[:-1], 1, device=unit.device, generator=generator)
+        perturb = token < self.config.perturb_probability
+        replaced = torch.where(perturb, perturbed, centroids)
+        flat = features.reshape(-1, self.latent_dim)
+        metrics = {
+            "quantizer/displacement_rms": _rms(perturbed - unit.detach()),
+            "quantizer/quantization_error_rms": _rms(centroids - unit.detach()),
+            "quantizer/acceptance": kept.float().mean(),
+        }
+        return QuantizerOutput(
+            latents=_from_unit(unit + (replaced - unit.detach())),  # eq. (17): no gradient from the displacement
+            codes=None,
+            loss=self._normalization_loss(flat),
+            metrics=metrics,
+        )
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        return self.grid.to_codes(self.grid.cells(_to_unit(latents)))
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return _from_unit(self.grid.centroids(self.grid.to_cells(codes)))
+
+    def _perturbed(self, unit: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """eq. (16): unit [..., d] with noise where it stays in [0, 1], and which noise was kept, [..., d] bool."""
+        width = self.config.eta / unit.new_tensor(self.config.levels)
+        noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
+        moved = unit + width * noise
+        inside = (moved >= 0) & (moved <= 1)
+        if self.config.boundary == "vector":
+            inside = inside.all(dim=-1, keepdim=True).expand_as(inside)
+        return torch.where(inside, moved, unit), inside
+
+    def _normalization_loss(self, features: Tensor) -> Tensor:
+        if self._target_variance is None:
+            return features.new_zeros(())
+        config = self.config
+        return normalization_loss(features, config.mean_weight, config.variance_weight, self._target_variance)
+
+
+def _from_unit(unit: Tensor) -> Tensor:
+    return (unit - 0.5) * _OUTPUT_SCALE
+
+
+def _to_unit(latents: Tensor) -> Tensor:
+    return latents / _OUTPUT_SCALE + 0.5
+
+
+def _rms(difference: Tensor) -> Tensor:
+    """Root mean square length of [..., d] in units of the latents."""
+    return difference.square().sum(dim=-1).mean().sqrt() * _OUTPUT_SCALE

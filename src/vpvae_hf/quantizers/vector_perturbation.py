@@ -1,0 +1,227 @@
+"""VP: train with a perturbation, fit the codebook afterwards.
+
+Shapes: N tokens of a batch, d latent dimensions, K codes, |S| latents in the queue.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vpvae_hf.neighbors import BACKENDS, NeighborIndex, build_index, nearest_point
+
+from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .latent_queue import LatentQueue
+from .moments import normalization_loss
+from .perturbation import metropolis, resampled
+from .perturbation_scale import PerturbationScale
+
+PERTURBATIONS = ("metropolis", "always_accept", "resampled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorPerturbationConfig(QuantizerConfig):
+    """Settings of `VectorPerturbation`.
+
+    Attributes:
+        codebook_size: K, for which the perturbation is scaled and which `fit_codebook` fits by default.
+        latent_dim: d, 1 to 16.
+        perturbation: "metropolis" (the paper's), "always_accept" (its ablation without Metropolis-Hastings), or
+            "resampled" (a move towards the nearest of K latents drawn anew each step).
+        eta: scale of the radius of "metropolis" and "always_accept", eq. (3); "auto" keeps the displacement as
+            large as the quantization error.
+        share: share of the way that "resampled" moves, in (0, 1], or "auto", likewise.
+        density_rank: k of the density estimate, eq. (4).
+        queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
+        queue_share: random share of each batch's latents that enter the queue.
+        index_refresh: share of the queue that may change before its search index is rebuilt.
+        search_backend: search used by "metropolis": "auto", "kdtree" or "torch".
+        mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
+        fitted: whether the codebook has been fitted; set by `fit_codebook`.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    kind: ClassVar[str] = "vp"
+    codebook_size: int = 1024
+    latent_dim: int = 4
+    perturbation: Literal["metropolis", "always_accept", "resampled"] = "metropolis"
+    eta: float | Literal["auto"] = "auto"
+    share: float | Literal["auto"] = "auto"
+    density_rank: int = 8
+    queue_per_code: int = 16
+    queue_share: float = 0.01
+    index_refresh: float = 0.02
+    search_backend: str = "auto"
+    mean_weight: float = 0.1
+    variance_weight: float = 0.07
+    fitted: bool = False
+
+    def __post_init__(self):
+        require(is_integer(self.latent_dim) and 1 <= self.latent_dim <= 16, "latent_dim", self.latent_dim, "1 to 16")
+        for name, least in (("codebook_size", 2), ("density_rank", 1), ("queue_per_code", 1)):
+            value = getattr(self, name)
+            require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+        require(self.perturbation in PERTURBATIONS, "perturbation", self.perturbation, " or ".join(PERTURBATIONS))
+        eta, share = self.eta, self.share
+        require(eta == "auto" or (is_number(eta) and eta > 0), "eta", eta, 'a positive number or "auto"')
+        require(share == "auto" or (is_number(share) and 0 < share <= 1), "share", share, 'in (0, 1] or "auto"')
+        queue_share, refresh = self.queue_share, self.index_refresh
+        require(is_number(queue_share) and 0 < queue_share <= 1, "queue_share", queue_share, "a number in (0, 1]")
+        require(is_number(refresh) and 0 <= refresh <= 1, "index_refresh", refresh, "a number in [0, 1]")
+        backends = ("auto", *BACKENDS)
+        require(self.search_backend in backends, "search_backend", self.search_backend, " or ".join(backends))
+        for name in ("mean_weight", "variance_weight"):
+            value = getattr(self, name)
+            require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+        require(isinstance(self.fitted, bool), "fitted", self.fitted, "true or false")
+
+    @property
+    def queue_size(self) -> int:
+        """|S|, the capacity of the queue."""
+        return self.queue_per_code * self.codebook_size * self.latent_dim
+
+
+class VectorPerturbation(Quantizer):
+    """Trains on displaced latents, without codes; encodes with a codebook fitted after training.
+
+    Until the queue holds two latents a code, latents pass through unperturbed.
+
+    Buffers:
+        codebook: [K, d] float32, zeros until fitted.
+    """
+
+    config: VectorPerturbationConfig
+
+    def __init__(self, config: VectorPerturbationConfig):
+        super().__init__(config)
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.latent_dim, dtype=torch.float32))
+        self.queue = LatentQueue(config.queue_size, config.latent_dim)
+        if config.perturbation == "resampled":
+            self.scale = PerturbationScale(config.share, start=0.88)
+        else:
+            self.scale = PerturbationScale(config.eta, start=1.0)
+        self.training_state = _TrainingState(self)
+        self._index: NeighborIndex | None = None
+        self._indexed_at = 0
+
+    @property
+    def needs_fitting(self) -> bool:
+        return True
+
+    @property
+    def mass_rank(self) -> int:
+        """M = ceil(|S| / K), eq. (3), for the latents that the queue holds now."""
+        return math.ceil(len(self.queue) / self.codebook_size)
+
+    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        flat = features.reshape(-1, self.latent_dim)
+        perturbed, accepted = self._perturb(flat.detach(), generator)
+        displacement = perturbed - flat.detach()
+        displacement_ms = displacement.square().sum(dim=-1).mean()
+        self.scale.observe(float(displacement_ms))
+        self._enqueue(flat.detach(), generator)
+        error_ms = self.scale.error_ms
+        scale_name = "share" if self.config.perturbation == "resampled" else "eta"
+        metrics = {
+            "quantizer/displacement_rms": displacement_ms.sqrt(),
+            "quantizer/quantization_error_rms": flat.new_tensor(math.nan if error_ms is None else error_ms**0.5),
+            "quantizer/acceptance": accepted.float().mean(),
+            f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
+            "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
+        }
+        return QuantizerOutput(
+            latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
+            codes=None,
+            loss=normalization_loss(flat, self.config.mean_weight, self.config.variance_weight),
+            metrics=metrics,
+        )
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        _, codes = nearest_point(latents.reshape(-1, self.latent_dim), self.codebook)
+        return codes.view(latents.shape[:-1])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return self.codebook[codes]
+
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Install a fitted codebook [K, d]; K may differ from the present one.
+
+        Raises:
+            ValueError: another shape, or values that are NaN or infinite.
+        """
+        if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
+            raise ValueError(f"codebook must be [K, {self.latent_dim}], got shape {tuple(codebook.shape)}")
+        if not torch.isfinite(codebook).all():
+            raise ValueError("codebook holds NaN or infinite values")
+        self.set_codebook_size(len(codebook))
+        self.codebook = codebook.detach().to(self.codebook.device, torch.float32, copy=True)
+        self.config = dataclasses.replace(self.config, fitted=True)
+
+    def set_codebook_size(self, codebook_size: int) -> None:
+        """Train for another K from now on: M, the queue's capacity and the scale follow, the codebook is unfitted.
+
+        Raises:
+            ValueError: below 2.
+        """
+        if codebook_size == self.codebook_size:
+            return
+        self.config = dataclasses.replace(self.config, codebook_size=codebook_size, fitted=False)
+        self.codebook = self.codebook.new_zeros(codebook_size, self.latent_dim)
+        self.queue.resize(self.config.queue_size)
+        self.scale.forget()
+        self._index = None
+
+    def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Perturbed latents [N, d] and which proposals were accepted [N]."""
+        config, held = self.config, len(self.queue)
+        if held < max(2 * config.codebook_size, config.density_rank) or len(latents) == 0:
+            return latents, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
+        if self.scale.due(self.queue.pushed, held):
+            self.scale.measure(self.queue.latents(), config.codebook_size, self.queue.pushed)
+        if config.perturbation == "resampled":
+            queue = self.queue.latents().to(latents.device)
+            perturbed = resampled(latents, queue, config.codebook_size, share=self.scale.value, generator=generator)
+            return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+        return metropolis(
+            latents,
+            self._current_index(),
+            density_rank=config.density_rank,
+            mass_rank=math.ceil(len(self._current_index().points) / config.codebook_size),
+            eta=self.scale.value,
+            always_accept=config.perturbation == "always_accept",
+            generator=generator,
+        )
+
+    def _current_index(self) -> NeighborIndex:
+        changed = self.queue.pushed - self._indexed_at
+        if self._index is None or changed > self.config.index_refresh * len(self.queue):
+            self._index = build_index(self.queue.latents(), self.config.search_backend)
+            self._indexed_at = self.queue.pushed
+        return self._index
+
+    def _enqueue(self, latents: Tensor, generator: torch.Generator | None) -> None:
+        count = math.ceil(self.config.queue_share * len(latents))
+        chosen = torch.randperm(len(latents), device=latents.device, generator=generator)[:count]
+        self.queue.push(latents[chosen])
+
+
+class _TrainingState:
+    """What a checkpoint must hold beside the weights; for `Accelerator.register_for_checkpointing`."""
+
+    def __init__(self, quantizer: VectorPerturbation):
+        self._quantizer = quantizer
+
+    def state_dict(self) -> dict:
+        # The saving run builds its search index anew, as the resuming one must, so that both go on alike.
+        self._quantizer._index = None
+        return {"queue": self._quantizer.queue.state_dict(), "scale": self._quantizer.scale.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._quantizer._index = None
+        self._quantizer.queue.load_state_dict(state["queue"])
+        self._quantizer.scale.load_state_dict(state["scale"])

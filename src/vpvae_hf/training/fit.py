@@ -1,0 +1,134 @@
+"""Fitting the codebook after training, eq. (12).
+
+Shapes: N latents, K codes, d dimensions.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.evaluation import code_usage
+from vpvae_hf.neighbors import nearest_point
+
+_log = logging.getLogger(__name__)
+
+# Of ten latents one is kept out of the fit, to measure the codebook on.
+_HELD_OUT_SHARE = 0.1
+_INPUT_NAMES = ("pixel_values", "input_values")
+
+
+@dataclass(frozen=True)
+class CodebookFit:
+    """How well a fitted codebook serves.
+
+    Attributes:
+        codebook_size: K.
+        fitted_latents, held_out_latents: how many latents the codebook was fitted to, and measured on.
+        distortion: mean squared Euclidean distance of a fitted latent to its code.
+        held_out_distortion: the same on latents that the fit did not see.
+        held_out_usage: CVU on those, exp(entropy of code use) / K.
+        iterations: of K-means.
+    """
+
+    codebook_size: int
+    fitted_latents: int
+    held_out_latents: int
+    distortion: float
+    held_out_distortion: float
+    held_out_usage: float
+    iterations: int
+
+
+def fit_codebook(
+    model,
+    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    codebook_size: int | None = None,
+    *,
+    latents_per_code: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> CodebookFit:
+    """Encode a fresh pass over data, cluster the latents, and install the codebook in the model and its config.
+
+    Reads batches until `latents_per_code` latents a code are found, and a ninth more to measure on, or the batches end;
+    so the batches should be shuffled. The same data and seed give the same codebook. May be called again, also with
+    another codebook size.
+
+    Args:
+        model: a tokenizer; it keeps its mode and device.
+        batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values".
+        codebook_size: K; by default that of the quantizer's config.
+        latents_per_code: how many latents to fit to; below 256 codes overfit, and a warning says so.
+        seed: of the k-means++ seeding.
+        progress: show bars on stderr.
+
+    Raises:
+        ValueError: a quantizer that needs no fitting; fewer (distinct) latents than codes; NaN or infinite latents.
+    """
+    quantizer = model.quantize
+    if not quantizer.needs_fitting:
+        raise ValueError(
+            f"the {quantizer.config.kind!r} quantizer has {quantizer.codebook_size} fixed codes and needs no fitting; "
+            "the model can be saved and used as it is"
+        )
+    codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
+    latents = _collect(model, batches, round(codebook_size * latents_per_code / (1 - _HELD_OUT_SHARE)), progress)
+    held_out_count = min(round(len(latents) * _HELD_OUT_SHARE), max(0, len(latents) - codebook_size))
+    fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
+    if len(fitted) < 256 * codebook_size:
+        warnings.warn(
+            f"fitting {codebook_size} codes to {len(fitted)} latents, {len(fitted) / codebook_size:.0f} a code; "
+            "below 256 a code the codebook overfits, give more data if there is more",
+            stacklevel=2,
+        )
+    result = fit_kmeans(fitted, codebook_size, seed=seed, progress=progress)
+    errors, codes = nearest_point(held_out, result.centroids)
+    model.set_codebook(result.centroids)
+    fit = CodebookFit(
+        codebook_size=codebook_size,
+        fitted_latents=len(fitted),
+        held_out_latents=held_out_count,
+        distortion=result.distortion,
+        held_out_distortion=float(errors.square().mean()) if held_out_count else float("nan"),
+        held_out_usage=code_usage(codes, codebook_size) if held_out_count else float("nan"),
+        iterations=result.iterations,
+    )
+    _log.info("fitted %s", fit)
+    return fit
+
+
+def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
+    """[N, d] latents on the CPU, at most `wanted`."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    found: list[Tensor] = []
+    count = 0
+    try:
+        with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=not progress) as bar:
+            for batch in batches:
+                found.append(model.latent_vectors(_inputs(batch).to(device)).cpu())
+                count += len(found[-1])
+                bar.update(len(found[-1]))
+                if count >= wanted:
+                    break
+    finally:
+        model.train(was_training)
+    if not found:
+        raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
+    return torch.cat(found)[:wanted]
+
+
+def _inputs(batch: Tensor | Mapping[str, Tensor]) -> Tensor:
+    if isinstance(batch, Tensor):
+        return batch
+    for name in _INPUT_NAMES:
+        if name in batch:
+            return batch[name]
+    raise ValueError(f"a batch must be a tensor or hold one of {', '.join(_INPUT_NAMES)}; it holds {list(batch)}")
