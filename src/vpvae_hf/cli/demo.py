@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     held_out_crops = list(center_crops(held_out, size=_HELD_OUT_CROP, batch_size=50))
     history = train(
         vae,
-        _crops(training, options.seed),
+        random_crops(training, size=_TRAINING_CROP, batch_size=_BATCH_SIZE, seed=options.seed),
         steps=options.steps,
         learning_rate=_LEARNING_RATE,
         validation_batches=held_out_crops,
@@ -93,10 +92,11 @@ def run(options: argparse.Namespace) -> None:
     )
     fit = None
     if vae.quantize.needs_fitting:
-        fit = fit_codebook(vae, _crops(training, options.seed + 1), seed=options.seed)
+        crops = random_crops(training, size=_HELD_OUT_CROP, batch_size=_BATCH_SIZE, seed=options.seed + 1)
+        fit = fit_codebook(vae, crops, seed=options.seed)
     vae.eval()
     quality = evaluate_reconstruction(vae, held_out_crops)
-    shown = _first_crops(held_out)
+    shown = _middle_crops(held_out)
     folder = options.output / "tokenizer"
     vae.save_pretrained(folder)
     results = _results(history, fit, quality, options)
@@ -165,14 +165,10 @@ def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
     return images[:-held_out], images[-held_out:]
 
 
-def _crops(images: list[np.ndarray], seed: int) -> Iterator[Tensor]:
-    return random_crops(images, size=_TRAINING_CROP, batch_size=_BATCH_SIZE, seed=seed)
-
-
-def _first_crops(images: list[np.ndarray]) -> Tensor:
-    """The first crop of each of the first images, [B, 3, S, S]."""
-    first = [next(center_crops([image], size=_SHOWN_CROP, batch_size=1)) for image in images[:_SHOWN_IMAGES]]
-    return torch.cat(first)
+def _middle_crops(images: list[np.ndarray]) -> Tensor:
+    """The crop nearest to the middle of each of the first images, [B, 3, S, S]."""
+    crops = [list(center_crops([image], size=_SHOWN_CROP, batch_size=1)) for image in images[:_SHOWN_IMAGES]]
+    return torch.cat([grid[len(grid) // 2] for grid in crops])
 
 
 def _same_codes_after_reload(folder: Path, images: Tensor, codes: Tensor) -> bool:

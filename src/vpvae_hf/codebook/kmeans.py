@@ -77,7 +77,7 @@ def fit_kmeans(
             distortion = float(kmeans.obj[-1]) / len(vectors)
             bar.update()
             bar.set_postfix(distortion=f"{distortion:.4g}")
-            if previous - distortion < tolerance * distortion and np.isfinite(previous):
+            if previous - distortion <= tolerance * distortion and np.isfinite(previous):
                 break
     fitted, distortion = _without_empty_clusters(latents, torch.from_numpy(centroids))
     return KMeansResult(fitted, distortion, iteration)
@@ -89,10 +89,11 @@ def _checked(latents: Tensor, codebook_size: int) -> Tensor:
     if codebook_size < 1:
         raise ValueError(f"codebook_size must be at least 1, got {codebook_size}")
     latents = latents.detach().float().cpu()
-    finite = torch.isfinite(latents).all(dim=1)
+    # faiss ends the process where a squared distance overflows float32.
+    finite = latents.square().sum(dim=1) < 1e37
     if not finite.all():
         raise ValueError(
-            f"{int((~finite).sum())} of {len(latents)} latents are NaN or infinite; "
+            f"{int((~finite).sum())} of {len(latents)} latents are NaN or infinite, or too large to square in float32; "
             "the model that made them has diverged, or its input held such values"
         )
     if len(latents) < codebook_size:

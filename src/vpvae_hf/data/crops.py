@@ -12,11 +12,11 @@ from torch import Tensor
 
 def to_pixel_values(images: np.ndarray) -> Tensor:
     """[B, 3, H, W] float32 in [-1, 1] from [B, H, W, 3] uint8."""
-    return torch.from_numpy(np.ascontiguousarray(images)).movedim(-1, 1).float() / 127.5 - 1
+    return torch.from_numpy(images.astype(np.float32)).movedim(-1, 1) / 127.5 - 1
 
 
 def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches of random crops, half of them mirrored; large images are chosen as much oftener as they hold more.
+    """Endless batches of random crops, half of them mirrored; an image is chosen in proportion to its area.
 
     Args:
         images: at least one, each at least `size` a side.

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +67,16 @@ def _image_column(name: str, features, image_type: type) -> str:
     return found[0]
 
 
-def _decoded(files: Iterator[dict]) -> Iterator[np.ndarray | None]:
+def _decoded(files: Iterator[dict | None]) -> Iterator[np.ndarray | None]:
     for file in files:
+        if file is None:
+            yield None
+            continue
         source = io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]
         try:
             with Image.open(source) as image:
                 yield np.asarray(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError):
+        except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
             yield None
 
 

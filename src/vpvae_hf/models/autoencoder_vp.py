@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -62,9 +62,9 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
-    _no_split_modules = ["BasicTransformerBlock", "ResnetBlock2D"]
-    _skip_layerwise_casting_patterns = ["quantize"]
-    _keep_in_fp32_modules = ["quantize"]
+    _no_split_modules: ClassVar = ["BasicTransformerBlock", "ResnetBlock2D"]
+    _skip_layerwise_casting_patterns: ClassVar = ["quantize"]
+    _keep_in_fp32_modules: ClassVar = ["quantize"]
 
     @register_to_config
     def __init__(
@@ -239,7 +239,6 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
-        *args,
         is_main_process: bool = True,
         push_to_hub: bool = False,
         **kwargs,
@@ -253,7 +252,7 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
         hub_names = ("repo_id", "commit_message", "private", "create_pr", "token")
         hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
         with staged_folder(save_directory) as folder:
-            super().save_pretrained(folder, *args, is_main_process=is_main_process, **kwargs)
+            super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
             if is_main_process:
                 self._image_processor().save_pretrained(folder)
         if push_to_hub:
@@ -353,14 +352,14 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
         return apply_in_tiles(self._decode_whole, latents, tile=tile, overlap=overlap, out_tile=out_tile)
 
     def _decode_whole(self, latents: Tensor) -> Tensor:
-        spatial = latents if self.config.norm_type == "spatial" else None
-        return self.decoder(self.post_quant_conv(latents), spatial)
+        features = self.post_quant_conv(latents)
+        return self.decoder(features, features if self.config.norm_type == "spatial" else None)
 
     def _image_processor(self):
-        from transformers import CLIPImageProcessor  # only saving needs it
+        from transformers import CLIPImageProcessorPil  # only saving needs it; this one needs no torchvision
 
         half = [0.5] * self.config.in_channels
         size = self.config.sample_size
-        return CLIPImageProcessor(
+        return CLIPImageProcessorPil(
             size={"shortest_edge": size}, crop_size=size, image_mean=half, image_std=half, do_convert_rgb=len(half) == 3
         )

@@ -1,5 +1,6 @@
 """How large a perturbation is: a fixed number, or as large as the quantization error it stands for."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,11 +12,15 @@ from vpvae_hf.neighbors import nearest_point
 # One part in this many of the queue is kept out of the codebook and measures its error: on the latents that a
 # codebook was fitted to the error is too small, by 12% with 16 d latents a code.
 _HELD_OUT_PART = 8
-# The response is averaged over about this many steps.
-_STEPS_AVERAGED = 20
 # The error is measured anew once this share of the queue has been replaced.
 _MEASURED_EVERY = 0.5
 _MEASURING_ITERATIONS = 10
+# Factors tried in turn until the displacement is large enough. Beyond them nearly every proposal is rejected.
+_LADDER = tuple(0.25 * 2 ** (i / 2) for i in range(10))
+# Between measurements the factor stays within this ratio of the one that was found.
+_LEEWAY = 1.5
+# The response to the factor is averaged over about this many steps.
+_STEPS_AVERAGED = 20
 
 
 class PerturbationScale:
@@ -28,21 +33,30 @@ class PerturbationScale:
     Args:
         setting: a positive number, or "auto".
         start: the factor used with "auto" until the first measurement.
+        bounds: least and greatest factor, for a displacement proportional to it; None where they must be found.
     """
 
-    def __init__(self, setting: float | Literal["auto"], start: float):
+    def __init__(self, setting: float | Literal["auto"], start: float, bounds: tuple[float, float] | None = None):
         self.automatic = setting == "auto"
         self.value = start if self.automatic else float(setting)
         self.error_ms: float | None = None
         self._measured_at = 0
         self._response: float | None = None
+        self._proportional = bounds is not None
+        self._bounds = bounds
 
     def due(self, pushed: int, size: int) -> bool:
         """Whether enough of the queue is new to measure again: `pushed` latents ever, `size` of them held."""
         return self.error_ms is None or pushed - self._measured_at >= _MEASURED_EVERY * size
 
-    def measure(self, queue: Tensor, codebook_size: int, pushed: int) -> None:
-        """Fit a codebook to most of the queue [S, d] and measure its mean square error on the rest."""
+    def measure(
+        self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Callable[[float], float]
+    ) -> None:
+        """Fit a codebook to most of the queue [S, d] and measure its mean square error on the rest.
+
+        Args:
+            displacement_ms: mean square displacement that a factor causes; asked where the factor must be found anew.
+        """
         order = torch.randperm(len(queue), generator=torch.Generator().manual_seed(pushed))
         held_out, fitted = queue.cpu()[order].tensor_split([len(queue) // _HELD_OUT_PART])
         distinct = len(torch.unique(fitted, dim=0))
@@ -50,6 +64,11 @@ class PerturbationScale:
         errors, _ = nearest_point(held_out, codebook)
         self.error_ms = float(errors.square().mean())
         self._measured_at = pushed
+        if self.automatic and not self._proportional:
+            if self._bounds is not None and self._bounds[0] < self.value < self._bounds[1]:
+                self._bounds = (self.value / _LEEWAY, self.value * _LEEWAY)
+            else:
+                self._find(displacement_ms)
         self._adjust()
 
     def observe(self, displacement_ms: float) -> None:
@@ -64,11 +83,34 @@ class PerturbationScale:
 
     def forget(self) -> None:
         """Measure again at the next chance: the codebook size has changed."""
-        self.error_ms = None
+        self.error_ms = self._response = None
+        if not self._proportional:
+            self._bounds = None
+
+    def _find(self, displacement_ms: Callable[[float], float]) -> None:
+        """Climb the ladder of factors to the first whose displacement is large enough.
+
+        A larger radius moves accepted latents farther but has more proposals rejected, so the displacement has a
+        greatest value; where that is below the error, its factor is the best there is.
+        """
+        tried: list[tuple[float, float]] = []
+        for factor in _LADDER:
+            tried.append((displacement_ms(factor), factor))
+            if tried[-1][0] >= self.error_ms:
+                break
+        reached, best = max(tried)
+        if reached > self.error_ms and len(tried) > 1:
+            (low_ms, low), (high_ms, high) = tried[-2:]
+            part = (self.error_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)
+            best = low + part * (high - low)
+        self._response = None
+        self.value = best
+        self._bounds = (best / _LEEWAY, best if reached < self.error_ms else best * _LEEWAY)
 
     def _adjust(self) -> None:
-        if self.automatic and self._response is not None and self.error_ms is not None:
-            self.value = (self.error_ms / self._response) ** 0.5
+        if self.automatic and None not in (self._response, self.error_ms, self._bounds):
+            least, most = self._bounds
+            self.value = min(max((self.error_ms / self._response) ** 0.5, least), most)
 
     def state_dict(self) -> dict:
         return {
@@ -76,10 +118,10 @@ class PerturbationScale:
             "error_ms": self.error_ms,
             "measured_at": self._measured_at,
             "response": self._response,
+            "bounds": self._bounds,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        if self.automatic:
-            self.value = state["value"]
         self.error_ms, self._measured_at = state["error_ms"], state["measured_at"]
-        self._response = state["response"]
+        if self.automatic:
+            self.value, self._response, self._bounds = state["value"], state["response"], state["bounds"]

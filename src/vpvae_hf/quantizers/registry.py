@@ -35,9 +35,9 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
     for name in fields:
         if name not in valid:
             near = difflib.get_close_matches(name, valid, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"unknown field {name!r} for quantizer kind {kind!r}{hint} Valid fields: {', '.join(valid)}"
+                f"unknown field {name!r} for quantizer kind {kind!r}; {hint}Valid fields: {', '.join(valid)}"
             )
     return config_class(**fields)
 

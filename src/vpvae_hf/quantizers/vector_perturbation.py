@@ -19,6 +19,9 @@ from .moments import normalization_loss
 from .perturbation import metropolis, resampled
 from .perturbation_scale import PerturbationScale
 
+# Enough for a root mean square displacement within about 3%; later steps refine it.
+_TRIAL_LATENTS = 1024
+
 PERTURBATIONS = ("metropolis", "always_accept", "resampled")
 
 
@@ -62,14 +65,20 @@ class VectorPerturbationConfig(QuantizerConfig):
     fitted: bool = False
 
     def __post_init__(self):
-        require(is_integer(self.latent_dim) and 1 <= self.latent_dim <= 16, "latent_dim", self.latent_dim, "1 to 16")
+        require(
+            is_integer(self.latent_dim) and 1 <= self.latent_dim <= 16,
+            "latent_dim",
+            self.latent_dim,
+            "an integer in 1..16",
+        )
         for name, least in (("codebook_size", 2), ("density_rank", 1), ("queue_per_code", 1)):
             value = getattr(self, name)
             require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
         require(self.perturbation in PERTURBATIONS, "perturbation", self.perturbation, " or ".join(PERTURBATIONS))
-        eta, share = self.eta, self.share
-        require(eta == "auto" or (is_number(eta) and eta > 0), "eta", eta, 'a positive number or "auto"')
-        require(share == "auto" or (is_number(share) and 0 < share <= 1), "share", share, 'in (0, 1] or "auto"')
+        valid = self.eta == "auto" or (is_number(self.eta) and self.eta > 0)
+        require(valid, "eta", self.eta, 'a positive number or "auto"')
+        valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
+        require(valid, "share", self.share, 'a number in (0, 1] or "auto"')
         queue_share, refresh = self.queue_share, self.index_refresh
         require(is_number(queue_share) and 0 < queue_share <= 1, "queue_share", queue_share, "a number in (0, 1]")
         require(is_number(refresh) and 0 <= refresh <= 1, "index_refresh", refresh, "a number in [0, 1]")
@@ -102,7 +111,7 @@ class VectorPerturbation(Quantizer):
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.latent_dim, dtype=torch.float32))
         self.queue = LatentQueue(config.queue_size, config.latent_dim)
         if config.perturbation == "resampled":
-            self.scale = PerturbationScale(config.share, start=0.88)
+            self.scale = PerturbationScale(config.share, start=0.88, bounds=(0.0, 1.0))
         else:
             self.scale = PerturbationScale(config.eta, start=1.0)
         self.training_state = _TrainingState(self)
@@ -112,11 +121,6 @@ class VectorPerturbation(Quantizer):
     @property
     def needs_fitting(self) -> bool:
         return True
-
-    @property
-    def mass_rank(self) -> int:
-        """M = ceil(|S| / K), eq. (3), for the latents that the queue holds now."""
-        return math.ceil(len(self.queue) / self.codebook_size)
 
     def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         flat = features.reshape(-1, self.latent_dim)
@@ -179,23 +183,39 @@ class VectorPerturbation(Quantizer):
     def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Perturbed latents [N, d] and which proposals were accepted [N]."""
         config, held = self.config, len(self.queue)
-        if held < max(2 * config.codebook_size, config.density_rank) or len(latents) == 0:
+        if held < max(2 * config.codebook_size, config.density_rank):
             return latents, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         if self.scale.due(self.queue.pushed, held):
-            self.scale.measure(self.queue.latents(), config.codebook_size, self.queue.pushed)
+            self.scale.measure(
+                self.queue.latents(),
+                config.codebook_size,
+                self.queue.pushed,
+                lambda eta: self._trial_displacement_ms(latents, eta),
+            )
         if config.perturbation == "resampled":
             queue = self.queue.latents().to(latents.device)
             perturbed = resampled(latents, queue, config.codebook_size, share=self.scale.value, generator=generator)
             return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+        return self._metropolis(latents, self.scale.value, generator)
+
+    def _metropolis(self, latents: Tensor, eta: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        index = self._current_index()
         return metropolis(
             latents,
-            self._current_index(),
-            density_rank=config.density_rank,
-            mass_rank=math.ceil(len(self._current_index().points) / config.codebook_size),
-            eta=self.scale.value,
-            always_accept=config.perturbation == "always_accept",
+            index,
+            density_rank=self.config.density_rank,
+            mass_rank=math.ceil(len(index.points) / self.codebook_size),
+            eta=eta,
+            always_accept=self.config.perturbation == "always_accept",
             generator=generator,
         )
+
+    def _trial_displacement_ms(self, latents: Tensor, eta: float) -> float:
+        """Mean square displacement at some eta, with the same random numbers for each, of some of the latents."""
+        generator = torch.Generator(latents.device).manual_seed(self.queue.pushed)
+        trial = latents[torch.randperm(len(latents), device=latents.device, generator=generator)[:_TRIAL_LATENTS]]
+        perturbed, _ = self._metropolis(trial, eta, generator)
+        return float((perturbed - trial).square().sum(dim=-1).mean())
 
     def _current_index(self) -> NeighborIndex:
         changed = self.queue.pushed - self._indexed_at

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def train(
     learning_rate: float,
     validation_batches: Iterable[Tensor],
     validate_every: int,
-    loss_weights: Mapping[str, float] | None = None,
+    loss_weights: Mapping[str, float] = MappingProxyType({"l1": 1.0}),
     warmup_share: float = 0.02,
     max_grad_norm: float = 1.0,
     progress: bool = True,
@@ -65,9 +66,7 @@ def train(
     model.train()
     with tqdm(total=steps, desc="Training", unit="step", disable=not progress) as bar:
         for step in range(1, steps + 1):
-            metrics = training_step(
-                model, next(batches).to(device), optimizer, loss_weights or {"l1": 1.0}, max_grad_norm
-            )
+            metrics = training_step(model, next(batches).to(device), optimizer, loss_weights, max_grad_norm)
             schedule.step()
             history.steps.append({name: float(value) for name, value in metrics.items()})
             if step % validate_every == 0 or step == steps:

@@ -1,0 +1,350 @@
+"""The image tokenizer through its public API."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor
+
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError
+
+VP = {"kind": "vp", "codebook_size": 16, "latent_dim": 3}
+FSP = {"kind": "fsp", "levels": [4, 3, 3]}
+
+
+def tiny(quantizer=VP, fitted=True, **settings):
+    torch.manual_seed(0)
+    architecture = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (8, 8, 16),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    }
+    vae = AutoencoderVP(**architecture | settings, quantizer=quantizer)
+    if fitted and vae.quantize.needs_fitting:
+        vae.set_codebook(torch.randn(16, 3))
+    return vae.eval()
+
+
+@pytest.fixture(params=[VP, FSP], ids=["vp", "fsp"])
+def vae(request):
+    return tiny(request.param)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def weights_of(folder):
+    return Path(folder, "diffusion_pytorch_model.safetensors")
+
+
+def test_shapes(vae, images):
+    latents = vae.encode(images).latents
+    codes = vae.tokenize(images)
+    assert latents.shape == (2, 3, 8, 12)
+    assert codes.shape == (2, 8, 12)
+    assert codes.dtype == torch.int64
+    assert vae.decode(latents).sample.shape == images.shape
+    assert vae.encode(images, return_dict=False)[0].shape == latents.shape
+    assert vae.decode(codes, return_dict=False)[0].shape == images.shape
+
+
+def test_dtype_tells_codes_from_latents(vae, images):
+    latents = vae.encode(images).latents
+    codes = vae.tokenize(images)
+    from_codes = vae.detokenize(codes)
+    assert torch.equal(vae.decode(codes).sample, from_codes)
+    assert torch.equal(vae.decode(codes.int(), force_not_quantize=True).sample, from_codes)
+    assert torch.equal(vae.decode(codes.flatten(1), shape=(2, 8, 12, 3)).sample, from_codes)
+    assert torch.equal(vae.decode(latents).sample, from_codes)
+    assert not torch.equal(vae.decode(latents, force_not_quantize=True).sample, from_codes)
+
+
+def test_forward_in_eval_mode_goes_through_codes(vae, images):
+    output = vae(images)
+    assert torch.equal(output.codes, vae.tokenize(images))
+    torch.testing.assert_close(output.sample, vae.detokenize(output.codes))
+    assert output.loss == 0
+    assert len(vae(images, return_dict=False)) == 5
+
+
+def test_forward_in_train_mode_perturbs_and_trains(vae, images):
+    vae.train()
+    output = vae(images)
+    assert output.codes is None
+    (output.sample.square().mean() + output.loss).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in vae.parameters())
+    assert "quantizer/displacement_rms" in output.metrics
+
+
+def test_forward_is_determined_by_its_generator(images):
+    vae = tiny(FSP).train()
+    first, second = (vae(images, generator=torch.Generator().manual_seed(4)).sample for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_gradient_checkpointing_changes_nothing(images):
+    gradients = []
+    for checkpointing in (False, True):
+        vae = tiny(FSP).train()
+        if checkpointing:
+            vae.enable_gradient_checkpointing()
+        output = vae(images, generator=torch.Generator().manual_seed(0))
+        output.sample.square().mean().backward()
+        gradients.append(vae.encoder.conv_in.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_slicing_changes_nothing(vae, images):
+    codes, decoded = vae.tokenize(images), vae.detokenize(vae.tokenize(images))
+    vae.enable_slicing()
+    assert torch.equal(vae.tokenize(images), codes)
+    torch.testing.assert_close(vae.detokenize(codes), decoded, atol=1e-5, rtol=1e-4)
+
+
+def test_tiling_is_for_large_images_only(vae):
+    large = torch.rand(1, 3, 72, 96, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    small = large[..., :32, :32]
+    latents, small_latents = vae.encode(large).latents, vae.encode(small).latents
+    decoded = vae.decode(latents, force_not_quantize=True).sample
+    vae.enable_tiling()
+    assert torch.equal(vae.encode(small).latents, small_latents)
+    tiled = vae.encode(large).latents
+    assert tiled.shape == latents.shape
+    assert not torch.equal(tiled, latents)
+    tiled_decoded = vae.decode(latents, force_not_quantize=True).sample
+    assert tiled_decoded.shape == decoded.shape
+    assert not torch.equal(tiled_decoded, decoded)
+
+
+def test_spatial_norm_decoder(images):
+    vae = tiny(
+        norm_type="spatial",
+        block_out_channels=(32, 32, 32),  # the spatial norm of diffusers has 32 groups, always
+        up_block_types=("AttnUpDecoderBlock2D",) * 3,
+    )
+    assert vae(images).sample.shape == images.shape
+
+
+def test_latent_channels_follow_the_quantizer():
+    assert tiny().config.latent_channels == 3
+    assert tiny(latent_channels=3).config.latent_channels == 3
+    with pytest.raises(ValueError, match="latent_channels=5 but the quantizer's latent_dim=3"):
+        tiny(latent_channels=5)
+
+
+def test_save_and_load(vae, images, tmp_path):
+    vae.save_pretrained(tmp_path / "saved")
+    loaded = AutoencoderVP.from_pretrained(tmp_path / "saved")
+    assert not loaded.training
+    assert torch.equal(loaded.tokenize(images), vae.tokenize(images))
+    assert loaded.config["quantizer"] == vae.config["quantizer"]
+    assert torch.equal(
+        diffusers.AutoModel.from_pretrained(str(tmp_path / "saved")).tokenize(images), vae.tokenize(images)
+    )
+    assert AutoencoderVP.from_config(vae.config).config["quantizer"] == vae.config["quantizer"]
+
+
+def test_default_quantizer_survives_a_round_trip():
+    small = {"block_out_channels": (8,), "down_block_types": ("DownEncoderBlock2D",),
+             "up_block_types": ("UpDecoderBlock2D",), "norm_num_groups": 4}  # fmt: skip
+    vae = AutoencoderVP(**small)
+    vae.set_codebook(torch.randn(32, 4))
+    again = AutoencoderVP.from_config(vae.config)
+    assert again.quantize.codebook_size == 32
+    assert again.config.latent_channels == 4
+
+
+def test_another_process_gives_the_same_codes(vae, images, tmp_path):
+    vae.save_pretrained(tmp_path / "saved")
+    torch.save(images, tmp_path / "images.pt")
+    program = (
+        "import sys, torch; from vpvae_hf import AutoencoderVP; torch.set_num_threads(1); folder = sys.argv[1];"
+        "images = torch.load(folder + '/images.pt');"
+        "dtypes = (torch.float32, torch.bfloat16, torch.float16);"
+        "models = [AutoencoderVP.from_pretrained(folder + '/saved', torch_dtype=dtype) for dtype in dtypes];"
+        "torch.save([model.tokenize(images) for model in models], folder + '/codes.pt')"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program, str(tmp_path)], check=True)
+    there = torch.load(tmp_path / "codes.pt")
+    for dtype, codes in zip((torch.float32, torch.bfloat16, torch.float16), there, strict=True):
+        here = AutoencoderVP.from_pretrained(tmp_path / "saved", torch_dtype=dtype)
+        assert torch.equal(here.tokenize(images), codes)
+
+
+def test_quantizer_stays_float32(images, tmp_path):
+    vae = tiny()
+    vae.save_pretrained(tmp_path / "saved")
+    codebook = vae.quantize.codebook.clone()
+    loaded = AutoencoderVP.from_pretrained(tmp_path / "saved", torch_dtype=torch.bfloat16)
+    for half in (loaded, vae.to(torch.bfloat16)):
+        assert half.encoder.conv_in.weight.dtype == torch.bfloat16
+        assert torch.equal(half.quantize.codebook, codebook)
+        assert half.encode(images).latents.dtype == torch.bfloat16
+        codes = half.tokenize(images)
+        assert torch.equal(half.quantize.encode(half.encode(images).latents.movedim(1, -1)), codes)
+        assert torch.equal(half(images).codes, codes)
+        assert half.decode(codes).sample.dtype == torch.bfloat16
+
+
+def test_image_processor_comes_with_the_model(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "saved")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "saved")
+    photograph = Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(60, 40, 3))
+    pixel_values = processor(photograph, return_tensors="pt").pixel_values
+    assert pixel_values.shape == (1, 3, 32, 32)
+    assert pixel_values.min() >= -1
+    assert pixel_values.max() <= 1
+    whole = processor(photograph, return_tensors="pt", do_resize=False, do_center_crop=False).pixel_values
+    expected = torch.from_numpy(np.array(photograph)).movedim(-1, 0)[None] / 127.5 - 1
+    torch.testing.assert_close(whole, expected)
+    assert vae.tokenize(pixel_values).shape == (1, 8, 8)
+
+
+def test_refitting_changes_model_and_config(images, tmp_path):
+    vae = tiny()
+    vae.set_codebook(torch.randn(40, 3))
+    assert vae.config["quantizer"]["codebook_size"] == 40
+    vae.save_pretrained(tmp_path / "saved")
+    loaded = AutoencoderVP.from_pretrained(tmp_path / "saved")
+    assert loaded.quantize.codebook.shape == (40, 3)
+    assert torch.equal(loaded.tokenize(images), vae.tokenize(images))
+
+
+def test_copies_are_independent(images):
+    vae = tiny().train()
+    twin = copy.deepcopy(vae)
+    vae(images)
+    assert len(vae.quantize.queue) > len(twin.quantize.queue)
+    assert twin.quantize.training_state._quantizer is twin.quantize
+
+
+def test_unfitted_model_saves_and_says_so(images, tmp_path):
+    tiny(fitted=False).save_pretrained(tmp_path / "saved")
+    vae = AutoencoderVP.from_pretrained(tmp_path / "saved")
+    with pytest.raises(CodebookNotFittedError, match="fit_codebook"):
+        vae.tokenize(images)
+    with pytest.raises(CodebookNotFittedError, match="force_not_quantize"):
+        vae.decode(vae.encode(images).latents)
+    assert vae.decode(vae.encode(images).latents, force_not_quantize=True).sample.shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(1, 3, 30, 32), ValueError, r"multiples of 4, got 30 x 32; crop to 28 x 32 or pad"),
+        (torch.zeros(1, 3, 0, 32), ValueError, "multiples of 4"),
+        (torch.zeros(1, 4, 32, 32), ValueError, r"images must be \[B, 3, H, W\]"),
+        (torch.zeros(3, 32, 32), ValueError, r"images must be \[B, 3, H, W\]"),
+        (torch.zeros(1, 3, 32, 32).byte(), TypeError, "use the image processor"),
+        (torch.full((1, 3, 32, 32), torch.nan), ValueError, "3072 pixels are NaN or infinite"),
+        (torch.full((1, 3, 32, 32), torch.inf), ValueError, "NaN or infinite"),
+    ],
+)
+def test_bad_images_are_refused(images, error, message):
+    vae = tiny()
+    for ask in (vae.encode, vae.tokenize, vae):
+        with pytest.raises(error, match=message):
+            ask(images)
+
+
+def test_bad_codes_and_latents_are_refused():
+    vae = tiny()
+    with pytest.raises(ValueError, match=r"codes must lie in 0\.\.15, got 0\.\.16"):
+        vae.decode(torch.arange(17)[None, None])
+    with pytest.raises(ValueError, match=r"codes must be \[B, h, w\]"):
+        vae.decode(torch.zeros(2, 64).long())
+    with pytest.raises(ValueError, match=r"latents must be \[B, 3, h, w\]"):
+        vae.decode(torch.zeros(1, 8, 8, 3))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        vae.decode(torch.full((1, 3, 8, 8), torch.nan))
+
+
+def test_missing_codebook_is_refused(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    weights = load_file(weights_of(tmp_path))
+    del weights["quantize.codebook"]
+    save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"the weights lack quantize\.codebook"):
+        AutoencoderVP.from_pretrained(tmp_path)
+
+
+def test_missing_weight_is_refused(tmp_path):
+    tiny(FSP).save_pretrained(tmp_path)
+    weights = load_file(weights_of(tmp_path))
+    del weights["quant_conv.weight"]
+    save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"the weights lack quant_conv\.weight"):
+        AutoencoderVP.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(15, 3), (16, 4)])
+def test_misshapen_codebook_is_refused(tmp_path, shape):
+    tiny().save_pretrained(tmp_path)
+    weights = load_file(weights_of(tmp_path))
+    weights["quantize.codebook"] = torch.randn(shape)
+    save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
+    for low_cpu_mem_usage in (True, False):
+        with pytest.raises((ValueError, RuntimeError), match=r"quantize\.codebook|keep_in_fp32"):
+            AutoencoderVP.from_pretrained(tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_codebook_that_is_not_one_is_refused(tmp_path, value):
+    tiny().save_pretrained(tmp_path)
+    weights = load_file(weights_of(tmp_path))
+    weights["quantize.codebook"] = torch.full((16, 3), value)
+    save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="says that the codebook is fitted, but"):
+        AutoencoderVP.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "message"),
+    [
+        ("model", "block_out_chanels", "did you mean 'block_out_channels'"),
+        ("quantizer", "codebok_size", "did you mean 'codebook_size'"),
+    ],
+)
+def test_unknown_config_fields_are_refused(tmp_path, place, field, message):
+    tiny().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config if place == "model" else config["quantizer"])[field] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        AutoencoderVP.from_pretrained(tmp_path)
+
+
+def test_failed_save_leaves_the_old_folder_whole(tmp_path, monkeypatch):
+    vae = tiny()
+    vae.save_pretrained(tmp_path / "saved")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
+
+    def fail(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    vae.set_codebook(torch.randn(40, 3))
+    with pytest.raises(OSError, match="no space left"):
+        vae.save_pretrained(tmp_path / "saved")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["saved"]
+
+
+def test_saving_into_a_file_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="it is a file"):
+        tiny().save_pretrained(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"

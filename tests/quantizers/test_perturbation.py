@@ -1,0 +1,167 @@
+"""The perturbations against what the method promises of them.
+
+Two-sample tests compare the energy distance with its values for pairs of fresh samples (`null`): above all of 40 such
+values, a perturbed sample of an unchanged distribution falls with probability 1/41.
+"""
+
+import math
+
+import pytest
+import torch
+from latent_samples import energy_distance, gaussian, mixture
+
+from vpvae_hf import build_quantizer
+from vpvae_hf.neighbors import build_index
+from vpvae_hf.quantizers.perturbation import acceptance_probability, metropolis, resampled, uniform_in_ball
+
+DIM, CODES, SAMPLES = 4, 64, 2000
+QUEUE_PER_CODE = 16 * DIM
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def queue(generator):
+    return mixture(QUEUE_PER_CODE * CODES, DIM, generator)
+
+
+@pytest.fixture
+def null(generator):
+    """The greatest of 40 energy distances between fresh samples of the mixture."""
+    return max(energy_distance(mixture(SAMPLES, DIM, generator), mixture(SAMPLES, DIM, generator)) for _ in range(40))
+
+
+def perturbed_often(queue, generator, always_accept, times=4):
+    index = build_index(queue)
+    latents = mixture(SAMPLES, DIM, generator)
+    for _ in range(times):
+        latents, _ = metropolis(
+            latents,
+            index,
+            density_rank=8,
+            mass_rank=QUEUE_PER_CODE,
+            eta=1.0,
+            always_accept=always_accept,
+            generator=generator,
+        )
+    return latents
+
+
+def test_metropolis_leaves_a_mixture_as_it_is(queue, null, generator):
+    moved = perturbed_often(queue, generator, always_accept=False)
+    assert energy_distance(moved, mixture(SAMPLES, DIM, generator)) < null
+
+
+def test_always_accepting_changes_the_mixture(queue, null, generator):
+    """The same test, the same data: it tells the two apart, so passing it means something."""
+    moved = perturbed_often(queue, generator, always_accept=True)
+    assert energy_distance(moved, mixture(SAMPLES, DIM, generator)) > null
+
+
+def test_resampled_leaves_the_density_nearly_as_it_is(queue, null, generator):
+    """At share 1 the error of the density is below that of a shift by a tenth of a standard deviation."""
+    moved = torch.cat([resampled(part, queue, CODES, share=1.0, generator=generator)
+                       for part in mixture(SAMPLES, DIM, generator).split(50)])  # fmt: skip
+    fresh = mixture(SAMPLES, DIM, generator)
+    deviation = mixture(20_000, DIM, generator).std(dim=0)
+    shifted = energy_distance(mixture(SAMPLES, DIM, generator) + 0.1 * deviation, fresh)
+    assert energy_distance(moved, fresh) < shifted
+
+
+def test_resampled_displacement_shrinks_with_codes_as_theory_says(generator):
+    """High-resolution theory: root mean square ~ K^(-1/d). In d = 2, uniform points; within 5%."""
+    points = torch.rand(80_000, 2, generator=generator)
+    sizes = [64, 256, 1024, 4096]
+    rms = []
+    for size in sizes:
+        latents = torch.rand(20_000, 2, generator=generator)
+        parts = [resampled(part, points, size, share=1.0, generator=generator) - part for part in latents.split(1000)]
+        rms.append(float(torch.cat(parts).square().sum(dim=-1).mean().sqrt()))
+    exponents = [math.log(b / a) / math.log(n / m) for a, b, m, n in zip(rms, rms[1:], sizes, sizes[1:], strict=False)]
+    assert exponents == pytest.approx([-1 / 2] * 3, rel=0.05)
+    # K uniform points a unit of area: the squared distance to the nearest has mean 1 / (pi K).
+    assert rms[-1] == pytest.approx(1 / math.sqrt(math.pi * sizes[-1]), rel=0.03)
+
+
+def test_resampled_share_scales_the_move(queue, generator):
+    latents = mixture(100, DIM, generator)
+    half, whole = (
+        resampled(latents, queue, CODES, share=share, generator=torch.Generator().manual_seed(3)) for share in (0.5, 1)
+    )
+    torch.testing.assert_close(half - latents, (whole - latents) / 2)
+    assert build_index(queue).distances(whole, [1]).max() < 1e-5  # at share 1 it lands on drawn latents
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5, 16])
+def test_uniform_in_ball(dim, generator):
+    """|u|^d is uniform on [0, 1] and directions cancel; errors of 3 standard deviations, 20,000 points."""
+    points = uniform_in_ball(torch.Size([20_000, dim]), generator=generator)
+    volume = points.norm(dim=-1) ** dim
+    assert volume.max() <= 1 + 1e-6
+    assert float(volume.mean()) == pytest.approx(0.5, abs=3 / math.sqrt(12 * 20_000))
+    assert float(volume.var()) == pytest.approx(1 / 12, abs=3 / math.sqrt(180 * 20_000))
+    assert points.mean(dim=0).abs().max() < 4 / math.sqrt(20_000 * dim)
+
+
+def test_acceptance_is_zero_where_the_reverse_move_is_impossible(generator):
+    near, far, near_proposed, far_proposed, move = torch.rand(5, 10_000, generator=generator).clamp_min(0.01)
+    probability = acceptance_probability(near, far, near_proposed, far_proposed, move, eta=0.7, dim=3)
+    impossible = move > 0.7 * far_proposed
+    assert 0.3 < impossible.float().mean() < 0.9
+    assert (probability[impossible] == 0).all()
+    ratio = ((near * far) / (near_proposed * far_proposed)) ** 3
+    torch.testing.assert_close(probability[~impossible], ratio.clamp(max=1)[~impossible], rtol=1e-4, atol=0)
+
+
+def test_moves_stay_within_the_radius_both_ways(queue, generator):
+    latents = mixture(SAMPLES, DIM, generator)
+    index = build_index(queue)
+    moved, accepted = metropolis(latents, index, density_rank=8, mass_rank=QUEUE_PER_CODE, eta=0.8, generator=generator)
+    move = (moved - latents).norm(dim=-1)
+    assert (move[~accepted] == 0).all()
+    for end in (latents, moved):
+        assert (move <= 0.8 * index.distances(end, [QUEUE_PER_CODE])[:, 0] + 1e-6).all()
+
+
+def test_copies_of_one_latent_do_no_harm(generator):
+    """Flat image regions give many equal latents, and so distances of zero."""
+    queue = torch.cat([torch.zeros(3000, DIM), gaussian(1000, DIM, generator)])
+    latents = torch.cat([torch.zeros(50, DIM), gaussian(50, DIM, generator)])
+    moved, _ = metropolis(latents, build_index(queue), density_rank=8, mass_rank=64, eta=1.0, generator=generator)
+    assert torch.isfinite(moved).all()
+    assert torch.equal(moved[:50], latents[:50])
+
+
+def test_mass_rank_follows_the_queue_and_the_codebook_size(monkeypatch):
+    """M = ceil(|S| / K), also after K changes at run time."""
+    asked = []
+    quantizer = build_quantizer({"kind": "vp", "codebook_size": 64, "latent_dim": 2, "queue_share": 1.0, "eta": 1.0})
+
+    from vpvae_hf.quantizers import vector_perturbation
+
+    def recording(latents, index, *, mass_rank, **settings):
+        asked.append((len(index.points), mass_rank))
+        return metropolis(latents, index, mass_rank=mass_rank, **settings)
+
+    monkeypatch.setattr(vector_perturbation, "metropolis", recording)
+    for size in (64, 16, 100):
+        quantizer.set_codebook_size(size)
+        for _ in range(40):
+            quantizer(torch.randn(100, 2))
+        points, mass_rank = asked[-1]
+        assert mass_rank == math.ceil(points / size)
+        assert points > 0.95 * 16 * size * 2  # full but for the refresh of the index
+
+
+def test_stale_index_hardly_changes_distances(generator):
+    """With 2% of the queue replaced since the index was built, D_M is off by 0.5% on average, for 99 of 100 by 4%."""
+    old = gaussian(16_000, DIM, generator)
+    new = torch.cat([old[320:], gaussian(320, DIM, generator)])
+    queries = gaussian(1000, DIM, generator)
+    stale, fresh = (build_index(points).distances(queries, [64])[:, 0] for points in (old, new))
+    error = (stale / fresh - 1).abs()
+    assert error.mean() < 0.005
+    assert torch.quantile(error, 0.99) < 0.04

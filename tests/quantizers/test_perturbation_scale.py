@@ -1,0 +1,134 @@
+"""The size of the perturbation against the quantization error it stands for."""
+
+import copy
+
+import pytest
+import torch
+from latent_samples import gaussian, laplace, mixture
+
+from vpvae_hf import build_quantizer
+from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.neighbors import nearest_point
+
+DIM = 4
+
+
+def trained(perturbation, sample, codes, steps, seed=0, **settings):
+    """A quantizer that has seen batches of one distribution, and the metrics of the last ten."""
+    generator = torch.Generator().manual_seed(seed)
+    quantizer = build_quantizer(
+        {"kind": "vp", "codebook_size": codes, "latent_dim": DIM, "perturbation": perturbation, "queue_share": 1.0}
+        | settings
+    )
+    metrics = [quantizer(sample(2048, DIM, generator), generator=generator).metrics for _ in range(steps)]
+    return quantizer, metrics[-10:]
+
+
+def rms(metrics, name):
+    return float(torch.stack([row[f"quantizer/{name}_rms"].square() for row in metrics]).mean().sqrt())
+
+
+@pytest.mark.parametrize("sample", [gaussian, laplace, mixture])
+@pytest.mark.parametrize("codes", [256, 1024])
+@pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
+def test_automatic_displacement_equals_the_quantization_error(perturbation, sample, codes):
+    """Both figures agree within 5%, and within 8% with a codebook fitted and measured on fresh latents."""
+    steps = 2 * codes * 16 * DIM // 2048 if codes == 256 else 45
+    _, metrics = trained(perturbation, sample, codes, steps)
+    displacement, error = rms(metrics, "displacement"), rms(metrics, "quantization_error")
+    assert displacement == pytest.approx(error, rel=0.05)
+    generator = torch.Generator().manual_seed(1)
+    codebook = fit_kmeans(sample(64 * codes, DIM, generator), codes).centroids
+    errors, _ = nearest_point(sample(20_000, DIM, generator), codebook)
+    assert displacement == pytest.approx(float(errors.square().mean().sqrt()), rel=0.08)
+
+
+def test_always_accepting_has_both_figures_too():
+    _, metrics = trained("always_accept", gaussian, 256, 20)
+    assert rms(metrics, "displacement") == pytest.approx(rms(metrics, "quantization_error"), rel=0.05)
+
+
+@pytest.mark.parametrize(("perturbation", "name", "value"), [("metropolis", "eta", 0.5), ("resampled", "share", 0.3)])
+def test_a_number_stays_as_given(perturbation, name, value):
+    _, metrics = trained(perturbation, gaussian, 256, 12, **{name: value})
+    assert all(row[f"quantizer/{name}"] == pytest.approx(value) for row in metrics)
+    assert rms(metrics, "displacement") < 0.7 * rms(metrics, "quantization_error")
+
+
+def test_scale_follows_another_codebook_size():
+    quantizer, metrics = trained("metropolis", gaussian, 256, 20)
+    before = rms(metrics, "displacement")
+    quantizer.set_codebook_size(100)
+    generator = torch.Generator().manual_seed(2)
+    metrics = [quantizer(gaussian(2048, DIM, generator), generator=generator).metrics for _ in range(12)]
+    after = rms(metrics[-5:], "displacement")
+    assert after == pytest.approx(rms(metrics[-5:], "quantization_error"), rel=0.1)
+    assert after > 1.15 * before
+
+
+def test_unreachable_error_does_not_run_away():
+    """Latents far from all of the queue: proposals are rejected, and eta must not grow without bound."""
+    quantizer, _ = trained("metropolis", gaussian, 256, 12)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(30):
+        metrics = quantizer(gaussian(64, DIM, generator) + 100, generator=generator).metrics
+    assert metrics["quantizer/eta"] < 10
+
+
+def test_no_perturbation_before_the_queue_can_tell():
+    quantizer = build_quantizer({"kind": "vp", "codebook_size": 256, "latent_dim": DIM})
+    latents = torch.randn(100, DIM)
+    output = quantizer(latents)
+    assert torch.equal(output.latents, latents)
+    assert output.metrics["quantizer/displacement_rms"] == 0
+    assert output.metrics["quantizer/quantization_error_rms"].isnan()
+
+
+@pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
+def test_training_state_resumes_exactly(perturbation):
+    """A quantizer restored from its state makes the same latents as the one that went on."""
+    quantizer, _ = trained(perturbation, gaussian, 256, 10)
+    state = copy.deepcopy(quantizer.training_state.state_dict())
+    other = build_quantizer(quantizer.config)
+    other.training_state.load_state_dict(state)
+    for step in range(10):
+        latents = gaussian(512, DIM, torch.Generator().manual_seed(step))
+        ours, theirs = (q(latents, generator=torch.Generator().manual_seed(step)) for q in (quantizer, other))
+        assert torch.equal(ours.latents, theirs.latents)
+        assert ours.metrics == theirs.metrics
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codebook_size": 1}, "codebook_size must be an integer of at least 2, got 1"),
+        ({"codebook_size": 8.0}, "codebook_size must be an integer"),
+        ({"latent_dim": 17}, "latent_dim must be an integer in 1..16, got 17"),
+        ({"perturbation": "none"}, "metropolis or always_accept or resampled, got 'none'"),
+        ({"eta": 0}, 'eta must be a positive number or "auto", got 0'),
+        ({"eta": "automatic"}, "got 'automatic'"),
+        ({"share": 1.5}, r"share must be a number in \(0, 1\] or \"auto\", got 1.5"),
+        ({"density_rank": 0}, "density_rank must be an integer of at least 1"),
+        ({"queue_per_code": 0}, "queue_per_code"),
+        ({"queue_share": 0.0}, "queue_share"),
+        ({"index_refresh": -0.1}, "index_refresh"),
+        ({"search_backend": "annoy"}, "auto or torch or kdtree, got 'annoy'"),
+        ({"mean_weight": -1}, "mean_weight"),
+        ({"variance_weight": float("nan")}, "variance_weight"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_quantizer({"kind": "vp", **settings})
+
+
+def test_normalization_can_be_switched_off():
+    quantizer = build_quantizer({"kind": "vp", "mean_weight": 0, "variance_weight": 0})
+    assert quantizer(5 + torch.randn(100, 4)).loss == 0
+
+
+def test_normalization_is_equation_11():
+    quantizer = build_quantizer({"kind": "vp", "latent_dim": 2, "mean_weight": 0.1, "variance_weight": 0.07})
+    latents = torch.tensor([[1.0, 4.0], [3.0, 0.0]])  # means 2 and 2, variances 1 and 4
+    expected = 0.1 * (4 + 4) / 2 + 0.07 * (0 + 9) / 2
+    assert float(quantizer(latents).loss) == pytest.approx(expected)

@@ -1,0 +1,151 @@
+"""fit_codebook through the public API."""
+
+import warnings
+
+import pytest
+import torch
+
+from vpvae_hf import AutoencoderVP, fit_codebook
+
+
+def tiny(quantizer):
+    torch.manual_seed(0)
+    return AutoencoderVP(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+        quantizer=quantizer,
+    )
+
+
+@pytest.fixture
+def vae():
+    return tiny({"kind": "vp", "codebook_size": 32, "latent_dim": 2})
+
+
+def batches(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        # Smooth pictures of different brightness, so that latents vary as those of photographs do.
+        coarse = torch.rand(8, 3, 4, 4, generator=generator) * 2 - 1
+        yield torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
+
+
+def quietly(*arguments, **settings):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few latents a code, on purpose
+        return fit_codebook(*arguments, progress=False, **settings)
+
+
+def test_fit_reports_what_can_be_measured(vae):
+    fit = fit_codebook(vae, batches(10), progress=False)
+    assert fit.codebook_size == 32
+    assert fit.fitted_latents == 32 * 256
+    assert fit.held_out_latents == pytest.approx(32 * 256 / 9, abs=2)
+    assert fit.distortion > 0
+    assert fit.held_out_distortion == pytest.approx(fit.distortion, rel=0.3)
+    assert 0.3 < fit.held_out_usage <= 1
+    assert vae.quantize.config.fitted
+    fresh = next(batches(1, seed=9))
+    latents = vae.latent_vectors(fresh)
+    error = (vae.quantize.decode(vae.quantize.encode(latents)) - latents).square().sum(dim=-1).mean()
+    assert float(error) == pytest.approx(fit.distortion, rel=0.5)
+
+
+def test_it_beats_random_codes(vae):
+    fit = fit_codebook(vae, batches(10), progress=False)
+    latents = torch.cat([vae.latent_vectors(batch) for batch in batches(4, seed=5)])
+    drawn = latents[torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:32]]
+    assert fit.held_out_distortion < torch.cdist(latents, drawn).min(dim=1).values.square().mean()
+
+
+def test_same_data_and_seed_give_the_same_codebook(vae):
+    codebooks = []
+    for seed in (0, 0, 1):
+        fit_codebook(vae, batches(10), seed=seed, progress=False)
+        codebooks.append(vae.quantize.codebook.clone())
+    assert torch.equal(codebooks[0], codebooks[1])
+    assert not torch.equal(codebooks[0], codebooks[2])
+
+
+def test_refitting_to_another_size(vae, tmp_path):
+    fit_codebook(vae, batches(10), progress=False)
+    fit_codebook(vae, batches(20, seed=1), 64, progress=False)
+    assert vae.config["quantizer"]["codebook_size"] == 64
+    vae.save_pretrained(tmp_path / "saved")
+    loaded = AutoencoderVP.from_pretrained(tmp_path / "saved")
+    images = next(batches(1))
+    assert torch.equal(loaded.tokenize(images), vae.tokenize(images))
+    assert loaded.tokenize(images).max() >= 32
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_weights_are_left_alone(vae, training):
+    vae.train(training)
+    before = {name: value.clone() for name, value in vae.state_dict().items() if name != "quantize.codebook"}
+    fit_codebook(vae, batches(10), progress=False)
+    assert vae.training == training
+    assert all(torch.equal(vae.state_dict()[name], value) for name, value in before.items())
+
+
+def test_it_reads_no_more_than_it_needs_of_an_endless_stream(vae):
+    read = []
+
+    def endless():
+        while True:
+            read.append(1)
+            yield from batches(1, seed=len(read))
+
+    fit_codebook(vae, endless(), progress=False)
+    assert len(read) <= 32 * 256 / 0.9 / (8 * 16 * 16) + 1
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "input_values"])
+def test_batches_may_be_mappings(vae, name):
+    fit_codebook(vae, ({name: batch} for batch in batches(10)), progress=False)
+    assert vae.quantize.config.fitted
+
+
+def test_few_latents_a_code_are_said(vae):
+    with pytest.warns(UserWarning, match="fitting 32 codes to 1843 latents, 58 a code; below 256"):
+        fit_codebook(vae, batches(1), progress=False)
+
+
+def test_progress_is_shown(vae, capsys):
+    fit_codebook(vae, batches(10))
+    shown = capsys.readouterr().err
+    assert "Encoding" in shown
+    assert "K-means K=32" in shown
+
+
+def test_more_codes_than_latents_are_refused(vae):
+    with pytest.raises(ValueError, match="codebook_size=5000 is larger than the number of latents, 2048"):
+        quietly(vae, batches(1), 5000)
+    assert not vae.quantize.config.fitted
+    assert vae.config["quantizer"]["codebook_size"] == 32
+
+
+def test_collapsed_latents_are_refused(vae):
+    torch.nn.init.zeros_(vae.quant_conv.weight)
+    with pytest.raises(ValueError, match="distinct latents, 1 of"):
+        quietly(vae, batches(10))
+
+
+def test_nothing_to_fit_to(vae):
+    with pytest.raises(ValueError, match="no batches"):
+        fit_codebook(vae, [], progress=False)
+    with pytest.raises(ValueError, match=r"hold one of pixel_values, input_values; it holds \['labels'\]"):
+        fit_codebook(vae, [{"labels": torch.zeros(1)}], progress=False)
+
+
+def test_bad_pixels_are_refused(vae):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fit_codebook(vae, [torch.full((1, 3, 32, 32), torch.nan)], progress=False)
+
+
+def test_fixed_codes_need_no_fitting():
+    with pytest.raises(ValueError, match=r"'fsp' quantizer has 36 fixed codes and needs no fitting"):
+        fit_codebook(tiny({"kind": "fsp", "levels": [6, 6]}), batches(1))
