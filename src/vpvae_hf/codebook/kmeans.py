@@ -51,12 +51,17 @@ def fit_kmeans(
         progress: show a bar on stderr.
 
     Raises:
-        ValueError: not a matrix of finite values, or fewer distinct latents than K.
+        ValueError: not a matrix of finite values, fewer distinct latents than K, or no iterations.
+        RuntimeError: latents so close together that K of them cannot be told apart in float32.
     """
+    if max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
     import faiss  # only fitting needs it, inference runs without
 
     latents = _checked(latents, codebook_size)
-    vectors = np.ascontiguousarray(latents.numpy())
+    # faiss compares |x|^2 - 2xy + |y|^2, which loses digits far from the origin.
+    center = latents.double().mean(dim=0)
+    vectors = (latents - center).float().contiguous().numpy()
     distortion, centroids, iteration = np.inf, None, 0
     bar = tqdm(total=max_iterations, desc=f"K-means K={codebook_size}", unit="iteration", disable=not progress)
     with bar:
@@ -79,7 +84,7 @@ def fit_kmeans(
             bar.set_postfix(distortion=f"{distortion:.4g}")
             if previous - distortion <= tolerance * distortion and np.isfinite(previous):
                 break
-    fitted, distortion = _without_empty_clusters(latents, torch.from_numpy(centroids))
+    fitted, distortion = _without_empty_clusters(latents, (torch.from_numpy(centroids) + center).float())
     return KMeansResult(fitted, distortion, iteration)
 
 

@@ -59,7 +59,7 @@ def levels_for_codebook_size(codebook_size: int, latent_dim: int | None = None) 
     """Choose levels whose product is near a codebook size.
 
     The paper's levels for 256, 1024, 4096 and 16384 (products 240, 1000, 4375, 15360); for other sizes, or another
-    dimension, the product nearest to it, the most even levels among equals.
+    dimension, nearly even levels (within 2 of the even ones) with the product nearest to it.
 
     Args:
         codebook_size: the K to come near to, at least 2.

@@ -3,6 +3,7 @@
 Shapes: images [H, W, 3] uint8 arrays of any size; batches [B, 3, S, S] float32 in [-1, 1].
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,9 +29,12 @@ def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, se
     _check_sizes(images, size)
     rng = np.random.default_rng(seed)
     areas = np.array([image.shape[0] * image.shape[1] for image in images], dtype=float)
-    while True:
+
+    def batch() -> Tensor:
         chosen = rng.choice(len(images), size=batch_size, p=areas / areas.sum())
-        yield to_pixel_values(np.stack([_random_crop(images[i], size, rng) for i in chosen]))
+        return to_pixel_values(np.stack([_random_crop(images[i], size, rng) for i in chosen]))
+
+    return (batch() for _ in itertools.count())
 
 
 def center_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int) -> Iterator[Tensor]:
@@ -50,8 +54,8 @@ def center_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int) ->
         tops = range(height % size // 2, height - size + 1, size)
         lefts = range(width % size // 2, width - size + 1, size)
         crops += [image[y : y + size, x : x + size] for y in tops for x in lefts]
-    for start in range(0, len(crops), batch_size):
-        yield to_pixel_values(np.stack(crops[start : start + batch_size]))
+    starts = range(0, len(crops), batch_size)
+    return (to_pixel_values(np.stack(crops[start : start + batch_size])) for start in starts)
 
 
 def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

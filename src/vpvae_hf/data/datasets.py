@@ -2,10 +2,10 @@
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +27,10 @@ def load_images(
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: no such split or column, or no readable image.
+        ValueError: a limit below 1, no such split or image column, or no readable image.
     """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
     try:
         import datasets
     except ImportError as error:
@@ -37,9 +39,7 @@ def load_images(
     if split not in splits:
         raise ValueError(f"data set {name} has no split {split!r}; it has {', '.join(splits)}")
     stream = datasets.load_dataset(name, split=split, streaming=True)
-    column = column or _image_column(name, stream.features, datasets.Image)
-    if column not in (stream.features or {}):
-        raise ValueError(f"data set {name} has no column {column!r}; it has {', '.join(stream.features or {})}")
+    column = _image_column(name, column, stream.features or {}, datasets.Image)
     # Undecoded, so that one corrupt file can be skipped instead of ending the stream.
     stream = stream.cast_column(column, datasets.Image(decode=False)).select_columns([column])
     images, skipped = [], 0
@@ -57,14 +57,17 @@ def load_images(
     return images
 
 
-def _image_column(name: str, features, image_type: type) -> str:
-    found = [column for column, feature in (features or {}).items() if isinstance(feature, image_type)]
-    if len(found) != 1:
-        raise ValueError(
-            f"data set {name} has {len(found)} image columns ({', '.join(found) or 'none'}) among "
-            f"{', '.join(features or {})}; name the one to use"
-        )
-    return found[0]
+def _image_column(name: str, column: str | None, features: Mapping, image_type: type) -> str:
+    found = [column for column, feature in features.items() if isinstance(feature, image_type)]
+    if column is None and len(found) == 1:
+        return found[0]
+    if column in found:
+        return column
+    asked = "name the one to use" if column is None else f"{column!r} is none of them"
+    raise ValueError(
+        f"data set {name} has {len(found)} image columns ({', '.join(found) or 'none'}) among "
+        f"{', '.join(features)}; {asked}"
+    )
 
 
 def _decoded(files: Iterator[dict | None]) -> Iterator[np.ndarray | None]:
@@ -75,9 +78,15 @@ def _decoded(files: Iterator[dict | None]) -> Iterator[np.ndarray | None]:
         source = io.BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"]
         try:
             with Image.open(source) as image:
-                yield np.asarray(image.convert("RGB"))
+                yield np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
         except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
             yield None
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8 instead of scaling
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _scaled(image: np.ndarray, shortest_side: int) -> np.ndarray:

@@ -68,7 +68,7 @@ class TorchIndex(NeighborIndex):
         point_block = min(len(points), 1 << 16)
         query_block = max(1, _BLOCK_ENTRIES // point_block)
         rows = [self._rows(block, points.split(point_block), max(ranks)) for block in queries.split(query_block)]
-        return torch.cat(rows)[:, columns] if rows else queries.new_empty(0, len(ranks))
+        return torch.cat(rows)[:, columns]
 
     @staticmethod
     def _rows(queries: Tensor, blocks: Sequence[Tensor], count: int) -> Tensor:

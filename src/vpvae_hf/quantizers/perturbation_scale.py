@@ -19,8 +19,9 @@ _MEASURING_ITERATIONS = 10
 _LADDER = tuple(0.25 * 2 ** (i / 2) for i in range(10))
 # Between measurements the factor stays within this ratio of the one that was found.
 _LEEWAY = 1.5
-# The response to the factor is averaged over about this many steps.
-_STEPS_AVERAGED = 20
+# How much of the ratio of error to displacement one step makes good: a batch tells the displacement within a few
+# percent only, so its noise must average out over several steps.
+_GAIN = 0.2
 
 
 class PerturbationScale:
@@ -41,7 +42,6 @@ class PerturbationScale:
         self.value = start if self.automatic else float(setting)
         self.error_ms: float | None = None
         self._measured_at = 0
-        self._response: float | None = None
         self._proportional = bounds is not None
         self._bounds = bounds
 
@@ -69,21 +69,17 @@ class PerturbationScale:
                 self._bounds = (self.value / _LEEWAY, self.value * _LEEWAY)
             else:
                 self._find(displacement_ms)
-        self._adjust()
 
     def observe(self, displacement_ms: float) -> None:
         """Take note of the mean square displacement that the present factor caused."""
-        if not self.automatic or displacement_ms == 0:
+        if not self.automatic or self._bounds is None or self.error_ms is None or displacement_ms == 0:
             return
-        response = displacement_ms / self.value**2
-        if self._response is None:
-            self._response = response
-        self._response += (response - self._response) / _STEPS_AVERAGED
-        self._adjust()
+        least, most = self._bounds
+        self.value = min(max(self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2), least), most)
 
     def forget(self) -> None:
         """Measure again at the next chance: the codebook size has changed."""
-        self.error_ms = self._response = None
+        self.error_ms = None
         if not self._proportional:
             self._bounds = None
 
@@ -103,25 +99,18 @@ class PerturbationScale:
             (low_ms, low), (high_ms, high) = tried[-2:]
             part = (self.error_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)
             best = low + part * (high - low)
-        self._response = None
         self.value = best
         self._bounds = (best / _LEEWAY, best if reached < self.error_ms else best * _LEEWAY)
-
-    def _adjust(self) -> None:
-        if self.automatic and None not in (self._response, self.error_ms, self._bounds):
-            least, most = self._bounds
-            self.value = min(max((self.error_ms / self._response) ** 0.5, least), most)
 
     def state_dict(self) -> dict:
         return {
             "value": self.value,
             "error_ms": self.error_ms,
             "measured_at": self._measured_at,
-            "response": self._response,
             "bounds": self._bounds,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.error_ms, self._measured_at = state["error_ms"], state["measured_at"]
         if self.automatic:
-            self.value, self._response, self._bounds = state["value"], state["response"], state["bounds"]
+            self.value, self._bounds = state["value"], state["bounds"]
