@@ -3,7 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 extras = {
-    "train": ["accelerate>=1.10", "datasets>=4.0"],
+    "train": ["datasets>=4.0"],
     "eval": ["torchmetrics>=1.8"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
     "dev": ["pytest>=8.4", "ruff>=0.12"],
@@ -13,7 +13,7 @@ extras["dev"] += sorted(set(extras["train"] + extras["eval"] + extras["demo"]))
 setup(
     name="vpvae_hf",
     version="0.1.0",
-    description="Image and audio tokenizers trained by perturbing the latent, with the codebook fitted afterwards",
+    description="Image tokenizers trained by perturbing the latent, with the codebook fitted afterwards",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -24,6 +24,7 @@ setup(
         "torch>=2.6",
         "diffusers>=0.42",
         "transformers>=5.17",
+        "accelerate>=1.10",
         "safetensors>=0.5",
         "numpy>=2.0",
         "scipy>=1.14",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 
 import pytest
 import torch
@@ -206,6 +207,16 @@ def test_settings_survive_json(settings):
 def test_unknown_fields_are_refused_with_the_nearest(settings):
     with pytest.raises(ValueError, match=r"'mean_wieght'.*did you mean 'mean_weight'.*Valid fields: codebook_size"):
         build_quantizer({**settings, "mean_wieght": 1.0})
+
+
+def test_it_can_be_pickled(quantizer):
+    latents = torch.randn(20, 3)
+    assert torch.equal(pickle.loads(pickle.dumps(quantizer)).encode(latents), quantizer.encode(latents))
+
+
+def test_settings_must_be_a_mapping():
+    with pytest.raises(TypeError, match=r"must be a mapping such as .*, got 'vp'"):
+        build_quantizer("vp")
 
 
 def test_unknown_kinds_are_refused():

@@ -61,7 +61,7 @@ def test_always_accepting_changes_the_mixture(queue, null, generator):
     assert energy_distance(moved, mixture(SAMPLES, DIM, generator)) > null
 
 
-def test_resampled_leaves_the_density_nearly_as_it_is(queue, null, generator):
+def test_resampled_leaves_the_density_nearly_as_it_is(queue, generator):
     """At share 1 the error of the density is below that of a shift by a tenth of a standard deviation."""
     moved = torch.cat([resampled(part, queue, CODES, share=1.0, generator=generator)
                        for part in mixture(SAMPLES, DIM, generator).split(50)])  # fmt: skip

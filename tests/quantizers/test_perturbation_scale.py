@@ -66,21 +66,46 @@ def test_scale_follows_another_codebook_size():
 
 
 def test_unreachable_error_does_not_run_away():
-    """Latents far from all of the queue: proposals are rejected, and eta must not grow without bound."""
-    quantizer, _ = trained("metropolis", gaussian, 256, 12)
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(30):
-        metrics = quantizer(gaussian(64, DIM, generator) + 100, generator=generator).metrics
-    assert metrics["quantizer/eta"] < 10
+    """With few codes no radius displaces enough: eta stays where most is displaced, however often it is measured."""
+    _, metrics = trained("metropolis", gaussian, 16, 30, queue_share=0.1)
+    displacement, error = rms(metrics, "displacement"), rms(metrics, "quantization_error")
+    assert 0.5 * error < displacement < 0.95 * error
+    assert all(row["quantizer/eta"] < 6 for row in metrics)
+
+
+@pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
+def test_collapsed_latents_do_not_stop_the_perturbation_for_good(perturbation):
+    """Equal latents have no quantization error; when they vary again, so does the perturbation."""
+    quantizer = build_quantizer(
+        {"kind": "vp", "codebook_size": 64, "latent_dim": DIM, "perturbation": perturbation, "queue_share": 1.0}
+    )
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        quantizer(torch.zeros(1024, DIM), generator=generator)
+    metrics = [quantizer(gaussian(1024, DIM, generator), generator=generator).metrics for _ in range(60)][-10:]
+    assert rms(metrics, "displacement") == pytest.approx(rms(metrics, "quantization_error"), rel=0.2)
+
+
+def test_another_codebook_size_is_part_of_the_training_state():
+    quantizer, _ = trained("metropolis", gaussian, 64, 5)
+    quantizer.set_codebook_size(128)
+    other = build_quantizer({"kind": "vp", "codebook_size": 64, "latent_dim": DIM})
+    other.training_state.load_state_dict(quantizer.training_state.state_dict())
+    assert other.codebook_size == 128
+    assert torch.equal(other.queue.latents(), quantizer.queue.latents())
 
 
 def test_no_perturbation_before_the_queue_can_tell():
     quantizer = build_quantizer({"kind": "vp", "codebook_size": 256, "latent_dim": DIM})
-    latents = torch.randn(100, DIM)
+    latents = torch.randn(500, DIM)
     output = quantizer(latents)
     assert torch.equal(output.latents, latents)
     assert output.metrics["quantizer/displacement_rms"] == 0
     assert output.metrics["quantizer/quantization_error_rms"].isnan()
+    assert len(quantizer.queue) == 500  # all of the first batches enters, then a share
+    assert torch.equal(quantizer(latents).latents, latents)
+    assert not torch.equal(quantizer(latents).latents, latents)
+    assert len(quantizer.queue) == 1000 + 5
 
 
 @pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
@@ -109,6 +134,7 @@ def test_training_state_resumes_exactly(perturbation):
         ({"share": 1.5}, r"share must be a number in \(0, 1\] or \"auto\", got 1.5"),
         ({"density_rank": 0}, "density_rank must be an integer of at least 1"),
         ({"queue_per_code": 0}, "queue_per_code"),
+        ({"queue_per_code": 1, "latent_dim": 1}, "1024 latents is too short.*raise queue_per_code"),
         ({"queue_share": 0.0}, "queue_share"),
         ({"index_refresh": -0.1}, "index_refresh"),
         ({"search_backend": "annoy"}, "auto or torch or kdtree, got 'annoy'"),

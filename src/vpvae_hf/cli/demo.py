@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -203,6 +204,11 @@ def _last_mean(history: TrainingHistory, name: str) -> float:
     return sum(row[name] for row in rows) / len(rows)
 
 
+def _json_number(value: float) -> float | None:
+    """JSON knows no NaN, which stands for figures that were not measured yet."""
+    return None if math.isnan(value) else value
+
+
 def _results(
     history: TrainingHistory, fit: CodebookFit | None, quality: ReconstructionQuality, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -210,7 +216,7 @@ def _results(
         "settings": {name: str(value) for name, value in vars(options).items() if name != "run"},
         "held_out": dataclasses.asdict(quality),
         "codebook_fit": None if fit is None else dataclasses.asdict(fit),
-        "last_steps": {name: _last_mean(history, name) for name in history.steps[-1]},
+        "last_steps": {name: _json_number(_last_mean(history, name)) for name in history.steps[-1]},
     }
 
 

@@ -139,6 +139,6 @@ def _distinct_rows(rows: Tensor, count: int) -> Tensor:
     if len(torch.unique(head, dim=0)) < count:
         head = rows
     _, inverse = torch.unique(head, dim=0, return_inverse=True)
-    first = torch.full((int(inverse.max()) + 1,), len(head), dtype=torch.long)
-    first.scatter_reduce_(0, inverse, torch.arange(len(head)), reduce="amin")
+    first = torch.full((int(inverse.max()) + 1,), len(head), dtype=torch.long, device=head.device)
+    first.scatter_reduce_(0, inverse, torch.arange(len(head), device=head.device), reduce="amin")
     return head[first.sort().values[:count]]

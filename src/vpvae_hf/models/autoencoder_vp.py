@@ -5,7 +5,8 @@ Shapes: B images, C channels, H x W pixels, f the downsampling factor, d latent 
 
 import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,11 @@ from vpvae_hf.quantizers import build_quantizer, quantizer_config
 from .saving import staged_folder
 from .tiling import apply_in_tiles
 
+# What diffusers' EMAModel writes into the config of the model that it saves.
+_EMA_FIELDS = frozenset(
+    ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
+)
+
 
 @dataclass
 class AutoencoderVPOutput(BaseOutput):
@@ -37,10 +43,10 @@ class AutoencoderVPOutput(BaseOutput):
     """
 
     sample: Tensor
-    latents: Tensor
-    codes: Tensor | None
-    loss: Tensor
-    metrics: dict[str, Tensor]
+    latents: Tensor | None = None
+    codes: Tensor | None = None
+    loss: Tensor | None = None
+    metrics: dict[str, Tensor] | None = None
 
 
 class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -174,6 +180,8 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
                     f"latents must be [B, {self.config.latent_channels}, h, w], got shape {tuple(h.shape)}; "
                     "codes must be of an integer dtype"
                 )
+            if not torch.isfinite(h).all():
+                raise ValueError(f"{int((~torch.isfinite(h)).sum())} of {h.numel()} latent values are NaN or infinite")
             latents = h.movedim(1, -1)
             latents = latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
         else:
@@ -206,6 +214,8 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
     ) -> AutoencoderVPOutput | tuple:
         """Reconstruct images: through perturbed latents in train mode, through codes in eval mode.
 
+        Slicing and tiling do not apply here; for large images use `encode` and `decode`.
+
         Args:
             sample: [B, C, H, W] in [-1, 1].
             generator: source of the perturbation's randomness.
@@ -224,7 +234,9 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
             loss=quantized.loss,
             metrics=quantized.metrics,
         )
-        return output if return_dict else tuple(output.values())
+        if return_dict:
+            return output
+        return output.sample, output.latents, output.codes, output.loss, output.metrics
 
     @torch.no_grad()
     def latent_vectors(self, pixel_values: Tensor) -> Tensor:
@@ -240,24 +252,37 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
         push_to_hub: bool = False,
         **kwargs,
     ) -> None:
         """Save weights with codebook, config and image processor; arguments as in diffusers.
 
-        The files are written beside the folder and moved into it at the end, so a save that fails leaves what was
-        there before.
+        The files are written aside and moved into place once all of them are there, so a save that fails for want of
+        space or any other reason leaves what was there before.
         """
         self._follow_quantizer()
-        hub_names = ("repo_id", "commit_message", "private", "create_pr", "token")
-        hub = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
-        with staged_folder(save_directory) as folder:
-            super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
+        dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
+        # Shards of an earlier save, and their index, which loading would prefer to a single file.
+        name, shard, kind = rf"diffusion_pytorch_model{dot_variant}", r"-\d{5}-of-\d{5}", r"\.(safetensors|bin)"
+        obsolete = rf"{name}({shard})?{kind}|diffusion_pytorch_model{kind}\.index{dot_variant}\.json"
+        with staged_folder(save_directory, obsolete) as folder:
+            super().save_pretrained(
+                folder,
+                is_main_process=is_main_process,
+                save_function=save_function,
+                safe_serialization=safe_serialization,
+                variant=variant,
+                max_shard_size=max_shard_size,
+            )
             if is_main_process:
                 self._image_processor().save_pretrained(folder)
-        if push_to_hub:
-            repo_id = hub.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
-            self.push_to_hub(repo_id, **hub)
+        if push_to_hub and is_main_process:
+            repo_id = kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(repo_id, safe_serialization=safe_serialization, variant=variant, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AutoencoderVP":
@@ -289,8 +314,9 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
     def extract_init_dict(cls, config_dict, **kwargs):
         """Refuse config fields that no argument takes, where diffusers would ignore them."""
         known = cls._get_init_keys(cls) - {"self"}
+        others = {"quantization_config", *_EMA_FIELDS}
         for field in config_dict:
-            if field not in known and not field.startswith("_") and field != "quantization_config":
+            if field not in known and field not in others and not field.startswith("_"):
                 near = difflib.get_close_matches(field, known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(
@@ -332,28 +358,31 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
         return x.to(self.dtype)
 
     def _encode(self, x: Tensor) -> Tensor:
-        tile = self.tile_sample_min_size
+        tile, latent_tile = self._tile_sizes()
         if not self.use_tiling or max(x.shape[-2:]) <= tile:
             return self._encode_whole(x)
-        factor = self.downsample_factor
-        overlap = int(tile // factor * self.tile_overlap_factor) * factor
-        return apply_in_tiles(self._encode_whole, x, tile=tile, overlap=overlap, out_tile=tile // factor)
+        overlap = int(latent_tile * self.tile_overlap_factor) * self.downsample_factor
+        return apply_in_tiles(self._encode_whole, x, tile=tile, overlap=overlap, out_tile=latent_tile)
 
     def _encode_whole(self, x: Tensor) -> Tensor:
         features = self.quant_conv(self.encoder(x))
         return self.quantize.to_latents(features.movedim(1, -1)).movedim(-1, 1)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        out_tile = self.tile_sample_min_size
-        tile = out_tile // self.downsample_factor
-        if not self.use_tiling or max(latents.shape[-2:]) <= tile:
+        tile, latent_tile = self._tile_sizes()
+        if not self.use_tiling or max(latents.shape[-2:]) <= latent_tile:
             return self._decode_whole(latents)
-        overlap = int(tile * self.tile_overlap_factor)
-        return apply_in_tiles(self._decode_whole, latents, tile=tile, overlap=overlap, out_tile=out_tile)
+        overlap = int(latent_tile * self.tile_overlap_factor)
+        return apply_in_tiles(self._decode_whole, latents, tile=latent_tile, overlap=overlap, out_tile=tile)
 
     def _decode_whole(self, latents: Tensor) -> Tensor:
         features = self.post_quant_conv(latents)
         return self.decoder(features, features if self.config.norm_type == "spatial" else None)
+
+    def _tile_sizes(self) -> tuple[int, int]:
+        """Side of a tile in pixels, a multiple of f, and in codes."""
+        latent_tile = max(1, self.tile_sample_min_size // self.downsample_factor)
+        return latent_tile * self.downsample_factor, latent_tile
 
     def _image_processor(self):
         from transformers import CLIPImageProcessorPil  # only saving needs it; this one needs no torchvision

@@ -88,7 +88,7 @@ class Quantizer(nn.Module, ABC):
 
         Args:
             features: [..., d] what the encoder gives, any floating dtype.
-            generator: source of the surrogate's randomness; torch's global one where None.
+            generator: source of the surrogate's randomness, on the features' device; torch's global one where None.
 
         Raises:
             ValueError: features of another dimension, NaN or infinite.

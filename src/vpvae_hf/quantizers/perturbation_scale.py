@@ -57,7 +57,7 @@ class PerturbationScale:
         Args:
             displacement_ms: mean square displacement that a factor causes; asked where the factor must be found anew.
         """
-        order = torch.randperm(len(queue), generator=torch.Generator().manual_seed(pushed))
+        order = torch.randperm(len(queue), generator=torch.Generator("cpu").manual_seed(pushed), device="cpu")
         held_out, fitted = queue.cpu()[order].tensor_split([len(queue) // _HELD_OUT_PART])
         distinct = len(torch.unique(fitted, dim=0))
         codebook = fit_kmeans(fitted, min(codebook_size, distinct), max_iterations=_MEASURING_ITERATIONS).centroids
@@ -66,13 +66,13 @@ class PerturbationScale:
         self._measured_at = pushed
         if self.automatic and not self._proportional:
             if self._bounds is not None and self._bounds[0] < self.value < self._bounds[1]:
-                self._bounds = (self.value / _LEEWAY, self.value * _LEEWAY)
+                self._bounds = (self.value / _LEEWAY, min(self.value * _LEEWAY, _LADDER[-1]))
             else:
                 self._find(displacement_ms)
 
     def observe(self, displacement_ms: float) -> None:
         """Take note of the mean square displacement that the present factor caused."""
-        if not self.automatic or self._bounds is None or self.error_ms is None or displacement_ms == 0:
+        if not self.automatic or self._bounds is None or not self.error_ms or displacement_ms == 0:
             return
         least, most = self._bounds
         self.value = min(max(self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2), least), most)
@@ -94,7 +94,7 @@ class PerturbationScale:
             tried.append((displacement_ms(factor), factor))
             if tried[-1][0] >= self.error_ms:
                 break
-        reached, best = max(tried)
+        reached, best = max(tried, key=lambda pair: pair[0])
         if reached > self.error_ms and len(tried) > 1:
             (low_ms, low), (high_ms, high) = tried[-2:]
             part = (self.error_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)

@@ -22,10 +22,13 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
         settings: a mapping with "kind" and that kind's fields, or a finished configuration.
 
     Raises:
+        TypeError: settings are no mapping.
         ValueError: unknown kind or field, or a value out of its range; the message lists what is valid.
     """
     if isinstance(settings, QuantizerConfig):
         return settings
+    if not isinstance(settings, Mapping):
+        raise TypeError(f'quantizer settings must be a mapping such as {{"kind": "vp"}}, got {settings!r}')
     fields = dict(settings)
     kind = fields.pop("kind", None)
     if kind not in QUANTIZERS:
@@ -46,7 +49,7 @@ def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
     """Make a quantizer from plain data, e.g. `{"kind": "vp", "codebook_size": 1024, "latent_dim": 4}`.
 
     Raises:
-        ValueError: as `quantizer_config`.
+        TypeError, ValueError: as `quantizer_config`.
     """
     config = quantizer_config(settings)
     return QUANTIZERS[config.kind][1](config)

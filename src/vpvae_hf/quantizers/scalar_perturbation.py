@@ -4,7 +4,7 @@ Shapes: N tokens of a batch, d latent dimensions, levels L_1..L_d, K = L_1 * ...
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,6 +20,15 @@ from .moments import normalization_loss
 _OUTPUT_SCALE = math.sqrt(12)
 
 
+# Named, since a model that holds a lambda cannot be pickled.
+def _tanh(a: Tensor) -> Tensor:
+    return (torch.tanh(a) + 1) / 2
+
+
+def _cauchy_cdf(a: Tensor) -> Tensor:
+    return torch.atan(a) / math.pi + 0.5
+
+
 def _laplace_cdf(a: Tensor) -> Tensor:
     tail = 0.5 * torch.exp(-a.abs())
     return torch.where(a < 0, tail, 1 - tail)
@@ -28,11 +37,11 @@ def _laplace_cdf(a: Tensor) -> Tensor:
 # Each activation is the distribution function of the pre-activation that would come out uniform; with it the
 # variance of that distribution, the target of eq. (14). Cauchy has none, so it is trained without a target.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
-    "tanh": (lambda a: (torch.tanh(a) + 1) / 2, math.pi**2 / 12),
+    "tanh": (_tanh, math.pi**2 / 12),
     "sigmoid": (torch.sigmoid, math.pi**2 / 3),
     "normal": (torch.special.ndtr, 1.0),
     "laplace": (_laplace_cdf, 2.0),
-    "cauchy": (lambda a: torch.atan(a) / math.pi + 0.5, None),
+    "cauchy": (_cauchy_cdf, None),
 }
 
 
@@ -75,6 +84,7 @@ class ScalarPerturbationConfig(QuantizerConfig):
             derived = levels_for_codebook_size(self.codebook_size or 1024, self.latent_dim)
             object.__setattr__(self, "levels", derived)
             object.__setattr__(self, "codebook_size", math.prod(derived))
+        require(isinstance(self.levels, Sequence), "levels", self.levels, "a list of integers")
         levels = tuple(self.levels)
         valid = len(levels) > 0 and all(is_integer(level) and level >= 2 for level in levels)
         require(valid, "levels", self.levels, "integers of at least 2, one for each dimension")
@@ -128,6 +138,7 @@ class ScalarPerturbation(Quantizer):
         perturb = token < self.config.perturb_probability
         replaced = torch.where(perturb, perturbed, centroids)
         flat = features.reshape(-1, self.latent_dim)
+        # The displacement is that of perturbed tokens, the quantization error that of rounding any of them.
         metrics = {
             "quantizer/displacement_rms": _rms(perturbed - unit.detach()),
             "quantizer/quantization_error_rms": _rms(centroids - unit.detach()),

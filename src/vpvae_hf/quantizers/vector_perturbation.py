@@ -39,7 +39,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         share: share of the way that "resampled" moves, in (0, 1], or "auto", likewise.
         density_rank: k of the density estimate, eq. (4).
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
-        queue_share: random share of each batch's latents that enter the queue.
+        queue_share: random share of each batch's latents that enter the queue, once it holds two latents a code;
+            until then all of them do.
         index_refresh: share of the queue that may change before its search index is rebuilt.
         search_backend: search used by "metropolis": "auto", "kdtree" or "torch".
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
@@ -74,6 +75,11 @@ class VectorPerturbationConfig(QuantizerConfig):
         for name, least in (("codebook_size", 2), ("density_rank", 1), ("queue_per_code", 1)):
             value = getattr(self, name)
             require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+        if self.queue_size < max(2 * self.codebook_size, self.density_rank):
+            raise ValueError(
+                f"a queue of queue_per_code * codebook_size * latent_dim = {self.queue_size} latents is too short; it "
+                f"must hold 2 a code and density_rank={self.density_rank}: raise queue_per_code"
+            )
         require(self.perturbation in PERTURBATIONS, "perturbation", self.perturbation, " or ".join(PERTURBATIONS))
         valid = self.eta == "auto" or (is_number(self.eta) and self.eta > 0)
         require(valid, "eta", self.eta, 'a positive number or "auto"')
@@ -98,7 +104,7 @@ class VectorPerturbationConfig(QuantizerConfig):
 class VectorPerturbation(Quantizer):
     """Trains on displaced latents, without codes; encodes with a codebook fitted after training.
 
-    Until the queue holds two latents a code, latents pass through unperturbed.
+    Until the queue holds two latents a code, in the first steps, latents pass through unperturbed.
 
     Buffers:
         codebook: [K, d] float32, zeros until fitted.
@@ -111,7 +117,7 @@ class VectorPerturbation(Quantizer):
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.latent_dim, dtype=torch.float32))
         self.queue = LatentQueue(config.queue_size, config.latent_dim)
         if config.perturbation == "resampled":
-            self.scale = PerturbationScale(config.share, start=0.88, bounds=(0.0, 1.0))
+            self.scale = PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0))
         else:
             self.scale = PerturbationScale(config.eta, start=1.0)
         self.training_state = _TrainingState(self)
@@ -121,6 +127,11 @@ class VectorPerturbation(Quantizer):
     @property
     def needs_fitting(self) -> bool:
         return True
+
+    @property
+    def _least_queue(self) -> int:
+        """Latents in the queue from which on distances tell something."""
+        return max(2 * self.codebook_size, self.config.density_rank)
 
     def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         flat = features.reshape(-1, self.latent_dim)
@@ -183,7 +194,7 @@ class VectorPerturbation(Quantizer):
     def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Perturbed latents [N, d] and which proposals were accepted [N]."""
         config, held = self.config, len(self.queue)
-        if held < max(2 * config.codebook_size, config.density_rank):
+        if held < self._least_queue:
             return latents, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         if self.scale.due(self.queue.pushed, held):
             self.scale.measure(
@@ -199,7 +210,7 @@ class VectorPerturbation(Quantizer):
         return self._metropolis(latents, self.scale.value, generator)
 
     def _metropolis(self, latents: Tensor, eta: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        index = self._current_index()
+        index = self._current_index(latents.device)
         return metropolis(
             latents,
             index,
@@ -217,15 +228,17 @@ class VectorPerturbation(Quantizer):
         perturbed, _ = self._metropolis(trial, eta, generator)
         return float((perturbed - trial).square().sum(dim=-1).mean())
 
-    def _current_index(self) -> NeighborIndex:
+    def _current_index(self, device: torch.device) -> NeighborIndex:
         changed = self.queue.pushed - self._indexed_at
-        if self._index is None or changed > self.config.index_refresh * len(self.queue):
-            self._index = build_index(self.queue.latents(), self.config.search_backend)
+        moved = self._index is not None and self._index.points.device != device
+        if self._index is None or moved or changed > self.config.index_refresh * len(self.queue):
+            self._index = build_index(self.queue.latents().to(device), self.config.search_backend)
             self._indexed_at = self.queue.pushed
         return self._index
 
     def _enqueue(self, latents: Tensor, generator: torch.Generator | None) -> None:
-        count = math.ceil(self.config.queue_share * len(latents))
+        filling = len(self.queue) < self._least_queue
+        count = len(latents) if filling else math.ceil(self.config.queue_share * len(latents))
         chosen = torch.randperm(len(latents), device=latents.device, generator=generator)[:count]
         self.queue.push(latents[chosen])
 
@@ -239,9 +252,14 @@ class _TrainingState:
     def state_dict(self) -> dict:
         # The saving run builds its search index anew, as the resuming one must, so that both go on alike.
         self._quantizer._index = None
-        return {"queue": self._quantizer.queue.state_dict(), "scale": self._quantizer.scale.state_dict()}
+        return {
+            "codebook_size": self._quantizer.codebook_size,
+            "queue": self._quantizer.queue.state_dict(),
+            "scale": self._quantizer.scale.state_dict(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
+        self._quantizer.set_codebook_size(state["codebook_size"])
         self._quantizer._index = None
         self._quantizer.queue.load_state_dict(state["queue"])
         self._quantizer.scale.load_state_dict(state["scale"])

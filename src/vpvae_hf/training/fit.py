@@ -58,7 +58,7 @@ def fit_codebook(
 
     Reads batches until `latents_per_code` latents a code are found, and a ninth more to measure on, or the batches end;
     so the batches should be shuffled. The same data and seed give the same codebook. May be called again, also with
-    another codebook size.
+    another codebook size, for which later training is then perturbed.
 
     Args:
         model: a tokenizer; it keeps its mode and device.
@@ -78,6 +78,8 @@ def fit_codebook(
             "the model can be saved and used as it is"
         )
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
+    if codebook_size < 2:
+        raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
     latents = _collect(model, batches, round(codebook_size * latents_per_code / (1 - _HELD_OUT_SHARE)), progress)
     held_out_count = min(round(len(latents) * _HELD_OUT_SHARE), max(0, len(latents) - codebook_size))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])

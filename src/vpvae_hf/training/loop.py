@@ -84,7 +84,7 @@ def _validate(model, batches: Iterable[Tensor]) -> ReconstructionQuality | None:
     if not quantizer.needs_fitting:
         return evaluate_reconstruction(model, batches)
     latents = quantizer.queue.latents()
-    if len(latents) < 2 * quantizer.codebook_size:
+    if len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
         return None
     preview = fit_kmeans(latents, quantizer.codebook_size, max_iterations=_PREVIEW_ITERATIONS)
     return evaluate_reconstruction(model, batches, preview.centroids)
