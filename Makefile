@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ARGS ?=
 
-.PHONY: install demo test style quality clean
+.PHONY: install demo test style quality bench clean
 
 install: $(INSTALLED)
 
@@ -28,6 +28,9 @@ style: $(INSTALLED)
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/search.py
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

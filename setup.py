@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 extras = {
     "train": ["datasets>=4.0"],
     "eval": ["torchmetrics>=1.8"],
+    "audio": ["soundfile>=0.12"],
+    "baselines": ["vector-quantize-pytorch>=1.32"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
     "dev": ["pytest>=8.4", "ruff>=0.12"],
 }
