@@ -20,7 +20,7 @@ from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, TrainingHistory, fit_codebook, train
 
-# Small enough for two CPU cores: factor 4, 0.8 million weights.
+# Small enough for two CPU cores: factor 4, 0.7 million weights.
 _ARCHITECTURE = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
