@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: install demo test style quality bench clean
+.PHONY: install interpreter demo test style quality bench clean
 
 install: $(INSTALLED)
 
@@ -13,6 +14,10 @@ $(INSTALLED): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(INSTALLED)
+
+# 1 GB; with it `make test` also runs the CUDA kernels where there is no GPU.
+interpreter: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[interpreter]"
 
 demo: $(INSTALLED)
 	$(BIN)/vpvae demo $(DEMO_ARGS)
@@ -29,8 +34,10 @@ quality: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# About half an hour on two cores; BENCH_ARGS="--only search --sizes 1024" takes a part of it.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/search.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[baselines]"
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

@@ -6,6 +6,8 @@ extras = {
     "train": ["datasets>=4.0"],
     "eval": ["torchmetrics>=1.8"],
     "audio": ["soundfile>=0.12"],
+    # To test the CUDA kernels without a GPU, in triton's interpreter (1 GB). Torch for CUDA brings its own triton.
+    "interpreter": ["triton==3.9.0"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
     "dev": ["pytest>=8.4", "ruff>=0.12"],
@@ -32,6 +34,7 @@ setup(
         "scipy>=1.14",
         "faiss-cpu>=1.15",
         "pillow>=11",
+        "pykdtree>=1.4",
         "tqdm>=4.66",
     ],
     extras_require=extras,

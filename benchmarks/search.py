@@ -1,43 +1,72 @@
-"""Exact search of neighbour distances: the k-d tree against the straightforward torch search, and how long it takes.
-
-Run with `make bench`. Both sides take turns in one process; times are medians, and the ratio is what counts.
-"""
-
-import statistics
-import time
+"""Distances to the k-th and M-th nearest of a queue."""
 
 import torch
+from measuring import DIMENSIONS, TOKENS, Table, peak_memory, timed
 
-from vpvae_hf.neighbors import build_index
+from vpvae_hf.neighbors import BACKENDS, build_index
 
-QUERIES, DIM, ROUNDS = 2048, 4, 3
-RANKS = (8, 16 * DIM)
-
-
-def timed_search(points: torch.Tensor, queries: torch.Tensor, backend: str) -> tuple[float, torch.Tensor]:
-    """Seconds to build and search, and the distances found."""
-    started = time.perf_counter()
-    distances = build_index(points, backend).distances(queries, RANKS)
-    return time.perf_counter() - started, distances
+_DENSITY_RANK = 8
+# More distances than this, and the ways that compute them all are timed on a part of the queries.
+_MOST_DISTANCES = 1e9
 
 
-def main() -> None:
-    generator = torch.Generator().manual_seed(0)
-    queries = torch.randn(QUERIES, DIM, generator=generator)
-    print(f"Distances at ranks {RANKS} for {QUERIES} queries, d={DIM}; building the index included")
-    print("| K | queue | torch, s | k-d tree, s | ratio | greatest relative difference |")
-    print("|---|---|---|---|---|---|")
-    for codes in (256, 1024):
-        points = torch.randn(16 * DIM * codes, DIM, generator=generator)
-        found, times = {}, {"torch": [], "kdtree": []}
-        for _ in range(ROUNDS):
-            for backend, taken in times.items():
-                duration, found[backend] = timed_search(points, queries, backend)
-                taken.append(duration)
-        slow, fast = (statistics.median(times[backend]) for backend in ("torch", "kdtree"))
-        difference = float((found["kdtree"] / found["torch"] - 1).abs().max())
-        print(f"| {codes} | {len(points)} | {slow:.3f} | {fast:.3f} | {slow / fast:.1f} | {difference:.1e} |")
+def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
+    table = Table(
+        "Search",
+        f"Distances of {TOKENS} queries at the ranks {_DENSITY_RANK} and M = 16 d in a queue of 16 d K latents, all "
+        "standard normal; the index is built anew each time. What grows with all distances is timed on part of the "
+        "queries above a thousand million of them.",
+    )
+    for size in sizes:
+        _add(table, size, rounds, device)
+    return [table]
 
 
-if __name__ == "__main__":
-    main()
+def _add(table: Table, size: int, rounds: int, device: torch.device) -> None:
+    dim = DIMENSIONS[size]
+    generator = torch.Generator(device).manual_seed(0)
+    queue = torch.randn(16 * dim * size, dim, generator=generator, device=device)
+    queries = torch.randn(TOKENS, dim, generator=generator, device=device)
+    ranks = (_DENSITY_RANK, 16 * dim)
+    ours = "triton" if device.type == "cuda" else "kdtree"
+    part = TOKENS
+    while device.type == "cpu" and part * len(queue) > _MOST_DISTANCES:
+        part //= 2
+
+    exact = build_index(queue, ours).distances(queries, ranks)
+    building, index = timed(lambda: build_index(queue, ours))
+    memory = peak_memory(lambda: build_index(queue, ours).distances(queries, ranks), device)
+
+    def remarks(way: str, found: torch.Tensor) -> str:
+        if way == f"ours: {ours}":
+            return f"{building:.3g} s of it building; {memory / 2**20:.0f} MiB above the queue"
+        error = found[:, 1] / exact[: len(found), 1] - 1
+        remark = f"D_M off by {float(error.mean()):.1e} on average, {float(error.abs().max()):.1e} at most"
+        return remark + (f"; timed on {len(found)} queries" if len(found) < TOKENS else "")
+
+    ways = {
+        f"ours: {ours}": lambda: build_index(queue, ours).distances(queries, ranks),
+        f"ours: {ours}, index kept": lambda: index.distances(queries, ranks),
+        "ours: faiss IVF, approximate": lambda: BACKENDS["faiss"](queue).distances(queries, ranks),
+        "torch, cdist + topk": lambda: _straightforward(queries[:part], queue, ranks),
+        "torch, direct differences": lambda: build_index(queue, "torch").distances(queries[:part], ranks),
+        "faiss flat": lambda: _faiss_flat(queries[:part], queue, ranks),
+    }
+    scales = dict.fromkeys(("torch, cdist + topk", "torch, direct differences", "faiss flat"), TOKENS / part)
+    table.add(size, ways, rounds, scales=scales, remarks=remarks)
+
+
+def _straightforward(queries: torch.Tensor, queue: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
+    """What one would write first: the distance matrix in blocks of queries, and its smallest entries."""
+    columns = torch.tensor(ranks, device=queue.device) - 1
+    blocks = queries.split(max(1, (1 << 26) // len(queue)))
+    nearest = [torch.cdist(block, queue).topk(max(ranks), largest=False).values[:, columns] for block in blocks]
+    return torch.cat(nearest)
+
+
+def _faiss_flat(queries: torch.Tensor, queue: torch.Tensor, ranks: tuple[int, ...]) -> torch.Tensor:
+    import faiss
+
+    squares, _ = faiss.knn(queries.cpu().numpy(), queue.cpu().numpy(), max(ranks))
+    columns = torch.tensor(ranks) - 1
+    return torch.from_numpy(squares).clamp_min(0).sqrt()[:, columns].to(queries.device)

@@ -1,8 +1,12 @@
+import tempfile
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
-from vpvae_hf.codebook import fit_kmeans, kmeans
+from vpvae_hf.codebook import LatentShards, fit_kmeans, kmeans, latent_chunks
+from vpvae_hf.codebook.seeding import SEEDINGS, draw_seeds
 
 
 def laplace(count: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -88,8 +92,8 @@ def test_no_cluster_is_empty(case):
 
 
 def test_clusters_that_stay_empty_raise(monkeypatch):
-    monkeypatch.setattr(kmeans, "_REPAIR_ROUNDS", 1)
-    with pytest.raises(RuntimeError, match=r"\d+ of 500 clusters stayed empty after 1 repairs"):
+    monkeypatch.setattr(kmeans, "_REPAIR_ROUNDS", 0)
+    with pytest.raises(RuntimeError, match=r"\d+ of 500 clusters stayed empty after 0 repairs"):
         fit_kmeans(*hard_latents("too close together for faiss"))
 
 
@@ -106,12 +110,13 @@ def test_a_perfect_fit_stops_at_once():
     assert fit_kmeans(laplace(300, 4), 300).iterations <= 2
 
 
-def test_about_as_good_as_scikit_learn():
+@pytest.mark.parametrize("seeding", ["rounds", "k-means++"])
+def test_about_as_good_as_scikit_learn(seeding):
     from sklearn.cluster import KMeans
 
     latents = laplace(20_000, 4)
     reference = KMeans(256, n_init=1, random_state=0).fit(latents.numpy()).inertia_ / len(latents)
-    assert fit_kmeans(latents, 256).distortion < 1.02 * reference
+    assert fit_kmeans(latents, 256, seeding=seeding).distortion < 1.02 * reference
 
 
 def test_latents_are_left_as_they_are():
@@ -158,3 +163,116 @@ def test_latents_that_are_no_matrix_raise(shape):
 def test_no_codes_raises(size):
     with pytest.raises(ValueError, match=f"codebook_size must be at least 1, got {size}"):
         fit_kmeans(laplace(10, 4), size)
+
+
+@pytest.mark.parametrize("sample", ["normal", "laplace"])
+def test_both_seedings_give_equal_distortion(sample):
+    """Means over four seeds, after few iterations; within 1%. Even draws, not spread, are more than 5% worse."""
+    rng = np.random.default_rng(0)
+    latents = torch.from_numpy(getattr(rng, sample)(size=(40_000, 4))).float()
+    means = {
+        seeding: np.mean(
+            [fit_kmeans(latents, 512, max_iterations=2, seeding=seeding, seed=s).distortion for s in range(4)]
+        )
+        for seeding in ("rounds", "k-means++")
+    }
+    assert means["rounds"] == pytest.approx(means["k-means++"], rel=0.01)
+
+
+def test_seeds_are_spread_by_squared_distance():
+    """One latent in a hundred lies far away, and those hold nearly all of the distortion: most seeds go there."""
+    latents = laplace(10_000, 2)
+    latents[:100] += 10_000 * torch.from_numpy(np.random.default_rng(1).normal(size=(100, 2))).float()
+    for seeding in SEEDINGS:
+        seeds = draw_seeds(latents, 80, seeding, seed=0)
+        assert len(seeds.unique(dim=0)) == 80
+        assert (seeds.abs().max(dim=1).values > 100).sum() >= 35
+
+
+@pytest.mark.parametrize("seeding", SEEDINGS)
+def test_a_sample_with_few_distinct_latents_gives_all_of_them(seeding):
+    latents = laplace(20, 3).repeat(50, 1)
+    seeds = draw_seeds(latents, 64, seeding, seed=0)
+    assert torch.equal(seeds.unique(dim=0), latents.unique(dim=0))
+
+
+def test_unknown_seeding_raises():
+    with pytest.raises(ValueError, match="unknown seeding 'best'; valid: rounds, k-means\\+\\+"):
+        fit_kmeans(laplace(10, 4), 2, seeding="best")
+
+
+def test_many_codes_are_found_by_tree(monkeypatch):
+    """The search by tree that serves many codes finds what faiss finds."""
+    latents = laplace(4000, 3)
+    expected = fit_kmeans(latents, 128, max_iterations=5)
+    monkeypatch.setattr(kmeans, "_TREE_CODES", 100)
+    found = fit_kmeans(latents, 128, max_iterations=5)
+    assert found.distortion == pytest.approx(expected.distortion, rel=0.02)
+    assert len(found.centroids.unique(dim=0)) == 128
+
+
+@pytest.mark.parametrize("form", ["list", "generator", "shards"])
+def test_pieces_give_what_the_whole_gives(form, tmp_path, monkeypatch):
+    """To the bit where the seeds' sample holds all latents, although sums are made in other orders."""
+    monkeypatch.setattr(latent_chunks, "CHUNK_LATENTS", 500)
+    latents = laplace(1900, 4)
+    pieces = list(latents.split(130))
+    given = {"list": pieces, "generator": iter(pieces), "shards": None}[form]
+    if form == "shards":
+        given = LatentShards.write(tmp_path / "shards", iter(pieces))
+    fit = fit_kmeans(given, 64)
+    monkeypatch.setattr(latent_chunks, "CHUNK_LATENTS", 1 << 18)
+    whole = fit_kmeans(latents, 64)
+    assert torch.equal(fit.centroids, whole.centroids)
+    assert fit.distortion == pytest.approx(whole.distortion, rel=1e-12)
+
+
+def test_pieces_of_many_latents_give_as_good_a_codebook():
+    latents = laplace(30_000, 4)
+    whole = fit_kmeans(latents, 64).distortion
+    assert fit_kmeans(list(latents.split(999)), 64).distortion == pytest.approx(whole, rel=0.02)
+
+
+def test_a_generator_is_never_held_in_memory(monkeypatch):
+    monkeypatch.setattr(latent_chunks, "CHUNK_LATENTS", 300)
+    alive, most = weakref.WeakSet(), 0
+
+    def pieces():
+        nonlocal most
+        for seed in range(60):
+            piece = laplace(100, 4, seed)
+            alive.add(piece)
+            most = max(most, len(alive))
+            yield piece
+
+    assert fit_kmeans(pieces(), 16).centroids.shape == (16, 4)
+    assert most <= 5
+
+
+def test_the_spooled_copy_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fit_kmeans(iter([laplace(100, 4)]), 8)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="larger than the number of latents"):
+        fit_kmeans(iter([laplace(100, 4)]), 101)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_iterator_that_is_used_up_raises():
+    with pytest.raises(ValueError, match="no latents to write; was the iterator used up before"):
+        fit_kmeans(iter([]), 8)
+
+
+def test_pieces_of_different_dimensions_raise():
+    with pytest.raises(ValueError, match=r"latents must be \[N, 4\], got shape \(50, 3\)"):
+        fit_kmeans([laplace(50, 4), laplace(50, 3)], 8)
+    with pytest.raises(ValueError, match=r"latents must be \[n, 4\] like the first, got shape \(50, 3\)"):
+        fit_kmeans(iter([laplace(50, 4), laplace(50, 3)]), 8)
+
+
+def test_outliers_leave_the_sums_of_the_others_exact():
+    """Latents near 1 beside one at a million: means of clusters keep the digits of float32."""
+    latents = torch.cat([1 + laplace(2000, 2) / 100, torch.full((1, 2), 1e6)])
+    fit = fit_kmeans(latents, 2, max_iterations=20, tolerance=0)
+    near = fit.centroids[fit.centroids[:, 0] < 10]
+    torch.testing.assert_close(near[0].double(), latents[:-1].double().mean(dim=0), rtol=1e-7, atol=0)

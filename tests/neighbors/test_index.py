@@ -1,102 +1,182 @@
 import numpy as np
 import pytest
 import torch
+from point_sets import (
+    ALL_BACKENDS,
+    EXACT_BACKENDS,
+    KERNEL_DEVICE,
+    affordable,
+    brute_force,
+    needs_triton,
+    normal,
+    search,
+)
 
-from vpvae_hf.neighbors import BACKENDS, build_index
-from vpvae_hf.neighbors.index import KDTreeIndex
+from vpvae_hf.neighbors import build_index
+from vpvae_hf.neighbors.brute_force import TorchIndex
+from vpvae_hf.neighbors.kdtree import KDTreeIndex
 
 RANKS = (1, 8, 64)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=EXACT_BACKENDS)
+def exact(request):
+    return request.param
+
+
+@pytest.fixture(params=ALL_BACKENDS)
 def backend(request):
     return request.param
 
 
-def brute_force(queries: torch.Tensor, points: torch.Tensor, ranks: tuple[int, ...]) -> np.ndarray:
-    squares = np.zeros((len(queries), len(points)))
-    for query, point in zip(queries.double().T.numpy(), points.double().T.numpy(), strict=True):
-        squares += (query[:, None] - point[None, :]) ** 2
-    columns = np.array(ranks) - 1
-    return np.sqrt(np.partition(squares, columns, axis=1)[:, columns])
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("dim", [1, 4, 8])
-def test_distances_equal_brute_force(backend, dim):
-    points, queries = normal(1000, dim), 2 * normal(200, dim, seed=1)
-    found = build_index(points, backend).distances(queries, RANKS)
+def assert_equals_brute_force(backend, points, queries, ranks, tolerance=1e-6):
+    found = search(points, backend, queries, ranks)
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, brute_force(queries, points, RANKS), rtol=1e-6)
+    np.testing.assert_allclose(found, brute_force(queries, points, ranks), rtol=tolerance)
 
 
-def test_several_blocks_equal_brute_force(backend):
-    """More points than one block of the torch backend holds, and more queries than go with such a block."""
-    points, queries = normal(70_000, 3), normal(300, 3, seed=1)
+@pytest.mark.parametrize("dim", [1, 4, 5, 16])
+def test_distances_equal_brute_force(exact, dim):
+    """The number of points is no power of two, so that some of the kernel's leaves are padded."""
+    queries = affordable(2 * normal(200, dim, seed=1), exact)
+    assert_equals_brute_force(exact, normal(1000, dim), queries, RANKS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 50, 129])
+def test_few_points(exact, size):
+    """Fewer than one leaf of the kernel holds, or one more."""
+    queries = affordable(normal(20, 4, seed=1), exact)
+    assert_equals_brute_force(exact, normal(size, 4), queries, sorted({1, (size + 1) // 2, size}))
+
+
+def test_several_blocks_of_points(exact):
+    points = normal(70_000, 3)
     points = points[points[:, 0].argsort()]  # the nearest of some queries lie in the last block alone
-    found = build_index(points, backend).distances(queries, RANKS)
-    np.testing.assert_allclose(found, brute_force(queries, points, RANKS), rtol=1e-6)
+    assert_equals_brute_force(exact, points, affordable(normal(300, 3, seed=1), exact), RANKS)
 
 
-@pytest.mark.parametrize("ranks", [(64, 8, 1), (8, 1, 64), (5,), (3, 3), (100, 1)])
-def test_columns_follow_the_order_of_the_ranks(backend, ranks):
-    points, queries = normal(100, 4), normal(20, 4, seed=1)
-    found = build_index(points, backend).distances(queries, ranks)
-    np.testing.assert_allclose(found, brute_force(queries, points, ranks), rtol=1e-6)
+def test_several_blocks_of_queries(exact, monkeypatch):
+    monkeypatch.setattr("vpvae_hf.neighbors.brute_force._BLOCK_ENTRIES", 1024)  # two queries of the kernel
+    assert_equals_brute_force(exact, normal(200, 4), normal(5, 4, seed=1), RANKS)
 
 
-def test_duplicate_points_lie_at_distance_zero(backend):
+@pytest.mark.parametrize("ranks", [(64, 8, 1), (8, 1, 64), (5,), (3, 3), (100, 1, 100)])
+def test_columns_follow_the_order_of_the_ranks(exact, ranks):
+    assert_equals_brute_force(exact, normal(100, 4), affordable(normal(20, 4, seed=1), exact), ranks)
+
+
+@pytest.mark.parametrize("rank", [1024, 1025])
+def test_great_ranks(exact, rank):
+    """The kernel holds 1024 at most, and leaves greater ranks to the reference."""
+    assert_equals_brute_force(exact, normal(3000, 4), affordable(normal(10, 4, seed=1), exact)[:2], (rank, 8))
+
+
+def test_duplicate_points_lie_at_distance_zero(exact):
     points = normal(40, 4).repeat_interleave(10, dim=0)
-    found = build_index(points, backend).distances(points, (1, 10, 11))
+    found = search(points, exact, affordable(points, exact), (1, 10, 11))
     assert (found[:, :2] == 0).all()
     assert (found[:, 2] > 0).all()
 
 
-def test_small_distances_far_from_the_origin_keep_their_digits(backend):
+def test_more_equal_points_than_the_kernel_has_candidates(exact):
+    point = normal(1, 4, seed=2)
+    points = torch.cat([normal(77, 4), point.expand(1500, 4)])
+    queries = torch.cat([point, normal(2, 4, seed=1)])
+    assert_equals_brute_force(exact, points, queries, (1, 64))
+
+
+def test_all_points_equal(exact):
+    points = normal(1, 4).expand(1500, 4)
+    assert_equals_brute_force(exact, points, torch.cat([points[:1], normal(2, 4, seed=1)]), (1, 64, 1024))
+
+
+@pytest.mark.parametrize("width", [0.0, 0.1])
+def test_candidates_overflow(exact, width):
+    """The query's own leaf holds a few of a dense cluster's points, so the first bound lets all others pass."""
+    sparse, dense = -50 - 50 * torch.rand(50, 1, generator=torch.Generator().manual_seed(0)), torch.ones(1550, 1)
+    points = torch.cat([sparse, dense + width * torch.linspace(0, 1, 1550).unsqueeze(1)])
+    queries = torch.tensor([[0.0], [0.9], [-30.0]])
+    assert_equals_brute_force(exact, points, queries, (1, 64))
+
+
+def test_candidates_overflow_with_equals_of_the_last_rank(exact):
+    """Leaves of 128: the query's own, which bounds little, then copies at the bound, then points nearer than they."""
+    copies = torch.tensor([0.0, -1.0, 0.0]).expand(10 * 128, 3)
+    nearer = torch.stack([torch.zeros(128), torch.linspace(-0.91, -0.89, 128), torch.zeros(128)], dim=1)
+    own = torch.tensor([0.75, 0.001, 0.75]).repeat(128, 1)
+    own[0] = -0.001
+    far = torch.tensor([0.0, 100.0, 0.0]).expand(4 * 128, 3)
+    assert_equals_brute_force(exact, torch.cat([copies, nearer, own, far]), torch.zeros(1, 3), (1, 2, 64))
+
+
+def test_queries_between_two_clusters(exact):
+    points = torch.cat([normal(1500, 4), 20 + normal(1500, 4, seed=1)])
+    queries = torch.tensor([[10.0, 10, 10, 10], [9, 9, 9, 9], [11, 10, 10, 9]])
+    assert_equals_brute_force(exact, points, queries, (1, 64))
+
+
+def test_scales_that_grow_exponentially(exact):
+    scales = 2 ** torch.linspace(-20, 20, 2000).unsqueeze(1)
+    queries = torch.tensor([[1e-4], [1.0], [1e3]]) * normal(3, 4, seed=1)
+    assert_equals_brute_force(exact, scales * normal(2000, 4), queries, RANKS)
+
+
+def test_queries_far_from_all_points(exact):
+    assert_equals_brute_force(exact, normal(1000, 4), 1e4 * normal(3, 4, seed=1), RANKS)
+
+
+def test_small_distances_far_from_the_origin_keep_their_digits(exact):
     """Steps of 2^-10 at 1000 are exact in float32; a product of the coordinates is not."""
     points = 1000 + torch.arange(256).float().unsqueeze(1).expand(-1, 4) * 2**-10
     ranks = (1, 2, 4)
-    expected = brute_force(points, points, ranks)
-    found = build_index(points, backend).distances(points, ranks)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert_equals_brute_force(exact, points, affordable(points, exact), ranks)
     products = torch.cdist(points, points, compute_mode="use_mm_for_euclid_dist").sort(dim=1).values
-    assert not np.allclose(products[:, [0, 1, 3]], expected, rtol=0.5)
+    assert not np.allclose(products[:, [0, 1, 3]], brute_force(points, points, ranks), rtol=0.5)
 
 
 def test_no_queries(backend):
-    assert build_index(normal(100, 4), backend).distances(torch.empty(0, 4), RANKS).shape == (0, 3)
+    assert search(normal(100, 4), backend, torch.empty(0, 4), RANKS).shape == (0, 3)
 
 
 def test_points_that_need_gradients_or_are_half_precision(backend):
-    points, queries = normal(100, 4).bfloat16(), normal(20, 4, seed=1).requires_grad_()
-    found = build_index(points.requires_grad_(), backend).distances(queries, (1, 8))
+    points, queries = normal(100, 4).bfloat16(), affordable(normal(20, 4, seed=1), backend).requires_grad_()
+    found = search(points.requires_grad_(), backend, queries, (1, 8))
     assert found.dtype == torch.float32
     assert not found.requires_grad
-    np.testing.assert_allclose(found, brute_force(queries.detach(), points.detach(), (1, 8)), rtol=1e-6)
+    tolerance = 1e-4 if backend == "faiss" else 1e-6
+    np.testing.assert_allclose(found, brute_force(queries.detach(), points.detach(), (1, 8)), rtol=tolerance)
 
 
-def test_auto_is_the_tree_on_a_cpu():
-    points, queries = normal(100, 4), normal(20, 4, seed=1)
-    index = build_index(points)
-    assert isinstance(index, KDTreeIndex)
-    assert torch.equal(index.distances(queries, (1, 8)), build_index(points, "kdtree").distances(queries, (1, 8)))
+@pytest.mark.parametrize(("dim", "expected"), [(4, KDTreeIndex), (10, KDTreeIndex), (11, TorchIndex)])
+def test_auto_on_a_cpu(dim, expected):
+    assert type(build_index(normal(100, dim))) is expected
+
+
+def test_kernels_on_a_cpu_raise_without_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r'needs triton and points on a CUDA device, but .* use "kdtree" on a CPU'):
+        build_index(normal(10, 4), "triton")
+
+
+@needs_triton
+def test_queries_and_points_on_other_devices():
+    """The answer is on the queries' device."""
+    points, queries = normal(100, 4), normal(2, 4, seed=1)
+    found = build_index(points.to(KERNEL_DEVICE), "triton").distances(queries, (1, 8))
+    assert found.device.type == "cpu"
+    np.testing.assert_allclose(found, brute_force(queries, points, (1, 8)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [(0,), (1, 101), (-1, 1), ()])
 def test_rank_outside_the_points_raises(backend, ranks):
-    index = build_index(normal(100, 4), backend)
     with pytest.raises(ValueError, match=r"ranks must lie in 1\.\.100 \(the number of points\), got \("):
-        index.distances(normal(5, 4), ranks)
+        search(normal(100, 4), backend, normal(5, 4), ranks)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (4,), (5, 4, 1)])
 def test_queries_of_another_shape_raise(backend, shape):
-    index = build_index(normal(100, 4), backend)
     with pytest.raises(ValueError, match=r"queries must be \[N, 4\] like the points, got shape"):
-        index.distances(normal(*shape), (1,))
+        search(normal(100, 4), backend, normal(*shape), (1,))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -104,15 +184,15 @@ def test_values_that_are_not_finite_raise(backend, value):
     bad = normal(100, 4)
     bad[7, 2] = value
     with pytest.raises(ValueError, match="points contain NaN or infinite values"):
-        build_index(bad, backend)
+        search(bad, backend, normal(5, 4), (1,))
     with pytest.raises(ValueError, match="queries contain NaN or infinite values"):
-        build_index(normal(100, 4), backend).distances(bad, (1,))
+        search(normal(100, 4), backend, bad, (1,))
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (100,), (10, 5, 2)])
 def test_points_that_are_no_matrix_raise(backend, shape):
     with pytest.raises(ValueError, match=r"points must be \[S, d\] with S >= 1, got shape"):
-        build_index(normal(*shape), backend)
+        search(normal(*shape), backend, normal(5, 4), (1,))
 
 
 def test_unknown_backend_raises():

@@ -1,23 +1,121 @@
 import numpy as np
 import pytest
 import torch
+from point_sets import KERNEL_DEVICE, all_distances, needs_triton, normal
 
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.neighbors.triton_search import nearest_point_fused
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def assert_nearest(queries, points, tolerance=1e-6, underflow=0.0):
+    """The distance is the least, and the point found lies at that distance."""
+    distances, indices = nearest_point(queries, points)
+    expected = all_distances(queries, points)
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=tolerance, atol=underflow)
+    chosen = expected[np.arange(len(queries)), indices]
+    np.testing.assert_allclose(chosen, expected.min(axis=1), rtol=tolerance, atol=underflow)
 
 
-@pytest.mark.parametrize("dim", [1, 4, 8])
+@pytest.mark.parametrize("dim", [1, 4, 5, 16])
 def test_equals_brute_force(dim):
     points, queries = normal(500, dim), 2 * normal(300, dim, seed=1)
     distances, indices = nearest_point(queries, points)
-    expected = np.linalg.norm(queries.double().numpy()[:, None] - points.double().numpy()[None], axis=2)
+    expected = all_distances(queries, points)
     assert distances.dtype == torch.float32
     assert indices.dtype == torch.int64
     np.testing.assert_array_equal(indices, expected.argmin(axis=1))
     np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-6)
+
+
+def fused(queries, points):
+    return tuple(part.cpu() for part in nearest_point_fused(queries.to(KERNEL_DEVICE), points.to(KERNEL_DEVICE)))
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [1, 4, 5, 16])
+@pytest.mark.parametrize(("queries", "points"), [(1, 1), (5, 3), (16, 64), (17, 65), (40, 300), (16, 128)])
+def test_kernel_equals_the_tree(dim, queries, points):
+    """Numbers of queries and points with and without a rest after the kernel's tiles of 16 and 64."""
+    queries, points = 2 * normal(queries, dim, seed=1), normal(points, dim)
+    distances, indices = fused(queries, points)
+    expected_distances, expected_indices = nearest_point(queries, points)
+    assert distances.dtype == torch.float32
+    assert indices.dtype == torch.int64
+    assert torch.equal(indices, expected_indices)
+    torch.testing.assert_close(distances, expected_distances, rtol=1e-6, atol=0)
+
+
+@needs_triton
+@pytest.mark.parametrize("copies", [2, 20])
+def test_kernel_finds_the_first_of_equals(copies):
+    """Both in one tile and in several; integer coordinates tie exactly."""
+    points = (2 * normal(70, 2)).round().repeat(copies, 1)
+    queries = (2 * normal(40, 2, seed=1)).round()
+    distances, indices = fused(queries, points)
+    expected = all_distances(queries, points)
+    np.testing.assert_array_equal(indices, expected.argmin(axis=1))
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-6)
+
+
+@needs_triton
+def test_kernel_without_queries():
+    distances, indices = fused(torch.empty(0, 4), normal(10, 4))
+    assert distances.shape == indices.shape == (0,)
+    assert indices.dtype == torch.int64
+
+
+@needs_triton
+def test_kernel_takes_transposed_tensors():
+    points, queries = normal(4, 100).T, normal(4, 20, seed=1).T
+    assert torch.equal(fused(queries, points)[1], nearest_point(queries, points)[1])
+
+
+@needs_triton
+def test_kernel_computes_in_float32_whatever_the_default():
+    points, queries = normal(100, 4), normal(20, 4, seed=1)
+    expected = fused(queries, points)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = fused(queries, points)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found[0].dtype == torch.float32
+    assert torch.equal(found[0], expected[0])
+
+
+@pytest.mark.parametrize("dim", [1, 4])
+@pytest.mark.parametrize("others", [0, 5])
+def test_200_000_identical_points(dim, others):
+    point = normal(1, dim)
+    points = torch.cat([point.expand(200_000, dim), normal(others, dim, seed=2)])
+    assert_nearest(torch.cat([normal(20, dim, seed=1), point]), points)
+
+
+def test_heavy_duplicates():
+    assert_nearest(normal(20, 4, seed=1), normal(7, 4).repeat(20_000, 1))
+    assert_nearest(3 * normal(100, 4, seed=1), (2 * normal(20_000, 4)).round())
+
+
+@pytest.mark.parametrize("dim", [1, 5])
+@pytest.mark.parametrize("scale", [1e-20, 1e-10, 1.0, 1e10, 1e15])
+def test_scales_from_tiny_to_huge(dim, scale):
+    """Distances below 1e-19, whose squares float32 can't hold to full precision, may be off by that much."""
+    scales = 10 ** torch.linspace(-20, 15, 20_000).unsqueeze(1)
+    assert_nearest(scale * normal(100, dim, seed=1), scales * normal(20_000, dim), underflow=1e-19)
+
+
+def test_dimensions_of_different_scale():
+    scales = 10 ** torch.linspace(-20, 15, 5)
+    assert_nearest(scales * normal(100, 5, seed=1), scales * normal(5000, 5))
+    assert_nearest(1e-15 * scales * normal(100, 5, seed=1), scales * normal(5000, 5))
+
+
+@pytest.mark.parametrize("value", [1e20, 3e38, float("nan"), float("inf")])
+def test_queries_whose_distance_overflows_raise(value):
+    queries = normal(10, 4)
+    queries[3, 1] = queries[7, 0] = value
+    with pytest.raises(ValueError, match=r"2 of 10 queries lie more than 1\.8e19 from every point.* has diverged"):
+        nearest_point(queries, normal(100, 4))
 
 
 def test_answer_does_not_depend_on_the_rest_of_the_batch():

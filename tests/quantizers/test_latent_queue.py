@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy.stats import chi2
 
 from vpvae_hf.quantizers.latent_queue import LatentQueue
 
@@ -60,3 +61,39 @@ def test_restored_queue_goes_on_alike(pushed):
 def test_state_of_another_queue_is_refused(latents):
     with pytest.raises(ValueError, match="at most 10 latents of dimension 1"):
         LatentQueue(10, 1).load_state_dict({"latents": latents, "pushed": 3})
+
+
+@pytest.mark.parametrize(("pushed", "count"), [(6, 6), (10, 1), (10, 3), (17, 7), (17, 10)])
+def test_draws_are_different_and_of_the_newest(pushed, count):
+    queue = LatentQueue(10, 1)
+    queue.push(numbered(0, pushed))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        drawn = queue.draw(count, torch.device("cpu"), generator).flatten().tolist()
+        assert len(set(drawn)) == count
+        assert set(drawn) <= set(range(max(0, pushed - 10), pushed))
+
+
+def test_every_latent_is_drawn_equally_often():
+    """Chi-squared of 40 latents over 5,000 draws of 8: below its 99.9th percentile."""
+    queue = LatentQueue(40, 1)
+    queue.push(numbered(0, 60))
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([queue.draw(8, torch.device("cpu"), generator).flatten() for _ in range(5000)]) - 20
+    counts = torch.bincount(drawn.long(), minlength=40)
+    assert float(((counts - 1000.0) ** 2 / 1000).sum()) < chi2.ppf(0.999, 39)
+
+
+def test_same_generator_draws_the_same():
+    queue = LatentQueue(100, 1)
+    queue.push(numbered(0, 100))
+    first, again = (queue.draw(10, torch.device("cpu"), torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_draw_of_more_than_there_are_raises(count):
+    queue = LatentQueue(10, 1)
+    queue.push(numbered(0, 4))
+    with pytest.raises(ValueError, match=f"cannot draw {count} of 4 latents"):
+        queue.draw(count, torch.device("cpu"))

@@ -12,6 +12,7 @@ from latent_samples import energy_distance, gaussian, mixture
 
 from vpvae_hf import build_quantizer
 from vpvae_hf.neighbors import build_index
+from vpvae_hf.quantizers.latent_queue import LatentQueue
 from vpvae_hf.quantizers.perturbation import acceptance_probability, metropolis, resampled, uniform_in_ball
 
 DIM, CODES, SAMPLES = 4, 64, 2000
@@ -61,10 +62,16 @@ def test_always_accepting_changes_the_mixture(queue, null, generator):
     assert energy_distance(moved, mixture(SAMPLES, DIM, generator)) > null
 
 
+def drawn(latents, count, generator):
+    queue = LatentQueue(*latents.shape)
+    queue.push(latents)
+    return queue.draw(count, latents.device, generator)
+
+
 def test_resampled_leaves_the_density_nearly_as_it_is(queue, generator):
     """At share 1 the error of the density is below that of a shift by a tenth of a standard deviation."""
-    moved = torch.cat([resampled(part, queue, CODES, share=1.0, generator=generator)
-                       for part in mixture(SAMPLES, DIM, generator).split(50)])  # fmt: skip
+    parts = mixture(SAMPLES, DIM, generator).split(50)
+    moved = torch.cat([resampled(part, drawn(queue, CODES, generator), share=1.0) for part in parts])
     fresh = mixture(SAMPLES, DIM, generator)
     deviation = mixture(20_000, DIM, generator).std(dim=0)
     shifted = energy_distance(mixture(SAMPLES, DIM, generator) + 0.1 * deviation, fresh)
@@ -78,7 +85,7 @@ def test_resampled_displacement_shrinks_with_codes_as_theory_says(generator):
     rms = []
     for size in sizes:
         latents = torch.rand(20_000, 2, generator=generator)
-        parts = [resampled(part, points, size, share=1.0, generator=generator) - part for part in latents.split(1000)]
+        parts = [resampled(part, drawn(points, size, generator), 1.0) - part for part in latents.split(1000)]
         rms.append(float(torch.cat(parts).square().sum(dim=-1).mean().sqrt()))
     exponents = [math.log(b / a) / math.log(n / m) for a, b, m, n in zip(rms, rms[1:], sizes, sizes[1:], strict=False)]
     assert exponents == pytest.approx([-1 / 2] * 3, rel=0.05)
@@ -88,11 +95,10 @@ def test_resampled_displacement_shrinks_with_codes_as_theory_says(generator):
 
 def test_resampled_share_scales_the_move(queue, generator):
     latents = mixture(100, DIM, generator)
-    half, whole = (
-        resampled(latents, queue, CODES, share=share, generator=torch.Generator().manual_seed(3)) for share in (0.5, 1)
-    )
+    codebook = drawn(queue, CODES, generator)
+    half, whole = (resampled(latents, codebook, share) for share in (0.5, 1))
     torch.testing.assert_close(half - latents, (whole - latents) / 2)
-    assert build_index(queue).distances(whole, [1]).max() < 1e-5  # at share 1 it lands on drawn latents
+    assert build_index(codebook).distances(whole, [1]).max() < 1e-5  # at share 1 it lands on drawn latents
 
 
 @pytest.mark.parametrize("dim", [1, 2, 5, 16])

@@ -137,7 +137,7 @@ def test_training_state_resumes_exactly(perturbation):
         ({"queue_per_code": 1, "latent_dim": 1}, "1024 latents is too short.*raise queue_per_code"),
         ({"queue_share": 0.0}, "queue_share"),
         ({"index_refresh": -0.1}, "index_refresh"),
-        ({"search_backend": "annoy"}, "auto or torch or kdtree, got 'annoy'"),
+        ({"search_backend": "annoy"}, "auto or torch or kdtree or triton or faiss, got 'annoy'"),
         ({"mean_weight": -1}, "mean_weight"),
         ({"variance_weight": float("nan")}, "variance_weight"),
     ],

@@ -1,6 +1,7 @@
-"""Codebooks: K-means for latents of any distribution, a fixed grid for uniform ones."""
+"""Codebooks and how they are made."""
 
 from .kmeans import KMeansResult, fit_kmeans
+from .latent_chunks import LatentShards
 from .scalar_grid import ScalarGrid, levels_for_codebook_size
 
-__all__ = ["KMeansResult", "ScalarGrid", "fit_kmeans", "levels_for_codebook_size"]
+__all__ = ["KMeansResult", "LatentShards", "ScalarGrid", "fit_kmeans", "levels_for_codebook_size"]

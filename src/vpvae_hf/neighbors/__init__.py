@@ -1,6 +1,8 @@
-"""Exact nearest-neighbour search over a few thousand to a few million low-dimensional points."""
+"""Nearest-neighbour search over a few thousand to a few million low-dimensional points."""
 
-from .index import BACKENDS, NeighborIndex, build_index
+from .base import NeighborIndex
+from .index import BACKENDS, build_index
+from .kdtree import in_tree_order
 from .nearest import nearest_point
 
-__all__ = ["BACKENDS", "NeighborIndex", "build_index", "nearest_point"]
+__all__ = ["BACKENDS", "NeighborIndex", "build_index", "in_tree_order", "nearest_point"]

@@ -49,6 +49,25 @@ class LatentQueue:
             return self._storage[: self._size].clone()
         return self._storage.roll(-self._next, dims=0)
 
+    def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """Different latents drawn at random, [count, d]: one from each of `count` equal stretches of its age.
+
+        Costs as much as the draw is long, however long the queue.
+
+        Args:
+            device: where the queue moves, the result lies, and the generator is.
+
+        Raises:
+            ValueError: more than the queue holds.
+        """
+        if not 1 <= count <= self._size:
+            raise ValueError(f"cannot draw {count} of {self._size} latents; push more first")
+        self._storage = self._storage.to(device)
+        ends = torch.arange(count + 1, device=device) * self._size // count
+        part = torch.rand(count, device=device, generator=generator)
+        oldest = self._next if self._size == self.capacity else 0
+        return self._storage[(oldest + ends[:-1] + (part * ends.diff()).long()) % self.capacity]
+
     def resize(self, capacity: int) -> None:
         """Change the capacity; when it shrinks, the newest latents stay."""
         self._refill(self.latents(), capacity, self.pushed)

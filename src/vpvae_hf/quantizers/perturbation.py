@@ -79,24 +79,19 @@ def metropolis(
     return torch.where(accepted[:, None], proposed, latents), accepted
 
 
-def resampled(
-    latents: Tensor, queue: Tensor, codebook_size: int, *, share: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Move each latent a share of the way to the nearest of K latents drawn from the queue.
+def resampled(latents: Tensor, codebook: Tensor, share: float) -> Tensor:
+    """Move each latent a share of the way to the nearest of K latents that were drawn from the queue.
 
     The draws have the latents' own density and make cells of mass 1/K, so directions and lengths are those of a
     quantization with K codes.
 
     Args:
         latents: [N, d], detached.
-        queue: [S, d], S at least K.
-        codebook_size: K.
+        codebook: [K, d], the draw.
         share: s in (0, 1]; a random codebook errs more than a fitted one, so its share is below 1.
 
     Returns:
         Perturbed latents [N, d].
     """
-    draw = torch.randperm(len(queue), device=queue.device, generator=generator)[:codebook_size]
-    codebook = queue[draw]
     _, nearest = nearest_point(latents, codebook)
     return latents + share * (codebook[nearest] - latents)

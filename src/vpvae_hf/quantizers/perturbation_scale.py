@@ -58,7 +58,7 @@ class PerturbationScale:
             displacement_ms: mean square displacement that a factor causes; asked where the factor must be found anew.
         """
         order = torch.randperm(len(queue), generator=torch.Generator("cpu").manual_seed(pushed), device="cpu")
-        held_out, fitted = queue.cpu()[order].tensor_split([len(queue) // _HELD_OUT_PART])
+        held_out, fitted = queue[order.to(queue.device)].tensor_split([len(queue) // _HELD_OUT_PART])
         distinct = len(torch.unique(fitted, dim=0))
         codebook = fit_kmeans(fitted, min(codebook_size, distinct), max_iterations=_MEASURING_ITERATIONS).centroids
         errors, _ = nearest_point(held_out, codebook)

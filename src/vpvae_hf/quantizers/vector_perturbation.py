@@ -42,7 +42,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents a code;
             until then all of them do.
         index_refresh: share of the queue that may change before its search index is rebuilt.
-        search_backend: search used by "metropolis": "auto", "kdtree" or "torch".
+        search_backend: search used by "metropolis" and "always_accept": "auto" (the fastest exact one) or a name in
+            `vpvae_hf.neighbors.BACKENDS`, see `build_index`.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
         fitted: whether the codebook has been fitted; set by `fit_codebook`.
 
@@ -204,8 +205,8 @@ class VectorPerturbation(Quantizer):
                 lambda eta: self._trial_displacement_ms(latents, eta),
             )
         if config.perturbation == "resampled":
-            queue = self.queue.latents().to(latents.device)
-            perturbed = resampled(latents, queue, config.codebook_size, share=self.scale.value, generator=generator)
+            codebook = self.queue.draw(config.codebook_size, latents.device, generator)
+            perturbed = resampled(latents, codebook, self.scale.value)
             return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         return self._metropolis(latents, self.scale.value, generator)
 

@@ -4,14 +4,17 @@ Shapes: N latents, K codes, d dimensions.
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.evaluation import code_usage
 from vpvae_hf.neighbors import nearest_point
@@ -51,7 +54,9 @@ def fit_codebook(
     codebook_size: int | None = None,
     *,
     latents_per_code: int = 256,
+    seeding: Literal["rounds", "k-means++"] = "rounds",
     seed: int = 0,
+    across_ranks: bool = False,
     progress: bool = True,
 ) -> CodebookFit:
     """Encode a fresh pass over data, cluster the latents, and install the codebook in the model and its config.
@@ -65,7 +70,10 @@ def fit_codebook(
         batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values".
         codebook_size: K; by default that of the quantizer's config.
         latents_per_code: how many latents to fit to; below 256 codes overfit, and a warning says so.
-        seed: of the k-means++ seeding.
+        seeding: of K-means, see `fit_kmeans`.
+        seed: of K-means.
+        across_ranks: in a distributed job, fit to the latents of all ranks together. Every rank must make this call,
+            each with its own model of equal weights and its own part of the data; all end with the same codebook.
         progress: show bars on stderr.
 
     Raises:
@@ -80,21 +88,28 @@ def fit_codebook(
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
     if codebook_size < 2:
         raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
-    latents = _collect(model, batches, round(codebook_size * latents_per_code / (1 - _HELD_OUT_SHARE)), progress)
-    held_out_count = min(round(len(latents) * _HELD_OUT_SHARE), max(0, len(latents) - codebook_size))
+    ranks = distributed.world_size() if across_ranks else 1
+    wanted = round(codebook_size * latents_per_code / (1 - _HELD_OUT_SHARE) / ranks)
+    latents = _collect(model, batches, wanted, progress)
+    held_out_count = round(len(latents) * _HELD_OUT_SHARE)
+    held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(codebook_size / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
-    if len(fitted) < 256 * codebook_size:
+    counts = torch.tensor([len(fitted), len(held_out)])
+    fitted_count, held_out_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
+    if fitted_count < 256 * codebook_size:
         warnings.warn(
-            f"fitting {codebook_size} codes to {len(fitted)} latents, {len(fitted) / codebook_size:.0f} a code; "
+            f"fitting {codebook_size} codes to {fitted_count} latents, {fitted_count / codebook_size:.0f} a code; "
             "below 256 a code the codebook overfits, give more data if there is more",
             stacklevel=2,
         )
-    result = fit_kmeans(fitted, codebook_size, seed=seed, progress=progress)
+    result = fit_kmeans(fitted, codebook_size, seeding=seeding, seed=seed, across_ranks=across_ranks, progress=progress)
     errors, codes = nearest_point(held_out, result.centroids)
+    if across_ranks:
+        errors, codes = distributed.rows_of_all_ranks(errors), distributed.rows_of_all_ranks(codes)
     model.set_codebook(result.centroids)
     fit = CodebookFit(
         codebook_size=codebook_size,
-        fitted_latents=len(fitted),
+        fitted_latents=fitted_count,
         held_out_latents=held_out_count,
         distortion=result.distortion,
         held_out_distortion=float(errors.square().mean()) if held_out_count else float("nan"),
@@ -106,7 +121,7 @@ def fit_codebook(
 
 
 def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
-    """[N, d] latents on the CPU, at most `wanted`."""
+    """[N, d] latents on the model's device, at most `wanted`."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -115,7 +130,7 @@ def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
     try:
         with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=not progress) as bar:
             for batch in batches:
-                found.append(model.latent_vectors(_inputs(batch).to(device)).cpu())
+                found.append(model.latent_vectors(_inputs(batch).to(device)))
                 count += len(found[-1])
                 bar.update(len(found[-1]))
                 if count >= wanted:

@@ -1,0 +1,88 @@
+"""K-means, at equal iterations, with the distortion on latents that it has not seen."""
+
+import torch
+from measuring import DIMENSIONS, Table
+
+from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.neighbors import nearest_point
+
+_ITERATIONS = 10
+# At most as many latents as K = 16384 has in its queue.
+_MOST_LATENTS = 1_310_720
+# Above this the straightforward way and scikit-learn's take more than an hour.
+_MOST_CODES_OF_SLOW_WAYS = 1024
+
+
+def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
+    table = Table(
+        "K-means",
+        f"{_ITERATIONS} iterations over 256 latents a code (1,310,720 at most), standard normal; distortion on 100,000 "
+        f"others. Sequential k-means++ and scikit-learn are left out above K={_MOST_CODES_OF_SLOW_WAYS}.",
+    )
+    for size in sizes:
+        dim = DIMENSIONS[size]
+        generator = torch.Generator(device).manual_seed(0)
+        latents = torch.randn(min(256 * size, _MOST_LATENTS), dim, generator=generator, device=device)
+        held_out = torch.randn(100_000, dim, generator=generator, device=device)
+
+        def remarks(way: str, centroids: torch.Tensor, held_out: torch.Tensor = held_out) -> str:
+            errors, _ = nearest_point(held_out, centroids.to(held_out.device))
+            return f"held-out distortion {float(errors.double().square().mean()):.5f}"
+
+        ways = {
+            "ours": lambda latents=latents, size=size: _ours(latents, size, "rounds"),
+            "faiss.Kmeans": lambda latents=latents, size=size: _faiss(latents, size),
+        }
+        if size <= _MOST_CODES_OF_SLOW_WAYS:
+            ways |= {
+                "ours, seeded by k-means++": lambda latents=latents, size=size: _ours(latents, size, "k-means++"),
+                "torch, sequential k-means++ and GEMM": lambda latents=latents, size=size: _straightforward(
+                    latents, size
+                ),
+                "scikit-learn MiniBatchKMeans": lambda latents=latents, size=size: _mini_batches(latents, size),
+            }
+        table.add(size, ways, rounds, remarks=remarks)
+    return [table]
+
+
+def _ours(latents: torch.Tensor, size: int, seeding: str) -> torch.Tensor:
+    return fit_kmeans(latents, size, max_iterations=_ITERATIONS, tolerance=0, seeding=seeding).centroids
+
+
+def _faiss(latents: torch.Tensor, size: int) -> torch.Tensor:
+    import faiss
+
+    kmeans = faiss.Kmeans(latents.shape[1], size, niter=_ITERATIONS, max_points_per_centroid=len(latents))
+    kmeans.train(latents.cpu().numpy())
+    return torch.from_numpy(kmeans.centroids)
+
+
+def _straightforward(latents: torch.Tensor, size: int) -> torch.Tensor:
+    """What one would write first: one seed after the other, then the whole distance matrix by matrix products."""
+    generator = torch.Generator(latents.device).manual_seed(0)
+    centroids = latents[:1]
+    squares = (latents - centroids).square().sum(dim=1)
+    for _ in range(size - 1):
+        new = latents[torch.multinomial(squares, 1, generator=generator)]
+        squares = torch.minimum(squares, (latents - new).square().sum(dim=1))
+        centroids = torch.cat([centroids, new])
+    for _ in range(_ITERATIONS):
+        codes = torch.cat([_by_products(block, centroids) for block in latents.split(1 << 14)])
+        sums = torch.zeros_like(centroids).index_add_(0, codes, latents)
+        counts = torch.bincount(codes, minlength=size).unsqueeze(1)
+        centroids = torch.where(counts > 0, sums / counts.clamp_min(1), centroids)
+    return centroids
+
+
+def _by_products(latents: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    return (centroids.square().sum(dim=1) - 2 * latents @ centroids.T).argmin(dim=1)
+
+
+def _mini_batches(latents: torch.Tensor, size: int) -> torch.Tensor:
+    from sklearn.cluster import MiniBatchKMeans
+
+    # One pass of mini-batches updates the centroids as often as there are batches, so passes stand for iterations.
+    kmeans = MiniBatchKMeans(
+        size, batch_size=4 * size, max_iter=_ITERATIONS, n_init=1, max_no_improvement=None, random_state=0
+    )
+    return torch.from_numpy(kmeans.fit(latents.cpu().numpy()).cluster_centers_).float()

@@ -1,0 +1,156 @@
+"""Times of several ways to do one thing, taken in turn in one process, and the tables they make."""
+
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+# A way that has taken this long in all is not run again.
+_ENOUGH_S = 60.0
+# The paper's codebook sizes with the dimensions that go with them.
+DIMENSIONS = {256: 3, 1024: 4, 4096: 5, 16384: 5}
+# Tokens of eight images of 256 pixels at factor 8.
+TOKENS = 8192
+
+
+@dataclass
+class Row:
+    """One way of one comparison at one codebook size."""
+
+    codebook_size: int
+    dim: int
+    way: str
+    seconds: float
+    runs: int
+    remark: str
+    times_ours: float = math.nan  # how many times as long as the first way of the same codebook size
+
+
+@dataclass
+class Table:
+    """A comparison: what is compared, and its rows."""
+
+    title: str
+    explanation: str
+    rows: list[Row] = field(default_factory=list)
+
+    def add(
+        self,
+        codebook_size: int,
+        ways: dict[str, Callable[[], object]],
+        rounds: int,
+        *,
+        scales: dict[str, float] | None = None,
+        extra: dict[str, float] | None = None,
+        remarks: Callable[[str, object], str] = lambda way, result: "",
+    ) -> None:
+        """Time the ways in turn, `rounds` times; the first is the one that the others are held to.
+
+        Args:
+            ways: functions by name.
+            scales: what to multiply a way's time by, where it did only a part of the work.
+            extra: seconds to add to a way's time, for work that is done only now and then.
+            remarks: makes a remark of a way's name and what its function returned last.
+        """
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        results: dict[str, object] = {}
+        for _ in range(rounds):
+            for way, run in ways.items():
+                if sum(times[way]) < _ENOUGH_S:
+                    seconds, results[way] = timed(run)
+                    times[way].append(seconds)
+        first = None
+        for way, taken in times.items():
+            seconds = statistics.median(taken) * (scales or {}).get(way, 1.0) + (extra or {}).get(way, 0.0)
+            first = seconds if first is None else first
+            row = Row(codebook_size, DIMENSIONS[codebook_size], way, seconds, len(taken), remarks(way, results[way]))
+            row.times_ours = seconds / first
+            self.rows.append(row)
+            tqdm.write(f"{self.title}: K={codebook_size} {way}: {seconds:.4g} s ({row.times_ours:.3g}) {row.remark}")
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", self.explanation, ""]
+        lines += ["| K | d | way | seconds | times the first | runs | remark |", "|---|---|---|---|---|---|---|"]
+        for row in self.rows:
+            lines.append(
+                f"| {row.codebook_size} | {row.dim} | {row.way} | {row.seconds:.4g} | {row.times_ours:.3g} "
+                f"| {row.runs} | {row.remark} |"
+            )
+        growth = [f"{way} {self.growth(way):.2f}" for way in dict.fromkeys(row.way for row in self.rows)]
+        if len({row.codebook_size for row in self.rows}) > 1:
+            lines += ["", "Seconds grow as K to the power of: " + ", ".join(g for g in growth if "nan" not in g) + "."]
+        return "\n".join(lines)
+
+    def growth(self, way: str) -> float:
+        """Exponent of K between the least and the greatest size that a way was run with."""
+        rows = [row for row in self.rows if row.way == way]
+        if len(rows) < 2:
+            return math.nan
+        return math.log(rows[-1].seconds / rows[0].seconds) / math.log(rows[-1].codebook_size / rows[0].codebook_size)
+
+
+def timed(run: Callable[[], object]) -> tuple[float, object]:
+    """Seconds that a function takes, its work on a GPU included, and what it returns."""
+    _finish()
+    started = time.perf_counter()
+    result = run()
+    _finish()
+    return time.perf_counter() - started, result
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> float:
+    """Greatest memory in bytes that a function takes beyond what is held when it starts. On a CPU: Linux only."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def write(tables: list[Table], folder: Path, device: torch.device) -> None:
+    """Write `<device>.md` and `<device>.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = _machine(device)
+    head = [
+        f"# Speed on {machine['device']}",
+        "",
+        "Made by `make bench`. " + ", ".join(f"{k} {v}" for k, v in machine.items()),
+    ]
+    body = "\n\n".join(["\n".join(head), *(table.markdown() for table in tables)])
+    (folder / f"{device.type}.md").write_text(body + "\n", encoding="utf-8")
+    content = {"machine": machine, "tables": [asdict(table) for table in tables]}
+    (folder / f"{device.type}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        models = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+        name = f"{torch.get_num_threads()} threads of {models[0] if models else platform.machine()}"
+    return {"device": name, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _status(name: str) -> int:
+    line = next(line for line in _lines("/proc/self/status") if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines() if Path(file).exists() else []
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,122 @@
+"""What a quantizer costs in a training step: alone, and within the step of a VQGAN."""
+
+import time
+
+import torch
+from measuring import DIMENSIONS, TOKENS, Table
+from torch import nn
+
+from vpvae_hf import AutoencoderVP, build_quantizer
+from vpvae_hf.codebook import levels_for_codebook_size
+from vpvae_hf.quantizers import QuantizerOutput
+from vpvae_hf.training.step import training_step
+
+_MODEL_CODES = 1024
+
+
+def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
+    return [_quantizers(sizes, rounds, device), _steps(rounds, device)]
+
+
+def _quantizers(sizes: list[int], rounds: int, device: torch.device) -> Table:
+    table = Table(
+        "Quantizers in training",
+        f"Forward and backward of the quantizer alone, {TOKENS} standard normal latents, the queue full. The VP rows "
+        "contain their share of the index and of the measurement of the quantization error, which are made anew now "
+        "and then.",
+    )
+    for size in sizes:
+        dim = DIMENSIONS[size]
+        generator = torch.Generator(device).manual_seed(0)
+        latents = torch.randn(TOKENS, dim, generator=generator, device=device, requires_grad=True)
+        ways, extra = {}, {}
+        for name, quantizer in _all(size, device).items():
+            extra[name] = _occasional(quantizer, latents) if name.startswith("VP") else 0.0
+            ways[name] = lambda quantizer=quantizer, latents=latents: _forward_backward(quantizer, latents)
+        table.add(size, ways, max(rounds, 5), extra=extra)
+    return table
+
+
+def _steps(rounds: int, device: torch.device) -> Table:
+    images = 8 if device.type == "cuda" else 1
+    table = Table(
+        "Training step",
+        f"A whole step, Adam included, of one VQGAN (factor 8, 128 to 512 channels) with each quantizer in turn: "
+        f"{images} image(s) of 256 pixels, L1, K={_MODEL_CODES}, the queue full, occasional work shared out as above.",
+    )
+    torch.manual_seed(0)
+    model = AutoencoderVP(quantizer={"kind": "vp", "codebook_size": _MODEL_CODES, "latent_dim": 4}).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    generator = torch.Generator(device).manual_seed(0)
+    pixels = torch.rand(images, 3, 256, 256, generator=generator, device=device) * 2 - 1
+    latents = torch.randn(images * 1024, 4, generator=generator, device=device)
+
+    def step(quantizer: nn.Module) -> None:
+        model.quantize = quantizer
+        training_step(model, pixels, optimizer, {"l1": 1.0}, 1.0)
+
+    quantizers = {name: q for name, q in _all(_MODEL_CODES, device).items() if "FSP of" not in name}
+    quantizers = {"FSP": quantizers.pop("FSP"), **quantizers}
+    extra = {name: _occasional(q, latents) if name.startswith("VP") else 0.0 for name, q in quantizers.items()}
+    step(quantizers["FSP"])  # the optimizer's state is made in the first step
+    table.add(_MODEL_CODES, {name: lambda q=q: step(q) for name, q in quantizers.items()}, max(rounds, 5), extra=extra)
+    return table
+
+
+def _all(size: int, device: torch.device) -> dict[str, nn.Module]:
+    dim = DIMENSIONS[size]
+    levels = list(levels_for_codebook_size(size, dim))
+    quantizers: dict[str, nn.Module] = {"FSP": build_quantizer({"kind": "fsp", "levels": levels})}
+    for perturbation in ("metropolis", "resampled"):
+        vp = {"kind": "vp", "codebook_size": size, "latent_dim": dim, "perturbation": perturbation}
+        quantizers[f"VP, {perturbation}"] = build_quantizer(vp)
+        quantizers[f"VP, {perturbation}"].queue.push(
+            torch.randn(16 * dim * size, dim, generator=torch.Generator(device).manual_seed(1), device=device)
+        )
+    quantizers |= {
+        "FSP of vector-quantize-pytorch": _Other("FSP", levels),
+        "FSQ of vector-quantize-pytorch": _Other("FSQ", levels),
+    }
+    return {name: quantizer.to(device).train() for name, quantizer in quantizers.items()}
+
+
+class _Other(nn.Module):
+    """A quantizer of vector-quantize-pytorch in the place of ours."""
+
+    def __init__(self, name: str, levels: list[int]):
+        super().__init__()
+        import vector_quantize_pytorch
+
+        self.quantizer = getattr(vector_quantize_pytorch, name)(levels)
+
+    def forward(self, features: torch.Tensor) -> QuantizerOutput:
+        flat = features.float().reshape(1, -1, features.shape[-1])
+        latents, codes, *rest = self.quantizer(flat)
+        loss = rest[0] if rest else features.new_zeros(())
+        return QuantizerOutput(latents=latents.view_as(features), codes=codes, loss=loss, metrics={})
+
+
+def _forward_backward(quantizer: nn.Module, latents: torch.Tensor) -> None:
+    output = quantizer(latents)
+    (output.latents.square().mean() + output.loss).backward()
+
+
+def _occasional(quantizer: nn.Module, latents: torch.Tensor) -> float:
+    """Seconds a step for the index and for measuring the error: what they take, divided by the steps between them."""
+    quantizer(latents.detach())  # makes both for the first time
+    pushed = quantizer.queue.pushed
+    quantizer(latents.detach())
+    pushed = quantizer.queue.pushed - pushed
+    config, held = quantizer.config, len(quantizer.queue)
+    seconds = _seconds(quantizer.scale.measure, quantizer.queue.latents(), config.codebook_size, 0, lambda eta: 1.0)
+    share = seconds * pushed / (held / 2)
+    if config.perturbation == "metropolis":
+        quantizer._index = None
+        share += _seconds(quantizer._current_index, latents.device) * pushed / (config.index_refresh * held)
+    return share
+
+
+def _seconds(run, *arguments) -> float:
+    started = time.perf_counter()
+    run(*arguments)
+    return time.perf_counter() - started

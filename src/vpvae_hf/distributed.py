@@ -1,0 +1,68 @@
+"""What the ranks of a distributed job have to agree on. A process alone is a job of one rank.
+
+Asked live: a job may be initialized after this module was imported.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """This process' number, from 0."""
+    return dist.get_rank() if _initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes the job has."""
+    return dist.get_world_size() if _initialized() else 1
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum of every rank's tensor of one shape, on every rank."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """The elementwise maximum of every rank's tensor of one shape, on every rank."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def rows_of_all_ranks(rows: Tensor) -> Tensor:
+    """Every rank's rows [n, ...], one rank after the other, on every rank; n may differ."""
+    if world_size() == 1:
+        return rows
+    counts = torch.zeros(world_size(), dtype=torch.long)
+    counts[rank()] = len(rows)
+    counts = sum_over_ranks(counts)
+    sent = _sendable(rows.new_zeros(int(counts.max()), *rows.shape[1:]))
+    sent[: len(rows)] = rows
+    received = [torch.empty_like(sent) for _ in counts]
+    dist.all_gather(received, sent)
+    return torch.cat([part[:count] for part, count in zip(received, counts.tolist(), strict=True)]).to(rows.device)
+
+
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """The first rank's tensor, on every rank; the others give one of its shape and type."""
+    if world_size() == 1:
+        return tensor
+    sent = _sendable(tensor.clone())
+    dist.broadcast(sent, src=0)
+    return sent.to(tensor.device)
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _reduced(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
+    if world_size() == 1:
+        return tensor
+    sent = _sendable(tensor.clone())
+    dist.all_reduce(sent, op=operation)
+    return sent.to(tensor.device)
+
+
+def _sendable(tensor: Tensor) -> Tensor:
+    # NCCL alone sends nothing that lies in main memory.
+    return tensor.cuda() if dist.get_backend() == "nccl" else tensor

@@ -1,0 +1,50 @@
+"""Approximate search by faiss' inverted lists."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .base import NeighborIndex
+
+_TRAINING_POINTS_PER_LIST = 64
+
+
+class FaissIndex(NeighborIndex):
+    """An inverted file (IVF) on the CPU: approximate. Distances are never too small, since neighbours are only missed.
+
+    It cuts the points into sqrt(S) cells and looks into the max(8, 4 (d - 2)) of them nearest to the query. Mean error
+    of D_M with normal points and the default queue at K=1024: 0.1% in 4 dimensions (5% at most), 0.8% in 16 (4% at
+    most). Below 10 dimensions the k-d tree is about as fast, and exact.
+    """
+
+    def __init__(self, points: Tensor):
+        super().__init__(points)
+        import faiss  # takes a second to load, and only this backend needs it
+
+        dim = self.points.shape[1]
+        here = self.points.cpu()
+        # faiss compares |x|^2 - 2xy + |y|^2, which loses digits far from the origin.
+        self._center = here.double().mean(dim=0).float()
+        vectors = (here - self._center).contiguous().numpy()
+        self._lists = max(1, int(len(vectors) ** 0.5))
+        self._index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, self._lists)
+        self._index.cp.niter = 5
+        self._index.cp.min_points_per_centroid = 1
+        self._index.cp.max_points_per_centroid = _TRAINING_POINTS_PER_LIST
+        self._index.train(vectors)
+        self._index.add(vectors)
+
+    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+        vectors = (queries.cpu() - self._center).contiguous().numpy()
+        columns = np.array(ranks) - 1
+        found = np.empty((len(vectors), len(ranks)), dtype=np.float32)
+        pending = np.arange(len(vectors))
+        self._index.nprobe = min(self._lists, max(8, 4 * (vectors.shape[1] - 2)))
+        while len(pending):
+            squares, ids = self._index.search(vectors[pending], max(ranks))
+            found[pending] = np.where(ids[:, columns] < 0, np.inf, np.sqrt(np.maximum(squares[:, columns], 0)))
+            if self._index.nprobe == self._lists:
+                break  # what is still missing is so far that its square overflows
+            pending = pending[ids[:, -1] < 0]  # the lists looked into held fewer points
+            self._index.nprobe = min(self._lists, 4 * self._index.nprobe)
+        return torch.from_numpy(found).to(queries.device)

@@ -1,0 +1,126 @@
+"""Exact search on CUDA, by fused kernels.
+
+Shapes: S points, N queries, d dimensions.
+"""
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from .base import NeighborIndex
+from .brute_force import TorchIndex, query_blocks
+from .kd_leaves import kd_leaves
+
+# Candidates that one program holds while it searches. More would spill its registers; the default queue needs
+# 512 of them at d = 4 and 1024 at d = 16.
+_LEAST_CAPACITY, _MOST_CAPACITY = 512, 4096
+_LEAF_SIZE = 128
+_LEAVES_AT_ONCE = 64
+# Larger tiles spill registers at d = 16.
+_QUERY_TILE, _POINT_TILE = 16, 64
+# Fused multiply-adds round differently from what the CPU computes, and a code must not depend on the device.
+_OPTIONS = {"enable_fp_fusion": False}
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether kernels can run on tensors of a device: on CUDA, and in triton's interpreter on any."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return has_triton() and (device.type == "cuda" or interpreted)
+
+
+class TritonIndex(NeighborIndex):
+    """Points in k-d order, of which one program a query visits only leaves that can hold a nearer point: exact.
+
+    Ranks above 1024 are searched by `TorchIndex`.
+
+    Raises:
+        ValueError: points on another device than CUDA, or triton is not installed.
+    """
+
+    def __init__(self, points: Tensor):
+        super().__init__(points)
+        if not runs_kernels(self.points.device):
+            missing = "triton is not installed" if not has_triton() else f"the points are on {self.points.device}"
+            raise ValueError(
+                f'the "triton" search needs triton and points on a CUDA device, but {missing}; '
+                'use "kdtree" on a CPU, "torch" elsewhere, or "auto"'
+            )
+        self._leaves = kd_leaves(self.points, _LEAF_SIZE)
+
+    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+        ascending = sorted(set(ranks))
+        capacity = max(_LEAST_CAPACITY, 4 << (ascending[-1] - 1).bit_length())
+        if capacity > _MOST_CAPACITY:
+            return TorchIndex(self.points)._distances(queries, ranks)
+        columns = [ascending.index(rank) for rank in ranks]
+        if not len(queries):
+            return queries.new_empty(0, len(ranks))
+        blocks = query_blocks(queries.to(self.points.device), capacity)
+        squares = torch.cat([self._squares(block.contiguous(), ascending, capacity) for block in blocks])
+        return squares[:, columns].sqrt().to(queries.device)
+
+    def _squares(self, queries: Tensor, ranks: list[int], capacity: int) -> Tensor:
+        """[N, R] squared distances, for ascending ranks."""
+        from .triton_kernels import ranked_kernel
+
+        leaves = self._leaves
+        # Twice as many points as are wanted give a bound that few other leaves lie within.
+        first_leaves = 1 << (-(-2 * ranks[-1] // leaves.leaf_size) - 1).bit_length()
+        squares = queries.new_empty(len(queries), len(ranks))
+        with torch.cuda.device_of(queries):
+            ranked_kernel[(len(queries),)](
+                queries,
+                leaves.points,
+                leaves.lower,
+                leaves.upper,
+                torch.tensor(ranks, dtype=torch.int32, device=queries.device),
+                squares,
+                queries.new_empty(len(queries), capacity),
+                leaves.leaf_count,
+                leaves.leaf_size,
+                first_leaves,
+                DIM=queries.shape[1],
+                RANKS=len(ranks),
+                CAPACITY=capacity,
+                PLACES=_LEAF_SIZE,
+                LEAVES=_LEAVES_AT_ONCE,
+                num_warps=max(1, capacity // 512),
+                **_OPTIONS,
+            )
+        return squares
+
+
+def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest of the points [K, d] to each query [N, d]: distances [N] float32 and indices [N] int64.
+
+    Of equally near points the first. Memory beside the result: a copy of the points.
+    """
+    squares = torch.empty(len(queries), dtype=torch.float32, device=queries.device)
+    indices = torch.empty(len(queries), dtype=torch.int32, device=queries.device)
+    if not len(queries):
+        return squares, indices.long()
+    from .triton_kernels import nearest_kernel
+
+    with torch.cuda.device_of(queries):
+        nearest_kernel[(-(-len(queries) // _QUERY_TILE),)](
+            queries.contiguous(),
+            points.to(queries.device).T.contiguous(),
+            squares,
+            indices,
+            len(queries),
+            len(points),
+            DIM=queries.shape[1],
+            QUERIES=_QUERY_TILE,
+            POINTS=_POINT_TILE,
+            **_OPTIONS,
+        )
+    return squares.sqrt(), indices.long()

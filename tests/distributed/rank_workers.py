@@ -1,0 +1,70 @@
+"""What each rank of the tests of distributed jobs runs, in a process of its own."""
+
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from vpvae_hf import AutoencoderVP, fit_codebook
+from vpvae_hf.codebook import fit_kmeans
+
+
+def latents(count: int, dim: int = 3) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(0))
+
+
+def part_of_rank(rows: torch.Tensor, rank: int) -> torch.Tensor:
+    """Uneven parts: three tenths and seven tenths."""
+    first = len(rows) * 3 // 10
+    return rows[:first] if rank == 0 else rows[first:]
+
+
+def tiny_model() -> AutoencoderVP:
+    torch.manual_seed(0)
+    return AutoencoderVP(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+        quantizer={"kind": "vp", "codebook_size": 16, "latent_dim": 2},
+    )
+
+
+def images(rank: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(4)]
+
+
+def error_of(*arguments, **settings) -> str:
+    try:
+        fit_kmeans(*arguments, across_ranks=True, **settings)
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def run(rank: int, ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    found = {
+        "sampled": fit_kmeans(part_of_rank(latents(6000), rank), 40, across_ranks=True),
+        "whole": fit_kmeans(part_of_rank(latents(1500), rank), 64, across_ranks=True),
+        "generator": fit_kmeans(iter(part_of_rank(latents(1500), rank).split(100)), 64, across_ranks=True),
+        "alone": fit_kmeans(latents(200) + rank, 8),
+        "distinct values": fit_kmeans(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 10, across_ranks=True),
+        "too few distinct": error_of(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 11),
+        "NaN": error_of(torch.where(torch.tensor(rank == 1), torch.nan, latents(300)), 8),
+        "none": error_of(latents(300)[: 300 * (1 - rank)], 8),
+        "other dimension": error_of(latents(300, 3 + rank), 8),
+        "no matrix": error_of(latents(300) if rank else latents(300)[None], 8),
+    }
+    model = tiny_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few latents a code, on purpose
+        found["fit"] = fit_codebook(model, images(rank), across_ranks=True, progress=False)
+    found["codebook"] = model.quantize.codebook
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,76 @@
+"""K-means over two real processes."""
+
+import math
+
+import pytest
+import rank_workers
+import torch
+
+from vpvae_hf.codebook import fit_kmeans
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What each of two ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(rank_workers.run, args=(2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", ["sampled", "whole", "generator", "distinct values"])
+def test_every_rank_has_the_same_centroids_to_the_bit(ranks, case):
+    first, second = (found[case] for found in ranks)
+    assert torch.equal(first.centroids, second.centroids)
+    assert (first.distortion, first.iterations) == (second.distortion, second.iterations)
+
+
+@pytest.mark.parametrize("case", ["whole", "generator"])
+def test_two_ranks_find_what_one_process_finds_to_the_bit(ranks, case):
+    """The seeds' sample holds all latents here, so only the sums are spread over ranks."""
+    together = fit_kmeans(rank_workers.latents(1500), 64)
+    assert torch.equal(ranks[0][case].centroids, together.centroids)
+    assert ranks[0][case].distortion == pytest.approx(together.distortion, rel=1e-12)
+
+
+def test_a_sample_of_both_ranks_is_as_good_as_one_of_one(ranks):
+    together = fit_kmeans(rank_workers.latents(6000), 40)
+    assert ranks[0]["sampled"].distortion == pytest.approx(together.distortion, rel=0.03)
+
+
+def test_without_across_ranks_each_rank_is_on_its_own(ranks):
+    first, second = (found["alone"].centroids for found in ranks)
+    torch.testing.assert_close(second, first + 1)
+
+
+def test_values_of_both_ranks_are_codes(ranks):
+    assert torch.equal(ranks[0]["distinct values"].centroids.unique(dim=0), rank_workers.latents(10).unique(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("case", "messages"),
+    [
+        ("too few distinct", ["number of distinct latents, 10 of 4000"] * 2),
+        ("NaN", ["300 of 600 latents are NaN or infinite"] * 2),
+        ("none", ["the latents of another rank are missing", "there are no latents on this rank"]),
+        ("other dimension", ["one dimension d on all ranks, got 3 to 4"] * 2),
+        ("no matrix", [r"latents must be [N, d], got shape (1, 300, 3)", "the latents of another rank are missing"]),
+    ],
+)
+def test_an_error_on_one_rank_is_raised_on_both(ranks, case, messages):
+    for found, message in zip(ranks, messages, strict=True):
+        assert message in found[case]
+
+
+def test_fit_codebook_gives_every_rank_the_same_codebook_and_figures(ranks):
+    assert torch.equal(ranks[0]["codebook"], ranks[1]["codebook"])
+    assert ranks[0]["fit"] == ranks[1]["fit"]
+    fit = ranks[0]["fit"]
+    tokens = 2 * 4 * 4 * 64
+    assert fit.fitted_latents + fit.held_out_latents == tokens
+    assert fit.held_out_latents == pytest.approx(tokens / 10, abs=2)
+    assert fit.held_out_distortion > 0
+    assert not math.isnan(fit.held_out_usage)
+    model = rank_workers.tiny_model().eval()
+    latents = torch.cat([model.latent_vectors(batch) for rank in (0, 1) for batch in rank_workers.images(rank)])
+    distance = (latents[:, None] - ranks[0]["codebook"][None]).square().sum(dim=2).min(dim=1).values
+    assert float(distance.mean()) == pytest.approx(fit.distortion, rel=0.1)
