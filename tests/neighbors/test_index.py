@@ -15,6 +15,7 @@ from point_sets import (
 from vpvae_hf.neighbors import build_index
 from vpvae_hf.neighbors.brute_force import TorchIndex
 from vpvae_hf.neighbors.kdtree import KDTreeIndex
+from vpvae_hf.neighbors.triton_search import TritonIndex
 
 RANKS = (1, 8, 64)
 
@@ -67,8 +68,16 @@ def test_columns_follow_the_order_of_the_ranks(exact, ranks):
 
 @pytest.mark.parametrize("rank", [1024, 1025])
 def test_great_ranks(exact, rank):
-    """The kernel holds 1024 at most, and leaves greater ranks to the reference."""
     assert_equals_brute_force(exact, normal(3000, 4), affordable(normal(10, 4, seed=1), exact)[:2], (rank, 8))
+
+
+@needs_triton
+@pytest.mark.parametrize(("rank", "launches"), [(1024, 1), (1025, 0)])
+def test_kernel_leaves_ranks_above_1024_to_the_reference(rank, launches, monkeypatch):
+    launched = []
+    monkeypatch.setattr(TritonIndex, "_squares", lambda _, queries, ranks, __: launched.append(ranks) or queries)
+    search(normal(1100, 1), "triton", normal(2, 1), (rank,))
+    assert len(launched) == launches
 
 
 def test_duplicate_points_lie_at_distance_zero(exact):

@@ -68,6 +68,12 @@ def test_boxes_do_not_overlap():
     assert torch.equal(apart, ~torch.eye(len(lower), dtype=torch.bool))
 
 
+def test_the_widest_dimension_is_split():
+    leaves = kd_leaves(normal(1024, 2) * torch.tensor([1.0, 100.0]), 128)
+    lower, upper = leaves.lower[1], leaves.upper[1]
+    assert (upper[:-1] < lower[1:]).all()
+
+
 @pytest.mark.parametrize("others", [0, 1, 500])
 def test_equal_points(others):
     points = torch.cat([normal(1, 4).expand(1000, 4), normal(others, 4, seed=1)])

@@ -13,7 +13,7 @@ class FaissIndex(NeighborIndex):
     """An inverted file (IVF) on the CPU: approximate. Distances are never too small, since neighbours are only missed.
 
     It cuts the points into sqrt(S) cells and looks into the max(8, 4 (d - 2)) of them nearest to the query. Mean error
-    of D_M with normal points and the default queue at K=1024: 0.1% in 4 dimensions (5% at most), 0.8% in 16 (4% at
+    of D_M with normal points and the default queue at K=1024: 0.1% in 4 dimensions (7% at most), 0.9% in 16 (4% at
     most). Below 10 dimensions the k-d tree is about as fast, and exact.
     """
 

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .base import NeighborIndex
@@ -37,13 +36,13 @@ def build_index(
         ValueError: unknown backend, one that cannot run here, or points that are not a non-empty finite matrix.
     """
     if backend == "auto":
-        backend = _fastest_exact(points.device, points.shape[-1])
+        backend = _fastest_exact(points)
     if backend not in BACKENDS:
         raise ValueError(f"unknown search backend {backend!r}; valid: auto, {', '.join(BACKENDS)}")
     return BACKENDS[backend](points)
 
 
-def _fastest_exact(device: torch.device, dim: int) -> str:
-    if device.type == "cpu":
-        return "kdtree" if dim <= _MOST_TREE_DIMENSIONS else "torch"
-    return "triton" if runs_kernels(device) else "torch"
+def _fastest_exact(points: Tensor) -> str:
+    if points.device.type == "cpu":
+        return "kdtree" if points.ndim == 2 and points.shape[1] <= _MOST_TREE_DIMENSIONS else "torch"
+    return "triton" if runs_kernels(points.device) else "torch"
