@@ -5,7 +5,7 @@ import torch
 from measuring import DIMENSIONS, TOKENS, Table
 from scipy.spatial import cKDTree
 
-from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.neighbors import NearestPoint, nearest_point
 
 _BATCHES = {"8 images": TOKENS, "32 images": 4 * TOKENS}
 
@@ -29,8 +29,15 @@ def _table(name: str, tokens: int, sizes: list[int], rounds: int, device: torch.
         def remarks(way: str, codes: torch.Tensor, truth: np.ndarray = truth) -> str:
             return f"{int((codes.cpu().numpy() != truth).sum())} codes differ"
 
+        # What a quantizer does: on a CPU it keeps the tree of its codebook.
+        search = (
+            NearestPoint(codebook) if device.type == "cpu" else lambda x, codebook=codebook: nearest_point(x, codebook)
+        )
         ways = {
-            "ours": lambda latents=latents, codebook=codebook: nearest_point(latents, codebook)[1],
+            "ours": lambda search=search, latents=latents: search(latents)[1],
+            "ours, codebook new each time": lambda latents=latents, codebook=codebook: nearest_point(latents, codebook)[
+                1
+            ],
             "torch, cdist + argmin, direct differences": lambda latents=latents, codebook=codebook: _by_matrix(
                 latents, codebook, "donot_use_mm_for_euclid_dist"
             ),

@@ -89,7 +89,7 @@ class _Other(nn.Module):
 
         self.quantizer = getattr(vector_quantize_pytorch, name)(levels)
 
-    def forward(self, features: torch.Tensor) -> QuantizerOutput:
+    def forward(self, features: torch.Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
         flat = features.float().reshape(1, -1, features.shape[-1])
         latents, codes, *rest = self.quantizer(flat)
         loss = rest[0] if rest else features.new_zeros(())

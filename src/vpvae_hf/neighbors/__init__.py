@@ -3,6 +3,6 @@
 from .base import NeighborIndex
 from .index import BACKENDS, build_index
 from .kdtree import in_tree_order
-from .nearest import nearest_point
+from .nearest import NearestPoint, nearest_point
 
-__all__ = ["BACKENDS", "NeighborIndex", "build_index", "in_tree_order", "nearest_point"]
+__all__ = ["BACKENDS", "NearestPoint", "NeighborIndex", "build_index", "in_tree_order", "nearest_point"]

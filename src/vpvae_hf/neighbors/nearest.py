@@ -8,6 +8,42 @@ from .brute_force import direct_distances, query_blocks
 from .triton_search import nearest_point_fused, runs_kernels
 
 
+class NearestPoint:
+    """Points on a CPU that are searched many times: what `nearest_point` finds, with the tree built once.
+
+    Args:
+        points: [K, d], finite; copied.
+    """
+
+    def __init__(self, points: Tensor):
+        self.points = points.detach().to("cpu", torch.float32, copy=True).contiguous()
+        # Computes in float32 like the points, which takes half the time of a tree that computes in float64.
+        self._tree = KDTree(self.points.numpy(), leafsize=16)
+
+    def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Distances [N] float32 and indices [N] int64 of the nearest points to queries [N, d] on the CPU.
+
+        Raises:
+            ValueError: a query so far from all points that the square of its distance overflows.
+        """
+        queries = queries.detach().float().contiguous()
+        if not len(queries):
+            return torch.empty(0, dtype=torch.float32), torch.empty(0, dtype=torch.long)
+        squares, indices = self._tree.query(queries.numpy(), k=1, sqr_dists=True)
+        squares, indices = torch.from_numpy(squares), torch.from_numpy(indices.astype("int64"))
+        lost = indices >= len(self.points)  # the tree's mark for none found
+        if lost.any():
+            raise ValueError(
+                f"{int(lost.sum())} of {len(queries)} queries lie more than 1.8e19 from every point, and the square of "
+                "such a distance overflows float32; the model that made them has diverged"
+            )
+        return squares.sqrt_(), indices
+
+    def __reduce__(self):
+        # A tree cannot be pickled, but a model that holds one must be.
+        return NearestPoint, (self.points,)
+
+
 def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Find each query's nearest point by direct differences, never in a lower precision than float32.
 
@@ -24,27 +60,11 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: on a CPU, a query so far from all points that the square of its distance overflows.
     """
-    queries, points = queries.detach().float(), points.detach().float()
     if queries.device.type == "cpu":
-        return _by_tree(queries, points.cpu())
+        return NearestPoint(points)(queries)
+    queries, points = queries.detach().float(), points.detach().float()
     if runs_kernels(queries.device):
         return nearest_point_fused(queries, points)
     points = points.to(queries.device)
     nearest = [direct_distances(part, points).min(dim=1) for part in query_blocks(queries, len(points))]
     return torch.cat([n.values for n in nearest]), torch.cat([n.indices for n in nearest])
-
-
-def _by_tree(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    if not len(queries):
-        return queries.new_empty(0), queries.new_empty(0, dtype=torch.long)
-    # Computes in float32 like the points, which takes half the time of a tree that computes in float64.
-    tree = KDTree(points.contiguous().numpy(), leafsize=16)
-    squares, indices = tree.query(queries.contiguous().numpy(), k=1, sqr_dists=True)
-    squares, indices = torch.from_numpy(squares), torch.from_numpy(indices.astype("int64"))
-    lost = indices >= len(points)  # pykdtree gives 2^32 - 1 where it finds none, as for NaN
-    if lost.any():
-        raise ValueError(
-            f"{int(lost.sum())} of {len(queries)} queries lie more than 1.8e19 from every point, and the square of "
-            "such a distance overflows float32; the model that made them has diverged"
-        )
-    return squares.sqrt(), indices

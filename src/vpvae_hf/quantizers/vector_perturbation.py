@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vpvae_hf.neighbors import BACKENDS, NeighborIndex, build_index, nearest_point
+from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
 from .latent_queue import LatentQueue
@@ -124,6 +124,7 @@ class VectorPerturbation(Quantizer):
         self.training_state = _TrainingState(self)
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
+        self._search: NearestPoint | None = None
 
     @property
     def needs_fitting(self) -> bool:
@@ -158,7 +159,14 @@ class VectorPerturbation(Quantizer):
         )
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        _, codes = nearest_point(latents.reshape(-1, self.latent_dim), self.codebook)
+        flat = latents.reshape(-1, self.latent_dim)
+        if flat.device.type == "cpu":
+            # By content: other code may write into the buffer, and a comparison costs far less than a search.
+            if self._search is None or not torch.equal(self._search.points, self.codebook):
+                self._search = NearestPoint(self.codebook)
+            _, codes = self._search(flat)
+        else:
+            _, codes = nearest_point(flat, self.codebook)
         return codes.view(latents.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:
