@@ -9,7 +9,7 @@ from vpvae_hf.neighbors import nearest_point
 _ITERATIONS = 10
 # At most as many latents as K = 16384 has in its queue.
 _MOST_LATENTS = 1_310_720
-# Above this the straightforward way and scikit-learn's take more than an hour.
+# The straightforward way takes 25 seconds here, and sixteen times as long at four times as many.
 _MOST_CODES_OF_SLOW_WAYS = 1024
 
 

@@ -30,7 +30,7 @@ class Row:
     seconds: float
     runs: int
     remark: str
-    times_ours: float = math.nan  # how many times as long as the first way of the same codebook size
+    times_first: float = math.nan  # how many times as long as the first way of the same codebook size
 
 
 @dataclass
@@ -71,16 +71,16 @@ class Table:
             seconds = statistics.median(taken) * (scales or {}).get(way, 1.0) + (extra or {}).get(way, 0.0)
             first = seconds if first is None else first
             row = Row(codebook_size, DIMENSIONS[codebook_size], way, seconds, len(taken), remarks(way, results[way]))
-            row.times_ours = seconds / first
+            row.times_first = seconds / first
             self.rows.append(row)
-            tqdm.write(f"{self.title}: K={codebook_size} {way}: {seconds:.4g} s ({row.times_ours:.3g}) {row.remark}")
+            tqdm.write(f"{self.title}: K={codebook_size} {way}: {seconds:.4g} s ({row.times_first:.3g}) {row.remark}")
 
     def markdown(self) -> str:
         lines = [f"## {self.title}", "", self.explanation, ""]
         lines += ["| K | d | way | seconds | times the first | runs | remark |", "|---|---|---|---|---|---|---|"]
         for row in self.rows:
             lines.append(
-                f"| {row.codebook_size} | {row.dim} | {row.way} | {row.seconds:.4g} | {row.times_ours:.3g} "
+                f"| {row.codebook_size} | {row.dim} | {row.way} | {row.seconds:.4g} | {row.times_first:.3g} "
                 f"| {row.runs} | {row.remark} |"
             )
         growth = [f"{way} {self.growth(way):.2f}" for way in dict.fromkeys(row.way for row in self.rows)]
@@ -119,18 +119,25 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float:
 
 
 def write(tables: list[Table], folder: Path, device: torch.device) -> None:
-    """Write `<device>.md` and `<device>.json`."""
+    """Write `<device>.md` and `<device>.json`; tables of earlier runs on the same machine stay beside the new ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    machine = _machine(device)
-    head = [
-        f"# Speed on {machine['device']}",
-        "",
-        "Made by `make bench`. " + ", ".join(f"{k} {v}" for k, v in machine.items()),
-    ]
-    body = "\n\n".join(["\n".join(head), *(table.markdown() for table in tables)])
+    json_file, machine = folder / f"{device.type}.json", _machine(device)
+    earlier = json.loads(json_file.read_text(encoding="utf-8")) if json_file.exists() else {}
+    if earlier.get("machine") == machine:
+        new = {table.title for table in tables}
+        old = [_table(content) for content in earlier["tables"] if content["title"] not in new]
+        tables = sorted(old + tables, key=lambda table: table.title)
+    head = f"# Speed on {machine['device']}\n\nMade by `make bench`: " + ", ".join(
+        f"{k} {v}" for k, v in machine.items()
+    )
+    body = "\n\n".join([head + ".", *(table.markdown() for table in tables)])
     (folder / f"{device.type}.md").write_text(body + "\n", encoding="utf-8")
     content = {"machine": machine, "tables": [asdict(table) for table in tables]}
-    (folder / f"{device.type}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _table(content: dict) -> Table:
+    return Table(content["title"], content["explanation"], [Row(**row) for row in content["rows"]])
 
 
 def _machine(device: torch.device) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """What a quantizer costs in a training step: alone, and within the step of a VQGAN."""
 
-import time
+import copy
 
 import torch
-from measuring import DIMENSIONS, TOKENS, Table
+from measuring import DIMENSIONS, TOKENS, Table, timed
 from torch import nn
 
 from vpvae_hf import AutoencoderVP, build_quantizer
@@ -49,7 +49,7 @@ def _steps(rounds: int, device: torch.device) -> Table:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     generator = torch.Generator(device).manual_seed(0)
     pixels = torch.rand(images, 3, 256, 256, generator=generator, device=device) * 2 - 1
-    latents = torch.randn(images * 1024, 4, generator=generator, device=device)
+    latents = torch.randn(images * 1024, 4, generator=generator, device=device, requires_grad=True)
 
     def step(quantizer: nn.Module) -> None:
         model.quantize = quantizer
@@ -58,8 +58,15 @@ def _steps(rounds: int, device: torch.device) -> Table:
     quantizers = {name: q for name, q in _all(_MODEL_CODES, device).items() if "FSP of" not in name}
     quantizers = {"FSP": quantizers.pop("FSP"), **quantizers}
     extra = {name: _occasional(q, latents) if name.startswith("VP") else 0.0 for name, q in quantizers.items()}
+    alone = {name: timed(lambda q=q: _forward_backward(q, latents))[0] + extra[name] for name, q in quantizers.items()}
     step(quantizers["FSP"])  # the optimizer's state is made in the first step
-    table.add(_MODEL_CODES, {name: lambda q=q: step(q) for name, q in quantizers.items()}, max(rounds, 5), extra=extra)
+    table.add(
+        _MODEL_CODES,
+        {name: lambda q=q: step(q) for name, q in quantizers.items()},
+        max(rounds, 5),
+        extra=extra,
+        remarks=lambda name, _: f"{alone[name]:.2g} s of it in the quantizer",
+    )
     return table
 
 
@@ -108,15 +115,12 @@ def _occasional(quantizer: nn.Module, latents: torch.Tensor) -> float:
     quantizer(latents.detach())
     pushed = quantizer.queue.pushed - pushed
     config, held = quantizer.config, len(quantizer.queue)
-    seconds = _seconds(quantizer.scale.measure, quantizer.queue.latents(), config.codebook_size, 0, lambda eta: 1.0)
+    scale = copy.deepcopy(quantizer.scale)
+    queue = quantizer.queue.latents()
+    seconds, _ = timed(lambda: scale.measure(queue, config.codebook_size, 0, lambda eta: 1.0))
     share = seconds * pushed / (held / 2)
     if config.perturbation == "metropolis":
         quantizer._index = None
-        share += _seconds(quantizer._current_index, latents.device) * pushed / (config.index_refresh * held)
+        seconds, _ = timed(lambda: quantizer._current_index(latents.device))
+        share += seconds * pushed / (config.index_refresh * held)
     return share
-
-
-def _seconds(run, *arguments) -> float:
-    started = time.perf_counter()
-    run(*arguments)
-    return time.perf_counter() - started

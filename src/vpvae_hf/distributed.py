@@ -1,7 +1,11 @@
 """What the ranks of a distributed job have to agree on. A process alone is a job of one rank.
 
-Asked live: a job may be initialized after this module was imported.
+Asked live: a job may be initialized after this module was imported. Every rank must make the same calls in the same
+order; results lie on the device of the tensor that was given. With NCCL alone, each rank must have chosen its GPU.
 """
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -29,7 +33,7 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def rows_of_all_ranks(rows: Tensor) -> Tensor:
-    """Every rank's rows [n, ...], one rank after the other, on every rank; n may differ."""
+    """Every rank's rows [n, ...], one rank after the other, on every rank; n may differ, the rest may not."""
     if world_size() == 1:
         return rows
     counts = torch.zeros(world_size(), dtype=torch.long)
@@ -43,12 +47,36 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
-    """The first rank's tensor, on every rank; the others give one of its shape and type."""
+    """The first rank's rows [n, ...], on every rank; n may differ, the rest may not."""
     if world_size() == 1:
         return tensor
-    sent = _sendable(tensor.clone())
+    count = _sendable(torch.tensor(len(tensor)))
+    dist.broadcast(count, src=0)
+    sent = _sendable(tensor.clone() if rank() == 0 else tensor.new_empty(int(count), *tensor.shape[1:]))
     dist.broadcast(sent, src=0)
     return sent.to(tensor.device)
+
+
+@contextlib.contextmanager
+def failing_together(active: bool = True) -> Iterator[None]:
+    """Raise on every rank when the block raises on any, since the others would wait for it for ever.
+
+    Args:
+        active: whether the ranks take part; if not, the block runs as if alone.
+
+    Raises:
+        RuntimeError: another rank failed, and this one did not.
+    """
+    problem = None
+    try:
+        yield
+    except Exception as error:
+        problem = error
+    failed = bool(sum_over_ranks(torch.tensor(problem is not None, dtype=torch.long))) if active else False
+    if problem is not None:
+        raise problem
+    if failed:
+        raise RuntimeError("another rank failed, so this one stops too; see the other's error")
 
 
 def _initialized() -> bool:

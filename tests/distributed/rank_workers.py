@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from vpvae_hf import AutoencoderVP, fit_codebook
 from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.codebook.survey import survey
 
 
 def latents(count: int, dim: int = 3) -> torch.Tensor:
@@ -38,10 +39,18 @@ def images(rank: int) -> list[torch.Tensor]:
     return [torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(4)]
 
 
+class Broken:
+    """Latents that can be read once."""
+
+    def __iter__(self):
+        yield latents(100)
+        raise OSError("the disk is gone")
+
+
 def error_of(*arguments, **settings) -> str:
     try:
         fit_kmeans(*arguments, across_ranks=True, **settings)
-    except ValueError as error:
+    except (ValueError, RuntimeError, OSError) as error:
         return str(error)
     return "no error"
 
@@ -53,6 +62,7 @@ def run(rank: int, ranks: int, folder: str) -> None:
         "sampled": fit_kmeans(part_of_rank(latents(6000), rank), 40, across_ranks=True),
         "whole": fit_kmeans(part_of_rank(latents(1500), rank), 64, across_ranks=True),
         "generator": fit_kmeans(iter(part_of_rank(latents(1500), rank).split(100)), 64, across_ranks=True),
+        "sample": survey([torch.arange(1000.0)[:, None] + 1000 * rank], 1, 100, 0, across_ranks=True).sample,
         "alone": fit_kmeans(latents(200) + rank, 8),
         "distinct values": fit_kmeans(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 10, across_ranks=True),
         "too few distinct": error_of(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 11),
@@ -60,6 +70,9 @@ def run(rank: int, ranks: int, folder: str) -> None:
         "none": error_of(latents(300)[: 300 * (1 - rank)], 8),
         "other dimension": error_of(latents(300, 3 + rank), 8),
         "no matrix": error_of(latents(300) if rank else latents(300)[None], 8),
+        "many codes, NaN": error_of(torch.where(torch.tensor(rank == 1), torch.nan, latents(9000)), 8192),
+        "used up": error_of(iter(latents(300).split(100)) if rank else iter([]), 8),
+        "broken reading": error_of(Broken() if rank else latents(300), 8),
     }
     model = tiny_model()
     with warnings.catch_warnings():

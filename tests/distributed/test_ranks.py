@@ -37,6 +37,15 @@ def test_a_sample_of_both_ranks_is_as_good_as_one_of_one(ranks):
     assert ranks[0]["sampled"].distortion == pytest.approx(together.distortion, rel=0.03)
 
 
+def test_ranks_sample_different_places(ranks):
+    """Equal places would be correlated where ranks hold neighbouring data. 100 of 2000, so 2.5 pairs are expected."""
+    assert torch.equal(ranks[0]["sample"], ranks[1]["sample"])
+    places = ranks[0]["sample"].flatten().long()
+    assert len(places) == 100
+    assert 30 < (places < 1000).sum() < 70
+    assert len((places % 1000).unique()) > 90
+
+
 def test_without_across_ranks_each_rank_is_on_its_own(ranks):
     first, second = (found["alone"].centroids for found in ranks)
     torch.testing.assert_close(second, first + 1)
@@ -51,9 +60,12 @@ def test_values_of_both_ranks_are_codes(ranks):
     [
         ("too few distinct", ["number of distinct latents, 10 of 4000"] * 2),
         ("NaN", ["300 of 600 latents are NaN or infinite"] * 2),
-        ("none", ["the latents of another rank are missing", "there are no latents on this rank"]),
+        ("none", ["another rank failed", "there are no latents on this rank"]),
         ("other dimension", ["one dimension d on all ranks, got 3 to 4"] * 2),
-        ("no matrix", [r"latents must be [N, d], got shape (1, 300, 3)", "the latents of another rank are missing"]),
+        ("no matrix", [r"latents must be [N, d], got shape (1, 300, 3)", "another rank failed, so this one stops too"]),
+        ("many codes, NaN", ["9000 of 18000 latents are NaN or infinite"] * 2),
+        ("used up", ["no latents to write", "another rank failed"]),
+        ("broken reading", ["another rank failed", "the disk is gone"]),
     ],
 )
 def test_an_error_on_one_rank_is_raised_on_both(ranks, case, messages):

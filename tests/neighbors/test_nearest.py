@@ -130,6 +130,12 @@ def test_answer_does_not_depend_on_the_rest_of_the_batch():
         assert torch.equal(together[part], torch.cat([answer[part] for answer in alone]))
 
 
+@pytest.mark.parametrize(("points", "queries"), [((0, 3), (4, 3)), ((5, 2), (4, 3)), ((5,), (4,)), ((5, 3), (3,))])
+def test_shapes_that_do_not_match_raise(points, queries):
+    with pytest.raises(ValueError, match=r"points must be \[K, d\] with K >= 1 and queries \[N, d\], got shapes"):
+        nearest_point(torch.zeros(queries), torch.zeros(points))
+
+
 def test_points_find_themselves():
     points = normal(300, 4)
     distances, indices = nearest_point(points, points)

@@ -110,7 +110,7 @@ def test_batches_may_be_mappings(vae, name):
 
 
 def test_few_latents_a_code_are_said(vae):
-    with pytest.warns(UserWarning, match="fitting 32 codes to 1843 latents, 58 a code; below 256"):
+    with pytest.warns(UserWarning, match="fitting 32 codes to 1844 latents, 58 a code; below 256"):
         fit_codebook(vae, batches(1), progress=False)
 
 

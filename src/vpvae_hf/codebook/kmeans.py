@@ -3,6 +3,7 @@
 Shapes: N latents, n of a chunk, K centroids, d dimensions.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import in_tree_order, nearest_point
 
-from .latent_chunks import repeatable_chunks
+from .latent_chunks import CHUNK_LATENTS, prepared, repeatable_chunks
 from .seeding import SEEDINGS, draw_seeds
 from .survey import Survey, survey
 
@@ -60,8 +61,10 @@ def fit_kmeans(
 ) -> KMeansResult:
     """Cluster latents into a codebook: seeds spread by squared distance, then Lloyd iterations.
 
-    The same latents and seed give the same centroids to the bit: sums are exact, so neither the order of summation nor
-    the split over ranks changes them. No cluster ends empty. Computes on the latents' device.
+    The same latents and seed give the same centroids to the bit. Sums are exact, so that all ranks agree to the bit;
+    where there are at most 32 latents a code the split over ranks makes no difference either (with more, seeds come
+    from a sample that depends on it). No cluster ends empty. Computes on CUDA for latents that lie there, else on the
+    CPU.
 
     Args:
         latents: N in all, finite, at least `codebook_size` of them distinct. A tensor [N, d]; or tensors [n, d], as a
@@ -85,15 +88,17 @@ def fit_kmeans(
     if seeding not in SEEDINGS:
         raise ValueError(f"unknown seeding {seeding!r}; valid: {', '.join(SEEDINGS)}")
     hidden = not progress or (across_ranks and distributed.rank() > 0)
-    if isinstance(latents, Tensor) and latents.ndim == 2 and _by_tree(codebook_size, latents):
-        latents = in_tree_order(latents)
     with (
         torch.no_grad(),
-        repeatable_chunks(latents) as chunks,
+        contextlib.ExitStack() as stack,
         tqdm(total=max_iterations, desc=f"K-means K={codebook_size}", unit="iteration", disable=hidden) as bar,
     ):
+        with distributed.failing_together(across_ranks):
+            chunks = stack.enter_context(repeatable_chunks(latents))
         found = survey(chunks, codebook_size, _SAMPLED_PER_CODE * codebook_size, seed, across_ranks)
         centroids = _seeds(found, chunks, codebook_size, seeding, seed, across_ranks)
+        if isinstance(latents, Tensor) and _by_tree(codebook_size, latents):
+            chunks = in_tree_order(prepared(latents)).split(CHUNK_LATENTS)
         lloyd = _Lloyd(chunks, found, across_ranks)
         centroids, iterations = lloyd.iterate(centroids, max_iterations, tolerance, bar)
         centroids, distortion = lloyd.settle(centroids)
@@ -104,7 +109,10 @@ def _seeds(
     found: Survey, chunks: Iterable[Tensor], codebook_size: int, seeding: str, seed: int, across_ranks: bool
 ) -> Tensor:
     """[K, d] distinct first centroids, the same on every rank."""
-    seeds = draw_seeds(found.sample, codebook_size, seeding, seed).cpu()
+    sample = in_tree_order(found.sample) if _by_tree(codebook_size, found.sample) else found.sample
+    seeds = draw_seeds(sample, codebook_size, seeding, seed).cpu()
+    if across_ranks:
+        seeds = distributed.from_first_rank(seeds)
     if len(seeds) < codebook_size:
         # The sample holds too few distinct latents; all of them together may have enough.
         distinct = _distinct_latents(chunks, codebook_size, across_ranks)
@@ -115,8 +123,8 @@ def _seeds(
             )
         seeds = _distinct_rows(torch.cat([seeds, distinct]), codebook_size)
     # A few iterations on the sample cost little and save some on all latents (Bradley and Fayyad 1998).
-    if len(found.sample) < found.count:
-        sampled = _Lloyd([found.sample[::_REFINED_PART]], found, across_ranks=False)
+    if len(sample) < found.count:
+        sampled = _Lloyd([sample[::_REFINED_PART]], found, across_ranks=False)
         seeds, _ = sampled.iterate(seeds, _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE)
     return distributed.from_first_rank(seeds) if across_ranks else seeds
 
@@ -125,7 +133,7 @@ def _distinct_latents(chunks: Iterable[Tensor], wanted: int, across_ranks: bool)
     """At least `wanted` distinct latents, or all that there are."""
     distinct = None
     for chunk in chunks:
-        rows = chunk.float().cpu()
+        rows = prepared(chunk).cpu()
         distinct = torch.unique(rows if distinct is None else torch.cat([distinct, rows]), dim=0)
         if len(distinct) >= wanted:
             break
@@ -190,15 +198,13 @@ class _Lloyd:
         total = torch.zeros((), dtype=torch.float64)
         farthest, farthest_errors = torch.empty(0, dim), torch.empty(0)
         seen = 0
-        for chunk in self._chunks:
-            chunk = chunk.detach().float()
+        for chunk in map(prepared, self._chunks):
             seen += len(chunk)
             codes = self._codes(chunk, centroids, exact)
             errors = (chunk - centroids.to(chunk.device)[codes]).square().sum(dim=1)
             total += errors.double().sum().cpu()
             units = self._found.in_grid(chunk)
-            columns = [torch.bincount(codes, weights=units[:, i], minlength=size) for i in range(dim)]
-            sums += torch.stack(columns, dim=1).cpu()
+            sums += _sums_by_code(units, codes, size).cpu()
             counts += torch.bincount(codes, minlength=size).cpu()
             worst = errors.topk(min(size, _FARTHEST, len(errors)))
             farthest = torch.cat([farthest, chunk[worst.indices].cpu()])
@@ -236,6 +242,13 @@ def _filled(centroids: Tensor, assigned: _Assigned) -> Tensor:
     places = assigned.empty.nonzero()[:, 0]
     onto = _distinct_rows(assigned.farthest, len(places))
     return centroids.index_copy(0, places[: len(onto)], onto)
+
+
+def _sums_by_code(values: Tensor, codes: Tensor, size: int) -> Tensor:
+    """[K, d] sums of the rows [n, d] of each code."""
+    if values.device.type == "cuda":  # where bincount is slower, and refused by torch's deterministic mode
+        return values.new_zeros(size, values.shape[1]).index_add_(0, codes, values)
+    return torch.stack([torch.bincount(codes, weights=column, minlength=size) for column in values.unbind(1)], dim=1)
 
 
 def _distinct_rows(rows: Tensor, count: int) -> Tensor:

@@ -63,12 +63,19 @@ class LatentShards:
                 yield torch.from_numpy(np.array(shard[start : start + CHUNK_LATENTS]))
 
 
+def prepared(chunk: Tensor) -> Tensor:
+    """A chunk in float32 and without gradients, on CUDA or the CPU: other devices have no float64 for exact sums."""
+    chunk = chunk.detach() if chunk.device.type == "cuda" else chunk.detach().cpu()
+    return chunk.float()
+
+
 @contextlib.contextmanager
 def repeatable_chunks(latents: Tensor | Iterable[Tensor]) -> Iterator[Iterable[Tensor]]:
     """Latents in a form that can be gone through many times.
 
-    A tensor is cut into views; what can be iterated over again, such as a list or `LatentShards`, stays as it is; an
-    iterator, which can be gone through once, is spooled to a temporary folder that is removed at the end.
+    A tensor is cut into views; what can be iterated over again, such as a list or `LatentShards`, stays as it is, and
+    must give the same latents each time; an iterator, which can be gone through once, is spooled to a temporary folder
+    that is removed at the end.
     """
     if isinstance(latents, Tensor):
         yield latents.split(CHUNK_LATENTS) if latents.ndim else [latents]
@@ -87,9 +94,10 @@ def _gathered(latents: Iterable[Tensor]) -> Iterator[Tensor]:
     held: list[Tensor] = []
     dim = None
     for batch in latents:
-        dim = batch.shape[-1] if dim is None else dim
-        if batch.ndim != 2 or batch.shape[1] != dim:
-            raise ValueError(f"latents must be [n, {dim}] like the first, got shape {tuple(batch.shape)}")
+        if batch.ndim != 2 or dim not in (None, batch.shape[1]):
+            width = "d" if dim is None else dim
+            raise ValueError(f"latents must be [n, {width}] like the first, got shape {tuple(batch.shape)}")
+        dim = batch.shape[1]
         held.append(batch.detach().float().cpu())
         if sum(map(len, held)) >= CHUNK_LATENTS:
             yield torch.cat(held)

@@ -21,8 +21,8 @@ def draw_seeds(sample: Tensor, codebook_size: int, seeding: Literal["rounds", "k
     """Choose K distinct latents of a sample [n, d], or as many as it has where those are fewer.
 
     "k-means++" (Arthur and Vassilvitskii 2007) draws one after the other, each in proportion to the squared distance
-    from those before: n K distances. "rounds" draws many at a time from the same distribution, as k-means|| (Bahmani
-    et al. 2012) does, but K in all, so that none are left over to cluster: five searches for n nearest points.
+    from those before: n K distances, on the CPU. "rounds" draws many at a time from the same distribution, as k-means||
+    (Bahmani et al. 2012) does, but K in all, so that none are left over to cluster: four searches for n nearest points.
 
     Returns:
         [K, d] float32 on the sample's device.
@@ -43,10 +43,11 @@ def _by_rounds(sample: Tensor, codebook_size: int, seed: int) -> Tensor:
         keys = torch.empty_like(squares).exponential_(generator=generator) / squares
         count = min(count, missing, int((squares > 0).sum()))
         new = sample[keys.topk(count, largest=False).indices]
-        distances, _ = nearest_point(sample, new)
-        squares = torch.minimum(squares, distances.square()) if drawn else distances.square()
         drawn.append(torch.unique(new, dim=0))
         missing -= len(drawn[-1])
+        if missing:
+            distances, _ = nearest_point(sample, new)
+            squares = torch.minimum(squares, distances.square()) if len(drawn) > 1 else distances.square()
         count = max(1, (codebook_size - missing) // _GROWTH)
     return torch.cat(drawn)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 
+from .latent_chunks import prepared
+
 # Whole numbers up to 2^53 are exact in float64.
 _EXACT_BITS = 53
 # faiss ends the process where a squared distance overflows float32.
@@ -25,20 +27,20 @@ class Survey:
     Attributes:
         count: N.
         center: [d] float64, the middle of their range.
-        grid_step: of the grid that latents are rounded to when they are summed. It is so fine that the rounding, at
-            most 2^-53 N of their range, is less than float32's own in all but huge data, and so coarse that sums in
-            float64 are exact; hence they are the same in any order.
+        grid_step: [d] float64, of the grid that latents are rounded to when they are summed. It is so coarse that sums
+            in float64 are exact, hence the same in any order, and still fine: the rounding is at most 2^-53 N of the
+            dimension's range, so a million latents keep 33 bits of it.
         sample: [n, d] of the latents, evenly drawn.
     """
 
     count: int
     center: Tensor
-    grid_step: float
+    grid_step: Tensor
     sample: Tensor
 
     def in_grid(self, latents: Tensor) -> Tensor:
         """[n, d] whole numbers in float64: grid steps from the center."""
-        return latents.double().sub_(self.center.to(latents.device)).div_(self.grid_step).round_()
+        return latents.double().sub_(self.center.to(latents.device)).div_(self.grid_step.to(latents.device)).round_()
 
 
 def survey(chunks: Iterable[Tensor], codebook_size: int, sample_size: int, seed: int, across_ranks: bool) -> Survey:
@@ -48,30 +50,31 @@ def survey(chunks: Iterable[Tensor], codebook_size: int, sample_size: int, seed:
         ValueError: no matrices [n, d], values that are not finite or too large, or fewer latents than `codebook_size`;
             on every rank alike, since a rank alone would leave the others waiting.
     """
-    dim, problem = None, None
+    dim, count, bad = None, 0, 0
     lower = upper = torch.empty(0)
-    count = bad = 0
-    sample = _Sample(sample_size, seed + (distributed.rank() << 32 if across_ranks else 0))
-    for chunk in chunks:
-        if chunk.ndim != 2 or (dim is not None and chunk.shape[1] != dim):
-            width = "d" if dim is None else dim
-            problem = f"latents must be [N, {width}], got shape {tuple(chunk.shape)}"
-            break
-        chunk = chunk.detach().float()
-        count += len(chunk)
-        bad += int((~(chunk.square().sum(dim=1) < _MOST_SQUARE)).sum())
-        if dim is None:
-            dim = chunk.shape[1]
-            lower, upper = torch.full((dim,), math.inf), torch.full((dim,), -math.inf)
-        if len(chunk):
-            lower, upper = torch.minimum(lower, chunk.amin(dim=0).cpu()), torch.maximum(upper, chunk.amax(dim=0).cpu())
-            sample.add(chunk)
+    # Generators on a CPU look at the low 32 bits of a seed only.
+    sample = _Sample(sample_size, (seed + 0x9E3779B1 * (distributed.rank() if across_ranks else 0)) % 2**32)
+    with distributed.failing_together(across_ranks):
+        for chunk in map(prepared, chunks):
+            if chunk.ndim != 2 or dim not in (None, chunk.shape[1]):
+                width = "d" if dim is None else dim
+                raise ValueError(f"latents must be [N, {width}], got shape {tuple(chunk.shape)}")
+            if dim is None:
+                dim = chunk.shape[1]
+                lower, upper = torch.full((dim,), math.inf), torch.full((dim,), -math.inf)
+            if len(chunk):
+                count += len(chunk)
+                bad += int((~(chunk.square().sum(dim=1) < _MOST_SQUARE)).sum())
+                lower = torch.minimum(lower, chunk.amin(dim=0).cpu())
+                upper = torch.maximum(upper, chunk.amax(dim=0).cpu())
+                sample.add(chunk)
+        if across_ranks and count == 0:
+            raise ValueError("there are no latents on this rank; every rank must have some")
     if across_ranks:
-        if count == 0 and problem is None:
-            problem = "there are no latents on this rank; every rank must have some"
-        count, bad, problem = _agreed(count, bad, problem, dim)
-    if problem:
-        raise ValueError(problem)
+        count, bad = distributed.sum_over_ranks(torch.tensor([count, bad])).tolist()
+        most, least = distributed.max_over_ranks(torch.tensor([dim, -dim])).tolist()
+        if most != -least:
+            raise ValueError(f"latents must have one dimension d on all ranks, got {-least} to {most}")
     if bad:
         raise ValueError(
             f"{bad} of {count} latents are NaN or infinite, or too large to square in float32; "
@@ -85,21 +88,10 @@ def survey(chunks: Iterable[Tensor], codebook_size: int, sample_size: int, seed:
     if across_ranks:
         upper, lower = distributed.max_over_ranks(upper), -distributed.max_over_ranks(-lower)
     center = (lower.double() + upper.double()) / 2
-    reach = float((upper.double() - center).max())
-    summands = math.ceil(math.log2(count)) if count > 1 else 0
-    grid_step = 2.0 ** (math.ceil(math.log2(reach)) + summands - _EXACT_BITS) if reach else 1.0
+    reach = upper.double() - center
+    summands = math.ceil(math.log2(count))
+    grid_step = torch.where(reach > 0, 2 ** (reach.log2().ceil() + summands - _EXACT_BITS), 1.0)
     return Survey(count, center, grid_step, sample.rows(across_ranks))
-
-
-def _agreed(count: int, bad: int, problem: str | None, dim: int | None) -> tuple[int, int, str | None]:
-    """Sums over ranks, and a problem on every rank if there is one on any."""
-    count, bad, problems = distributed.sum_over_ranks(torch.tensor([count, bad, problem is not None])).tolist()
-    most, least = distributed.max_over_ranks(torch.tensor([dim or 0, -(dim or 0)])).tolist()
-    if problem is None and problems:
-        problem = "the latents of another rank are missing or no matrices [N, d]; see its error"
-    elif problem is None and most != -least:
-        problem = f"latents must have one dimension d on all ranks, got {-least} to {most}"
-    return count, bad, problem
 
 
 class _Sample:

@@ -9,7 +9,7 @@ from .base import NeighborIndex
 
 
 class KDTreeIndex(NeighborIndex):
-    """scipy's k-d tree on all cores: exact, the fastest on a CPU in up to about 8 dimensions."""
+    """scipy's k-d tree on all cores: exact, the fastest on a CPU in up to about 10 dimensions."""
 
     def __init__(self, points: Tensor):
         super().__init__(points)

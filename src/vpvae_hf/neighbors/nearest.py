@@ -58,8 +58,14 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         Euclidean distances [N] float32 and indices [N] int64, on the queries' device.
 
     Raises:
-        ValueError: on a CPU, a query so far from all points that the square of its distance overflows.
+        ValueError: no points, or of another dimension than the queries; on a CPU, where that costs nothing to see, a
+            query so far from all points that the square of its distance overflows.
     """
+    if points.ndim != 2 or not len(points) or queries.ndim != 2 or queries.shape[1] != points.shape[1]:
+        raise ValueError(
+            f"points must be [K, d] with K >= 1 and queries [N, d], got shapes {tuple(points.shape)} "
+            f"and {tuple(queries.shape)}"
+        )
     if queries.device.type == "cpu":
         return NearestPoint(points)(queries)
     queries, points = queries.detach().float(), points.detach().float()

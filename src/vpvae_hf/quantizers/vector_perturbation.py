@@ -160,7 +160,7 @@ class VectorPerturbation(Quantizer):
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         flat = latents.reshape(-1, self.latent_dim)
-        if flat.device.type == "cpu":
+        if flat.device.type == self.codebook.device.type == "cpu":
             # By content: other code may write into the buffer, and a comparison costs far less than a search.
             if self._search is None or not torch.equal(self._search.points, self.codebook):
                 self._search = NearestPoint(self.codebook)

@@ -89,9 +89,11 @@ def fit_codebook(
     if codebook_size < 2:
         raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
     ranks = distributed.world_size() if across_ranks else 1
-    wanted = round(codebook_size * latents_per_code / (1 - _HELD_OUT_SHARE) / ranks)
-    latents = _collect(model, batches, wanted, progress)
-    held_out_count = round(len(latents) * _HELD_OUT_SHARE)
+    wanted = math.ceil(codebook_size * latents_per_code / ranks)
+    wanted += round(wanted * _HELD_OUT_SHARE / (1 - _HELD_OUT_SHARE))
+    with distributed.failing_together(across_ranks):
+        latents = _collect(model, batches, wanted, progress and (not across_ranks or distributed.rank() == 0))
+    held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(codebook_size / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
     counts = torch.tensor([len(fitted), len(held_out)])
