@@ -22,9 +22,8 @@ from .survey import Survey, survey
 
 # Seeds come from a sample of this many latents a code; more lower the distortion after ten iterations by under 0.1%.
 _SAMPLED_PER_CODE = 32
-# A part of the sample, 8 latents a code, refines the seeds: all of it would lower the distortion by 0.1% more, in four
-# times the time.
-_REFINED_PART = 4
+# Seeds are refined on at most this part of all latents, so that ten iterations cost little more than one.
+_REFINING_PART = 8
 _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE = 10, 1e-3
 _REPAIR_ROUNDS = 10
 # Empty clusters that one pass can mend.
@@ -124,7 +123,8 @@ def _seeds(
         seeds = _distinct_rows(torch.cat([seeds, distinct]), codebook_size)
     # A few iterations on the sample cost little and save some on all latents (Bradley and Fayyad 1998).
     if len(sample) < found.count:
-        sampled = _Lloyd([sample[::_REFINED_PART]], found, across_ranks=False)
+        part = sample[:: math.ceil(_REFINING_PART * len(sample) / found.count)]
+        sampled = _Lloyd([part], found, across_ranks=False)
         seeds, _ = sampled.iterate(seeds, _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE)
     return distributed.from_first_rank(seeds) if across_ranks else seeds
 
