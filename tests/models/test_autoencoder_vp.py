@@ -113,6 +113,14 @@ def test_gradient_checkpointing_changes_nothing(images):
     torch.testing.assert_close(*gradients)
 
 
+def test_memory_format_changes_nothing(vae, images):
+    """Pictures that come as [H, W, C] arrays are such tensors."""
+    other = images.contiguous(memory_format=torch.channels_last)
+    assert other.stride() != images.stride()
+    assert torch.equal(vae.encode(other).latents, vae.encode(images).latents)
+    assert torch.equal(vae.tokenize(other), vae.tokenize(images))
+
+
 def test_slicing_changes_nothing(vae, images):
     codes, decoded = vae.tokenize(images), vae.detokenize(vae.tokenize(images))
     vae.enable_slicing()

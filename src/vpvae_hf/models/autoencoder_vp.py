@@ -355,7 +355,8 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
             )
         if not torch.isfinite(x).all():
             raise ValueError(f"{int((~torch.isfinite(x)).sum())} pixels are NaN or infinite; images lie in [-1, 1]")
-        return x.to(self.dtype)
+        # Another memory format has other kernels, which round otherwise: equal images shall have equal codes.
+        return x.to(self.dtype).contiguous()
 
     def _encode(self, x: Tensor) -> Tensor:
         tile, latent_tile = self._tile_sizes()
