@@ -3,7 +3,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 extras = {
-    "train": ["datasets>=4.0"],
+    "train": ["datasets>=4.0", "torchdata>=0.11", "omegaconf>=2.4", "tensorboard>=2.18", "torchmetrics>=1.8"],
     "eval": ["torchmetrics>=1.8"],
     "audio": ["soundfile>=0.12"],
     # To test the CUDA kernels without a GPU, in triton's interpreter (1 GB). Torch for CUDA brings its own triton.

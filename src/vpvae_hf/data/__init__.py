@@ -1,7 +1,19 @@
 """Images for training and evaluation."""
 
 from .crops import center_crops, random_crops, to_pixel_values
-from .datasets import load_images
+from .in_memory import load_images
 from .photographs import load_photographs
+from .source import ImageSource, open_images
+from .stream import ImageLoader, ImageStream
 
-__all__ = ["center_crops", "load_images", "load_photographs", "random_crops", "to_pixel_values"]
+__all__ = [
+    "ImageLoader",
+    "ImageSource",
+    "ImageStream",
+    "center_crops",
+    "load_images",
+    "load_photographs",
+    "open_images",
+    "random_crops",
+    "to_pixel_values",
+]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 
-def to_pixel_values(images: np.ndarray) -> Tensor:
+def to_pixel_values(images: np.ndarray | Tensor) -> Tensor:
     """[B, 3, H, W] float32 in [-1, 1] from [B, H, W, 3] uint8."""
-    return torch.from_numpy(images.astype(np.float32)).movedim(-1, 1) / 127.5 - 1
+    values = images.float() if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
+    return values.movedim(-1, 1) / 127.5 - 1
 
 
 def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
@@ -32,7 +33,7 @@ def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, se
 
     def batch() -> Tensor:
         chosen = rng.choice(len(images), size=batch_size, p=areas / areas.sum())
-        return to_pixel_values(np.stack([_random_crop(images[i], size, rng) for i in chosen]))
+        return to_pixel_values(np.stack([maybe_mirrored(random_crop(images[i], size, rng), rng) for i in chosen]))
 
     return (batch() for _ in itertools.count())
 
@@ -58,11 +59,22 @@ def center_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int) ->
     return (to_pixel_values(np.stack(crops[start : start + batch_size])) for start in starts)
 
 
-def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """[S, S, 3] from [H, W, 3], H and W at least S."""
     top = rng.integers(image.shape[0] - size + 1)
     left = rng.integers(image.shape[1] - size + 1)
-    crop = image[top : top + size, left : left + size]
-    return crop[:, ::-1] if rng.random() < 0.5 else crop
+    return image[top : top + size, left : left + size]
+
+
+def maybe_mirrored(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image, half of the time mirrored left to right."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """[S, S, 3] from [H, W, 3], H and W at least S."""
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
 
 
 def _check_sizes(images: Sequence[np.ndarray], size: int) -> None:
