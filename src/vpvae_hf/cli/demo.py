@@ -18,7 +18,11 @@ from torch import Tensor
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
 from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.models import AutoencoderVP
-from vpvae_hf.training import CodebookFit, TrainingHistory, fit_codebook, train
+from vpvae_hf.training import CodebookFit, fit_codebook
+from vpvae_hf.training.config import TrainingConfig
+from vpvae_hf.training.loop import Trainer
+from vpvae_hf.training.metrics_log import MetricsLog
+from vpvae_hf.training.validation import preview_codebook, validation_figures
 
 # Small enough for two CPU cores: factor 4, 0.7 million weights.
 _ARCHITECTURE = {
@@ -41,7 +45,9 @@ _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
 _SHOWN_IMAGES = 12
 # A queue that turns over every few hundred steps of so short a run.
 _QUEUE_SHARE = 0.1
-_LAST_STEPS = 50
+_WARMUP_SHARE = 0.02
+_LOGGING_STEPS = 10
+_LAST_ROWS = 5
 
 
 def add_parser(commands) -> None:
@@ -87,15 +93,20 @@ def run(options: argparse.Namespace) -> None:
         f"factor {vae.downsample_factor}, {vae.quantize.codebook_size} codes of {vae.quantize.latent_dim} dimensions"
     )
     held_out_crops = list(center_crops(held_out, size=_HELD_OUT_CROP, batch_size=50))
-    history = train(
+    validated = [torch.cat(held_out_crops)[::_VALIDATED_EVERY]]
+    log = Trainer(
         vae,
         random_crops(training, size=_TRAINING_CROP, batch_size=_BATCH_SIZE, seed=options.seed),
-        steps=options.steps,
-        learning_rate=_LEARNING_RATE,
-        loss_weights=_LOSS_WEIGHTS,
-        validation_batches=[torch.cat(held_out_crops)[::_VALIDATED_EVERY]],
-        validate_every=max(1, options.steps // _VALIDATIONS),
-    )
+        TrainingConfig(
+            max_train_steps=options.steps,
+            learning_rate=_LEARNING_RATE,
+            lr_warmup_steps=max(1, round(_WARMUP_SHARE * options.steps)),
+            losses=_LOSS_WEIGHTS,
+            logging_steps=_LOGGING_STEPS,
+            validation_steps=max(1, options.steps // _VALIDATIONS),
+        ),
+        validate=lambda step: validation_figures(vae, validated, preview_codebook(vae.quantize), across_ranks=False),
+    ).run()
     fit = None
     if vae.quantize.needs_fitting:
         crops = random_crops(training, size=_HELD_OUT_CROP, batch_size=_BATCH_SIZE, seed=options.seed + 1)
@@ -105,11 +116,11 @@ def run(options: argparse.Namespace) -> None:
     shown = _middle_crops(held_out)
     folder = options.output / "tokenizer"
     vae.save_pretrained(folder)
-    results = _results(history, fit, quality, options)
-    _write_pictures(options.output, vae, shown, history)
+    results = _results(log, fit, quality, options)
+    _write_pictures(options.output, vae, shown, log)
     (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     identical = _same_codes_after_reload(folder, shown, vae.tokenize(shown))
-    print("\n" + _table(history, fit, quality) + "\n")
+    print("\n" + _table(log, fit, quality) + "\n")
     if not identical:
         raise ValueError(f"{folder} gives other codes in a fresh process than the model that was saved")
     print(f"Reloaded in a fresh process: all {shown.shape[0]} images have identical codes.")
@@ -187,7 +198,7 @@ def _same_codes_after_reload(folder: Path, images: Tensor, codes: Tensor) -> boo
 
 
 @torch.no_grad()
-def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, history: TrainingHistory) -> None:
+def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, log: MetricsLog) -> None:
     from . import pictures  # matplotlib takes a second, and only this needs it
 
     latents = vae.encode(images).latents
@@ -199,12 +210,7 @@ def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, history: T
     }
     pictures.save_reconstructions(output / "reconstruction.png", rows)
     pictures.save_code_maps(output / "tokens.png", images, codes, vae.quantize.decode(codes))
-    pictures.save_training_curves(output / "training.png", history)
-
-
-def _last_mean(history: TrainingHistory, name: str) -> float:
-    rows = history.steps[-_LAST_STEPS:]
-    return sum(row[name] for row in rows) / len(rows)
+    pictures.save_training_curves(output / "training.png", log)
 
 
 def _json_number(value: float) -> float | None:
@@ -213,17 +219,20 @@ def _json_number(value: float) -> float | None:
 
 
 def _results(
-    history: TrainingHistory, fit: CodebookFit | None, quality: ReconstructionQuality, options: argparse.Namespace
+    log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQuality, options: argparse.Namespace
 ) -> dict[str, Any]:
     return {
         "settings": {name: str(value) for name, value in vars(options).items() if name != "run"},
         "held_out": dataclasses.asdict(quality),
         "codebook_fit": None if fit is None else dataclasses.asdict(fit),
-        "last_steps": {name: _json_number(_last_mean(history, name)) for name in history.steps[-1]},
+        "last_steps": {
+            name: _json_number(log.last_mean(name, _LAST_ROWS))
+            for name in sorted({name for row in log.rows for name in row})
+        },
     }
 
 
-def _table(history: TrainingHistory, fit: CodebookFit | None, quality: ReconstructionQuality) -> str:
+def _table(log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQuality) -> str:
     rows = [
         (f"On {quality.images} held-out crops", ""),
         ("PSNR, quantized", f"{quality.psnr:.2f} dB"),
@@ -231,10 +240,13 @@ def _table(history: TrainingHistory, fit: CodebookFit | None, quality: Reconstru
         ("SSIM, quantized", f"{quality.ssim:.3f}"),
         ("code usage (CVU)", f"{quality.code_usage:.3f}"),
         ("quantization error, RMS", f"{quality.quantization_error_rms:.3f}"),
-        (f"In the last {min(_LAST_STEPS, len(history.steps))} training steps", ""),
-        ("displacement, RMS", f"{_last_mean(history, 'quantizer/displacement_rms'):.3f}"),
-        ("quantization error it stands for, RMS", f"{_last_mean(history, 'quantizer/quantization_error_rms'):.3f}"),
-        ("proposals accepted", f"{_last_mean(history, 'quantizer/acceptance'):.0%}"),
+        (f"In the last {_LAST_ROWS * _LOGGING_STEPS} training steps", ""),
+        ("displacement, RMS", f"{log.last_mean('quantizer/displacement_rms', _LAST_ROWS):.3f}"),
+        (
+            "quantization error it stands for, RMS",
+            f"{log.last_mean('quantizer/quantization_error_rms', _LAST_ROWS):.3f}",
+        ),
+        ("proposals accepted", f"{log.last_mean('quantizer/acceptance', _LAST_ROWS):.0%}"),
     ]
     if fit is not None:
         rows += [

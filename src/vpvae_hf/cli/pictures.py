@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vpvae_hf.training import TrainingHistory
+from vpvae_hf.training.metrics_log import MetricsLog
 
 
 def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> None:
@@ -51,23 +51,21 @@ def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_
     _save(figure, path)
 
 
-def save_training_curves(path: str | os.PathLike, history: TrainingHistory) -> None:
+def save_training_curves(path: str | os.PathLike, log: MetricsLog) -> None:
     """Loss, PSNR, code usage, and displacement against quantization error over the steps."""
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     loss, psnr, usage, scale = figure.subplots(2, 2, sharex=True).flat
-    steps = np.arange(1, len(history.steps) + 1)
-    loss.plot(steps, [row["loss/l1"] for row in history.steps], linewidth=0.8, label="L1")
+    loss.plot(*log.column("loss/l1"), linewidth=0.8, label="L1")
     loss.set_yscale("log")
     loss.set_title("Training loss")
-    validated = [step for step, _ in history.validations]
-    psnr.plot(validated, [quality.psnr for _, quality in history.validations], "o-", label="quantized")
-    psnr.plot(validated, [quality.psnr_unquantized for _, quality in history.validations], "o-", label="not quantized")
+    psnr.plot(*log.column("validation/psnr"), "o-", label="quantized")
+    psnr.plot(*log.column("validation/psnr_unquantized"), "o-", label="not quantized")
     psnr.set_title("PSNR of held-out crops, dB")
-    usage.plot(validated, [quality.code_usage for _, quality in history.validations], "o-", label="held-out crops")
+    usage.plot(*log.column("validation/code_usage"), "o-", label="held-out crops")
     usage.set_ylim(0, 1)
     usage.set_title("Code usage (CVU)")
     for name, label in (("displacement", "displacement"), ("quantization_error", "quantization error")):
-        scale.plot(steps, [row[f"quantizer/{name}_rms"] for row in history.steps], linewidth=0.8, label=label)
+        scale.plot(*log.column(f"quantizer/{name}_rms"), linewidth=0.8, label=label)
     scale.set_title("Root mean square length, in units of the latents")
     for axis in (loss, psnr, usage, scale):
         axis.grid(alpha=0.3)

@@ -3,7 +3,7 @@
 from .crops import center_crops, random_crops, to_pixel_values
 from .in_memory import load_images
 from .photographs import load_photographs
-from .source import ImageSource, open_images
+from .source import ImageSource, check_readable, open_images
 from .stream import ImageLoader, ImageStream
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ImageSource",
     "ImageStream",
     "center_crops",
+    "check_readable",
     "load_images",
     "load_photographs",
     "open_images",

@@ -1,11 +1,15 @@
 """A data set of images from the `datasets` library: a hub id or a local path, as a stream of undecoded files."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .decoding import decode_image
+
 # Of a data set that is not streamed; enough for the readers of a large job.
 _LOCAL_SHARDS = 256
+_FIRST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,22 @@ def open_images(
     if not streaming:
         rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, len(rows))))
     return ImageSource(name, rows, column)
+
+
+def check_readable(source: ImageSource) -> None:
+    """Read the first rows, to find early what would stop a run later.
+
+    Raises:
+        ValueError: no row, or no readable image among the first 100.
+    """
+    files = [row[source.column] for row in itertools.islice(source.rows, _FIRST_ROWS)]
+    if not any(decode_image(file) is not None for file in files):
+        held = (
+            f"the first {len(files)} rows of column {source.column!r} hold no readable image"
+            if files
+            else "it is empty"
+        )
+        raise ValueError(f"data set {source.name} cannot be used: {held}")
 
 
 def _image_column(name: str, column: str | None, features: Mapping, image_type: type) -> str:

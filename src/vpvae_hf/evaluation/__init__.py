@@ -1,7 +1,23 @@
 """Metrics, as plain functions of tensors."""
 
 from .code_usage import code_usage
+from .grid import image_grid
 from .image import image_quality
-from .reconstruction import ReconstructionQuality, evaluate_reconstruction
+from .reconstruction import (
+    QUALITY_FIGURES,
+    Reconstruction,
+    ReconstructionQuality,
+    evaluate_reconstruction,
+    reconstruct,
+)
 
-__all__ = ["ReconstructionQuality", "code_usage", "evaluate_reconstruction", "image_quality"]
+__all__ = [
+    "QUALITY_FIGURES",
+    "Reconstruction",
+    "ReconstructionQuality",
+    "code_usage",
+    "evaluate_reconstruction",
+    "image_grid",
+    "image_quality",
+    "reconstruct",
+]

@@ -13,7 +13,16 @@ def code_usage(codes: Tensor, codebook_size: int) -> float:
     Raises:
         ValueError: no codes.
     """
-    if codes.numel() == 0:
+    return usage_of_counts(torch.bincount(codes.flatten(), minlength=codebook_size))
+
+
+def usage_of_counts(counts: Tensor) -> float:
+    """CVU from how often each code was used, [K].
+
+    Raises:
+        ValueError: none was.
+    """
+    total = int(counts.sum())
+    if total == 0:
         raise ValueError("code usage of no codes is not defined")
-    frequencies = torch.bincount(codes.flatten(), minlength=codebook_size).double() / codes.numel()
-    return float(torch.special.entr(frequencies).sum().exp() / codebook_size)
+    return float(torch.special.entr(counts.double() / total).sum().exp() / len(counts))

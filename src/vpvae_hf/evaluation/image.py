@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from vpvae_hf.losses import lpips_per_image
+
 
 def image_quality(reconstruction: Tensor, original: Tensor) -> dict[str, Tensor]:
     """PSNR in dB and SSIM of each image, over all channels, from values clipped to [-1, 1] and shifted to [0, 1].
@@ -22,3 +24,22 @@ def image_quality(reconstruction: Tensor, original: Tensor) -> dict[str, Tensor]
         "psnr": peak_signal_noise_ratio(made, true, data_range=1.0, reduction="none", dim=dims),
         "ssim": structural_similarity_index_measure(made, true, data_range=1.0, reduction="none"),
     }
+
+
+def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each image, from values clipped to [-1, 1].
+
+    Published figures may be of another network, e.g. AlexNet, and do not compare.
+
+    Args:
+        reconstruction, original: [B, 3, H, W] in [-1, 1], at least 16 pixels a side.
+
+    Returns:
+        [B] float32: 0 where both images are equal.
+
+    Raises:
+        ValueError: another shape than that, or two different shapes.
+        ImportError: torchmetrics or torchvision is missing, or does not import beside this torch.
+        OSError: VGG16's weights are neither in torch's cache folder nor could they be downloaded.
+    """
+    return lpips_per_image(reconstruction.clamp(-1, 1), original.clamp(-1, 1))

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vpvae_hf import distributed
 from vpvae_hf.neighbors import nearest_point
 
-from .code_usage import code_usage
+from .code_usage import usage_of_counts
 from .image import image_quality
+
+QUALITY_FIGURES = ("psnr", "ssim", "psnr_unquantized", "code_usage", "quantization_error_rms")
+
+# What is summed over batches and ranks.
+_SUMS = ("psnr", "ssim", "psnr_unquantized", "squared_error", "tokens", "images")
 
 
 @dataclass(frozen=True)
@@ -33,57 +39,93 @@ class ReconstructionQuality:
     tokens: int
 
 
-@torch.no_grad()
-def evaluate_reconstruction(model, batches: Iterable[Tensor], codebook: Tensor | None = None) -> ReconstructionQuality:
+def evaluate_reconstruction(
+    model, batches: Iterable[Tensor], codebook: Tensor | None = None, *, across_ranks: bool = False
+) -> ReconstructionQuality:
     """Measure an image tokenizer, in eval mode, without changing it.
 
     Args:
         model: an `AutoencoderVP`.
         batches: images [B, C, H, W] in [-1, 1].
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
+        across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
+            number. Every rank must make this call, and all get the same result.
 
     Raises:
         ValueError: no batches.
         CodebookNotFittedError: the model has no codes and no codebook is given.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    quality: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "psnr_unquantized": [], "error": []}
-    codes: list[Tensor] = []
-    try:
+    size = model.quantize.codebook_size if codebook is None else len(codebook)
+    sums = torch.zeros(len(_SUMS), dtype=torch.float64)
+    counts = torch.zeros(size, dtype=torch.long)
+    with distributed.failing_together(across_ranks):
         for batch in batches:
             batch = batch.to(device)
-            latents = model.encode(batch).latents
-            vectors = latents.movedim(1, -1)
-            if codebook is None:
-                batch_codes = model.quantize.encode(vectors)
-                quantized = model.quantize.decode(batch_codes)
-            else:
-                _, flat = nearest_point(vectors.flatten(0, -2), codebook)
-                batch_codes = flat.view(vectors.shape[:-1])
-                quantized = codebook.to(device)[batch_codes]
-            images = model.decode(quantized.movedim(-1, 1), force_not_quantize=True).sample
-            unquantized = model.decode(latents, force_not_quantize=True).sample
-            measured = image_quality(images, batch)
-            quality["psnr"].append(measured["psnr"])
-            quality["ssim"].append(measured["ssim"])
-            quality["psnr_unquantized"].append(image_quality(unquantized, batch)["psnr"])
-            quality["error"].append((quantized - vectors.float()).square().sum(dim=-1).flatten())
-            codes.append(batch_codes.flatten())
+            made = reconstruct(model, batch, codebook)
+            sums += torch.tensor(_sums(made, batch), dtype=torch.float64)
+            counts += torch.bincount(made.codes.flatten(), minlength=size).cpu()
+    if across_ranks:
+        sums, counts = distributed.sum_over_ranks(sums), distributed.sum_over_ranks(counts)
+    total = dict(zip(_SUMS, sums.tolist(), strict=True))
+    if not total["images"]:
+        raise ValueError("no batches to evaluate")
+    return ReconstructionQuality(
+        psnr=total["psnr"] / total["images"],
+        ssim=total["ssim"] / total["images"],
+        psnr_unquantized=total["psnr_unquantized"] / total["images"],
+        code_usage=usage_of_counts(counts),
+        quantization_error_rms=(total["squared_error"] / total["tokens"]) ** 0.5,
+        images=int(total["images"]),
+        tokens=int(total["tokens"]),
+    )
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A batch through a tokenizer.
+
+    Attributes:
+        quantized, unquantized: [B, C, H, W], from codes and from continuous latents.
+        codes: [B, h, w] int64.
+        squared_error: [B, h, w] squared distance of each latent to its code.
+    """
+
+    quantized: Tensor
+    unquantized: Tensor
+    codes: Tensor
+    squared_error: Tensor
+
+
+@torch.no_grad()
+def reconstruct(model, batch: Tensor, codebook: Tensor | None = None) -> Reconstruction:
+    """Encode and decode images [B, C, H, W] in [-1, 1] in eval mode; arguments as `evaluate_reconstruction`."""
+    was_training = model.training
+    model.eval()
+    try:
+        latents = model.encode(batch).latents
+        vectors = latents.movedim(1, -1)
+        if codebook is None:
+            codes = model.quantize.encode(vectors)
+            quantized = model.quantize.decode(codes)
+        else:
+            codebook = codebook.to(batch.device)
+            _, flat = nearest_point(vectors.flatten(0, -2).float(), codebook)
+            codes = flat.view(vectors.shape[:-1])
+            quantized = codebook[codes]
+        return Reconstruction(
+            quantized=model.decode(quantized.movedim(-1, 1), force_not_quantize=True).sample,
+            unquantized=model.decode(latents, force_not_quantize=True).sample,
+            codes=codes,
+            squared_error=(quantized - vectors.float()).double().square().sum(dim=-1),
+        )
     finally:
         model.train(was_training)
-    if not codes:
-        raise ValueError("no batches to evaluate")
-    means = {name: float(torch.cat(values).double().mean()) for name, values in quality.items()}
-    all_codes = torch.cat(codes)
-    size = model.quantize.codebook_size if codebook is None else len(codebook)
-    return ReconstructionQuality(
-        psnr=means["psnr"],
-        ssim=means["ssim"],
-        psnr_unquantized=means["psnr_unquantized"],
-        code_usage=code_usage(all_codes, size),
-        quantization_error_rms=means["error"] ** 0.5,
-        images=sum(map(len, quality["psnr"])),
-        tokens=len(all_codes),
-    )
+
+
+def _sums(made: Reconstruction, batch: Tensor) -> list[float]:
+    """In the order of `_SUMS`."""
+    quality = image_quality(made.quantized, batch)
+    unquantized = image_quality(made.unquantized, batch)["psnr"]
+    sums = (quality["psnr"], quality["ssim"], unquantized, made.squared_error)
+    return [*(float(values.double().sum()) for values in sums), made.codes.numel(), len(batch)]

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.neighbors import nearest_point
 
@@ -31,6 +32,9 @@ class PerturbationScale:
     square error of a K-means codebook of the queue. The error is measured again whenever half of the queue is new;
     between measurements the factor follows the displacement that it is seen to cause.
 
+    In a distributed job every rank must call `measure` and `observe`, and all have the same figures: the first rank
+    measures for the others, and the displacement is that of all tokens.
+
     Args:
         setting: a positive number, or "auto".
         start: the factor used with "auto" until the first measurement.
@@ -55,24 +59,46 @@ class PerturbationScale:
         """Fit a codebook to most of the queue [S, d] and measure its mean square error on the rest.
 
         Args:
+            queue: the same on every rank.
             displacement_ms: mean square displacement that a factor causes; asked where the factor must be found anew.
+
+        Raises:
+            RuntimeError: measuring failed on the first rank, and this is another.
         """
+        found: list[float] = []
+        # The others wait meanwhile: measuring too would cost them as long, and rounding may differ between devices.
+        with distributed.failing_together():
+            if distributed.rank() == 0:
+                self._measure(queue, codebook_size, pushed, displacement_ms)
+                found = [self.value, self.error_ms, *(self._bounds or ())]
+        found = distributed.from_first_rank(torch.tensor(found, dtype=torch.float64)).tolist()
+        self.value, self.error_ms, *bounds = found
+        self._bounds = tuple(bounds) or None
+        self._measured_at = pushed
+
+    def _measure(
+        self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Callable[[float], float]
+    ) -> None:
         order = torch.randperm(len(queue), generator=torch.Generator("cpu").manual_seed(pushed), device="cpu")
         held_out, fitted = queue[order.to(queue.device)].tensor_split([len(queue) // _HELD_OUT_PART])
         distinct = len(torch.unique(fitted, dim=0))
         codebook = fit_kmeans(fitted, min(codebook_size, distinct), max_iterations=_MEASURING_ITERATIONS).centroids
         errors, _ = nearest_point(held_out, codebook)
         self.error_ms = float(errors.square().mean())
-        self._measured_at = pushed
         if self.automatic and not self._proportional:
             if self._bounds is not None and self._bounds[0] < self.value < self._bounds[1]:
                 self._bounds = (self.value / _LEEWAY, min(self.value * _LEEWAY, _LADDER[-1]))
             else:
                 self._find(displacement_ms)
 
-    def observe(self, displacement_ms: float) -> None:
-        """Take note of the mean square displacement that the present factor caused."""
-        if not self.automatic or self._bounds is None or not self.error_ms or displacement_ms == 0:
+    def observe(self, displacement_ms: float, tokens: int) -> None:
+        """Take note of the mean square displacement that the present factor caused, over this rank's tokens."""
+        if not self.automatic or self._bounds is None or not self.error_ms:
+            return
+        sums = torch.tensor([displacement_ms * tokens, tokens], dtype=torch.float64)
+        total, tokens = distributed.sum_over_ranks(sums).tolist()
+        displacement_ms = total / tokens
+        if displacement_ms == 0:
             return
         least, most = self._bounds
         self.value = min(max(self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2), least), most)

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
@@ -107,6 +108,10 @@ class VectorPerturbation(Quantizer):
 
     Until the queue holds two latents a code, in the first steps, latents pass through unperturbed.
 
+    In a distributed job every rank must run each training forward, since the ranks share one queue: the latents that
+    enter it come from all of them, it is the same to the bit on each, and so are eta (or share) and the measured error.
+    Other metrics are each rank's own. Ranks may have different numbers of tokens. In eval mode a rank may run alone.
+
     Buffers:
         codebook: [K, d] float32, zeros until fitted.
     """
@@ -117,10 +122,7 @@ class VectorPerturbation(Quantizer):
         super().__init__(config)
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.latent_dim, dtype=torch.float32))
         self.queue = LatentQueue(config.queue_size, config.latent_dim)
-        if config.perturbation == "resampled":
-            self.scale = PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0))
-        else:
-            self.scale = PerturbationScale(config.eta, start=1.0)
+        self.scale = _scale(config)
         self.training_state = _TrainingState(self)
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
@@ -140,7 +142,7 @@ class VectorPerturbation(Quantizer):
         perturbed, accepted = self._perturb(flat.detach(), generator)
         displacement = perturbed - flat.detach()
         displacement_ms = displacement.square().sum(dim=-1).mean()
-        self.scale.observe(float(displacement_ms))
+        self.scale.observe(float(displacement_ms), len(flat))
         self._enqueue(flat.detach(), generator)
         error_ms = self.scale.error_ms
         scale_name = "share" if self.config.perturbation == "resampled" else "eta"
@@ -192,12 +194,26 @@ class VectorPerturbation(Quantizer):
         Raises:
             ValueError: below 2.
         """
-        if codebook_size == self.codebook_size:
+        self.adopt(dataclasses.replace(self.config, codebook_size=codebook_size))
+
+    def adopt(self, config: VectorPerturbationConfig) -> None:
+        """Train with other settings of the same latent_dim from now on.
+
+        The queue keeps the newest latents that it can hold, a fitted codebook stays where K stays, and the scale is
+        measured anew. Settings equal to the present ones, `fitted` aside, change nothing.
+        """
+        present = self.config
+        config = dataclasses.replace(config, fitted=present.fitted and config.codebook_size == present.codebook_size)
+        if config == present:
             return
-        self.config = dataclasses.replace(self.config, codebook_size=codebook_size, fitted=False)
-        self.codebook = self.codebook.new_zeros(codebook_size, self.latent_dim)
-        self.queue.resize(self.config.queue_size)
-        self.scale.forget()
+        self.config = config
+        if config.codebook_size != present.codebook_size:
+            self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
+        self.queue.resize(config.queue_size)
+        if _scale_settings(config) == _scale_settings(present):
+            self.scale.forget()
+        else:
+            self.scale = _scale(config)
         self._index = None
 
     def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -249,7 +265,19 @@ class VectorPerturbation(Quantizer):
         filling = len(self.queue) < self._least_queue
         count = len(latents) if filling else math.ceil(self.config.queue_share * len(latents))
         chosen = torch.randperm(len(latents), device=latents.device, generator=generator)[:count]
-        self.queue.push(latents[chosen])
+        # With the displacement's sum, three collectives a step, of a few kilobytes once the queue has filled. They
+        # make the ranks wait for the slowest in the forward already, as the gradients would in the backward.
+        self.queue.push(distributed.rows_of_all_ranks(latents[chosen]))
+
+
+def _scale_settings(config: VectorPerturbationConfig) -> tuple:
+    return config.perturbation == "resampled", config.eta, config.share
+
+
+def _scale(config: VectorPerturbationConfig) -> PerturbationScale:
+    if config.perturbation == "resampled":
+        return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0))
+    return PerturbationScale(config.eta, start=1.0)
 
 
 class _TrainingState:

@@ -1,6 +1,9 @@
-"""Training a tokenizer and fitting its codebook."""
+"""Training a tokenizer and fitting its codebook.
+
+Fitting is here. A whole run is `vpvae_hf.training.run.train_tokenizer`, the loop alone
+`vpvae_hf.training.loop.Trainer`; they are imported on their own, since using a tokenizer needs neither.
+"""
 
 from .fit import CodebookFit, fit_codebook
-from .loop import TrainingHistory, train
 
-__all__ = ["CodebookFit", "TrainingHistory", "fit_codebook", "train"]
+__all__ = ["CodebookFit", "fit_codebook"]

@@ -1,97 +1,238 @@
-"""The training loop of one process: enough for a tokenizer on one device."""
+"""The training loop, on whatever devices and ranks Accelerate was given."""
 
+import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf import distributed
+from vpvae_hf.losses import build_losses
 
-from .step import training_step
+from .adversary import Adversary
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import TrainingConfig
+from .metrics_log import MetricsLog
 
-# A preview codebook shows how training goes; the one that is published is fitted more carefully, to fresh latents.
-_PREVIEW_ITERATIONS = 10
+_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class TrainingHistory:
-    """What was measured while training.
-
-    Attributes:
-        steps: for each step the scalars of `training_step`, as floats.
-        validations: pairs of a step and the quality on the validation batches then.
-    """
-
-    steps: list[dict[str, float]] = field(default_factory=list)
-    validations: list[tuple[int, ReconstructionQuality]] = field(default_factory=list)
+# What the progress bar shows of the latest rows.
+_SHOWN = {"loss": "loss/total", "psnr": "validation/psnr", "cvu": "validation/code_usage"}
 
 
-def train(
-    model,
-    batches: Iterator[Tensor],
-    *,
-    steps: int,
-    learning_rate: float,
-    validation_batches: Iterable[Tensor],
-    validate_every: int,
-    loss_weights: Mapping[str, float] = MappingProxyType({"l1": 1.0}),
-    warmup_share: float = 0.02,
-    max_grad_norm: float = 1.0,
-    progress: bool = True,
-) -> TrainingHistory:
-    """Train with AdamW, a linear warm-up and a cosine decay to zero; leaves the model in train mode.
+class Trainer:
+    """Trains a tokenizer with AdamW; makes checkpoints, validates and logs.
 
     Args:
-        model: a tokenizer.
-        batches: endless batches [B, C, H, W] in [-1, 1].
-        steps: how many of them to take.
-        learning_rate: the highest.
-        validation_batches: gone through at each validation; an iterable that can be started again.
-        validate_every: steps between validations; one more follows the last step.
-        loss_weights: weight of each reconstruction loss by name; L1 alone by default.
-        warmup_share: share of the steps in which the learning rate rises.
-        max_grad_norm: gradients are scaled down to this norm.
-        progress: show a bar with the time left on stderr.
+        model: a tokenizer; trained through its `forward`, eq. (10).
+        batches: endless batches [B, C, H, W] in [-1, 1] of this rank. With `state_dict` and `load_state_dict`, its
+            position is part of a checkpoint; "skipped" is reported.
+        config: settings; those of data and output folder are the caller's affair.
+        accelerator: made with the settings' precision and accumulation.
+        output: folder for checkpoints and metrics.jsonl; None to write neither.
+        validate: called with a step on every rank, model in train mode; gives figures by name.
+
+    Attributes:
+        model: the tokenizer, without wrappers.
+        log: `MetricsLog` of all rows.
+        step: optimizer steps that were taken.
+        images: that were trained on, by all ranks.
     """
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    warmup = max(1, round(warmup_share * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warmup, steps))
-    history = TrainingHistory()
-    model.train()
-    with tqdm(total=steps, desc="Training", unit="step", disable=not progress) as bar:
-        for step in range(1, steps + 1):
-            metrics = training_step(model, next(batches).to(device), optimizer, loss_weights, max_grad_norm)
-            schedule.step()
-            history.steps.append({name: float(value) for name, value in metrics.items()})
-            if step % validate_every == 0 or step == steps:
-                quality = _validate(model, validation_batches)
-                if quality is not None:
-                    history.validations.append((step, quality))
-                    bar.set_postfix(psnr=f"{quality.psnr:.2f} dB", cvu=f"{quality.code_usage:.2f}")
-            bar.update()
-    return history
+
+    def __init__(
+        self,
+        model,
+        batches: Iterable[Tensor],
+        config: TrainingConfig,
+        *,
+        accelerator: Accelerator | None = None,
+        output: Path | None = None,
+        validate: Callable[[int], dict[str, float]] | None = None,
+        progress: bool = True,
+    ):
+        self.accelerator = accelerator = accelerator or Accelerator()
+        self.config, self.model = config, model
+        self.step = self.images = 0
+        self._batches, self._output, self._validate = batches, output, validate
+        self._progress = progress and accelerator.is_main_process
+        self._weights = config.losses or {"l1": 1.0}
+        self._losses = build_losses(self._weights)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if config.torch_compile:
+            # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
+            model.encoder.compile()
+            model.decoder.compile()
+        betas = (config.adam_beta1, config.adam_beta2)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay
+        )
+        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        # Not prepared: Accelerate would step it once for each rank.
+        self._schedule = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        )
+        self._adversary = None
+        if config.adversarial.weight:
+            self._adversary = Adversary(config.adversarial, model.config.out_channels, betas, accelerator)
+        self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
+        training_state = getattr(model.quantize, "training_state", None)
+        for part in (self, self._schedule, self._ema, training_state):
+            if part is not None:
+                accelerator.register_for_checkpointing(part)
+        writes = output is not None and accelerator.is_main_process
+        self.log = MetricsLog(output / "metrics.jsonl" if writes else None)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step, "images": self.images}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step, self.images = state["step"], state["images"]
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it.
+
+        Raises:
+            ValueError: the checkpoint belongs to other settings.
+        """
+        position = load_checkpoint(self.accelerator, folder)
+        readers = self._readers()
+        if position is None or position["readers"] != readers:
+            _log.warning(
+                "%s was made with other ranks or loader workers than now (%d readers): weights and all other states "
+                "go on, the data set starts again from its beginning",
+                folder,
+                readers,
+            )
+        elif position["state"] is not None:
+            self._batches.load_state_dict(position["state"])
+        if self._output is not None and self.accelerator.is_main_process:
+            self.log.resume(self.step)
+
+    def run(self) -> MetricsLog:
+        """Train up to the last step; leaves the model in train mode, with the averaged weights where there is an EMA.
+
+        Raises:
+            ValueError: NaN or infinite latents, or data that cannot be read.
+        """
+        config, last = self.config, self.config.max_train_steps
+        self.model.train()
+        interval = _Interval()
+        with tqdm(total=last, initial=self.step, desc="Training", unit="step", disable=not self._progress) as bar:
+            batches = iter(self._batches) if self.step < last else iter(())
+            for pixel_values in batches:
+                interval.add(self._forward_backward(pixel_values.to(self.accelerator.device)), len(pixel_values))
+                if not self.accelerator.sync_gradients:
+                    continue
+                self.step += 1
+                bar.update()
+                ends = self.step == last
+                saves = self._output is not None and (ends or self.step % config.checkpointing_steps == 0)
+                # Before each checkpoint too, so that a resumed run averages over the same steps.
+                if ends or saves or self.step % config.logging_steps == 0:
+                    self._log_interval(interval)
+                    interval = _Interval()
+                if self._validate is not None and (ends or self.step % config.validation_steps == 0):
+                    figures = self._validate(self.step)
+                    self._append({f"validation/{name}": value for name, value in figures.items()})
+                    interval = _Interval()
+                bar.set_postfix(self._shown())
+                if saves:
+                    self._save()
+                if ends:
+                    break
+        if self._ema is not None:
+            self._ema.copy_to(self.model.parameters())
+        return self.log
+
+    def _forward_backward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """One forward and backward pass, and an optimizer step where enough were accumulated; detached figures."""
+        config, accelerator = self.config, self.accelerator
+        adversary = self._adversary if self.step >= config.adversarial.start_step else None
+        prepared = [self._wrapped] if self._adversary is None else [self._wrapped, self._adversary.discriminator]
+        with accelerator.accumulate(*prepared):
+            output = self._wrapped(pixel_values)
+            figures = {f"loss/{name}": loss(output.sample, pixel_values) for name, loss in self._losses.items()}
+            total = output.loss + sum(self._weights[name] * figures[f"loss/{name}"] for name in self._losses)
+            figures["loss/quantizer"] = output.loss
+            if adversary is not None:
+                figures["loss/adversarial"] = adversary.judge(output.sample)
+                total = total + config.adversarial.weight * figures["loss/adversarial"]
+            figures["loss/total"] = total
+            accelerator.backward(total)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                figures["gradient_norm"] = torch.as_tensor(norm)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            if adversary is not None:
+                figures["loss/discriminator"] = adversary.learn(pixel_values, output.sample)
+        if accelerator.sync_gradients:
+            self._schedule.step()
+            if self._ema is not None:
+                self._ema.step(self.model.parameters())
+        return {name: value.detach().float() for name, value in (figures | output.metrics).items()}
+
+    def _log_interval(self, interval: "_Interval") -> None:
+        """A row of means over the interval and the ranks."""
+        means = interval.means()
+        stacked = torch.stack(list(means.values()))
+        stacked = distributed.sum_over_ranks(stacked) / distributed.world_size()
+        images = interval.images * self.accelerator.num_processes
+        self.images += images
+        row = dict(zip(means, stacked.tolist(), strict=True))
+        row["learning_rate"] = self._schedule.get_last_lr()[0]
+        row["images"] = self.images
+        row["images_per_second"] = images / interval.seconds()
+        if hasattr(self._batches, "skipped"):
+            row["images_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
+        self._append(row)
+
+    def _append(self, figures: dict[str, float]) -> None:
+        self.log.append(self.step, figures)
+        self.accelerator.log(figures, step=self.step)
+
+    def _shown(self) -> dict[str, str]:
+        shown = {name: self.log.last_mean(column, 1) for name, column in _SHOWN.items()}
+        return {name: f"{value:.4g}" for name, value in shown.items() if math.isfinite(value)}
+
+    def _readers(self) -> int:
+        """How many processes read the data set on all ranks."""
+        return self.accelerator.num_processes * max(1, self.config.data.workers)
+
+    def _save(self) -> None:
+        state = self._batches.state_dict() if hasattr(self._batches, "state_dict") else None
+        position = {"readers": self._readers(), "state": state}
+        save_checkpoint(self.accelerator, self._output, self.step, position, self.config.checkpoints_total_limit)
 
 
-def _validate(model, batches: Iterable[Tensor]) -> ReconstructionQuality | None:
-    """Quality with the codebook that the queue would give now; None while the queue is too short for one."""
-    quantizer = model.quantize
-    if not quantizer.needs_fitting:
-        return evaluate_reconstruction(model, batches)
-    latents = quantizer.queue.latents()
-    if len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
-        return None
-    preview = fit_kmeans(latents, quantizer.codebook_size, max_iterations=_PREVIEW_ITERATIONS)
-    return evaluate_reconstruction(model, batches, preview.centroids)
+class _Interval:
+    """Figures of the steps between two rows; summed on their device, since reading one waits for it."""
 
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._began = time.monotonic()
+        self.images = 0
 
-def _rate(step: int, warmup: int, steps: int) -> float:
-    """Share of the highest learning rate at a step counted from 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    def add(self, figures: dict[str, Tensor], images: int) -> None:
+        for name, value in figures.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self.images += images
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: value / self._counts[name] for name, value in self._sums.items()}
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began

@@ -1,0 +1,102 @@
+"""Learned perceptual distance between images.
+
+B images, C = 3 channels, H x W pixels.
+"""
+
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+# VGG16 halves the image four times before the last features that LPIPS compares.
+MINIMUM_SIDE = 16
+
+
+@cache
+def load_lpips_network() -> nn.Module:
+    """The frozen VGG16 of LPIPS in eval mode, loaded once per process; the first time, its weights are downloaded.
+
+    The global random state stays as it is, so that a run with LPIPS draws the same numbers as one without.
+
+    Returns:
+        Module of two images [B, 3, H, W] in [-1, 1] that gives [B, 1, 1, 1]. It belongs to no model, so no model saves
+        its weights.
+
+    Raises:
+        ImportError: torchmetrics or torchvision is missing, or does not import beside this torch.
+        OSError: VGG16's weights are neither in torch's cache folder nor could they be downloaded.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+        from torchvision.models import VGG16_Weights
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"LPIPS needs torchmetrics and a torchvision built for torch {torch.__version__}, but importing them gives "
+            f"{error!r}: pip install torchmetrics, install torchvision from the index that torch came from "
+            "(https://pytorch.org/get-started), or do without LPIPS"
+        ) from error
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net
+    except OSError as error:
+        url = VGG16_Weights.DEFAULT.url
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+        raise OSError(
+            f"LPIPS needs VGG16's weights, but loading them gives {error!r}: download {url} where there is a network "
+            f"and save it as {file}, or do without LPIPS"
+        ) from error
+
+
+def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each pair: 0 where both images are equal.
+
+    It is computed in float32 also under autocast, because features of similar images differ by less than half
+    precision can tell. The network follows the device of the images. Gradients reach both images, never the network.
+
+    Args:
+        reconstruction, original: [B, 3, H, W] in [-1, 1], at least 16 pixels a side. Values beyond are not clipped.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: another shape than that, or two different shapes.
+        ImportError, OSError: see `load_lpips_network`.
+    """
+    _check_images(reconstruction, original)
+    network = _network_on(reconstruction.device)
+    with torch.autocast(reconstruction.device.type, enabled=False):
+        return network(reconstruction.float(), original.float()).flatten()
+
+
+def lpips_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """Mean over images of `lpips_per_image`, which documents arguments and errors.
+
+    Returns:
+        [] float32.
+    """
+    return lpips_per_image(reconstruction, original).mean()
+
+
+def _network_on(device: torch.device) -> nn.Module:
+    # Parameters made or moved in inference mode could not serve a later training step.
+    with torch.inference_mode(False):
+        return load_lpips_network().to(device)
+
+
+def _check_images(reconstruction: Tensor, original: Tensor) -> None:
+    shapes = [list(reconstruction.shape), list(original.shape)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"LPIPS compares images of one shape, got {shapes[0]} and {shapes[1]}: crop or resize one")
+    if len(shapes[0]) != 4 or shapes[0][1] != 3:
+        raise ValueError(
+            f"LPIPS needs RGB images [B, 3, H, W], got {shapes[0]}: repeat a single channel three times, or do without "
+            "LPIPS"
+        )
+    if min(shapes[0][2:]) < MINIMUM_SIDE:
+        raise ValueError(
+            f"LPIPS needs images of at least {MINIMUM_SIDE} pixels a side, got {shapes[0]}: use larger images, or do "
+            "without LPIPS"
+        )

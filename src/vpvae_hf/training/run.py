@@ -1,0 +1,197 @@
+"""A training run from settings to a saved, fitted and measured tokenizer."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list, set_seed
+from PIL import Image
+
+from vpvae_hf import distributed
+from vpvae_hf.evaluation import QUALITY_FIGURES, ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.hub import push_folder, write_card
+
+from .checkpoint import checkpoints, find_checkpoint
+from .config import TrainingConfig
+from .fit import CodebookFit, fit_codebook
+from .loop import Trainer
+from .splits import TrainingData
+from .starting import build_model
+from .validation import Validation
+
+_log = logging.getLogger(__name__)
+
+
+def train_tokenizer(config: TrainingConfig) -> Path:
+    """Train, fit the codebook on a fresh pass, evaluate, save, and push where asked; gives the tokenizer's folder.
+
+    Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, metrics.jsonl, pictures of
+    validation images, trackers' logs, config.json of the run, and the tokenizer with its card.
+
+    Raises:
+        ValueError: settings that miss or contradict something, data that cannot be read.
+        FileExistsError: the output folder holds another run.
+        FileNotFoundError: no such data set, model or checkpoint.
+    """
+    for name, value in (("output_dir", config.output_dir), ("data.name", config.data.name)):
+        if not value:
+            raise ValueError(f"{name} is not set; add --{name} ...")
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir,
+        # The codebook, the only buffer, is fitted alike on all ranks.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    output = Path(config.output_dir)
+    checkpoint = _prepare_output(output, config, accelerator)
+    data = TrainingData(config.data, config, accelerator)
+    # Every rank the same weights, then each its own perturbations.
+    set_seed(config.seed)
+    model = build_model(config.model, config.quantizer, config.data.size).to(accelerator.device)
+    set_seed(config.seed, device_specific=True)
+    validation = Validation(model, data, output, config, accelerator)
+    validate = validation.measure if data.validates else None
+    trainer = Trainer(model, data.training(), config, accelerator=accelerator, output=output, validate=validate)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    _announce(accelerator, model, config, checkpoint)
+    tensorboard = {"tensorboard": {"purge_step": trainer.step + 1}} if "tensorboard" in config.report_to else {}
+    accelerator.init_trackers("logs", init_kwargs=tensorboard)
+    try:
+        trainer.run()
+    except KeyboardInterrupt:
+        newest = next(reversed(checkpoints(output)), None)
+        kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
+        _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
+        raise
+    accelerator.end_training()
+    return _finish(model, data, validation, trainer, config, accelerator)
+
+
+def _prepare_output(output: Path, config: TrainingConfig, accelerator: Accelerator) -> Path | None:
+    """Make the output folder; the checkpoint to go on from, None to start anew."""
+    decided: list[Any] = [None]
+    with distributed.failing_together():
+        if accelerator.is_main_process:
+            decided[0] = _decide_start(output, config)
+    broadcast_object_list(decided)
+    return decided[0]
+
+
+def _decide_start(output: Path, config: TrainingConfig) -> Path | None:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; name a folder with --output_dir")
+    checkpoint = None
+    if config.resume_from_checkpoint is not None:
+        checkpoint = find_checkpoint(output, config.resume_from_checkpoint)
+    if config.overwrite_output_dir and checkpoint is None:
+        for made in (*checkpoints(output), output / "validation", output / "logs", output / "tokenizer"):
+            shutil.rmtree(made, ignore_errors=True)
+        (output / "metrics.jsonl").unlink(missing_ok=True)
+    elif checkpoint is None and ((output / "metrics.jsonl").exists() or checkpoints(output)):
+        if checkpoints(output):
+            raise FileExistsError(
+                f"{output} holds another run; go on with --resume_from_checkpoint latest, start anew with "
+                "--overwrite_output_dir, or name another folder with --output_dir"
+            )
+        (output / "metrics.jsonl").unlink()  # of a run that ended before its first checkpoint
+    output.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps(dataclasses.asdict(config), indent=2)
+    (output / "settings.json").write_text(settings + "\n", encoding="utf-8")
+    return checkpoint
+
+
+def _announce(accelerator: Accelerator, model, config: TrainingConfig, checkpoint: Path | None) -> None:
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    images = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    accelerator.print(
+        f"{weights / 1e6:.1f} million weights, factor {model.downsample_factor}, {model.quantize.config.kind} with "
+        f"{model.quantize.codebook_size} codes of {model.quantize.latent_dim} dimensions; {images} images a step on "
+        f"{accelerator.num_processes} x {accelerator.device.type}; results in {config.output_dir}"
+    )
+    if checkpoint is not None:
+        accelerator.print(f"going on from {checkpoint}")
+
+
+def _finish(
+    model,
+    data: TrainingData,
+    validation: Validation,
+    trainer: Trainer,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> Path:
+    """Fit, evaluate, save with results and card, and push."""
+    fit = None
+    if model.quantize.needs_fitting:
+        fit = fit_codebook(
+            model,
+            data.fitting(),
+            latents_per_code=config.codebook.latents_per_code,
+            seeding=config.codebook.seeding,
+            seed=config.seed,
+            across_ranks=True,
+        )
+    model.eval()
+    quality = evaluate_reconstruction(model, data.held_out(None), across_ranks=True) if data.validates else None
+    folder = Path(config.output_dir) / "tokenizer"
+    with distributed.failing_together():
+        if accelerator.is_main_process:
+            model.save_pretrained(folder)
+            results = _results(fit, quality, trainer, config)
+            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            picture = validation.picture()
+            if picture is not None:
+                Image.fromarray(picture).save(folder / "reconstruction.png")
+            write_card(folder, config.hub_model_id)
+            accelerator.print(_summary(fit, quality, folder))
+            if config.push_to_hub:
+                accelerator.print(f"pushed to {push_folder(folder, config.hub_model_id, private=config.hub_private)}")
+    return folder
+
+
+def _results(
+    fit: CodebookFit | None, quality: ReconstructionQuality | None, trainer: Trainer, config: TrainingConfig
+) -> dict[str, Any]:
+    """What the model card tells."""
+    data = config.data
+    measured = []
+    if quality is not None:
+        metrics = {name: getattr(quality, name) for name in QUALITY_FIGURES}
+        where = {"dataset": data.validation_name or data.name, "split": data.validation_split}
+        measured.append({**where, "images": quality.images, "tokens": quality.tokens, "metrics": metrics})
+    return {
+        "training": {
+            "dataset": data.name,
+            "dataset_config": data.config,
+            "split": data.split,
+            "column": data.column,
+            "steps": trainer.step,
+            "images_seen": trainer.images,
+            "base_model": config.model.pretrained or config.model.from_autoencoder_kl,
+            "settings": dataclasses.asdict(config),
+            "versions": {name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", "diffusers")},
+        },
+        "codebook": None if fit is None else dataclasses.asdict(fit),
+        "evaluation": measured,
+    }
+
+
+def _summary(fit: CodebookFit | None, quality: ReconstructionQuality | None, folder: Path) -> str:
+    lines = []
+    if fit is not None:
+        lines.append(f"codebook of {fit.codebook_size} fitted to {fit.fitted_latents} latents")
+    if quality is not None:
+        lines.append(
+            f"{quality.images} validation images: PSNR {quality.psnr:.2f} dB ({quality.psnr_unquantized:.2f} not "
+            f"quantized), SSIM {quality.ssim:.3f}, CVU {quality.code_usage:.3f}"
+        )
+    lines += [f'tokenizer: {folder}; AutoencoderVP.from_pretrained("{folder}")']
+    return "\n".join(lines)
