@@ -1,0 +1,103 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from vpvae_hf.training.arguments import describe, parse_config
+from vpvae_hf.training.config import TrainingConfig
+from vpvae_hf.training.starting import build_model
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "image"
+
+
+def parse(*arguments: str) -> TrainingConfig:
+    return parse_config(TrainingConfig, arguments)
+
+
+def test_defaults():
+    assert parse() == TrainingConfig()
+
+
+def test_files_and_arguments_in_order(tmp_path):
+    (tmp_path / "base.yaml").write_text("learning_rate: 1.0e-3\nseed: 1\ndata: {size: 64}\n")
+    (tmp_path / "experiment.yaml").write_text("base: base.yaml\nseed: 2\nquantizer: {kind: fsp, levels: [8, 5]}\n")
+    (tmp_path / "more.yaml").write_text("data: {name: a/b, shuffle_buffer: 7}\n")
+    config = parse(
+        "--config", str(tmp_path / "experiment.yaml"), f"--config={tmp_path / 'more.yaml'}", "--data.name", "c/d",
+        "--losses.l2=0.5", "--use_ema", "--report_to", "[]", "--model.architecture.block_out_channels", "[8, 16]",
+        "--checkpoints_total_limit", "null",
+    )  # fmt: skip
+    assert (config.learning_rate, config.seed, config.use_ema, config.report_to) == (1e-3, 2, True, [])
+    assert config.quantizer == {"kind": "fsp", "levels": [8, 5]}
+    assert (config.data.name, config.data.size, config.data.shuffle_buffer) == ("c/d", 64, 7)
+    assert config.losses == {"l2": 0.5}
+    assert config.model.architecture == {"block_out_channels": [8, 16]}
+    assert config.checkpoints_total_limit is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning_rat", "1"], "learning_rat is no setting; did you mean 'learning_rate'"),
+        (["--data.sise", "1"], "data.sise is no setting; did you mean 'data.size'"),
+        (["--pretrained", "x"], "pretrained is no setting; did you mean 'model.pretrained'"),
+        (["--use_emma"], "use_emma is no setting; did you mean 'use_ema'"),
+        (["--xyz", "1"], "xyz is no setting; valid keys: output_dir"),
+        (["--data.size", "abc"], "data.size: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["--data.crop", "middle"], "expected one of"),
+        (["--losses.l1", "much"], "losses.l1"),
+        (["--data.size"], "--data.size needs a value"),
+        (["--data", "3"], "the command line"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config"], "--config needs a file"),
+        (["--data.size", "0"], "data.size must be at least 1, got 0"),
+        (["--max_train_steps", "0"], "max_train_steps must be at least 1, got 0"),
+        (["--learning_rate", "-1"], "learning_rate must be positive, got -1.0"),
+        (["--ema_decay", "1"], "ema_decay must be in"),
+        (["--checkpoints_total_limit", "0"], "checkpoints_total_limit must be at least 1, or null, got 0"),
+        (["--push_to_hub"], "add --hub_model_id"),
+        (["--model.pretrained", "a", "--model.from_autoencoder_kl", "b"], "give one of them"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is what is tested
+        parse(*arguments)
+    assert message in str(error.value)
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text("data: {shufle_buffer: 3}\n")
+    with pytest.raises(ValueError, match=r"wrong.yaml: data.shufle_buffer .* 'data.shuffle_buffer'"):
+        parse("--config", str(file))
+
+
+def test_files_that_are_not_there_or_go_in_a_circle(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        parse("--config", str(tmp_path / "missing.yaml"))
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(FileNotFoundError, match="named as base by"):
+        parse("--config", str(tmp_path / "a.yaml"))
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ValueError, match="is its own base"):
+        parse("--config", str(tmp_path / "a.yaml"))
+
+
+def test_every_setting_is_described():
+    text = describe(TrainingConfig)
+    for name in (*(field.name for field in dataclasses.fields(TrainingConfig)), "data.name", "adversarial.weight"):
+        assert f"--{name}" in text or f"--{name}." in text
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_recipe_is_valid(file):
+    config = parse("--config", str(file))
+    small = {"block_out_channels": [8] * len(config.model.architecture.get("block_out_channels", [8] * 4))}
+    config.model.architecture |= {**small, "norm_num_groups": 4, "layers_per_block": 1}
+    model = build_model(config.model, config.quantizer, config.data.size)
+    if file.name.startswith(("vp", "fsp", "ablation")):
+        assert model.downsample_factor == 8
+        assert config.output_dir == f"runs/image_{file.stem.removeprefix('ablation_')}"
+        size = int(file.stem.rpartition("_k")[2]) if "_k" in file.stem else 1024
+        assert abs(math.log2(model.quantize.codebook_size / size)) < 0.1
