@@ -98,7 +98,7 @@ def fit_codebook(
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
     counts = torch.tensor([len(fitted), len(held_out)])
     fitted_count, held_out_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
-    if fitted_count < 256 * codebook_size:
+    if codebook_size <= fitted_count < 256 * codebook_size:
         warnings.warn(
             f"fitting {codebook_size} codes to {fitted_count} latents, {fitted_count / codebook_size:.0f} a code; "
             "below 256 a code the codebook overfits, give more data if there is more",

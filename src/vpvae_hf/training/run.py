@@ -14,7 +14,7 @@ from PIL import Image
 
 from vpvae_hf import distributed
 from vpvae_hf.evaluation import QUALITY_FIGURES, ReconstructionQuality, evaluate_reconstruction
-from vpvae_hf.hub import push_folder, write_card
+from vpvae_hf.hub import push_folder, write_results
 
 from .checkpoint import checkpoints, find_checkpoint
 from .config import TrainingConfig
@@ -145,12 +145,10 @@ def _finish(
     with distributed.failing_together():
         if accelerator.is_main_process:
             model.save_pretrained(folder)
-            results = _results(fit, quality, trainer, config)
-            (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             picture = validation.picture()
             if picture is not None:
                 Image.fromarray(picture).save(folder / "reconstruction.png")
-            write_card(folder, config.hub_model_id)
+            write_results(folder, _results(fit, quality, trainer, config), repo_id=config.hub_model_id)
             accelerator.print(_summary(fit, quality, folder))
             if config.push_to_hub:
                 accelerator.print(f"pushed to {push_folder(folder, config.hub_model_id, private=config.hub_private)}")

@@ -1,0 +1,54 @@
+"""`vpvae fit`: a codebook, of any size, for a saved tokenizer."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from vpvae_hf import AutoencoderVP, fit_codebook
+from vpvae_hf.hub import read_results, write_results
+
+from .images import add_data_options, crops
+
+
+def add_parser(commands) -> None:
+    """Add `fit` to the subcommands."""
+    parser = commands.add_parser(
+        "fit",
+        help="fit a codebook to a saved tokenizer",
+        description="Encode random crops of a data set with a saved tokenizer, cluster the latents, and save the "
+        "tokenizer with that codebook in another folder.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
+    parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
+    parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
+    parser.add_argument("--seed", type=int, default=0, help="of crops and K-means")
+    add_data_options(parser, split="train")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fit and save."""
+    output = options.output
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; name a folder with --output")
+    if output.is_dir() and any(output.iterdir()) and not options.overwrite:
+        raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
+    model = AutoencoderVP.from_pretrained(options.tokenizer)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    batches = crops(options, model, random=True, passes=None, seed=options.seed)
+    fit = fit_codebook(
+        model, batches, options.codebook_size, latents_per_code=options.latents_per_code, seed=options.seed
+    )
+    model.save_pretrained(output)
+    # What was measured with the former codebook does not hold for this one.
+    write_results(output, read_results(options.tokenizer) | {"codebook": asdict(fit), "evaluation": []})
+    print(
+        f"{fit.codebook_size} codes fitted to {fit.fitted_latents} latents: mean squared error {fit.distortion:.4f}, "
+        f"on {fit.held_out_latents} others {fit.held_out_distortion:.4f}, CVU {fit.held_out_usage:.3f}"
+    )
+    print(f'saved: AutoencoderVP.from_pretrained("{output}")')

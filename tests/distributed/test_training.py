@@ -1,0 +1,94 @@
+"""A recipe on two real processes, with gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from image_runs import metrics, settings, write_pictures
+from safetensors.torch import load_file
+
+from vpvae_hf import AutoencoderVP
+from vpvae_hf.data import ImageLoader, ImageStream, open_images
+from vpvae_hf.evaluation import QUALITY_FIGURES, evaluate_reconstruction
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "image" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three training shards for two ranks, and one validation shard of an odd number of images."""
+    return write_pictures(tmp_path_factory.mktemp("pictures"), shards={"train": [5, 17, 8], "validation": [11]})
+
+
+def launch(values: dict, folder: Path, *extra: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    (folder / "settings.yaml").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(RECIPE), "--config", str(folder / "settings.yaml"), *extra]
+    with (folder / "printed.txt").open("w") as printed:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stdout=printed, stderr=printed, text=True)
+
+
+def finish(process: subprocess.Popen, folder: Path) -> str:
+    process.wait(timeout=150)
+    return (folder / "printed.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    process = launch(settings(data, folder / "run", use_ema=True), folder)
+    printed = finish(process, folder)
+    assert process.returncode == 0, printed
+    return folder / "run"
+
+
+def test_two_ranks_train_on_both_their_parts(whole):
+    rows = [row for row in metrics(whole) if "loss/total" in row]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert [row["images"] for row in rows] == [8 * step for step in range(1, 13)]
+
+
+def test_the_queue_is_one_for_both(whole):
+    """Of 2 x 4 images of 64 tokens the first batch fills the queue, one rank alone would bring half of it."""
+    first = next(row for row in metrics(whole) if "quantizer/queue_fill" in row)
+    assert first["quantizer/queue_fill"] == pytest.approx(2 * 4 * 64 / (16 * 32 * 4))
+
+
+def test_metrics_of_two_ranks_are_those_of_one_process(whole, data):
+    results = json.loads((whole / "tokenizer" / "results.json").read_text())["evaluation"][0]
+    assert results["images"] == 11
+    vae = AutoencoderVP.from_pretrained(whole / "tokenizer")
+    source = open_images(data, split="validation")
+    alone = evaluate_reconstruction(vae, ImageLoader(ImageStream(source, size=16, shortest_side=20), batch_size=4))
+    for name in QUALITY_FIGURES:
+        assert results["metrics"][name] == pytest.approx(getattr(alone, name), rel=1e-6), name
+
+
+def test_a_killed_rank_ends_the_job_and_it_goes_on_exactly(whole, data, tmp_path):
+    values = settings(data, tmp_path / "run", use_ema=True)
+    process = launch(values, tmp_path)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 6:
+        assert process.poll() is None, (tmp_path / "printed.txt").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    printed = finish(process, tmp_path)
+    assert process.returncode != 0, printed
+    again = launch(values, tmp_path, "--resume_from_checkpoint", "latest")
+    printed = finish(again, tmp_path)
+    assert again.returncode == 0, printed
+    assert metrics(tmp_path / "run") == metrics(whole)
+    name = "tokenizer/diffusion_pytorch_model.safetensors"
+    one, other = load_file(tmp_path / "run" / name), load_file(whole / name)
+    assert all(torch.equal(one[key], other[key]) for key in one)

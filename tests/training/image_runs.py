@@ -1,0 +1,77 @@
+"""Small training runs on pictures made here."""
+
+import io
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from vpvae_hf.training.config import TrainingConfig
+
+ARCHITECTURE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "mid_block_add_attention": False,
+}
+VECTOR = {"kind": "vp", "codebook_size": 32, "latent_dim": 4, "queue_share": 0.1}
+# What no two runs have in common.
+TIMES = "images_per_second"
+
+
+def write_pictures(folder: Path, *, shards: dict[str, list[int]], seed: int = 0, dark: bool = False) -> str:
+    """A data set of smooth pictures, 24 x 30 pixels: images in each shard of each split."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    for split, counts in shards.items():
+        for number, count in enumerate(counts):
+            rows = [{"bytes": _png(random, dark), "path": None} for _ in range(count)]
+            table = datasets.Dataset.from_dict({"image": rows, "label": list(range(count))}, features=features)
+            table.to_parquet(folder / f"{split}-{number:05d}-of-{len(counts):05d}.parquet")
+    return str(folder)
+
+
+def _png(random: np.random.Generator, dark: bool) -> bytes:
+    coarse = random.integers(64 if dark else 256, size=(4, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((30, 24), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def settings(source: str, output: Path, **changes) -> dict:
+    """Settings of a run of twelve steps, as nested dictionaries."""
+    data_settings = {"name": source, "size": 16, "shortest_side": 20, "crop": "random", "flip": True, "workers": 0}
+    data_settings |= {"shuffle_buffer": 7, **changes.pop("data", {})}
+    return {
+        "output_dir": str(output),
+        "model": {"architecture": ARCHITECTURE},
+        "quantizer": VECTOR,
+        "data": data_settings,
+        "max_train_steps": 12,
+        "train_batch_size": 4,
+        "learning_rate": 2e-3,
+        "lr_warmup_steps": 2,
+        "logging_steps": 1,
+        "validation_steps": 6,
+        "validation_pictures": 3,
+        "checkpointing_steps": 4,
+        "report_to": [],
+        **changes,
+    }
+
+
+def configured(values: dict) -> TrainingConfig:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainingConfig), values))
+
+
+def metrics(output: Path) -> list[dict]:
+    """Rows of metrics.jsonl without what differs between equal runs."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != TIMES} for row in rows]

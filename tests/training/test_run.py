@@ -1,0 +1,289 @@
+"""Whole training runs: what is written, resuming, starts and bad input."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from image_runs import VECTOR, configured, metrics, settings, write_pictures
+from PIL import Image
+from safetensors.torch import load_file
+
+from vpvae_hf import AutoencoderVP
+from vpvae_hf.training.run import train_tokenizer
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "image" / "train.py"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"), shards={"train": [13, 9, 12], "validation": [10]})
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An uninterrupted run with everything that has a state."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    train_tokenizer(configured(settings(data, output, **STATEFUL)))
+    return output
+
+
+STATEFUL = {
+    "use_ema": True,
+    "ema_decay": 0.5,
+    "adversarial": {"weight": 0.1, "start_step": 2, "channels": 8, "layers": 1},
+    "gradient_accumulation_steps": 2,
+    "data": {"workers": 2},
+}
+
+
+def launched(values: dict, tmp_path: Path, *extra: str) -> subprocess.Popen:
+    """The recipe in a process of its own."""
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps(values))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(RECIPE), "--config", str(file), *extra]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_a_tokenizer_and_its_records(whole):
+    vae = AutoencoderVP.from_pretrained(whole / "tokenizer").eval()
+    assert vae.quantize.config.fitted
+    assert vae.tokenize(torch.zeros(1, 3, 16, 16)).shape == (1, 8, 8)
+    results = json.loads((whole / "tokenizer" / "results.json").read_text())
+    assert results["training"]["steps"] == 12
+    assert results["training"]["images_seen"] == 12 * 2 * 4
+    assert results["codebook"]["codebook_size"] == 32
+    (evaluation,) = results["evaluation"]
+    assert (evaluation["split"], evaluation["images"], evaluation["tokens"]) == ("validation", 10, 10 * 64)
+    assert 5 < evaluation["metrics"]["psnr"] < 60
+    assert "model-index" in (whole / "tokenizer" / "README.md").read_text()
+    for picture in (whole / "tokenizer" / "reconstruction.png", whole / "validation" / "step-0000012.png"):
+        with Image.open(picture) as image:
+            assert image.size == (3 * 20 - 4, 3 * 20 - 4)
+    rows = metrics(whole)
+    assert [row["step"] for row in rows if "loss/total" in row] == list(range(1, 13))
+    assert [row["step"] for row in rows if "validation/psnr" in row] == [6, 12]
+    assert {"loss/l1", "loss/adversarial", "gradient_norm", "quantizer/displacement_rms", "learning_rate"} <= set(
+        rows[-2]
+    )
+    assert sorted(folder.name for folder in whole.glob("checkpoint-*")) == [
+        "checkpoint-12",
+        "checkpoint-4",
+        "checkpoint-8",
+    ]
+
+
+def test_the_published_weights_are_the_average(whole):
+    trained = load_file(whole / "checkpoint-12" / "model.safetensors")
+    published = load_file(whole / "tokenizer" / WEIGHTS)
+    assert not torch.equal(trained["encoder.conv_in.weight"], published["encoder.conv_in.weight"])
+
+
+@pytest.mark.parametrize("killed_after", [5, 9])
+def test_a_killed_run_goes_on_with_the_same_losses(killed_after, whole, data, tmp_path):
+    """Equal to the bit on a CPU: weights, optimizers, EMA, queue, random states and the position in the stream."""
+    output = tmp_path / "run"
+    values = settings(data, output, **STATEFUL)
+    process = launched(values, tmp_path)
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() or len(metrics_or_none(output)) < killed_after:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (output / "tokenizer").exists()
+    train_tokenizer(configured(values | {"resume_from_checkpoint": "latest"}))
+    assert metrics(output) == metrics(whole)
+    assert same_weights(output / "checkpoint-12" / "model.safetensors", whole / "checkpoint-12" / "model.safetensors")
+    assert same_weights(output / "tokenizer" / WEIGHTS, whole / "tokenizer" / WEIGHTS)
+
+
+def metrics_or_none(output: Path) -> list[str]:
+    return (output / "metrics.jsonl").read_text().splitlines()
+
+
+def test_a_run_that_had_ended_only_fits_and_saves_again(whole, data, tmp_path):
+    before = metrics(whole)
+    weights = load_file(whole / "tokenizer" / WEIGHTS)
+    train_tokenizer(configured(settings(data, whole, **STATEFUL) | {"resume_from_checkpoint": "latest"}))
+    assert metrics(whole) == before
+    after = load_file(whole / "tokenizer" / WEIGHTS)
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+
+
+def test_only_the_newest_checkpoints_are_kept(data, tmp_path):
+    values = settings(data, tmp_path / "run", checkpointing_steps=2, checkpoints_total_limit=2, max_train_steps=6)
+    train_tokenizer(configured(values))
+    assert sorted(folder.name for folder in (tmp_path / "run").glob("*checkpoint*")) == ["checkpoint-4", "checkpoint-6"]
+
+
+def test_a_half_written_checkpoint_is_ignored(data, tmp_path):
+    output = tmp_path / "run"
+    train_tokenizer(configured(settings(data, output, max_train_steps=4)))
+    (output / ".checkpoint-8.partial").mkdir()
+    (output / ".checkpoint-8.partial" / "model.safetensors").write_bytes(b"half")
+    train_tokenizer(configured(settings(data, output, max_train_steps=8, resume_from_checkpoint="latest")))
+    assert metrics(output)[-1]["step"] == 8
+    assert not (output / ".checkpoint-8.partial").exists()
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(data, tmp_path, caplog):
+    """Files are limited to less than a checkpoint's weights, as a full disk would."""
+    output = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    values = settings(
+        data, output, max_train_steps=4, checkpointing_steps=2, quantizer={"kind": "fsp", "levels": [4, 4]}
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with caplog.at_level(logging.ERROR), pytest.raises(Exception, match=r"(?i)file too large|writ"):
+            train_tokenizer(configured(values))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "no checkpoint at step 2",
+        "no checkpoint at step 4",
+    ]
+    assert "make room in" in caplog.text
+    assert metrics(output)[-1]["step"] == 4
+    assert not list(output.glob("*checkpoint*"))
+    assert not (output / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("changes", [{"workers": 1}], ids=["workers"])
+def test_other_workers_start_the_data_again(changes, data, tmp_path, caplog):
+    output = tmp_path / "run"
+    train_tokenizer(configured(settings(data, output, max_train_steps=4)))
+    values = settings(data, output, max_train_steps=6, resume_from_checkpoint="latest", data=changes | {"workers": 2})
+    with caplog.at_level(logging.WARNING):
+        train_tokenizer(configured(values))
+    assert "the data set starts again" in caplog.text
+    assert metrics(output)[-1]["step"] == 6
+
+
+def test_tensorboard(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output = tmp_path / "run"
+    values = settings(data, output, max_train_steps=6, validation_steps=3, report_to=["tensorboard"])
+    train_tokenizer(configured(values))
+    events = EventAccumulator(str(output / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 7))
+    assert [event.step for event in events.Images("validation")] == [3, 6]
+
+
+def test_memory_savers_and_compilation_train_alike(data, tmp_path):
+    values = settings(data, tmp_path / "plain", max_train_steps=3)
+    train_tokenizer(configured(values))
+    saving = values | {"output_dir": str(tmp_path / "saving"), "gradient_checkpointing": True}
+    train_tokenizer(configured(saving))
+    plain, saved = metrics(tmp_path / "plain")[2], metrics(tmp_path / "saving")[2]
+    assert saved["loss/l1"] == pytest.approx(plain["loss/l1"], rel=1e-4)
+
+
+def test_fine_tuning_on_other_images_raises_psnr_on_them(whole, tmp_path):
+    other = write_pictures(tmp_path / "dark", shards={"train": [30], "validation": [10]}, seed=1, dark=True)
+    start = {"pretrained": str(whole / "tokenizer")}
+    common = {"model": start, "quantizer": {}, "learning_rate": 3e-3, "validation_steps": 1000}
+    before = settings(other, tmp_path / "before", **common | {"max_train_steps": 1, "learning_rate": 1e-9})
+    after = settings(other, tmp_path / "after", **common | {"max_train_steps": 60, "checkpointing_steps": 100})
+    psnr = []
+    for values in (before, after):
+        folder = train_tokenizer(configured(values))
+        results = json.loads((folder / "results.json").read_text())
+        assert results["training"]["base_model"] == start["pretrained"]
+        psnr.append(results["evaluation"][0]["metrics"]["psnr"])
+    assert psnr[1] > psnr[0] + 1
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "kind", "size"),
+    [
+        ({"codebook_size": 16}, "vp", 16),
+        ({"kind": "fsp", "levels": [4, 3, 3]}, "fsp", 36),
+        ({"perturbation": "resampled"}, "vp", 32),
+    ],
+)
+def test_going_on_with_another_quantizer(quantizer, kind, size, whole, data, tmp_path):
+    start = {"pretrained": str(whole / "tokenizer")}
+    values = settings(data, tmp_path / "run", max_train_steps=2, model=start, quantizer=quantizer)
+    config = AutoencoderVP.from_pretrained(train_tokenizer(configured(values))).quantize.config
+    assert (config.kind, config.codebook_size, config.fitted) == (kind, size, True)
+    assert config.to_dict().items() >= quantizer.items()
+
+
+def test_a_new_run_is_never_written_over_another(data, tmp_path):
+    output = tmp_path / "run"
+    values = settings(data, output, max_train_steps=4)
+    train_tokenizer(configured(values))
+    with pytest.raises(FileExistsError, match=r"--resume_from_checkpoint latest.*--overwrite_output_dir"):
+        train_tokenizer(configured(values))
+    train_tokenizer(configured(values | {"overwrite_output_dir": True, "max_train_steps": 2}))
+    assert [row["step"] for row in metrics(output) if "loss/total" in row] == [1, 2]
+    assert [folder.name for folder in output.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"output_dir": None}, ValueError, "output_dir is not set"),
+        ({"data": {"name": None}}, ValueError, "data.name is not set"),
+        ({"data": {"column": "photo"}}, ValueError, "'photo' is none of them"),
+        ({"data": {"split": "test"}}, ValueError, "no split 'test'"),
+        ({"data": {"validation_split": "test"}}, ValueError, "no split 'test'"),
+        ({"quantizer": {"kind": "vq"}}, ValueError, "unknown quantizer kind 'vq'"),
+        ({"losses": {"l3": 1.0}}, ValueError, "l3"),
+        ({"resume_from_checkpoint": "checkpoint-7"}, FileNotFoundError, "no checkpoint checkpoint-7"),
+        ({"resume_from_checkpoint": "."}, FileNotFoundError, "is no checkpoint of this trainer"),
+        ({"data": {"size": 30, "shortest_side": 20}}, ValueError, "shortest_side must be at least"),
+    ],
+)
+def test_bad_settings(changes, error, message, data, tmp_path):
+    values = settings(data, tmp_path / "run", data=changes.pop("data", {}))
+    with pytest.raises(error, match=message):
+        train_tokenizer(configured(values | changes))
+
+
+def test_data_without_a_readable_image(tmp_path):
+    import datasets
+
+    rows = {"image": [{"bytes": b"no image", "path": None}] * 3}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="the first 3 rows of column 'image' hold no readable image"):
+        train_tokenizer(configured(settings(str(tmp_path / "data"), tmp_path / "run")))
+
+
+def test_too_few_latents_for_the_codes(data, tmp_path):
+    crops = {"crop": "center", "shuffle_buffer": 1, "size": 4}
+    quantizer = VECTOR | {"codebook_size": 4096, "queue_per_code": 1}
+    values = settings(data, tmp_path / "run", data=crops, quantizer=quantizer, max_train_steps=2)
+    with pytest.raises(ValueError, match="4096"):
+        train_tokenizer(configured(values))
+
+
+def test_the_recipe_prints_one_line_for_a_mistake(tmp_path):
+    process = launched({}, tmp_path, "--learning_rat", "1")
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "did you mean 'learning_rate'" in printed
+    assert "Traceback" not in printed
