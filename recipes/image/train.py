@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import sys
 
 from vpvae_hf.training.arguments import describe, parse_config
@@ -13,8 +14,9 @@ from vpvae_hf.training.run import train_tokenizer
 
 def main(arguments: list[str]) -> int:
     """Train as the arguments say; errors that a user can mend are printed in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("vpvae_hf").setLevel(logging.INFO)
     if "--help" in arguments or "-h" in arguments:
         print(f"{__doc__}\nSettings: --config FILE.yaml, as often as wanted, and\n{describe(TrainingConfig)}")
         return 0

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, set_seed
 from PIL import Image
@@ -42,6 +43,8 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         if not value:
             raise ValueError(f"{name} is not set; add --{name} ...")
     accelerator = Accelerator(
+        # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
+        cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(config.report_to) or None,
@@ -71,8 +74,9 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
         _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
         raise
-    accelerator.end_training()
-    return _finish(model, data, validation, trainer, config, accelerator)
+    folder = _finish(model, data, validation, trainer, config, accelerator)
+    accelerator.end_training()  # also ends the ranks' process group
+    return folder
 
 
 def _prepare_output(output: Path, config: TrainingConfig, accelerator: Accelerator) -> Path | None:
