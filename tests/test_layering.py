@@ -15,13 +15,13 @@ LAYERS = {
     "neighbors": 0,
     "codebook": 1,
     "quantizers": 2,
+    "hub": 2,
     "models": 3,
     "losses": 3,
     "data": 4,
     "evaluation": 4,
     "generation": 4,
     "training": 5,
-    "hub": 6,
     PACKAGE: 6.5,
     "cli": 7,
 }
@@ -98,6 +98,7 @@ def test_every_part_has_a_layer():
         ("training/loop.py", "from vpvae_hf import AutoencoderVP", PACKAGE),
         ("training/loop.py", "import vpvae_hf", PACKAGE),
         ("hub/card.py", "from .. import AutoencoderVP", PACKAGE),
+        ("hub/push.py", "from vpvae_hf.models import AutoencoderVP", "models"),
         ("training/loop.py", "from vpvae_hf import codebook, AutoencoderVP", PACKAGE),
     ],
 )

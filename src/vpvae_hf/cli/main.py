@@ -4,7 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from . import demo
+from vpvae_hf import CodebookNotFittedError
+
+from . import demo, evaluate, fit, push
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,13 +18,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vpvae", description="Discrete tokens from images: train, fit, use.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo.add_parser(commands)
+    fit.add_parser(commands)
+    evaluate.add_parser(commands)
+    push.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
         print(f"\nvpvae {options.command}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, CodebookNotFittedError) as error:
         print(f"vpvae {options.command}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,6 +6,7 @@ Shapes: B images, C channels, H x W pixels, f the downsampling factor, d latent 
 import difflib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from vpvae_hf.hub import hub_errors, push_folder
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 
 from .saving import staged_folder
@@ -263,6 +265,9 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         The files are written aside and moved into place once all of them are there, so a save that fails for want of
         space or any other reason leaves what was there before.
+
+        With `push_to_hub` the folder is then pushed as `vpvae_hf.hub.push_folder` does it, which takes the other
+        arguments; `repo_id` is the folder's name where it is not given.
         """
         self._follow_quantizer()
         dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
@@ -282,7 +287,40 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
                 self._image_processor().save_pretrained(folder)
         if push_to_hub and is_main_process:
             repo_id = kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
-            self.push_to_hub(repo_id, safe_serialization=safe_serialization, variant=variant, **kwargs)
+            push_folder(save_directory, repo_id, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        revision: str | None = None,
+        allow_unfitted: bool = False,
+    ) -> str:
+        """Push the model with a model card; arguments as in diffusers and as of `vpvae_hf.hub.push_folder`.
+
+        Returns:
+            The web address of what was pushed.
+
+        Raises:
+            ValueError, PermissionError, ConnectionError, FileNotFoundError: as `push_folder`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(
+                folder,
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message,
+                allow_unfitted=allow_unfitted,
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AutoencoderVP":
@@ -290,11 +328,15 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Raises:
             ValueError: a weight or the codebook is missing, misshapen or not usable, or unknown config fields.
+            FileNotFoundError: there is no such folder, repository, revision or file.
+            PermissionError: the hub refuses the token.
+            ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
         """
         with_info = kwargs.pop("output_loading_info", False)
         name = pretrained_model_name_or_path
         try:
-            model, info = super().from_pretrained(name, output_loading_info=True, **kwargs)
+            with hub_errors(name, doing="load", revision=kwargs.get("revision")):
+                model, info = super().from_pretrained(name, output_loading_info=True, **kwargs)
         except ValueError as error:
             if "expected shape" not in str(error):
                 raise

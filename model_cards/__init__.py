@@ -1,0 +1,1 @@
+"""Templates of model cards, which `vpvae_hf.hub` fills in."""

@@ -1,0 +1,8 @@
+"""The Hub: model cards, pushing, and errors that say what to do. It reads saved folders and builds no model."""
+
+from .card import write_card
+from .errors import hub_errors
+from .push import push_folder
+from .results import read_results, write_results
+
+__all__ = ["hub_errors", "push_folder", "read_results", "write_card", "write_results"]

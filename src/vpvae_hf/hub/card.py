@@ -1,0 +1,195 @@
+"""The model card of a saved tokenizer: what its files say, and nothing that they do not."""
+
+import json
+import math
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from .privacy import hub_id, without_local_paths
+from .saved_tokenizer import CARD, PICTURE, SavedTokenizer, read_saved
+
+# A card that has this line is ours to write anew.
+_MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
+_PAPER = "2602.17133"
+_METHODS = {
+    "vp": "VP-VAE: trained by displacing latents, the codebook fitted to them afterwards",
+    "fsp": "FSP: trained with noise on each latent dimension, the codes are a fixed grid",
+}
+_METRICS = {
+    "psnr": "PSNR, dB",
+    "psnr_unquantized": "PSNR without quantization, dB",
+    "ssim": "SSIM",
+    "code_usage": "Code usage (CVU)",
+    "quantization_error_rms": "Quantization error, RMS",
+}
+_TRAINING = {
+    "dataset": "Data set",
+    "dataset_config": "Configuration",
+    "split": "Split",
+    "column": "Column",
+    "steps": "Steps",
+    "images_seen": "Images seen",
+    "base_model": "Starting from",
+}
+_CODEBOOK = {
+    "codebook_size": "Codes",
+    "fitted_latents": "Latents it was fitted to",
+    "iterations": "Iterations of K-means",
+    "distortion": "Mean squared error on them",
+    "held_out_latents": "Latents held out",
+    "held_out_distortion": "Mean squared error on those",
+    "held_out_usage": "Code usage on those",
+}
+
+
+def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license: str | None = None) -> Path:
+    """Write the card of a saved tokenizer into its folder; one that somebody wrote or took over is left as it is.
+
+    Args:
+        folder: as `save_pretrained` writes it, with results.json and reconstruction.png where there are such.
+        repo_id: repository that it is for; None while that is not known.
+        license: as the Hub names it, e.g. "apache-2.0"; None for that of the present card.
+
+    Returns:
+        The path of the card.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is no saved tokenizer.
+    """
+    saved = read_saved(folder)
+    path = saved.folder / CARD
+    if not path.exists() or is_generated(path):
+        path.write_text(render_card(saved, repo_id, license=license), encoding="utf-8")
+    return path
+
+
+def is_generated(card: str | os.PathLike) -> bool:
+    """Whether a card is one of ours that nobody took over."""
+    return _MARKER in Path(card).read_text(encoding="utf-8").splitlines()
+
+
+def render_card(saved: SavedTokenizer, repo_id: str | None, *, license: str | None = None) -> str:
+    """The card's text; arguments as of `write_card`."""
+    name = saved.folder.resolve().name if repo_id is None else repo_id
+    title = name.split("/")[-1]
+    templates = Environment(
+        loader=FunctionLoader(_template), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template("template.md").render(
+        card_data=_metadata(saved, title, license or _present_license(saved)).to_yaml(),
+        marker=_MARKER,
+        name=name,
+        title=title,
+        modality=saved.modality.name,
+        method=_method(saved),
+        config=saved.config,
+        factor=2 ** (len(saved.config["block_out_channels"]) - 1),
+        parameters=saved.parameters,
+        picture=PICTURE if (saved.folder / PICTURE).exists() else None,
+        training=_rows(saved.results.get("training"), _TRAINING),
+        settings=_settings(saved),
+        versions=(saved.results.get("training") or {}).get("versions"),
+        codebook=_rows(saved.results.get("codebook"), _CODEBOOK),
+        metrics=_metric_names(saved),
+        evaluations=_evaluations(saved),
+        format=_number,
+        paper=_PAPER if _is_of_paper(saved) else None,
+    )
+
+
+def _template(name: str) -> str:
+    return (resources.files("vpvae_hf.model_cards") / name).read_text(encoding="utf-8")
+
+
+def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCardData:
+    training = saved.results.get("training") or {}
+    dataset = hub_id(training.get("dataset"))
+    results = _eval_results(saved)
+    return ModelCardData(
+        license=license,
+        library_name=saved.modality.library,
+        pipeline_tag=saved.modality.pipeline_tag,
+        tags=["vpvae_hf", f"{saved.modality.name}-tokenizer", "vq", saved.quantizer["kind"]]
+        + ([f"arxiv:{_PAPER}"] if _is_of_paper(saved) else []),
+        datasets=None if dataset is None else [dataset],
+        base_model=hub_id(training.get("base_model")),
+        # Without results it would be written as a field that the Hub does not know.
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _eval_results(saved: SavedTokenizer) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=saved.modality.task,
+            dataset_type=evaluation["dataset"],
+            dataset_name=evaluation["dataset"],
+            dataset_split=evaluation["split"],
+            metric_type=name,
+            metric_name=_METRICS.get(name, name),
+            metric_value=value,
+        )
+        for evaluation in _evaluations(saved)
+        for name, value in evaluation["metrics"].items()
+        if value is not None
+    ]
+
+
+def _present_license(saved: SavedTokenizer) -> str | None:
+    path = saved.folder / CARD
+    return ModelCard.load(path).data.license if path.exists() and is_generated(path) else None
+
+
+def _method(saved: SavedTokenizer) -> str:
+    kind = saved.quantizer["kind"]
+    return _METHODS.get(kind, f"of the kind `{kind}`")
+
+
+def _is_of_paper(saved: SavedTokenizer) -> bool:
+    return saved.quantizer["kind"] in _METHODS
+
+
+def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[str, str]]:
+    record = without_local_paths(record or {})
+    return [(label, _number(record[key])) for key, label in names.items() if record.get(key) is not None]
+
+
+def _settings(saved: SavedTokenizer) -> str | None:
+    settings = (saved.results.get("training") or {}).get("settings")
+    return json.dumps(without_local_paths(settings), indent=2) if settings else None
+
+
+def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
+    """As recorded, figures that are not finite as None: neither the Hub nor a reader has a use for them."""
+    return [
+        evaluation | {"metrics": {name: _finite(value) for name, value in evaluation["metrics"].items()}}
+        for evaluation in without_local_paths(saved.results.get("evaluation") or [])
+    ]
+
+
+def _metric_names(saved: SavedTokenizer) -> dict[str, str]:
+    """Key -> label of every metric that some evaluation has, known ones first."""
+    measured = {name for evaluation in _evaluations(saved) for name in evaluation["metrics"]}
+    return {
+        name: _METRICS.get(name, name) for name in [*_METRICS, *sorted(measured - _METRICS.keys())] if name in measured
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _number(value: Any) -> str:
+    """Four digits of a fraction, thousands apart; None as a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

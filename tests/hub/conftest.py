@@ -1,0 +1,97 @@
+import json
+import shutil
+import socket
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from hub_server import Hub
+from PIL import Image
+from saved_tokenizers import RESULTS, tiny
+
+
+@pytest.fixture
+def vae():
+    return tiny()
+
+
+@pytest.fixture
+def pipeline(vae):
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=3, out_channels=3, num_layers=1, sample_size=8,
+        patch_size=2, norm_num_groups=4, num_embeds_ada_norm=1000,
+    )  # fmt: skip
+    return DiTPipeline(transformer=transformer.eval(), vae=vae, scheduler=DDIMScheduler())
+
+
+@pytest.fixture(scope="session")
+def saved_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "my_tokenizer"
+    tiny().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved_once, tmp_path):
+    """A saved tokenizer, without results or a picture."""
+    return shutil.copytree(saved_once, tmp_path / "my_tokenizer")
+
+
+@pytest.fixture
+def full_folder(folder):
+    """A saved tokenizer with everything that a training run leaves beside it."""
+    (folder / "results.json").write_text(json.dumps(RESULTS))
+    Image.new("RGB", (8, 8), "red").save(folder / "reconstruction.png")
+    return folder
+
+
+@pytest.fixture
+def unfitted_folder(tmp_path):
+    tiny(fitted=False).save_pretrained(tmp_path / "unfitted")
+    return tmp_path / "unfitted"
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture
+def point_to(monkeypatch, tmp_path):
+    """Turn the real client to an endpoint, with a cache of the test's own and the token of alice."""
+
+    def point(endpoint):
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        # It would take the upload to servers that the test's hub does not have.
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        # Its waits between retries add up to half a minute.
+        monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+        monkeypatch.setenv("HF_TOKEN", "hf_alice")
+
+    return point
+
+
+@pytest.fixture
+def hub(point_to):
+    with Hub() as hub:
+        point_to(hub.endpoint)
+        yield hub
+
+
+@pytest.fixture
+def nobody(point_to):
+    """An endpoint where nobody listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        point_to(endpoint)
+        yield endpoint

@@ -1,0 +1,123 @@
+"""Loading from a hub: in a process that has only imported the package, and when the hub says no."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from hub_server import Repo
+from huggingface_hub import constants
+
+from vpvae_hf import AutoencoderVP
+from vpvae_hf.hub import push_folder
+
+# Of the libraries beneath.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # of diffusers' card
+def test_fresh_process_needs_only_the_import(hub, pipeline, folder, tmp_path):
+    push_folder(folder, "alice/eyes", private=True, revision="v2")
+    pipeline.push_to_hub("alice/painter")
+    program = (
+        "import vpvae_hf; from diffusers import AutoModel, DiffusionPipeline;"
+        "vae = vpvae_hf.AutoencoderVP.from_pretrained('alice/eyes', revision='v2');"
+        "assert vae.quantize.config.fitted;"
+        "assert isinstance(AutoModel.from_pretrained('alice/eyes', revision='v2'), vpvae_hf.AutoencoderVP);"
+        "loaded = DiffusionPipeline.from_pretrained('alice/painter', revision='main');"
+        "assert isinstance(loaded.vae, vpvae_hf.AutoencoderVP)"
+    )
+    mine = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_alice",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    subprocess.run([sys.executable, "-c", program], env=os.environ | mine, check=True)
+
+
+@pytest.mark.parametrize(
+    ("token", "error", "message"),
+    [
+        (
+            None,
+            FileNotFoundError,
+            "has no such repository, or it is private .*no folder of that name.*hf auth login",
+        ),
+        ("hf_bob", FileNotFoundError, "has no such repository, or it is private"),
+        ("hf_wrong", PermissionError, r"refused the token \(401, Invalid credentials.*to read it"),
+    ],
+)
+def test_private_repository(hub, folder, monkeypatch, token, error, message):
+    push_folder(folder, "alice/eyes", private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(error, match=f"cannot load alice/eyes: {hub.endpoint} {message}"):
+        AutoencoderVP.from_pretrained("alice/eyes", token=token)
+
+
+def test_missing_repository(hub):
+    with pytest.raises(FileNotFoundError, match=f"cannot load alice/none: {hub.endpoint} has no such repository"):
+        AutoencoderVP.from_pretrained("alice/none")
+
+
+def test_missing_revision(hub, folder):
+    push_folder(folder, "alice/eyes")
+    with pytest.raises(FileNotFoundError, match=f"{hub.endpoint} has no revision 'v9' of it; name a branch"):
+        AutoencoderVP.from_pretrained("alice/eyes", revision="v9")
+
+
+def test_repository_of_something_else(hub):
+    hub.repos["alice/words"] = Repo(private=False)
+    hub.repos["alice/words"].commit("main", {"README.md": b""}, "words")
+    with pytest.raises(FileNotFoundError, match=r"has the repository, but .*/config\.json is not in it"):
+        AutoencoderVP.from_pretrained("alice/words")
+
+
+def test_folder_that_does_not_exist(hub):
+    with pytest.raises(FileNotFoundError, match=r"cannot load \./none/at/all: there is no such folder"):
+        AutoencoderVP.from_pretrained("./none/at/all")
+    assert hub.requests == []
+
+
+def test_folder_without_a_model_is_not_put_down_to_the_hub(hub, tmp_path):
+    """Also where the caller is dealing with a failure of the hub."""
+    try:
+        AutoencoderVP.from_pretrained("alice/none")
+    except FileNotFoundError:
+        with pytest.raises(OSError, match=r"no file named config\.json found in directory"):
+            AutoencoderVP.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("down", ["", "/resolve/"])
+def test_hub_is_down(hub, folder, down):
+    push_folder(folder, "alice/eyes")
+    hub.down = down
+    with pytest.raises(ConnectionError, match=f"cannot load alice/eyes: {hub.endpoint} answered 503"):
+        AutoencoderVP.from_pretrained("alice/eyes")
+
+
+def test_hub_goes_down_after_loading_once(hub, folder):
+    push_folder(folder, "alice/eyes")
+    AutoencoderVP.from_pretrained("alice/eyes")
+    hub.down = ""
+    assert AutoencoderVP.from_pretrained("alice/eyes").quantize.config.fitted
+
+
+def test_nobody_answers(nobody):
+    with pytest.raises(ConnectionError, match=f"{nobody} cannot be reached .* check the network and HF_ENDPOINT"):
+        AutoencoderVP.from_pretrained("alice/eyes")
+
+
+def test_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set, and the cache does not have it"):
+        AutoencoderVP.from_pretrained("alice/eyes")
+
+
+def test_local_files_only(hub):
+    with pytest.raises(FileNotFoundError, match="the cache does not have it; load it without local_files_only"):
+        AutoencoderVP.from_pretrained("alice/eyes", local_files_only=True)
+    assert hub.requests == []
