@@ -1,0 +1,131 @@
+"""What each rank of the tests of the shared queue runs, in a process of its own."""
+
+import copy
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import rank_workers
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from vpvae_hf import build_quantizer
+from vpvae_hf.quantizers import VectorPerturbation, perturbation_scale
+
+CODES = 64
+
+
+def features(rank: int, step: int) -> torch.Tensor:
+    """Batches of unequal size, and three times as wide on the second rank."""
+    generator = torch.Generator().manual_seed(100 * rank + step)
+    return (1 + 2 * rank) * torch.randn(300 + 200 * rank, 2, generator=generator)
+
+
+def quantizer_of(perturbation: str) -> VectorPerturbation:
+    return build_quantizer(
+        {"kind": "vp", "codebook_size": CODES, "latent_dim": 2, "queue_share": 0.3, "perturbation": perturbation}
+    )
+
+
+def steps_of(quantizer: VectorPerturbation, rank: int, steps: range) -> list[dict[str, Any]]:
+    """What the queue, the scale and the latents were after each step."""
+    rows = []
+    for step in steps:
+        output = quantizer(features(rank, step), generator=torch.Generator().manual_seed(step + 50 * rank))
+        state = {"queue": quantizer.queue.latents(), "scale": quantizer.scale.state_dict()}
+        rows.append(copy.deepcopy(state | {"latents": output.latents, "metrics": output.metrics}))
+    return rows
+
+
+def resumed(quantizer: VectorPerturbation, rank: int, steps: range) -> tuple[list[dict], list[dict]]:
+    """The same steps as the run goes on, and as one does that starts from the first rank's state."""
+    state = [copy.deepcopy(quantizer.training_state.state_dict())]
+    dist.broadcast_object_list(state, src=0)
+    other = quantizer_of(quantizer.config.perturbation)
+    other.training_state.load_state_dict(state[0])
+    return steps_of(quantizer, rank, steps), steps_of(other, rank, steps)
+
+
+def error_of(step: Callable) -> str:
+    try:
+        step()
+    except (ValueError, RuntimeError, OSError) as error:
+        return str(error)
+    return "no error"
+
+
+def alone(who: int, rank: int, mark: Path, step: Callable) -> Any:
+    """What the step gives on one rank, while the other waits outside of any collective and gets None."""
+    if rank == who:
+        result = step()
+        mark.touch()
+        return result
+    end = time.monotonic() + 60
+    while not mark.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(f"rank {who} did not end its step")
+        time.sleep(0.05)
+    return None
+
+
+def failing_measurement(rank: int, where: int) -> str:
+    """The error of a step that measures, when measuring fails on one rank."""
+
+    def broken(*_, **__):
+        raise OSError("no memory left")
+
+    quantizer, intact = quantizer_of("metropolis"), perturbation_scale.fit_kmeans
+    perturbation_scale.fit_kmeans = broken if rank == where else intact
+    try:
+        return error_of(lambda: steps_of(quantizer, rank, range(2)))
+    finally:
+        perturbation_scale.fit_kmeans = intact
+
+
+def trained_model(rank: int, mark: Path) -> dict[str, Any]:
+    """A whole model in DDP; it is evaluated on the first rank alone after each step."""
+    model = DistributedDataParallel(rank_workers.tiny_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    whole = model.module
+    whole.set_codebook(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))
+    for step, images in enumerate(rank_workers.images(rank)):
+        part = images[: 2 + 2 * rank]
+        output = model.train()(part)
+        (output.sample.square().mean() + output.loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        alone(0, rank, mark.with_name(f"{mark.name}-{step}"), lambda part=part: whole.eval()(part))
+    return {
+        "queue": whole.quantize.queue.latents(),
+        "scale": whole.quantize.scale.state_dict(),
+        "weights": whole.state_dict(),
+    }
+
+
+def run(rank: int, ranks: int, folder: str) -> None:
+    folder = Path(folder)
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=60),  # a rank that waits in vain shall fail
+    )
+    found: dict[str, Any] = {}
+    for perturbation in ("metropolis", "resampled"):
+        quantizer = quantizer_of(perturbation)
+        found[perturbation] = steps_of(quantizer, rank, range(12))
+        found[perturbation, "resumed"] = resumed(quantizer, rank, range(12, 16))
+    quantizer.set_codebook(torch.randn(CODES, 2, generator=torch.Generator().manual_seed(0)))
+    bad = torch.full((5, 2), torch.nan)
+    found["eval"] = alone(0, rank, folder / "eval", lambda: quantizer.eval()(features(0, 0)).codes)
+    found["NaN"] = alone(1, rank, folder / "NaN", lambda: error_of(lambda: quantizer.train()(bad)))
+    found["after"] = steps_of(quantizer.train(), rank, range(16, 18))
+    found["failing"] = [failing_measurement(rank, where) for where in range(2)]
+    found["model"] = trained_model(rank, folder / "model")
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
