@@ -9,6 +9,11 @@ import numpy as np
 _MOST_GROUPS = 1024
 
 
+def shard_groups(rows, readers: int = 1) -> int:
+    """In how many groups the shards of a `datasets.IterableDataset` are dealt out: as many as shards, up to a limit."""
+    return min(rows.num_shards, max(_MOST_GROUPS, readers))
+
+
 class ShardReader:
     """Rows of one reader's share, pass after pass; where it stands is a small dictionary.
 
@@ -24,7 +29,7 @@ class ShardReader:
 
     def __init__(self, rows, reader: int, readers: int, *, seed: int | None, passes: int | None):
         self._rows, self._seed, self._passes = rows, seed, passes
-        self._groups = min(rows.num_shards, max(_MOST_GROUPS, readers))
+        self._groups = shard_groups(rows, readers)
         self._own = list(range(reader % self._groups, self._groups, readers))
         self._sharing, self._turn = len(range(reader % self._groups, readers, self._groups)), reader // self._groups
         # The pass, the group within it, rows seen of the group, and rows given in the pass.

@@ -18,6 +18,9 @@ from .decoding import decode_image, scaled
 from .shards import ShardReader
 from .source import ImageSource
 
+_MOST_UNREADABLE = 1000
+_BEGINNING = {"block": 0, "taken": 0, "block_start": None}
+
 
 class ImageStream(IterableDataset):
     """Crops [S, S, 3] uint8 of the images of a data set.
@@ -63,31 +66,37 @@ class ImageStream(IterableDataset):
         self._source, self._size, self._shortest_side = source, size, shortest_side
         self._crop, self._flip, self._block_size = crop, flip, shuffle_buffer
         self._passes, self._seed, self._rank, self._world_size = passes, seed, rank, world_size
-        self._block = self._taken = 0
-        self._reader: ShardReader | None = None
-        self._block_start: dict[str, Any] | None = None
+        self._loaded = False
+        self._stand_at(_BEGINNING)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """From where the stream stands: "image" [S, S, 3] uint8, and "skipped", the unreadable ones just before it.
+        """From the beginning, or once from a loaded state.
 
-        At the end of a finite stream it stands at its beginning again.
+        Yields:
+            "image" [S, S, 3] uint8, and "skipped", the unreadable ones just before it. Where a finite stream ends with
+            unreadable ones, a last item has None for its image.
 
         Raises:
-            ValueError: see `ShardReader`.
+            ValueError: 1000 unreadable images in a row, or see `ShardReader`.
         """
+        if not self._loaded:
+            self._stand_at(_BEGINNING)
+        self._loaded = False
         number, count = self._reader_of()
         shuffled = self._block_size > 1
         seed = self._seed if shuffled else None
-        self._reader = ShardReader(self._source.rows, number, count, seed=seed, passes=self._passes)
+        reader = ShardReader(self._source.rows, number, count, seed=seed, passes=self._passes)
         if self._block_start is not None:
-            self._reader.load_state_dict(self._block_start)
-        rows = iter(self._reader)
+            reader.load_state_dict(self._block_start)
+        rows = iter(reader)
         skipped = 0
         while True:
-            self._block_start = self._reader.state_dict()
+            self._block_start = reader.state_dict()
             files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
             if not files:
-                self.load_state_dict({"block": 0, "taken": 0, "block_start": None})
+                if skipped:
+                    yield {"image": None, "skipped": skipped}
+                self._stand_at(_BEGINNING)
                 return
             order = self._rng(number, self._block).permutation(len(files)) if shuffled else range(len(files))
             for place in order[self._taken :]:
@@ -95,6 +104,7 @@ class ImageStream(IterableDataset):
                 image = decode_image(files[place])
                 if image is None:
                     skipped += 1
+                    self._check_skipped(skipped)
                     continue
                 yield {"image": self._cropped(image, number), "skipped": skipped}
                 skipped = 0
@@ -105,6 +115,11 @@ class ImageStream(IterableDataset):
         return {"block": self._block, "taken": self._taken, "block_start": self._block_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there at the next iteration."""
+        self._stand_at(state)
+        self._loaded = True
+
+    def _stand_at(self, state: dict[str, Any]) -> None:
         self._block, self._taken, self._block_start = state["block"], state["taken"], state["block_start"]
 
     def _reader_of(self) -> tuple[int, int]:
@@ -112,6 +127,14 @@ class ImageStream(IterableDataset):
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return self._rank * count + number, self._world_size * count
+
+    def _check_skipped(self, skipped: int) -> None:
+        # An endless stream would search for ever, as where the network is gone.
+        if skipped == _MOST_UNREADABLE:
+            raise ValueError(
+                f"data set {self._source.name}: {skipped} images in a row cannot be read; see whether the files of "
+                f"column {self._source.column!r} are images and can be reached"
+            )
 
     def _rng(self, *place: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *place])
@@ -122,7 +145,8 @@ class ImageStream(IterableDataset):
         rng = self._rng(number, self._block, self._taken)
         crop = center_crop(image, self._size) if self._crop == "center" else random_crop(image, self._size, rng)
         crop = maybe_mirrored(crop, rng) if self._flip else crop
-        return torch.from_numpy(np.ascontiguousarray(crop))
+        # A copy: Pillow's arrays are read-only, and a mirrored view has a stride that torch does not know.
+        return torch.from_numpy(crop.copy())
 
 
 class ImageLoader:
@@ -144,15 +168,20 @@ class ImageLoader:
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
             # Its own generator: making an iterator draws from it, and training's randomness must not depend on that.
             self._loader = StatefulDataLoader(
-                stream, batch_size=batch_size, num_workers=workers, generator=torch.Generator().manual_seed(0)
+                stream,
+                batch_size=batch_size,
+                num_workers=workers,
+                collate_fn=_collated,
+                generator=torch.Generator().manual_seed(0),
             )
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         """[B, 3, S, S] float32 in [-1, 1]; the last batch of a finite stream may be smaller."""
-        for batch in self._loader:
-            self.skipped += int(batch["skipped"].sum())
-            yield to_pixel_values(batch["image"])
+        for images, skipped in self._loader:
+            self.skipped += skipped
+            if images is not None:
+                yield to_pixel_values(images)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was given."""
@@ -162,3 +191,9 @@ class ImageLoader:
         """Go on from there at the next iteration; with the workers and ranks of the run that saved it."""
         self._loader.load_state_dict(state["loader"])
         self.skipped = state["skipped"]
+
+
+def _collated(items: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
+    """[B, S, S, 3] uint8, None where there is no image, and the unreadable ones."""
+    images = [item["image"] for item in items if item["image"] is not None]
+    return torch.stack(images) if images else None, sum(item["skipped"] for item in items)
