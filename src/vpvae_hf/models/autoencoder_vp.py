@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vpvae_hf.hub import hub_errors, push_folder
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 
+from .fine_tuning import FineTuningMixin
 from .saving import staged_folder
 from .tiling import apply_in_tiles
 
@@ -51,7 +52,7 @@ class AutoencoderVPOutput(BaseOutput):
     metrics: dict[str, Tensor] | None = None
 
 
-class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, FineTuningMixin):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
     Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1).
@@ -63,6 +64,8 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
         scaling_factor: what latents are multiplied by for a diffusion model.
         norm_type: "group", or "spatial" for a decoder whose normalization reads the latents (MoVQ).
         force_upcast: for pipelines that ask: whether float16 is too narrow for the decoder.
+        encoder_out_channels: channels between the encoder and the bottleneck; block_out_channels[-1] by default.
+        decoder_in_channels: channels between the bottleneck and the decoder; likewise.
 
     Raises:
         ValueError: latent_channels that contradict the quantizer, or invalid quantizer settings.
@@ -92,6 +95,8 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
         mid_block_add_attention: bool = True,
         force_upcast: bool = False,
         quantizer: Mapping[str, Any] | None = None,
+        encoder_out_channels: int | None = None,
+        decoder_in_channels: int | None = None,
     ):
         super().__init__()
         settings = quantizer_config({"kind": "vp"} if quantizer is None else quantizer)
@@ -100,10 +105,11 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
                 f"latent_channels={latent_channels} but the quantizer's latent_dim={settings.latent_dim}; "
                 "leave latent_channels out, it follows the quantizer"
             )
-        features = block_out_channels[-1]
+        encoder_out_channels = encoder_out_channels or block_out_channels[-1]
+        decoder_in_channels = decoder_in_channels or block_out_channels[-1]
         self.encoder = Encoder(
             in_channels=in_channels,
-            out_channels=features,
+            out_channels=encoder_out_channels,
             down_block_types=down_block_types,
             block_out_channels=block_out_channels,
             layers_per_block=layers_per_block,
@@ -112,11 +118,11 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin):
             double_z=False,
             mid_block_add_attention=mid_block_add_attention,
         )
-        self.quant_conv = nn.Conv2d(features, settings.latent_dim, 1)
+        self.quant_conv = nn.Conv2d(encoder_out_channels, settings.latent_dim, 1)
         self.quantize = build_quantizer(settings)
-        self.post_quant_conv = nn.Conv2d(settings.latent_dim, features, 1)
+        self.post_quant_conv = nn.Conv2d(settings.latent_dim, decoder_in_channels, 1)
         self.decoder = Decoder(
-            in_channels=features,
+            in_channels=decoder_in_channels,
             out_channels=out_channels,
             up_block_types=up_block_types,
             block_out_channels=block_out_channels,

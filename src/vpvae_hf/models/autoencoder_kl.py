@@ -1,0 +1,95 @@
+"""The start of a tokenizer from a diffusers `AutoencoderKL`.
+
+Shapes: L latent channels of the AutoencoderKL; its encoder gives 2 L channels, means and logarithms of variances.
+"""
+
+import os
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+_SAME_FIELDS = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "act_fn",
+    "norm_num_groups",
+    "mid_block_add_attention",
+    "force_upcast",
+)
+
+
+def load_autoencoder_kl(name: str | os.PathLike, **kwargs) -> AutoencoderKL:
+    """A model from a folder or a hub id; `kwargs` as `AutoencoderKL.from_pretrained` takes them.
+
+    Raises:
+        ValueError: there is no config, it is that of another class, or weights are missing.
+    """
+    try:
+        found = AutoencoderKL.load_config(name, **kwargs).get("_class_name")
+    except OSError as error:
+        raise ValueError(
+            f"{name} with {kwargs or 'no further arguments'} has no config of an AutoencoderKL ({error}); "
+            'in the folder of a whole pipeline it lies in subfolder="vae"'
+        ) from error
+    if found != AutoencoderKL.__name__:
+        raise ValueError(
+            f"{name} holds a model of class {found}, not AutoencoderKL; "
+            "a tokenizer of this package is loaded with AutoencoderVP.from_pretrained"
+        )
+    # diffusers would fill missing weights with random numbers.
+    model, info = AutoencoderKL.from_pretrained(name, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{name}: the weights lack {', '.join(sorted(info['missing_keys']))}; download or save the model again"
+        )
+    return model
+
+
+def architecture_of(kl: AutoencoderKL) -> dict[str, Any]:
+    """Arguments of `AutoencoderVP` for the same encoder and decoder."""
+    sample_size, latent_channels = kl.config.sample_size, kl.config.latent_channels
+    return {
+        **{name: kl.config[name] for name in _SAME_FIELDS},
+        "sample_size": sample_size if isinstance(sample_size, int) else sample_size[0],
+        "encoder_out_channels": 2 * latent_channels,
+        "decoder_in_channels": latent_channels,
+    }
+
+
+@torch.no_grad()
+def start_from_mean_path(quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d, kl: AutoencoderKL) -> None:
+    """Make the two projections, 2 L -> L and L -> L, those of the AutoencoderKL's means, normalized.
+
+    With the means m, shift s and scale c of the config, `quant_conv` gives (m - s) * c, and `post_quant_conv` undoes
+    that before the AutoencoderKL's own.
+    """
+    channels = kl.config.latent_channels
+    shift, scale = _normalization(kl)
+    mean_weight, mean_bias = _pointwise(kl.quant_conv, 2 * channels)
+    quant_conv.weight.copy_((scale[:, None] * mean_weight[:channels])[..., None, None])
+    quant_conv.bias.copy_(scale * (mean_bias[:channels] - shift))
+    weight, bias = _pointwise(kl.post_quant_conv, channels)
+    post_quant_conv.weight.copy_((weight / scale)[..., None, None])
+    post_quant_conv.bias.copy_(weight @ shift + bias)
+
+
+def _pointwise(conv: nn.Conv2d | None, channels: int) -> tuple[Tensor, Tensor]:
+    """Weight [channels, channels] and bias [channels] in float64; the identity where there is no convolution."""
+    if conv is None:
+        return torch.eye(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    return conv.weight[..., 0, 0].double().cpu(), conv.bias.double().cpu()
+
+
+def _normalization(kl: AutoencoderKL) -> tuple[Tensor, Tensor]:
+    """Shift [L] and scale [L] that give latents of about mean 0 and variance 1."""
+    config, channels = kl.config, kl.config.latent_channels
+    shift = [config.shift_factor or 0.0] * channels if config.latents_mean is None else config.latents_mean
+    # Where the config has both, scaling_factor is the standard deviation that a diffusion model wants instead of 1.
+    scale = [config.scaling_factor] * channels if config.latents_std is None else [1 / x for x in config.latents_std]
+    return torch.tensor(shift, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)

@@ -1,0 +1,276 @@
+"""Tokenizers that start from an AutoencoderKL, or go on with another quantizer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, VQModel
+from safetensors.torch import load_file, save_file
+
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError
+
+CHANNELS = 3
+VP = {"kind": "vp", "codebook_size": 16, "latent_dim": CHANNELS}
+FSP = {"kind": "fsp", "levels": [4, 3, 3]}
+SMALL = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 16,
+}
+KL_SETTINGS = {
+    "scaled": {"scaling_factor": 0.18215},
+    "shifted": {"scaling_factor": 0.36, "shift_factor": 0.12, "use_quant_conv": False, "use_post_quant_conv": False},
+    "per channel": {"latents_mean": (0.5, -1.0, 0.0), "latents_std": (2.0, 5.0, 0.1), "scaling_factor": 0.5},
+    "other architecture": {
+        "in_channels": 1,
+        "out_channels": 1,
+        "mid_block_add_attention": False,
+        "act_fn": "relu",
+        "layers_per_block": 2,
+        "force_upcast": False,
+        "sample_size": [24, 24],
+    },
+}
+
+
+def small_kl(**settings) -> AutoencoderKL:
+    torch.manual_seed(0)
+    return AutoencoderKL(**SMALL | {"latent_channels": CHANNELS} | settings).eval()
+
+
+@pytest.fixture(params=KL_SETTINGS.values(), ids=KL_SETTINGS)
+def kl(request):
+    return small_kl(**request.param)
+
+
+def images_for(model) -> torch.Tensor:
+    return torch.rand(2, model.config.in_channels, 16, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture
+def vae():
+    """Fitted, with latents in its queue, in train mode."""
+    torch.manual_seed(0)
+    model = AutoencoderVP(**SMALL, quantizer=VP)
+    model.quantize.queue.push(torch.randn(200, CHANNELS))
+    model.set_codebook(torch.randn(16, CHANNELS))
+    return model.train()
+
+
+def weights_of(module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_encoder_and_decoder_of_a_kl_are_kept_to_the_bit(kl):
+    model = AutoencoderVP.from_autoencoder_kl(kl)
+    assert_same_weights(weights_of(model.encoder), weights_of(kl.encoder))
+    assert_same_weights(weights_of(model.decoder), weights_of(kl.decoder))
+    assert not model.training
+    assert model.config.scaling_factor == 1.0
+    assert model.config.latent_channels == CHANNELS
+    for name in ("down_block_types", "up_block_types", "block_out_channels", "act_fn", "force_upcast"):
+        assert model.config[name] == kl.config[name]
+    assert model.config.sample_size in (16, 24)
+
+
+@torch.no_grad()
+def test_it_starts_as_the_mean_path(kl):
+    """Latents are the means, normalized; unquantized they decode to the AutoencoderKL's images."""
+    model, images = AutoencoderVP.from_autoencoder_kl(kl), images_for(kl)
+    means = kl.encode(images).latent_dist.mode()
+    latents = model.encode(images).latents
+    shift = kl.config.latents_mean or [kl.config.shift_factor or 0.0] * CHANNELS
+    deviation = kl.config.latents_std or [1 / kl.config.scaling_factor] * CHANNELS
+    expected = (means - torch.tensor(shift)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+    torch.testing.assert_close(latents, expected, atol=1e-5, rtol=1e-5)
+    decoded = model.decode(latents, force_not_quantize=True).sample
+    torch.testing.assert_close(decoded, kl.decode(means).sample, atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_bounded_latents_start_from_the_same_features():
+    kl = small_kl()
+    model, images = AutoencoderVP.from_autoencoder_kl(kl, quantizer=FSP), images_for(kl)
+    expected = model.quantize.to_latents(kl.encode(images).latent_dist.mode().movedim(1, -1) * 0.18215)
+    torch.testing.assert_close(model.encode(images).latents.movedim(1, -1), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_another_dimension_has_new_projections():
+    model = AutoencoderVP.from_autoencoder_kl(small_kl(), quantizer={"kind": "vp", "latent_dim": 2})
+    assert model.quant_conv.weight.shape == (2, 2 * CHANNELS, 1, 1)
+    assert model.post_quant_conv.weight.shape == (CHANNELS, 2, 1, 1)
+    assert model.encode(images_for(model)).latents.shape == (2, 2, 8, 16)
+
+
+def test_it_saves_and_loads_as_any_other(kl, tmp_path):
+    model, images = AutoencoderVP.from_autoencoder_kl(kl, quantizer=VP), images_for(kl)
+    model.set_codebook(torch.randn(16, CHANNELS))
+    model.save_pretrained(tmp_path)
+    loaded = AutoencoderVP.from_pretrained(tmp_path)
+    assert (loaded.config.encoder_out_channels, loaded.config.decoder_in_channels) == (2 * CHANNELS, CHANNELS)
+    assert_same_weights(weights_of(loaded), weights_of(model))
+    assert torch.equal(loaded.tokenize(images), model.tokenize(images))
+
+
+def test_it_trains_and_leaves_the_kl_alone():
+    kl = small_kl()
+    before, images = weights_of(kl), images_for(kl)
+    model = AutoencoderVP.from_autoencoder_kl(kl).train()
+    output = model(images)
+    (output.sample.square().mean() + output.loss).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert_same_weights(weights_of(kl), before)
+
+
+def test_folders_and_dtypes(tmp_path):
+    kl = small_kl()
+    kl.save_pretrained(tmp_path / "pipeline" / "vae")
+    for name, subfolder in ((tmp_path / "pipeline" / "vae", None), (str(tmp_path / "pipeline"), "vae")):
+        model = AutoencoderVP.from_autoencoder_kl(name, subfolder=subfolder)
+        assert_same_weights(weights_of(model.encoder), weights_of(kl.encoder))
+    model = AutoencoderVP.from_autoencoder_kl(tmp_path / "pipeline", subfolder="vae", torch_dtype=torch.bfloat16)
+    assert_same_weights(weights_of(model.decoder), weights_of(kl.to(torch.bfloat16).decoder))
+    assert model.dtype == model.quant_conv.weight.dtype == torch.bfloat16
+    assert model.quantize.codebook.dtype == torch.float32
+
+
+def test_settings_of_a_fitted_model_do_not_bring_its_codebook(vae):
+    """Codes of a codebook of zeros would be wrong without a word."""
+    model = AutoencoderVP.from_autoencoder_kl(small_kl(), quantizer=vae.config.quantizer)
+    assert vae.config.quantizer["fitted"]
+    assert not model.config.quantizer["fitted"]
+    with pytest.raises(CodebookNotFittedError):
+        model.tokenize(images_for(model))
+
+
+def test_starts_that_are_no_kl_are_refused(tmp_path, vae):
+    VQModel(**SMALL).save_pretrained(tmp_path / "vq")
+    with pytest.raises(ValueError, match="vq holds a model of class VQModel, not AutoencoderKL"):
+        AutoencoderVP.from_autoencoder_kl(tmp_path / "vq")
+    vae.save_pretrained(tmp_path / "vp")
+    with pytest.raises(ValueError, match=r"class AutoencoderVP.*AutoencoderVP\.from_pretrained"):
+        AutoencoderVP.from_autoencoder_kl(tmp_path / "vp")
+    small_kl().save_pretrained(tmp_path / "pipeline" / "vae")
+    with pytest.raises(ValueError, match=r'has no config of an AutoencoderKL.*subfolder="vae"'):
+        AutoencoderVP.from_autoencoder_kl(tmp_path / "pipeline")
+    with pytest.raises(TypeError, match="got AutoencoderVP with none"):
+        AutoencoderVP.from_autoencoder_kl(vae)
+    with pytest.raises(TypeError, match=r"got AutoencoderKL with \{'subfolder': 'vae'\}"):
+        AutoencoderVP.from_autoencoder_kl(small_kl(), subfolder="vae")
+
+
+def test_a_kl_whose_weights_are_cut_short_is_refused(tmp_path):
+    small_kl().save_pretrained(tmp_path)
+    file = Path(tmp_path, "diffusion_pytorch_model.safetensors")
+    weights = load_file(file)
+    del weights["decoder.conv_in.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"the weights lack decoder\.conv_in\.weight; download or save"):
+        AutoencoderVP.from_autoencoder_kl(tmp_path)
+
+
+def test_too_many_channels_need_a_quantizer():
+    kl = small_kl(latent_channels=17)
+    with pytest.raises(ValueError, match=r"latent_channels=17.*at most 16; give one"):
+        AutoencoderVP.from_autoencoder_kl(kl)
+    assert AutoencoderVP.from_autoencoder_kl(kl, quantizer=VP).quant_conv.in_channels == 34
+    assert AutoencoderVP.from_autoencoder_kl(small_kl(latent_channels=16)).quantize.latent_dim == 16
+
+
+def test_the_same_settings_change_nothing(vae):
+    vae(images_for(vae))
+    quantize, before, held = vae.quantize, weights_of(vae), len(vae.quantize.queue)
+    scale = quantize.scale.state_dict()
+    assert scale["error_ms"] > 0
+    for settings in (VP, vae.config.quantizer):
+        vae.set_quantizer(settings)
+    assert vae.quantize is quantize
+    assert_same_weights(weights_of(vae), before)
+    assert vae.quantize.config.fitted
+    assert (len(quantize.queue), quantize.scale.state_dict()) == (held, scale)
+    vae.set_quantizer(FSP)
+    quantize = vae.quantize
+    vae.set_quantizer(FSP)
+    assert vae.quantize is quantize
+
+
+def test_another_codebook_size_keeps_queue_and_projections(vae):
+    latents, projections = vae.quantize.queue.latents(), weights_of(vae.quant_conv)
+    vae.set_quantizer(VP | {"codebook_size": 32, "perturbation": "resampled", "mean_weight": 0.5})
+    assert torch.equal(vae.quantize.queue.latents(), latents)
+    assert vae.quantize.codebook.shape == (32, CHANNELS)
+    assert_same_weights(weights_of(vae.quant_conv), projections)
+    settings = vae.config.quantizer
+    found = [settings[name] for name in ("codebook_size", "perturbation", "mean_weight", "fitted")]
+    assert found == [32, "resampled", 0.5, False]
+    assert "quantizer/share" in vae(images_for(vae)).metrics
+
+
+def test_other_settings_of_training_keep_the_codebook(vae):
+    images = images_for(vae)
+    codes = vae.eval().tokenize(images)
+    vae.set_quantizer(VP | {"eta": 0.7})
+    assert torch.equal(vae.tokenize(images), codes)
+    assert vae.train()(images).metrics["quantizer/eta"] == pytest.approx(0.7)
+
+
+def test_a_scale_that_is_found_is_found_anew(vae):
+    """The factor of another perturbation has another meaning."""
+    vae.quantize.scale.value = 3.0
+    vae.set_quantizer(VP | {"codebook_size": 32})
+    assert vae.quantize.scale.value == 3.0  # where to look first
+    vae.set_quantizer(VP | {"codebook_size": 32, "perturbation": "resampled"})
+    assert vae.quantize.scale.value == 0.88
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_another_dimension_keeps_encoder_and_decoder(vae, training, tmp_path):
+    vae.train(training).to(torch.bfloat16)
+    encoder, decoder = weights_of(vae.encoder), weights_of(vae.decoder)
+    vae.set_quantizer({"kind": "vp", "codebook_size": 8, "latent_dim": 5, "fitted": True})
+    assert_same_weights(weights_of(vae.encoder), encoder)
+    assert_same_weights(weights_of(vae.decoder), decoder)
+    assert vae.config.latent_channels == 5
+    assert not vae.config.quantizer["fitted"]
+    assert all(module.training == training for module in vae.modules())
+    assert vae.dtype == torch.bfloat16
+    latents = vae.encode(images_for(vae)).latents
+    assert vae.decode(latents, force_not_quantize=True).sample.shape == (2, 3, 16, 32)
+    vae.save_pretrained(tmp_path)
+    assert AutoencoderVP.from_pretrained(tmp_path).quant_conv.weight.shape == (5, 16, 1, 1)
+
+
+def test_another_kind_keeps_the_projections(vae):
+    projections, images = weights_of(vae.quant_conv), images_for(vae)
+    vae.set_quantizer(FSP)
+    assert_same_weights(weights_of(vae.quant_conv), projections)
+    assert vae.tokenize(images).max() < 36
+    assert json.loads(vae.to_json_string())["quantizer"]["kind"] == "fsp"
+    assert not hasattr(vae.quantize, "queue")
+    vae.set_quantizer(VP)
+    assert_same_weights(weights_of(vae.quant_conv), projections)
+    with pytest.raises(CodebookNotFittedError):
+        vae.tokenize(images)
+
+
+def test_bad_settings_leave_the_model_as_it_was(vae):
+    before = weights_of(vae)
+    for bad in ({"kind": "vq"}, VP | {"codebook_size": 1}, {"codebook_size": 32}):
+        with pytest.raises(ValueError, match=r"kind|codebook_size"):
+            vae.set_quantizer(bad)
+    assert_same_weights(weights_of(vae), before)
+
+
+def test_the_device_is_kept(vae):
+    vae.to("meta").set_quantizer(VP | {"latent_dim": 5})
+    assert {tensor.device.type for tensor in vae.state_dict().values()} == {"meta"}
