@@ -138,11 +138,13 @@ class Trainer:
                 bar.update()
                 ends = self.step == last
                 saves = self._output is not None and (ends or self.step % config.checkpointing_steps == 0)
-                # Before each checkpoint too, so that a resumed run averages over the same steps.
-                if ends or saves or self.step % config.logging_steps == 0:
+                validates = self._validate is not None and (ends or self.step % config.validation_steps == 0)
+                # Before a checkpoint too, so that a resumed run averages over the same steps, and before a validation,
+                # whose time is none of training's.
+                if ends or saves or validates or self.step % config.logging_steps == 0:
                     self._log_interval(interval)
                     interval = _Interval()
-                if self._validate is not None and (ends or self.step % config.validation_steps == 0):
+                if validates:
                     figures = self._validate(self.step)
                     self._append({f"validation/{name}": value for name, value in figures.items()})
                     interval = _Interval()
