@@ -31,6 +31,7 @@ class Refused(Exception):
 @dataclass
 class Repo:
     private: bool
+    gated: bool = False
     branches: dict = field(default_factory=dict)
     commits: dict = field(default_factory=dict)
     messages: list = field(default_factory=list)
@@ -60,11 +61,12 @@ class Hub:
         endpoint: its address.
         repos: "owner/name" -> Repo.
         requests: "METHOD path" of every request so far.
-        down: regular expression; requests of which it finds something are answered 503. None: all is well.
+        down: regular expression; requests of which it finds something are answered `down_status`. None: all is well.
     """
 
     def __init__(self):
-        self.repos, self.requests, self.down, self.uploads = {}, [], None, {}
+        self.repos, self.requests, self.uploads = {}, [], {}
+        self.down, self.down_status = None, 503
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -278,13 +280,15 @@ def _handler(hub):
             own = name.startswith(f"{user}/")
             if name not in hub.repos or (hub.repos[name].private and not own):
                 raise Refused(401 if user is None else 404, "RepoNotFound", "Repository not found")
+            if hub.repos[name].gated and not own:
+                raise Refused(403, "GatedRepo", "Access is restricted to those who asked for it")
             if write and self.writer() and not own:
                 raise Refused(403, message="You are not allowed to write here")
             return hub.repos[name]
 
         def _found(self, line):
             if hub.down is not None and re.search(hub.down, line):
-                raise Refused(503, message="Service Unavailable")
+                raise Refused(hub.down_status, message="Service Unavailable")
             for pattern, answer in routes:
                 match = pattern.fullmatch(line)
                 if match:

@@ -169,8 +169,12 @@ def usage(text):
     return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
 
 
-def test_unused_weights_do_not_count(folder, vae):
-    """A second set, of another precision, is the same model."""
+def test_weights_count_once(folder, vae):
+    """A second set, of another precision, is the same model; shards are parts of it."""
     whole = card_of(folder).text
+    counted = re.search("Parameters.*", whole)[0]
     vae.to(torch.bfloat16).save_pretrained(folder, variant="bf16")
-    assert re.search("Parameters.*", whole)[0] in card_of(folder).text
+    assert counted in card_of(folder).text
+    vae.float().save_pretrained(folder, max_shard_size="100KB")
+    assert not (folder / "diffusion_pytorch_model.safetensors").exists()
+    assert counted in card_of(folder).text

@@ -58,6 +58,13 @@ def test_private_repository(hub, folder, monkeypatch, token, error, message):
         AutoencoderVP.from_pretrained("alice/eyes", token=token)
 
 
+def test_gated_repository(hub, folder):
+    push_folder(folder, "alice/eyes")
+    hub.repos["alice/eyes"].gated = True
+    with pytest.raises(PermissionError, match=r"refused the token \(403, Access is restricted"):
+        AutoencoderVP.from_pretrained("alice/eyes", token="hf_bob")
+
+
 def test_missing_repository(hub):
     with pytest.raises(FileNotFoundError, match=f"cannot load alice/none: {hub.endpoint} has no such repository"):
         AutoencoderVP.from_pretrained("alice/none")
@@ -91,11 +98,11 @@ def test_folder_without_a_model_is_not_put_down_to_the_hub(hub, tmp_path):
             AutoencoderVP.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("down", ["", "/resolve/"])
-def test_hub_is_down(hub, folder, down):
+@pytest.mark.parametrize(("down", "status"), [("", 503), ("/resolve/", 503), ("", 429)])
+def test_hub_is_down(hub, folder, down, status):
     push_folder(folder, "alice/eyes")
-    hub.down = down
-    with pytest.raises(ConnectionError, match=f"cannot load alice/eyes: {hub.endpoint} answered 503"):
+    hub.down, hub.down_status = down, status
+    with pytest.raises(ConnectionError, match=f"cannot load alice/eyes: {hub.endpoint} answered {status}"):
         AutoencoderVP.from_pretrained("alice/eyes")
 
 

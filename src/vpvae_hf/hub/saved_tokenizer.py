@@ -118,7 +118,8 @@ def _count_parameters(folder: Path) -> int | None:
             sets[name] = sets.get(name, 0) + _count_values(file)
     if not sets:
         raise ValueError(f"{folder} has no weights (diffusion_pytorch_model*); save the model with save_pretrained")
-    return sets[min(sets)]
+    # All of them are the same model.
+    return next(iter(sets.values()))
 
 
 def _count_values(file: Path) -> int:
