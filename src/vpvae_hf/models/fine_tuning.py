@@ -65,7 +65,8 @@ class FineTuningMixin:
             start_from_mean_path(model.quant_conv, model.post_quant_conv, kl)
         _mark_new(model.quantize)
         model._follow_quantizer()
-        return model.to(kl.device, kl.dtype).eval()
+        # diffusers' own `to` would warn that the quantizer must stay float32, which it does by itself.
+        return nn.Module.to(model, kl.device, kl.dtype).eval()
 
     def set_quantizer(self, settings: Mapping[str, Any]) -> None:
         """Go on with another quantizer on the same encoder and decoder.
