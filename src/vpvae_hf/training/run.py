@@ -57,7 +57,8 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     data = TrainingData(config.data, config, accelerator)
     # Every rank the same weights, then each its own perturbations.
     set_seed(config.seed)
-    model = build_model(config.model, config.quantizer, config.data.size).to(accelerator.device)
+    size = config.data.validation_size or config.data.size
+    model = build_model(config.model, config.quantizer, size).to(accelerator.device)
     set_seed(config.seed, device_specific=True)
     validation = Validation(model, data, output, config, accelerator)
     validate = validation.measure if data.validates else None

@@ -14,7 +14,7 @@ def build_model(config: ModelConfig, quantizer: Mapping[str, Any], size: int) ->
     Args:
         quantizer: settings with their kind. Without a kind they change those of the tokenizer that is gone on from;
             empty, they leave them as they are.
-        size: side of the training crops in pixels, sample_size of a new model.
+        size: side of the images that it is for in pixels, sample_size of a new model.
 
     Raises:
         ValueError: invalid settings, or a start that cannot be loaded.
