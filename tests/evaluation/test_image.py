@@ -5,6 +5,8 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vpvae_hf.evaluation import image_quality
+from vpvae_hf.evaluation.image import lpips_distance
+from vpvae_hf.losses import perceptual
 
 # Half of the 11-pixel window.
 BORDER = 5
@@ -113,3 +115,20 @@ def test_half_precision_is_measured_in_float32(images):
     for name in ("psnr", "ssim"):
         assert measured[name].dtype == torch.float32
         assert torch.equal(measured[name], expected[name])
+
+
+class MeanDifference(torch.nn.Module):
+    """In the place of LPIPS' network, which has tests of its own."""
+
+    def forward(self, made: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        return (made - original).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def test_lpips_is_of_each_image_and_of_clipped_values(images, monkeypatch):
+    monkeypatch.setattr(perceptual, "load_lpips_network", MeanDifference)
+    made, original = images
+    bright, dark = made > 0.5, original < 0
+    measured = lpips_distance(torch.where(bright, made + 3, made), torch.where(dark, original - 3, original))
+    expected = (torch.where(bright, 1, made) - torch.where(dark, -1, original)).abs().mean(dim=(1, 2, 3))
+    assert measured.shape == (4,)
+    torch.testing.assert_close(measured, expected)
