@@ -135,5 +135,14 @@ def test_data_that_cannot_be_used_is_found_early(tmp_path, files, message):
         check_readable(open_images(write_shards(tmp_path, [files]), split="train"))
 
 
+def test_a_corrupt_first_shard_is_found_early(tmp_path):
+    source = open_images(write_counted(tmp_path, 2, 2), split="train")
+    truncate(tmp_path / "data" / "train-00001-of-00002.parquet")
+    check_readable(source)
+    truncate(tmp_path / "data" / "train-00000-of-00002.parquet")
+    with pytest.raises(ValueError, match="part 0 of 2 of the data set cannot be read"):
+        check_readable(source)
+
+
 def test_data_that_starts_with_an_unreadable_image_can_be_used(tmp_path):
     check_readable(open_images(write_shards(tmp_path, [[b"no", encoded(picture(0))]]), split="train"))

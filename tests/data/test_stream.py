@@ -81,11 +81,13 @@ def test_a_finite_loader_gives_the_whole_pass_again_and_again(counted, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_endless_stream_has_another_order_in_each_pass(tmp_path, workers):
-    name = write_counted(tmp_path, 3, 3, 3, 3)
-    batches = iter(loader_of(name, workers=workers, shuffle_buffer=3, passes=None))
-    passes = [numbers_of(itertools.islice(batches, 12)) for _ in range(4)]
-    assert all(sorted(numbers) == list(range(12)) for numbers in passes)
+    name = write_counted(tmp_path, *[2] * 8)
+    batches = iter(loader_of(name, workers=workers, shuffle_buffer=2, passes=None))
+    passes = [numbers_of(itertools.islice(batches, 16)) for _ in range(4)]
+    assert all(sorted(numbers) == list(range(16)) for numbers in passes)
     assert len(set(map(tuple, passes))) == 4
+    shards_in_order = {tuple(number // 2 for number in numbers) for numbers in passes}
+    assert len(shards_in_order) > 1
 
 
 def test_passes_are_counted(counted):
@@ -266,13 +268,12 @@ def test_settings_out_of_range(counted, settings, message):
         stream_of(counted, **settings)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_reader_without_a_row_of_an_endless_stream(tmp_path, workers):
+def test_a_reader_without_a_row_of_an_endless_stream(tmp_path):
     """It would look for one for ever."""
     name = write_counted(tmp_path, 4, 0)
     endless = stream_of(name, passes=None, rank=1, world_size=2)
     with pytest.raises(ValueError, match="no row for one of its readers; use fewer ranks or loader workers, or more"):
-        list(itertools.islice(ImageLoader(endless, batch_size=1, workers=workers), 2))
+        next(iter(ImageLoader(endless, batch_size=1)))
 
 
 def test_a_reader_without_a_row_of_a_finite_stream(tmp_path):

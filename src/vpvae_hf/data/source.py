@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .decoding import decode_image
+from .shards import ShardReader
 
 # Of a data set that is not streamed; enough for the readers of a large job.
 _LOCAL_SHARDS = 256
@@ -76,16 +77,16 @@ def check_readable(source: ImageSource) -> None:
     """Read the first rows, to find early what would stop a run later.
 
     Raises:
-        ValueError: no row, or no readable image among the first 100.
+        ValueError: no row, no readable image among the first 100, or a shard that cannot be read before one is found.
     """
-    files = [row[source.column] for row in itertools.islice(source.rows, _FIRST_ROWS)]
-    if not any(decode_image(file) is not None for file in files):
-        held = (
-            f"the first {len(files)} rows of column {source.column!r} hold no readable image"
-            if files
-            else "it is empty"
-        )
-        raise ValueError(f"data set {source.name} cannot be used: {held}")
+    images_alone = source.rows.select_columns([source.column])
+    rows = 0
+    for row in itertools.islice(ShardReader(images_alone, 0, 1, seed=None, passes=1), _FIRST_ROWS):
+        if decode_image(row[source.column]) is not None:
+            return
+        rows += 1
+    held = f"the first {rows} rows of column {source.column!r} hold no readable image" if rows else "it is empty"
+    raise ValueError(f"data set {source.name} cannot be used: {held}")
 
 
 def _image_column(name: str, column: str | None, features: Mapping, image_type: type) -> str:
