@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vpvae_hf import CodebookNotFittedError
 
-from . import demo, evaluate, fit, push
+from . import demo, evaluate, fit, push, tokenize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_parser(commands)
     fit.add_parser(commands)
     evaluate.add_parser(commands)
+    tokenize.add_parser(commands)
     push.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

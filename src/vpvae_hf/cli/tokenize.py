@@ -1,0 +1,125 @@
+"""`vpvae tokenize`: a data set of images into one of codes."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError
+from vpvae_hf.data import CodeFiles, check_readable, claim_folder, open_images, tokenizer_hash, write_totals
+
+
+def add_parser(commands) -> None:
+    """Add `tokenize` to the subcommands."""
+    parser = commands.add_parser(
+        "tokenize",
+        help="write a data set's codes to Parquet files",
+        description="Encode every image of a split, scaled and cropped at its centre, and write the codes beside the "
+        "data set's other columns to Parquet files, which datasets.load_dataset reads. A run that was interrupted goes "
+        "on when it is started again. For several GPUs start it with accelerate launch -m vpvae_hf.cli.main tokenize.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
+    parser.add_argument("--dataset", required=True, help="hub id or local path of a data set of images")
+    parser.add_argument("--dataset-config", help="configuration (subset) of the data set")
+    parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
+    parser.add_argument("--split", default="train", help="split to encode")
+    parser.add_argument("--column", help="column that holds the images; default: the only one")
+    parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
+    parser.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
+    parser.add_argument("--shortest-side", type=int, help="images are scaled to it; default: that of a crop")
+    parser.add_argument("--batch-size", type=int, default=32, help="images encoded at once")
+    parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write this rank's share of the files; the first rank prints."""
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+    # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
+    ranks = PartialState(cpu=not torch.accelerator.is_available())
+    model = AutoencoderVP.from_pretrained(options.tokenizer, revision=options.revision).eval().to(ranks.device)
+    if not model.quantize.config.fitted:
+        raise CodebookNotFittedError(
+            f"{options.tokenizer} has no fitted codebook; run `vpvae fit {options.tokenizer} --dataset NAME` first"
+        )
+    size = model.config.sample_size if options.size is None else options.size
+    shortest_side = size if options.shortest_side is None else options.shortest_side
+    source = open_images(
+        options.dataset,
+        split=options.split,
+        config=options.dataset_config,
+        revision=options.dataset_revision,
+        column=options.column,
+        streaming=not options.no_streaming,
+        other_columns=True,
+    )
+    # Of a slice the name alone: brackets have no place in the name of a file.
+    split = options.split.partition("[")[0]
+    files = CodeFiles(source, options.output, split=split, size=size, shortest_side=shortest_side, model=model)
+    check_readable(source)
+    claim_folder(options.output, _settings(options, model, size, shortest_side, source.column, files.count))
+    if ranks.is_main_process and files.count < ranks.num_processes:
+        idle = ranks.num_processes - files.count
+        print(f"the data set has {files.count} shards for {ranks.num_processes} ranks: {idle} have nothing to do")
+    _write(files, ranks, options.batch_size)
+    _finish(files, ranks, options.output)
+    ranks.destroy_process_group()
+
+
+def _settings(
+    options: argparse.Namespace, model: AutoencoderVP, size: int, shortest_side: int, column: str, files: int
+) -> dict[str, Any]:
+    return {
+        "tokenizer": options.tokenizer,
+        "tokenizer_revision": options.revision,
+        "tokenizer_sha256": tokenizer_hash(model),
+        "codebook_size": model.quantize.codebook_size,
+        "downsample_factor": model.downsample_factor,
+        "dataset": options.dataset,
+        "dataset_config": options.dataset_config,
+        "dataset_revision": options.dataset_revision,
+        "split": options.split,
+        "column": column,
+        "streaming": not options.no_streaming,
+        "size": size,
+        "shortest_side": shortest_side,
+        "files": files,
+        "images": None,
+        "unreadable_images": None,
+    }
+
+
+def _write(files: CodeFiles, ranks: PartialState, batch_size: int) -> None:
+    todo = files.unfinished(ranks.process_index, ranks.num_processes)
+    # Shards are what is counted beforehand; the number of images is often not known.
+    bar = tqdm(total=len(todo), unit="file", disable=not ranks.is_main_process or not todo)
+    started, images = time.monotonic(), 0
+
+    def progress(count: int) -> None:
+        nonlocal images
+        images += count
+        bar.set_postfix_str(f"{images} images, {images / (time.monotonic() - started):.0f} images/s a rank")
+
+    with bar:
+        for number in todo:
+            files.write(number, batch_size=batch_size, progress=progress)
+            bar.update()
+
+
+def _finish(files: CodeFiles, ranks: PartialState, output: Path) -> None:
+    """Count, on the rank that comes last."""
+    left = len(files.unfinished())
+    if left == 0:
+        images, unreadable = files.totals()
+        write_totals(output, images=images, unreadable_images=unreadable)
+    if ranks.is_main_process and left:
+        print(f"{files.count - left} of {files.count} files in {output}; other ranks are at work on the rest")
+    elif ranks.is_main_process:
+        print(f"{images} images in {files.count} files in {output}; {unreadable} unreadable images left out")

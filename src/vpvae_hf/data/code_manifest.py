@@ -1,0 +1,68 @@
+"""`tokenizer.json` beside files of codes: what made them, so that they are never mixed with those of another run."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NAME = "tokenizer.json"
+# Where the tokenizer lies may change, what it is may not; counts come when all files are there.
+_MAY_DIFFER = frozenset(("tokenizer", "tokenizer_revision", "images", "unreadable_images"))
+
+
+def tokenizer_hash(model: nn.Module) -> str:
+    """SHA-256 of a model's config, weights and codebook; of about 1 GB a second."""
+    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make a folder that of a run, or see that it is already. Ranks may do so at once.
+
+    Args:
+        settings: of the run, as JSON stores them.
+
+    Raises:
+        FileExistsError: it holds other files, or is one.
+        ValueError: it is that of a run with other settings.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _NAME).exists():
+        # Another rank may be writing the manifest, aside.
+        others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{_NAME}")]
+        if others and not (folder / _NAME).exists():
+            raise FileExistsError(f"{folder} holds other files ({min(others)}) and no {_NAME}; name another folder")
+        _write(folder, settings)
+    held = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+    for name, value in settings.items():
+        if name not in _MAY_DIFFER and held.get(name) != value:
+            raise ValueError(
+                f"{folder} holds codes of another run: its {name} is {held.get(name)!r}, here it is {value!r}; "
+                "go on with the same settings, or name another folder"
+            )
+
+
+def write_totals(folder: Path, *, images: int, unreadable_images: int) -> None:
+    """Add the counts of a finished run."""
+    held = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+    _write(folder, held | {"images": images, "unreadable_images": unreadable_images})
+
+
+def _write(folder: Path, manifest: dict[str, Any]) -> None:
+    aside = folder / f".{_NAME}.{os.getpid()}"
+    aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, folder / _NAME)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -1,0 +1,349 @@
+"""`vpvae tokenize`: a data set of images into one of codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from image_shards import CORRUPT, encoded, loader_of, write_shards
+
+from vpvae_hf import AutoencoderVP
+from vpvae_hf.cli import tokenize as cli_tokenize
+from vpvae_hf.cli.main import main
+from vpvae_hf.data import code_files
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache of its own for the `datasets` library."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def noise(seed: int, height: int = 20, width: int = 30) -> bytes:
+    return encoded(np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8))
+
+
+def save_tokenizer(folder, codebook_size: int | None = 200, seed: int = 0) -> AutoencoderVP:
+    torch.manual_seed(seed)
+    vae = AutoencoderVP(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+        quantizer={"kind": "vp", "codebook_size": 16, "latent_dim": 2},
+    ).eval()
+    if codebook_size is not None:
+        vae.set_codebook(torch.randn(codebook_size, 2))
+    vae.save_pretrained(folder)
+    return vae
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """A folder with 200 codes."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three shards of 4, 1 and 6 images; the first and the last also have unreadable ones."""
+    good = iter([noise(seed) for seed in range(11)])
+    shards = [
+        [CORRUPT, *(next(good) for _ in range(4))],
+        [next(good)],
+        [*(next(good) for _ in range(6)), CORRUPT],
+    ]
+    return write_shards(tmp_path_factory.mktemp("images"), shards)
+
+
+LABELS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]  # 0 and 12 are those of the unreadable images
+
+
+def tokenize(tokenizer, images, output, *arguments) -> int:
+    names = ["tokenize", str(tokenizer), "--dataset", str(images), "--output", str(output), "--batch-size", "3"]
+    return main([*names, *arguments])
+
+
+def expected_codes(tokenizer, images, **settings) -> torch.Tensor:
+    vae = AutoencoderVP.from_pretrained(tokenizer).eval()
+    return torch.cat([vae.tokenize(batch) for batch in loader_of(images, batch_size=3, **settings)])
+
+
+def manifest_of(output) -> dict:
+    return json.loads((output / "tokenizer.json").read_text())
+
+
+def files_of(output) -> list[str]:
+    return sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
+
+
+def last_error(capsys) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+FILES = [*(f"data/train-0000{number}-of-00003.parquet" for number in range(3)), "tokenizer.json"]
+
+
+def test_codes_labels_and_counts(tokenizer, images, tmp_path, capsys):
+    assert tokenize(tokenizer, images, tmp_path / "codes") == 0
+    assert "11 images in 3 files in" in capsys.readouterr().out
+    assert files_of(tmp_path / "codes") == FILES
+    rows = datasets.load_dataset(str(tmp_path / "codes"), split="train")
+    assert rows["label"][:] == LABELS
+    assert rows.features["codes"] == datasets.Array2D((8, 8), "uint8")
+    codes = expected_codes(tokenizer, images, size=16, shortest_side=16)
+    assert torch.equal(torch.as_tensor(rows["codes"][:]), codes)
+    assert len(codes.unique()) > 20
+    manifest = manifest_of(tmp_path / "codes")
+    assert manifest.items() >= {
+        "tokenizer": str(tokenizer), "codebook_size": 200, "downsample_factor": 2, "dataset": images, "split": "train",
+        "size": 16, "shortest_side": 16, "files": 3, "images": 11, "unreadable_images": 2,
+    }.items()  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16"), (1000, "uint16")])
+def test_codes_go_back_into_the_tokenizer(images, tmp_path, streaming, codebook_size, dtype):
+    vae = save_tokenizer(tmp_path / "tokenizer", codebook_size)
+    assert tokenize(tmp_path / "tokenizer", images, tmp_path / "codes") == 0
+    rows = datasets.load_dataset(str(tmp_path / "codes"), split="train", streaming=streaming)
+    assert rows.features["codes"].dtype == dtype
+    expected = expected_codes(tmp_path / "tokenizer", images, size=16, shortest_side=16)
+    assert expected.max() > 2 * codebook_size // 3
+    image = vae.detokenize(expected[:1])
+    for form in (None, "numpy", "torch"):
+        first = next(iter(rows.with_format(form)))["codes"]
+        assert torch.equal(vae.detokenize(torch.as_tensor(first)[None]), image)
+
+
+@pytest.mark.parametrize(("codebook_size", "dtype"), [(2, "uint8"), (1 << 16, "uint16"), ((1 << 16) + 1, "int32")])
+def test_the_smallest_type_that_holds_the_codes(codebook_size, dtype):
+    assert code_files.code_dtype(codebook_size) == dtype
+    assert np.iinfo(dtype).max >= codebook_size - 1
+
+
+def test_size_and_shortest_side(tokenizer, images, tmp_path):
+    assert tokenize(tokenizer, images, tmp_path, "--size", "12", "--shortest-side", "18") == 0
+    codes = torch.as_tensor(datasets.load_dataset(str(tmp_path), split="train")["codes"][:])
+    assert torch.equal(codes, expected_codes(tokenizer, images, size=12, shortest_side=18))
+
+
+def test_a_slice_without_streaming(tokenizer, images, tmp_path, capsys):
+    assert tokenize(tokenizer, images, tmp_path, "--split", "train[4:8]", "--no-streaming") == 0
+    assert datasets.load_dataset(str(tmp_path), split="train")["label"][:] == [4, 5, 6, 7]
+    assert manifest_of(tmp_path)["split"] == "train[4:8]"
+
+
+def test_another_image_column_is_kept_as_it_is(tokenizer, tmp_path):
+    features = datasets.Features({"photo": datasets.Image(), "mask": datasets.Image()})
+    rows = {
+        "photo": [{"bytes": noise(0), "path": None}, {"bytes": noise(1), "path": None}],
+        "mask": [{"bytes": CORRUPT, "path": None}, None],
+    }
+    (tmp_path / "images").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "images" / "train.parquet")
+    assert tokenize(tokenizer, tmp_path / "images", tmp_path / "codes", "--column", "photo") == 0
+    written = datasets.load_dataset(str(tmp_path / "codes"), split="train")
+    assert written.features["mask"] == datasets.Image()
+    masks = written.cast_column("mask", datasets.Image(decode=False))["mask"]
+    assert [mask and mask["bytes"] for mask in masks] == [CORRUPT, None]
+
+
+def test_an_interrupted_run_goes_on(tokenizer, images, tmp_path, capsys):
+    output = tmp_path / "codes"
+    assert tokenize(tokenizer, images, output) == 0
+    whole = {name: (output / name).read_bytes() for name in FILES}
+    first, second, third = (output / name for name in FILES[:3])
+    second.unlink()
+    partial = second.with_name(f".{second.name}.partial")
+    partial.write_bytes(whole[FILES[1]][:100])
+    manifest = manifest_of(output) | {"images": None, "unreadable_images": None}
+    (output / "tokenizer.json").write_text(json.dumps(manifest))
+    for kept in (first, third):
+        os.utime(kept, (1000, 1000))
+    assert tokenize(tokenizer, images, output) == 0
+    assert [path.stat().st_mtime == 1000 for path in (first, second, third)] == [True, False, True]
+    assert {name: (output / name).read_bytes() for name in FILES} == whole
+    assert files_of(output) == FILES
+
+
+def test_a_failure_leaves_no_file_that_looks_finished(tokenizer, tmp_path, capsys):
+    """The second shard is cut short; mended, the run goes on."""
+    images = tmp_path / "images"
+    write_shards(images, [[noise(0)], [noise(1)]])
+    broken = images / "data" / "train-00001-of-00002.parquet"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-20])
+    assert tokenize(tokenizer, images, tmp_path / "codes") == 1
+    assert "part 1 of 2 of the data set cannot be read after row 0" in last_error(capsys)
+    assert [path.name for path in (tmp_path / "codes" / "data").glob("*.parquet")] == ["train-00000-of-00002.parquet"]
+    assert manifest_of(tmp_path / "codes")["images"] is None
+    broken.write_bytes(whole)
+    assert tokenize(tokenizer, images, tmp_path / "codes") == 0
+    assert manifest_of(tmp_path / "codes")["images"] == 2
+
+
+def test_large_shards_are_written_in_pieces(tokenizer, images, tmp_path, monkeypatch):
+    """Of a batch each here; the last batch of the last shard holds an unreadable image alone."""
+    from pyarrow.parquet import read_metadata
+
+    monkeypatch.setattr(code_files, "_ROWS_AT_ONCE", 1)
+    assert tokenize(tokenizer, images, tmp_path) == 0
+    assert [read_metadata(tmp_path / name).num_row_groups for name in FILES[:3]] == [2, 1, 2]
+    rows = datasets.load_dataset(str(tmp_path), split="train")
+    assert rows["label"][:] == LABELS
+
+
+def test_a_shard_without_a_readable_image(tokenizer, tmp_path):
+    name = write_shards(tmp_path / "images", [[noise(0)], [CORRUPT, CORRUPT], [noise(1)]])
+    assert tokenize(tokenizer, name, tmp_path / "codes") == 0
+    assert datasets.load_dataset(str(tmp_path / "codes"), split="train")["label"][:] == [0, 3]
+    assert manifest_of(tmp_path / "codes")["unreadable_images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "12"], "its size is 16, here it is 12; go on with the same settings, or name another folder"),
+        (["--shortest-side", "20"], "its shortest_side is 16, here it is 20"),
+        (["--no-streaming"], "its streaming is True, here it is False"),
+    ],
+)
+def test_codes_of_another_run_are_not_mixed(tokenizer, images, tmp_path, capsys, arguments, message):
+    assert tokenize(tokenizer, images, tmp_path) == 0
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in FILES[:3]}
+    assert tokenize(tokenizer, images, tmp_path, *arguments) == 1
+    assert message in last_error(capsys)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in FILES[:3]} == before
+
+
+def test_another_tokenizer_is_refused_and_the_same_elsewhere_is_not(tokenizer, images, tmp_path, capsys):
+    output = tmp_path / "codes"
+    assert tokenize(tokenizer, images, output) == 0
+    same = AutoencoderVP.from_pretrained(tokenizer)
+    same.save_pretrained(tmp_path / "moved")
+    assert tokenize(tmp_path / "moved", images, output) == 0
+    same.set_codebook(same.quantize.codebook.flip(0))
+    same.save_pretrained(tmp_path / "another")
+    assert tokenize(tmp_path / "another", images, output) == 1
+    assert "its tokenizer_sha256 is" in last_error(capsys)
+
+
+def test_a_folder_with_other_files_is_refused(tokenizer, images, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert tokenize(tokenizer, images, tmp_path) == 1
+    assert "holds other files (mine.txt) and no tokenizer.json; name another folder" in last_error(capsys)
+    assert files_of(tmp_path) == ["mine.txt"]
+    assert tokenize(tokenizer, images, tmp_path / "mine.txt") == 1
+    assert "is a file; name a folder" in last_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "15"], "size must be a multiple of the tokenizer's factor 2, got 15; try 14"),
+        (["--size", "0"], "size must be a multiple of the tokenizer's factor 2, got 0; try 2"),
+        (["--shortest-side", "12"], "shortest_side must be at least the size of a crop, 16, got 12"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--split", "test"], "has no split 'test'; it has train"),
+        (["--column", "label"], "'label' is none of them"),
+        (["--dataset", "{tmp}/nothing"], "nothing"),
+    ],
+)
+def test_arguments_that_cannot_be(tokenizer, images, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    assert tokenize(tokenizer, images, tmp_path / "codes", *arguments) == 1
+    error = last_error(capsys)
+    assert error.startswith("vpvae tokenize: ")
+    assert message in error
+    assert not (tmp_path / "codes").exists()
+
+
+def test_a_tokenizer_that_cannot_be_used(images, tmp_path, capsys):
+    save_tokenizer(tmp_path / "unfitted", codebook_size=None)
+    assert tokenize(tmp_path / "unfitted", images, tmp_path / "codes") == 1
+    assert "unfitted has no fitted codebook; run `vpvae fit" in last_error(capsys)
+    (tmp_path / "empty").mkdir()
+    assert tokenize(tmp_path / "empty", images, tmp_path / "codes") == 1
+    assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"), [([[]], "it is empty"), ([[CORRUPT] * 2], "the first 2 rows of column 'photo' hold no")]
+)
+def test_data_without_images(tokenizer, tmp_path, capsys, shards, message):
+    assert tokenize(tokenizer, write_shards(tmp_path / "images", shards), tmp_path / "codes") == 1
+    assert message in last_error(capsys)
+    assert not (tmp_path / "codes").exists()
+
+
+def test_a_column_called_codes_is_not_overwritten(tokenizer, tmp_path, capsys):
+    features = datasets.Features({"photo": datasets.Image(), "codes": datasets.Value("int64")})
+    rows = {"photo": [{"bytes": noise(0), "path": None}], "codes": [1]}
+    (tmp_path / "images").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "images" / "train.parquet")
+    assert tokenize(tokenizer, tmp_path / "images", tmp_path / "codes") == 1
+    assert 'has a column "codes" already; rename it there' in last_error(capsys)
+
+
+def as_rank(rank: int, world_size: int, monkeypatch) -> None:
+    """Let this process be a rank of a job."""
+
+    class Rank:
+        device = torch.device("cpu")
+        process_index, num_processes, is_main_process = rank, world_size, rank == 0
+
+        def __init__(self, cpu: bool):
+            pass
+
+        def destroy_process_group(self):
+            pass
+
+    monkeypatch.setattr(cli_tokenize, "PartialState", Rank)
+
+
+def test_shards_are_dealt_out_to_ranks(tokenizer, images, tmp_path, monkeypatch, capsys):
+    """Four ranks for three shards, one after the other; the last that has work to do counts."""
+    for rank in range(3):
+        as_rank(rank, 4, monkeypatch)
+        assert tokenize(tokenizer, images, tmp_path) == 0
+        printed = capsys.readouterr()
+        if rank == 0:
+            assert "the data set has 3 shards for 4 ranks: 1 have nothing to do" in printed.out
+            assert "1 of 3 files in" in printed.out
+        else:
+            assert (printed.out, printed.err) == ("", "")
+        assert files_of(tmp_path) == [*FILES[: rank + 1], "tokenizer.json"]
+        assert manifest_of(tmp_path)["images"] == (11 if rank == 2 else None)
+
+
+def test_a_real_job_of_two_ranks(tokenizer, images, tmp_path):
+    output = tmp_path / "codes"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = ["-m", "vpvae_hf.cli.main", "tokenize", tokenizer, "--dataset", images, "--output", output]
+    finished = subprocess.run(
+        [str(part) for part in (*launch, *command)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        timeout=150,
+    )
+    assert "/2 [" in finished.stderr  # the first rank's files
+    assert finished.stdout.count(" files in ") == 1
+    assert files_of(output) == FILES
+    assert manifest_of(output).items() >= {"images": 11, "unreadable_images": 2}.items()
+    rows = datasets.load_dataset(str(output), split="train")
+    assert rows["label"][:] == LABELS
+    codes = expected_codes(tokenizer, images, size=16, shortest_side=16)
+    assert torch.equal(torch.as_tensor(rows["codes"][:]), codes)
