@@ -67,7 +67,10 @@ def run(options: argparse.Namespace) -> None:
     claim_folder(options.output, _settings(options, model, size, shortest_side, source.column, files.count))
     if ranks.is_main_process and files.count < ranks.num_processes:
         idle = ranks.num_processes - files.count
-        print(f"the data set has {files.count} shards for {ranks.num_processes} ranks: {idle} have nothing to do")
+        print(
+            f"the data set has {files.count} shards for {ranks.num_processes} ranks: {idle} have nothing to do; "
+            "with --no-streaming it is split into up to 256"
+        )
     _write(files, ranks, options.batch_size)
     _finish(files, ranks, options.output)
     ranks.destroy_process_group()
