@@ -4,8 +4,8 @@ import torch
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from vpvae_hf.evaluation import image_quality
-from vpvae_hf.evaluation.image import lpips_distance
+from vpvae_hf import AutoencoderVP
+from vpvae_hf.evaluation import evaluate_reconstruction, image_quality, lpips_distance, reconstruct
 from vpvae_hf.losses import perceptual
 
 # Half of the 11-pixel window.
@@ -132,3 +132,18 @@ def test_lpips_is_of_each_image_and_of_clipped_values(images, monkeypatch):
     expected = (torch.where(bright, 1, made) - torch.where(dark, -1, original)).abs().mean(dim=(1, 2, 3))
     assert measured.shape == (4,)
     torch.testing.assert_close(measured, expected)
+
+
+def test_lpips_of_a_tokenizer_is_the_mean_over_images(images, monkeypatch):
+    monkeypatch.setattr(perceptual, "load_lpips_network", MeanDifference)
+    architecture = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderVP(**architecture, **blocks, quantizer={"kind": "fsp", "levels": [4, 4]})
+    original = images[1][..., :64]
+    quality = evaluate_reconstruction(vae, original.split(3), lpips=True)
+    expected = lpips_distance(reconstruct(vae, original).quantized, original).mean()
+    assert quality.lpips == pytest.approx(float(expected), rel=1e-5)
+    assert quality.figures()["lpips"] == quality.lpips
+    plain = evaluate_reconstruction(vae, original.split(3))
+    assert plain.lpips is None
+    assert "lpips" not in plain.figures()

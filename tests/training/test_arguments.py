@@ -90,6 +90,17 @@ def test_every_setting_is_described():
         assert f"--{name}" in text or f"--{name}." in text
 
 
+@pytest.mark.parametrize(
+    ("file", "machines", "processes"),
+    [("one_gpu.yaml", 1, 1), ("several_gpus.yaml", 1, 8), ("several_nodes.yaml", 2, 16)],
+)
+def test_accelerate_takes_its_configurations(file, machines, processes):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(RECIPES.parent / "accelerate" / file))
+    assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "bf16")
+
+
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
 def test_every_recipe_is_valid(file):
     config = parse("--config", str(file))

@@ -67,6 +67,7 @@ class ImageStream(IterableDataset):
         self._crop, self._flip, self._block_size = crop, flip, shuffle_buffer
         self._passes, self._seed, self._rank, self._world_size = passes, seed, rank, world_size
         self._loaded = False
+        self._rows: Iterator | None = None
         self._stand_at(_BEGINNING)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -88,7 +89,7 @@ class ImageStream(IterableDataset):
         reader = ShardReader(self._source.rows, number, count, seed=seed, passes=self._passes)
         if self._block_start is not None:
             reader.load_state_dict(self._block_start)
-        rows = iter(reader)
+        self._rows = rows = iter(reader)
         skipped = 0
         while True:
             self._block_start = reader.state_dict()
@@ -118,6 +119,11 @@ class ImageStream(IterableDataset):
         """Go on from there at the next iteration."""
         self._stand_at(state)
         self._loaded = True
+
+    def close(self) -> None:
+        """Close the files of an iteration that was broken off; where it stands does not change."""
+        if self._rows is not None:
+            self._rows.close()
 
     def _stand_at(self, state: dict[str, Any]) -> None:
         self._block, self._taken, self._block_start = state["block"], state["taken"], state["block_start"]
@@ -174,14 +180,19 @@ class ImageLoader:
                 collate_fn=_collated,
                 generator=torch.Generator().manual_seed(0),
             )
+        self._stream = stream
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         """[B, 3, S, S] float32 in [-1, 1]; the last batch of a finite stream may be smaller."""
-        for images, skipped in self._loader:
-            self.skipped += skipped
-            if images is not None:
-                yield to_pixel_values(images)
+        try:
+            for images, skipped in self._loader:
+                self.skipped += skipped
+                if images is not None:
+                    yield to_pixel_values(images)
+        finally:
+            # The loader keeps its iterator, and files still open when Python exits can abort it.
+            self._stream.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was given."""

@@ -2,9 +2,8 @@
 
 from .code_usage import code_usage
 from .grid import image_grid
-from .image import image_quality
+from .image import image_quality, lpips_distance
 from .reconstruction import (
-    QUALITY_FIGURES,
     Reconstruction,
     ReconstructionQuality,
     evaluate_reconstruction,
@@ -12,12 +11,12 @@ from .reconstruction import (
 )
 
 __all__ = [
-    "QUALITY_FIGURES",
     "Reconstruction",
     "ReconstructionQuality",
     "code_usage",
     "evaluate_reconstruction",
     "image_grid",
     "image_quality",
+    "lpips_distance",
     "reconstruct",
 ]

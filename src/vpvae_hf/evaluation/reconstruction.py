@@ -1,7 +1,7 @@
 """What a tokenizer keeps of held-out inputs."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -10,12 +10,10 @@ from vpvae_hf import distributed
 from vpvae_hf.neighbors import nearest_point
 
 from .code_usage import usage_of_counts
-from .image import image_quality
-
-QUALITY_FIGURES = ("psnr", "ssim", "psnr_unquantized", "code_usage", "quantization_error_rms")
+from .image import image_quality, lpips_distance
 
 # What is summed over batches and ranks.
-_SUMS = ("psnr", "ssim", "psnr_unquantized", "squared_error", "tokens", "images")
+_SUMS = ("psnr", "ssim", "psnr_unquantized", "lpips", "squared_error", "tokens", "images")
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class ReconstructionQuality:
         psnr_unquantized: PSNR of what the continuous latents give back.
         code_usage: CVU over all tokens.
         quantization_error_rms: root mean square distance of a latent to its code.
+        lpips: of what the codes give back; None where it was not asked for.
         images, tokens: how many were measured.
     """
 
@@ -35,12 +34,23 @@ class ReconstructionQuality:
     psnr_unquantized: float
     code_usage: float
     quantization_error_rms: float
+    lpips: float | None
     images: int
     tokens: int
 
+    def figures(self) -> dict[str, float]:
+        """What was measured, by name, without the counts."""
+        counts = ("images", "tokens")
+        return {name: value for name, value in asdict(self).items() if name not in counts and value is not None}
+
 
 def evaluate_reconstruction(
-    model, batches: Iterable[Tensor], codebook: Tensor | None = None, *, across_ranks: bool = False
+    model,
+    batches: Iterable[Tensor],
+    codebook: Tensor | None = None,
+    *,
+    lpips: bool = False,
+    across_ranks: bool = False,
 ) -> ReconstructionQuality:
     """Measure an image tokenizer, in eval mode, without changing it.
 
@@ -48,6 +58,7 @@ def evaluate_reconstruction(
         model: an `AutoencoderVP`.
         batches: images [B, C, H, W] in [-1, 1].
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
+        lpips: measure it too, which takes a network that may have to be downloaded, see `lpips_distance`.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
 
@@ -63,7 +74,7 @@ def evaluate_reconstruction(
         for batch in batches:
             batch = batch.to(device)
             made = reconstruct(model, batch, codebook)
-            sums += torch.tensor(_sums(made, batch), dtype=torch.float64)
+            sums += torch.tensor(_sums(made, batch, lpips), dtype=torch.float64)
             counts += torch.bincount(made.codes.flatten(), minlength=size).cpu()
     if across_ranks:
         sums, counts = distributed.sum_over_ranks(sums), distributed.sum_over_ranks(counts)
@@ -76,6 +87,7 @@ def evaluate_reconstruction(
         psnr_unquantized=total["psnr_unquantized"] / total["images"],
         code_usage=usage_of_counts(counts),
         quantization_error_rms=(total["squared_error"] / total["tokens"]) ** 0.5,
+        lpips=total["lpips"] / total["images"] if lpips else None,
         images=int(total["images"]),
         tokens=int(total["tokens"]),
     )
@@ -123,9 +135,10 @@ def reconstruct(model, batch: Tensor, codebook: Tensor | None = None) -> Reconst
         model.train(was_training)
 
 
-def _sums(made: Reconstruction, batch: Tensor) -> list[float]:
+def _sums(made: Reconstruction, batch: Tensor, lpips: bool) -> list[float]:
     """In the order of `_SUMS`."""
     quality = image_quality(made.quantized, batch)
     unquantized = image_quality(made.unquantized, batch)["psnr"]
-    sums = (quality["psnr"], quality["ssim"], unquantized, made.squared_error)
+    distance = lpips_distance(made.quantized, batch) if lpips else torch.zeros(len(batch))
+    sums = (quality["psnr"], quality["ssim"], unquantized, distance, made.squared_error)
     return [*(float(values.double().sum()) for values in sums), made.codes.numel(), len(batch)]

@@ -24,6 +24,7 @@ _METRICS = {
     "psnr": "PSNR, dB",
     "psnr_unquantized": "PSNR without quantization, dB",
     "ssim": "SSIM",
+    "lpips": "LPIPS (VGG)",
     "code_usage": "Code usage (CVU)",
     "quantization_error_rms": "Quantization error, RMS",
 }

@@ -140,12 +140,13 @@ class Quantizer(nn.Module, ABC):
         self._check_fitted()
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
+        codes = codes.long()  # files hold narrow types, which neither know all numbers nor all operations
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(
                 f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}; "
                 "were they made with another tokenizer, or with special tokens added?"
             )
-        return self.lookup(codes.long())
+        return self.lookup(codes)
 
     def to_latents(self, features: Tensor) -> Tensor:
         """Continuous latents from the encoder's features, [..., d] from [..., d] in the same dtype.

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from PIL import Image
 
 from vpvae_hf import distributed
-from vpvae_hf.evaluation import QUALITY_FIGURES, ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.hub import push_folder, write_results
 
 from .checkpoint import checkpoints, find_checkpoint
@@ -49,8 +49,6 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(config.report_to) or None,
         project_dir=config.output_dir,
-        # The codebook, the only buffer, is fitted alike on all ranks.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     output = Path(config.output_dir)
     checkpoint = _prepare_output(output, config, accelerator)
@@ -145,7 +143,10 @@ def _finish(
             across_ranks=True,
         )
     model.eval()
-    quality = evaluate_reconstruction(model, data.held_out(None), across_ranks=True) if data.validates else None
+    quality = None
+    if data.validates:
+        lpips = config.losses.get("lpips", 0) > 0
+        quality = evaluate_reconstruction(model, data.held_out(None), lpips=lpips, across_ranks=True)
     folder = Path(config.output_dir) / "tokenizer"
     with distributed.failing_together():
         if accelerator.is_main_process:
@@ -167,9 +168,8 @@ def _results(
     data = config.data
     measured = []
     if quality is not None:
-        metrics = {name: getattr(quality, name) for name in QUALITY_FIGURES}
         where = {"dataset": data.validation_name or data.name, "split": data.validation_split}
-        measured.append({**where, "images": quality.images, "tokens": quality.tokens, "metrics": metrics})
+        measured.append({**where, "images": quality.images, "tokens": quality.tokens, "metrics": quality.figures()})
     return {
         "training": {
             "dataset": data.name,

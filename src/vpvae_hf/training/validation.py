@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.evaluation import QUALITY_FIGURES, evaluate_reconstruction, image_grid, reconstruct
+from vpvae_hf.evaluation import evaluate_reconstruction, image_grid, reconstruct
 
 from .config import TrainingConfig
 from .splits import TrainingData
@@ -73,5 +73,4 @@ def validation_figures(
     """Figures of `evaluate_reconstruction`, by name; none while a codebook is needed and there is none."""
     if model.quantize.needs_fitting and codebook is None:
         return {}
-    quality = evaluate_reconstruction(model, batches, codebook, across_ranks=across_ranks)
-    return {name: getattr(quality, name) for name in QUALITY_FIGURES}
+    return evaluate_reconstruction(model, batches, codebook, across_ranks=across_ranks).figures()
