@@ -168,40 +168,51 @@ class ImageLoader:
     """
 
     def __init__(self, stream: ImageStream, *, batch_size: int, workers: int = 0):
-        from torchdata.stateful_dataloader import StatefulDataLoader
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
-            # Its own generator: making an iterator draws from it, and training's randomness must not depend on that.
-            self._loader = StatefulDataLoader(
-                stream,
-                batch_size=batch_size,
-                num_workers=workers,
-                collate_fn=_collated,
-                generator=torch.Generator().manual_seed(0),
-            )
-        self._stream = stream
+        self._stream, self._batch_size, self._workers = stream, batch_size, workers
+        self._loader: Any = None
+        # To start from, and where the last iteration was left.
+        self._resumed: dict[str, Any] | None = None
+        self._left_at: dict[str, Any] | None = None
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         """[B, 3, S, S] float32 in [-1, 1]; the last batch of a finite stream may be smaller."""
+        self._loader, resumed, self._resumed = self._new_loader(), self._resumed, None
+        if resumed is not None:
+            self._loader.load_state_dict(resumed)
         try:
             for images, skipped in self._loader:
                 self.skipped += skipped
                 if images is not None:
                     yield to_pixel_values(images)
         finally:
-            # The loader keeps its iterator, and files still open when Python exits can abort it.
+            # At once: workers that the garbage collector finds later may hold it up for seconds, and files still open
+            # when Python exits can abort it.
+            self._left_at, self._loader = self._loader.state_dict(), None
             self._stream.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was given."""
-        return {"loader": self._loader.state_dict(), "skipped": self.skipped}
+        loader = self._left_at if self._loader is None else self._loader.state_dict()
+        return {"loader": loader, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there at the next iteration; with the workers and ranks of the run that saved it."""
-        self._loader.load_state_dict(state["loader"])
-        self.skipped = state["skipped"]
+        self._resumed, self.skipped = state["loader"], state["skipped"]
+
+    def _new_loader(self):
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
+            return StatefulDataLoader(
+                self._stream,
+                batch_size=self._batch_size,
+                num_workers=self._workers,
+                collate_fn=_collated,
+                # Its own: making an iterator draws from it, and training's randomness must not depend on that.
+                generator=torch.Generator().manual_seed(0),
+            )
 
 
 def _collated(items: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
