@@ -93,14 +93,13 @@ def test_the_published_weights_are_the_average(whole):
     assert not torch.equal(trained["encoder.conv_in.weight"], published["encoder.conv_in.weight"])
 
 
-@pytest.mark.parametrize("killed_after", [7])
-def test_a_killed_run_goes_on_with_the_same_losses(killed_after, whole, data, tmp_path):
+def test_a_killed_run_goes_on_with_the_same_losses(whole, data, tmp_path):
     """Equal to the bit on a CPU: weights, optimizers, EMA, queue, random states and the position in the stream."""
     output = tmp_path / "run"
     values = settings(data, output, **STATEFUL)
     process = launched(values, tmp_path)
     deadline = time.monotonic() + 120
-    while not (output / "metrics.jsonl").exists() or len(metrics_or_none(output)) < killed_after:
+    while not (output / "metrics.jsonl").exists() or len((output / "metrics.jsonl").read_text().splitlines()) < 7:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -111,10 +110,6 @@ def test_a_killed_run_goes_on_with_the_same_losses(killed_after, whole, data, tm
     assert metrics(output) == metrics(whole)
     assert same_weights(output / "checkpoint-12" / "model.safetensors", whole / "checkpoint-12" / "model.safetensors")
     assert same_weights(output / "tokenizer" / WEIGHTS, whole / "tokenizer" / WEIGHTS)
-
-
-def metrics_or_none(output: Path) -> list[str]:
-    return (output / "metrics.jsonl").read_text().splitlines()
 
 
 def test_a_run_that_had_ended_only_fits_and_saves_again(whole, data, tmp_path):
@@ -167,11 +162,10 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(data, tmp_path, caplog
     assert not (output / "tokenizer").exists()
 
 
-@pytest.mark.parametrize("changes", [{"workers": 1}], ids=["workers"])
-def test_other_workers_start_the_data_again(changes, data, tmp_path, caplog):
+def test_other_workers_start_the_data_again(data, tmp_path, caplog):
     output = tmp_path / "run"
     train_tokenizer(configured(settings(data, output, max_train_steps=4)))
-    values = settings(data, output, max_train_steps=6, resume_from_checkpoint="latest", data=changes | {"workers": 2})
+    values = settings(data, output, max_train_steps=6, resume_from_checkpoint="latest", data={"workers": 2})
     with caplog.at_level(logging.WARNING):
         train_tokenizer(configured(values))
     assert "the data set starts again" in caplog.text
@@ -190,7 +184,7 @@ def test_tensorboard(data, tmp_path):
     assert [event.step for event in events.Images("validation")] == [3, 6]
 
 
-def test_memory_savers_and_compilation_train_alike(data, tmp_path):
+def test_gradient_checkpointing_trains_alike(data, tmp_path):
     values = settings(data, tmp_path / "plain", max_train_steps=3)
     train_tokenizer(configured(values))
     saving = values | {"output_dir": str(tmp_path / "saving"), "gradient_checkpointing": True}

@@ -18,34 +18,27 @@ def add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
     parser.add_argument("--shortest-side", type=int, help="images are scaled to it; default: that of a crop")
     parser.add_argument("--batch-size", type=int, default=16, help="images encoded at once")
-    parser.add_argument("--workers", type=int, default=1, help="processes that decode images")
 
 
-def open_dataset(options: argparse.Namespace) -> ImageSource:
-    """The data set that the options name, seen to hold images."""
-    source = open_images(
+def open_dataset(options: argparse.Namespace, **how) -> ImageSource:
+    """The data set that the options name; `how` as `open_images` takes it."""
+    return open_images(
         options.dataset,
         split=options.split,
         config=options.dataset_config,
         revision=options.dataset_revision,
         column=options.column,
+        **how,
     )
-    check_readable(source)
-    return source
 
 
 def crops(options: argparse.Namespace, model, *, random: bool, passes: int | None, seed: int = 0) -> Iterable[Tensor]:
-    """Batches of pixel values: centre crops in order, or random ones, shuffled.
-
-    Raises:
-        ValueError: a size that is no multiple of the model's factor.
-    """
-    size, factor = options.size or model.config.sample_size, model.downsample_factor
-    if size % factor or size < 1:
-        near = max(factor, size // factor * factor)
-        raise ValueError(f"--size must be a multiple of the tokenizer's factor {factor}, got {size}; try {near}")
+    """Batches of pixel values: centre crops in order, or random ones, shuffled."""
+    size = model.config.sample_size if options.size is None else options.size
+    source = open_dataset(options)
+    check_readable(source)
     stream = ImageStream(
-        open_dataset(options),
+        source,
         size=size,
         shortest_side=options.shortest_side or size,
         crop="random" if random else "center",
@@ -53,4 +46,4 @@ def crops(options: argparse.Namespace, model, *, random: bool, passes: int | Non
         passes=passes,
         seed=seed,
     )
-    return ImageLoader(stream, batch_size=options.batch_size, workers=options.workers)
+    return ImageLoader(stream, batch_size=options.batch_size, workers=1)

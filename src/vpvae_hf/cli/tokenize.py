@@ -10,7 +10,9 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError
-from vpvae_hf.data import CodeFiles, check_readable, claim_folder, open_images, tokenizer_hash, write_totals
+from vpvae_hf.data import CodeFiles, check_readable, claim_folder, tokenizer_hash, write_totals
+
+from .images import add_data_options, open_dataset
 
 
 def add_parser(commands) -> None:
@@ -25,15 +27,8 @@ def add_parser(commands) -> None:
     )
     parser.add_argument("tokenizer", help="folder or hub id")
     parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
-    parser.add_argument("--dataset", required=True, help="hub id or local path of a data set of images")
-    parser.add_argument("--dataset-config", help="configuration (subset) of the data set")
-    parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
-    parser.add_argument("--split", default="train", help="split to encode")
-    parser.add_argument("--column", help="column that holds the images; default: the only one")
+    add_data_options(parser, split="train")
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
-    parser.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
-    parser.add_argument("--shortest-side", type=int, help="images are scaled to it; default: that of a crop")
-    parser.add_argument("--batch-size", type=int, default=32, help="images encoded at once")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
     parser.set_defaults(run=run)
 
@@ -51,15 +46,7 @@ def run(options: argparse.Namespace) -> None:
         )
     size = model.config.sample_size if options.size is None else options.size
     shortest_side = size if options.shortest_side is None else options.shortest_side
-    source = open_images(
-        options.dataset,
-        split=options.split,
-        config=options.dataset_config,
-        revision=options.dataset_revision,
-        column=options.column,
-        streaming=not options.no_streaming,
-        other_columns=True,
-    )
+    source = open_dataset(options, streaming=not options.no_streaming, other_columns=True)
     # Of a slice the name alone: brackets have no place in the name of a file.
     split = options.split.partition("[")[0]
     files = CodeFiles(source, options.output, split=split, size=size, shortest_side=shortest_side, model=model)

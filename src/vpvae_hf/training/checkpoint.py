@@ -15,16 +15,16 @@ from vpvae_hf import distributed
 _log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+_STREAM = "stream_{}.pt"  # of each rank
 
 
 def checkpoints(output: Path) -> list[Path]:
     """Complete checkpoints of a run, the oldest first."""
     found = [folder for folder in output.glob("checkpoint-*") if _NAME.fullmatch(folder.name)]
-    return sorted(found, key=step_of)
+    return sorted(found, key=_step_of)
 
 
-def step_of(folder: Path) -> int:
-    """The step that a checkpoint was made after."""
+def _step_of(folder: Path) -> int:
     return int(_NAME.fullmatch(folder.name)[1])
 
 
@@ -49,21 +49,15 @@ def find_checkpoint(output: Path, which: str) -> Path | None:
     raise FileNotFoundError(f"no checkpoint {which}; {output} holds {there}")
 
 
-_STREAM = "stream_{}.pt"
-
-
 def save_checkpoint(
     accelerator: Accelerator, output: Path, step: int, stream: dict[str, Any], limit: int | None
-) -> Path | None:
+) -> None:
     """Write all that a run needs to go on, of all ranks; the newest `limit` checkpoints are kept.
 
     It is written aside and renamed when complete. Where writing fails, the ranks go on without it and say why.
 
     Args:
         stream: this rank's position in the data.
-
-    Returns:
-        The folder, or None where it could not be written.
     """
     folder, aside = output / f"checkpoint-{step}", output / f".checkpoint-{step}.partial"
     try:
@@ -81,14 +75,13 @@ def save_checkpoint(
             _log.error(
                 "no checkpoint at step %d: %s. Training goes on; make room in %s before the next", step, error, output
             )
-        return None
+        return
     if accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
         for old in checkpoints(output)[: 0 if limit is None else -limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
-    return folder
 
 
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:

@@ -55,13 +55,11 @@ class Trainer:
         accelerator: Accelerator | None = None,
         output: Path | None = None,
         validate: Callable[[int], dict[str, float]] | None = None,
-        progress: bool = True,
     ):
         self.accelerator = accelerator = accelerator or Accelerator()
         self.config, self.model = config, model
         self.step = self.images = 0
         self._batches, self._output, self._validate = batches, output, validate
-        self._progress = progress and accelerator.is_main_process
         self._weights = config.losses or {"l1": 1.0}
         self._losses = build_losses(self._weights)
         if config.gradient_checkpointing:
@@ -128,7 +126,9 @@ class Trainer:
         config, last = self.config, self.config.max_train_steps
         self.model.train()
         interval = _Interval()
-        with tqdm(total=last, initial=self.step, desc="Training", unit="step", disable=not self._progress) as bar:
+        with tqdm(
+            total=last, initial=self.step, desc="Training", unit="step", disable=not self.accelerator.is_main_process
+        ) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for pixel_values in batches:
                 interval.add(self._forward_backward(pixel_values.to(self.accelerator.device)), len(pixel_values))

@@ -32,7 +32,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     """Train, fit the codebook on a fresh pass, evaluate, save, and push where asked; gives the tokenizer's folder.
 
     Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, metrics.jsonl, pictures of
-    validation images, trackers' logs, config.json of the run, and the tokenizer with its card.
+    validation images, trackers' logs, settings.json, and the tokenizer with its card.
 
     Raises:
         ValueError: settings that miss or contradict something, data that cannot be read.
