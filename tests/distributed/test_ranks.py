@@ -83,6 +83,8 @@ def test_fit_codebook_gives_every_rank_the_same_codebook_and_figures(ranks):
     assert fit.held_out_distortion > 0
     assert not math.isnan(fit.held_out_usage)
     model = rank_workers.tiny_model().eval()
-    latents = torch.cat([model.latent_vectors(batch) for rank in (0, 1) for batch in rank_workers.images(rank)])
+    latents = torch.cat(
+        [model.latent_vectors(batch).flatten(0, -2) for rank in (0, 1) for batch in rank_workers.images(rank)]
+    )
     distance = (latents[:, None] - ranks[0]["codebook"][None]).square().sum(dim=2).min(dim=1).values
     assert float(distance.mean()) == pytest.approx(fit.distortion, rel=0.1)

@@ -50,14 +50,14 @@ def test_fit_reports_what_can_be_measured(vae):
     assert 0.3 < fit.held_out_usage <= 1
     assert vae.quantize.config.fitted
     fresh = next(batches(1, seed=9))
-    latents = vae.latent_vectors(fresh)
+    latents = vae.latent_vectors(fresh).flatten(0, -2)
     error = (vae.quantize.decode(vae.quantize.encode(latents)) - latents).square().sum(dim=-1).mean()
     assert float(error) == pytest.approx(fit.distortion, rel=0.5)
 
 
 def test_it_beats_random_codes(vae):
     fit = fit_codebook(vae, batches(10), progress=False)
-    latents = torch.cat([vae.latent_vectors(batch) for batch in batches(4, seed=5)])
+    latents = torch.cat([vae.latent_vectors(batch).flatten(0, -2) for batch in batches(4, seed=5)])
     drawn = latents[torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:32]]
     assert fit.held_out_distortion < torch.cdist(latents, drawn).min(dim=1).values.square().mean()
 

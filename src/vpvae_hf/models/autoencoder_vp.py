@@ -248,8 +248,13 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, FineTuningMixin):
 
     @torch.no_grad()
     def latent_vectors(self, pixel_values: Tensor) -> Tensor:
-        """Continuous latents as vectors, one a token: [B * H/f * W/f, d] float32. `fit_codebook` clusters these."""
-        return self.encode(pixel_values).latents.movedim(1, -1).flatten(0, -2).float()
+        """Continuous latents as vectors, one a token: [B, H/f, W/f, d] float32. `fit_codebook` clusters these."""
+        return self.encode(pixel_values).latents.movedim(1, -1).float()
+
+    @torch.no_grad()
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """Images [B, C, H, W] of latents as vectors [B, H/f, W/f, d], which are not quantized."""
+        return self.decode(vectors.movedim(-1, 1), force_not_quantize=True).sample
 
     def set_codebook(self, codebook: Tensor) -> None:
         """Install a fitted codebook [K, d], in the model and in its config."""

@@ -132,7 +132,7 @@ def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
     try:
         with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=not progress) as bar:
             for batch in batches:
-                found.append(model.latent_vectors(_inputs(batch).to(device)))
+                found.append(model.latent_vectors(_inputs(batch).to(device)).flatten(0, -2))
                 count += len(found[-1])
                 bar.update(len(found[-1]))
                 if count >= wanted:
