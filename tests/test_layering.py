@@ -12,6 +12,7 @@ SOURCE = Path(vpvae_hf.__file__).parent
 # The package itself, `vpvae_hf/__init__.py`, lies above all of them except the command line.
 LAYERS = {
     "distributed": 0,
+    "resampling": 0,
     "neighbors": 0,
     "codebook": 1,
     "quantizers": 2,

@@ -1,10 +1,18 @@
-"""Discrete tokens from images: tokenizers trained by perturbing the latent, with the codebook fitted afterwards."""
+"""Discrete tokens from images and audio: tokenizers trained by perturbing the latent, codebooks fitted afterwards."""
 
 import diffusers
 from diffusers import ModelMixin
 from diffusers.pipelines import pipeline_loading_utils as _pipelines
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
 
-from .models import AutoencoderVP
+from .models import (
+    AutoencoderVP,
+    StreamingDecoder,
+    StreamingEncoder,
+    VPCodecConfig,
+    VPCodecFeatureExtractor,
+    VPCodecModel,
+)
 from .quantizers import CodebookNotFittedError, build_quantizer
 from .training import fit_codebook
 
@@ -13,6 +21,11 @@ __all__ = [
     "AutoencoderVP",
     "CodebookNotFittedError",
     "ModelMixin",  # diffusers looks for it here when it loads a pipeline that holds one of our models
+    "StreamingDecoder",
+    "StreamingEncoder",
+    "VPCodecConfig",
+    "VPCodecFeatureExtractor",
+    "VPCodecModel",
     "build_quantizer",
     "fit_codebook",
 ]
@@ -20,3 +33,8 @@ __all__ = [
 # diffusers loads a pipeline's component only from libraries listed here, and its AutoModel only from its own names.
 _pipelines.LOADABLE_CLASSES["vpvae_hf"] = {"ModelMixin": ["save_pretrained", "from_pretrained"]}
 diffusers.AutoencoderVP = AutoencoderVP
+
+AutoConfig.register(VPCodecConfig.model_type, VPCodecConfig)
+AutoModel.register(VPCodecConfig, VPCodecModel)
+AutoModelForAudioTokenization.register(VPCodecConfig, VPCodecModel)
+AutoFeatureExtractor.register(VPCodecConfig, VPCodecFeatureExtractor)

@@ -4,7 +4,8 @@ Shapes: L latent channels of the AutoencoderKL; its encoder gives 2 L channels, 
 """
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -22,6 +23,62 @@ _SAME_FIELDS = (
     "mid_block_add_attention",
     "force_upcast",
 )
+
+
+class AutoencoderKLStart:
+    """The start of `AutoencoderVP` from an `AutoencoderKL`."""
+
+    @classmethod
+    def from_autoencoder_kl(
+        cls,
+        name_or_model: str | os.PathLike | AutoencoderKL,
+        quantizer: Mapping[str, Any] | None = None,
+        **kwargs,
+    ) -> Self:
+        """A new tokenizer with the encoder and decoder of a diffusers `AutoencoderKL`, to be trained further.
+
+        Their weights are kept to the bit; the bottleneck is new. Where the quantizer's latent_dim equals the
+        AutoencoderKL's latent_channels, the projections start from its own: `encode` gives its means, normalized with
+        the shift and scale of its config, and unquantized latents decode to its images, but for rounding. A kind that
+        bounds its latents ("fsp") bounds those means, so its images differ from the start. With another latent_dim
+        the projections start at random.
+
+        Args:
+            name_or_model: a model, a folder or a hub id.
+            quantizer: settings as for the constructor; "vp" with its default K and as many dimensions by default.
+            kwargs: for `AutoencoderKL.from_pretrained`: subfolder, revision, token, torch_dtype, ...
+
+        Returns:
+            A model in eval mode with the dtype and the device of the AutoencoderKL and a scaling_factor of 1.
+
+        Raises:
+            TypeError: another model, or kwargs along with a model.
+            ValueError: the name holds no AutoencoderKL, its latents have more than 16 dimensions and no quantizer is
+                given, or invalid quantizer settings.
+        """
+        kl = name_or_model
+        if isinstance(kl, str | os.PathLike):
+            kl = load_autoencoder_kl(kl, **kwargs)
+        elif not isinstance(kl, AutoencoderKL) or kwargs:
+            raise TypeError(
+                "name_or_model must be an AutoencoderKL, without further arguments, or a folder or hub id; "
+                f"got {type(kl).__name__} with {kwargs or 'none'}"
+            )
+        channels = kl.config.latent_channels
+        if quantizer is None and channels > 16:
+            raise ValueError(
+                f"the AutoencoderKL has latent_channels={channels}, the default quantizer takes at most 16; "
+                'give one with projections of its own, such as quantizer={"kind": "vp", "latent_dim": 8}'
+            )
+        model = cls(**architecture_of(kl), quantizer=quantizer or {"kind": "vp", "latent_dim": channels})
+        model.encoder.load_state_dict(kl.encoder.state_dict())
+        model.decoder.load_state_dict(kl.decoder.state_dict())
+        if model.quantize.latent_dim == channels:
+            start_from_mean_path(model.quant_conv, model.post_quant_conv, kl)
+        model._mark_new()
+        model._follow_quantizer()
+        # diffusers' own `to` would warn that the quantizer must stay float32, which it does by itself.
+        return nn.Module.to(model, kl.device, kl.dtype).eval()
 
 
 def load_autoencoder_kl(name: str | os.PathLike, **kwargs) -> AutoencoderKL:

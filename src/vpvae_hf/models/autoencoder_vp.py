@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from vpvae_hf.hub import hub_errors, push_folder
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 
-from .fine_tuning import FineTuningMixin
+from .autoencoder_kl import AutoencoderKLStart
+from .quantizer_owner import QuantizerOwner
 from .saving import staged_folder
 from .tiling import apply_in_tiles
 
@@ -52,7 +53,7 @@ class AutoencoderVPOutput(BaseOutput):
     metrics: dict[str, Tensor] | None = None
 
 
-class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, FineTuningMixin):
+class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, AutoencoderKLStart):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
     Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1).
@@ -256,11 +257,6 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, FineTuningMixin):
         """Images [B, C, H, W] of latents as vectors [B, H/f, W/f, d], which are not quantized."""
         return self.decode(vectors.movedim(-1, 1), force_not_quantize=True).sample
 
-    def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d], in the model and in its config."""
-        self.quantize.set_codebook(codebook)
-        self._follow_quantizer()
-
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -355,12 +351,7 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, FineTuningMixin):
                 f"{name}: weights and config do not belong together ({error.args[0].split('. If you want')[0]}); "
                 "save the model again with save_pretrained, or restore the config.json it was saved with"
             ) from error
-        if info["missing_keys"]:
-            raise ValueError(
-                f"{name}: the weights lack {', '.join(sorted(info['missing_keys']))}; they were saved by another "
-                "architecture or cut short, save the model again with save_pretrained"
-            )
-        model._check_codebook(name)
+        model._check_loaded(name, info["missing_keys"])
         return (model, info) if with_info else model
 
     @classmethod
@@ -384,15 +375,11 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, FineTuningMixin):
         defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
         self.register_to_config(**settings, _use_default_values=defaults)
 
-    def _check_codebook(self, name: str | os.PathLike) -> None:
-        codebook = dict(self.quantize.named_buffers()).get("codebook")
-        if codebook is None or not self.quantize.config.fitted:
-            return
-        if not torch.isfinite(codebook).all() or not codebook.any():
-            raise ValueError(
-                f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
-                "values; run vpvae_hf.fit_codebook again and save"
-            )
+    def _replace_projections(self, latent_dim: int) -> None:
+        place = {"device": self.quant_conv.weight.device, "dtype": self.quant_conv.weight.dtype}
+        encoder_out, decoder_in = self.quant_conv.in_channels, self.post_quant_conv.out_channels
+        self.quant_conv = nn.Conv2d(encoder_out, latent_dim, 1, **place).train(self.training)
+        self.post_quant_conv = nn.Conv2d(latent_dim, decoder_in, 1, **place).train(self.training)
 
     def _checked(self, x: Tensor) -> Tensor:
         channels, factor = self.config.in_channels, self.downsample_factor

@@ -1,0 +1,139 @@
+"""Settings of the audio tokenizer."""
+
+import difflib
+import math
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from vpvae_hf.quantizers import quantizer_config
+
+# A field whose name is nearer to a known one than this is a misspelling; others are left to transformers.
+_MISSPELT = 0.8
+
+
+@strict
+class VPCodecConfig(PreTrainedConfig):
+    """Settings of `VPCodecModel`: mono audio to one code every `hop_length` samples.
+
+    Names are those of transformers' DacConfig (convolutions) and MimiConfig (transformers).
+
+    Args:
+        sampling_rate: of the audio, Hz.
+        downsampling_ratios: strides of the encoder's blocks, whose product is the hop; the decoder's are the reverse.
+        encoder_hidden_size: channels of the encoder's first layer, doubled by each block.
+        decoder_hidden_size: channels of the decoder's first layer, halved by each block.
+        hidden_size: width of the transformers.
+        num_hidden_layers: of the transformer before the quantizer, and of the one after it; 0 for none.
+        num_attention_heads: heads of each layer.
+        intermediate_size: width of each layer's feed-forward part.
+        sliding_window: how many codes away a code may be to be attended to; with `causal`, how many are attended to,
+            itself included.
+        causal: nothing depends on later audio, so that it can be encoded and decoded as it comes.
+        chunk_length_s: longer audio is encoded and decoded in parts of this length, in seconds, with all the context
+            that the whole would give them.
+        quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
+
+    Attributes:
+        hop_length: samples a code stands for.
+        frame_rate: codes a second.
+        codebook_size: K.
+        num_codebooks: 1.
+
+    Raises:
+        ValueError: a value out of its range, a misspelt field, or invalid quantizer settings.
+    """
+
+    model_type = "vp_codec"
+
+    sampling_rate: int = 16000
+    downsampling_ratios: list[int] | tuple[int, ...] = (2, 3, 4, 4)
+    encoder_hidden_size: int = 32
+    decoder_hidden_size: int = 512
+    hidden_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int = 2048
+    hidden_act: str = "gelu"
+    sliding_window: int = 32
+    max_position_embeddings: int = 8000
+    rope_parameters: dict | None = None
+    norm_eps: float = 1e-5
+    layer_scale_initial_scale: float = 0.01
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    use_cache: bool = False
+    causal: bool = False
+    chunk_length_s: float | int = 10.0
+    quantizer: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_misspelt(kwargs)
+        self.downsampling_ratios = list(self.downsampling_ratios)
+        for name in ("sampling_rate", "encoder_hidden_size", "hidden_size", "num_attention_heads", "sliding_window"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.num_hidden_layers >= 0, "num_hidden_layers", "at least 0")
+        ratios = self.downsampling_ratios
+        valid = len(ratios) > 0 and all(ratio >= 1 for ratio in ratios)
+        self._require(valid, "downsampling_ratios", "a list of strides of at least 1")
+        divisor = 2 ** len(ratios)
+        valid = self.decoder_hidden_size >= divisor and self.decoder_hidden_size % divisor == 0
+        self._require(valid, "decoder_hidden_size", f"a multiple of {divisor}, it is halved {len(ratios)} times")
+        heads = self.num_attention_heads
+        self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
+        self.num_key_value_heads = self.num_key_value_heads or heads
+        self.head_dim = self.head_dim or self.hidden_size // heads
+        self._require(self.head_dim % 2 == 0, "head_dim", "even, since positions are rotations of pairs")
+        self._require(self.chunk_length_s * self.frame_rate >= 1, "chunk_length_s", "at least one hop")
+        self.quantizer = quantizer_config({"kind": "vp"} if self.quantizer is None else self.quantizer).to_dict()
+        super().__post_init__(**kwargs)
+
+    @property
+    def upsampling_ratios(self) -> list[int]:
+        """Strides of the decoder's blocks."""
+        return self.downsampling_ratios[::-1]
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a code stands for."""
+        return math.prod(self.downsampling_ratios)
+
+    @property
+    def frame_rate(self) -> float:
+        """Codes a second."""
+        return self.sampling_rate / self.hop_length
+
+    @property
+    def codebook_size(self) -> int:
+        """K, the number of codes."""
+        return self.quantizer["codebook_size"]
+
+    @property
+    def codebook_dim(self) -> int:
+        """d, the dimension of a latent."""
+        return self.quantizer["latent_dim"]
+
+    @property
+    def num_codebooks(self) -> int:
+        """One code a frame."""
+        return 1
+
+    @property
+    def is_causal(self) -> bool:
+        """The name under which transformers' masks ask for `causal`."""
+        return self.causal
+
+    def _require(self, holds: bool, name: str, valid: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {valid}, got {getattr(self, name)!r}")
+
+    def _refuse_misspelt(self, others: dict[str, Any]) -> None:
+        known = [field.name for field in fields(self)]
+        for name in others:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
+            if near and not name.startswith("_"):
+                raise ValueError(f"unknown field {name!r} for {type(self).__name__}; did you mean {near[0]!r}?")

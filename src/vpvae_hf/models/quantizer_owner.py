@@ -1,0 +1,81 @@
+"""What every tokenizer model has in common: its quantizer, which may be fitted, changed, and must be sound."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quantizer, quantizer_config
+
+
+class QuantizerOwner:
+    """A model with a `Quantizer` as `quantize`, and a projection before it and after it.
+
+    Models write `_follow_quantizer` and `_replace_projections`.
+    """
+
+    quantize: Quantizer
+
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Install a fitted codebook [K, d], in the model and in its config."""
+        self.quantize.set_codebook(codebook)
+        self._follow_quantizer()
+
+    def set_quantizer(self, settings: Mapping[str, Any]) -> None:
+        """Go on with another quantizer on the same encoder and decoder.
+
+        What the new settings leave valid is kept: the projections where latent_dim stays, and for kind "vp" then the
+        queue, and the codebook too where K stays. Everything else is new and unfitted, whatever `fitted` says; an
+        optimizer made before does not know new projections.
+
+        Args:
+            settings: all settings that are not to have their defaults, with their "kind", as for the constructor.
+
+        Raises:
+            TypeError, ValueError: invalid settings; the model stays as it was.
+        """
+        config, present = quantizer_config(settings), self.quantize.config
+        if config == present:
+            return
+        same_dim = config.latent_dim == present.latent_dim
+        if same_dim and isinstance(config, VectorPerturbationConfig) and isinstance(present, VectorPerturbationConfig):
+            self.quantize.adopt(config)
+        else:
+            device = next(self.parameters()).device
+            self.quantize = build_quantizer(config).to(device).train(self.training)
+            self._mark_new()
+            if not same_dim:
+                self._replace_projections(config.latent_dim)
+        self._follow_quantizer()
+
+    def _follow_quantizer(self) -> None:
+        """Write the quantizer's settings into the config."""
+        raise NotImplementedError
+
+    def _replace_projections(self, latent_dim: int) -> None:
+        """New projections to and from that many dimensions."""
+        raise NotImplementedError
+
+    def _mark_new(self) -> None:
+        # Settings copied from a fitted model say that they are fitted, but its codebook does not come with them.
+        quantizer = self.quantize
+        quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
+
+    def _check_loaded(self, name: str | os.PathLike, missing_keys: list[str]) -> None:
+        """Raise a ValueError for a model loaded from `name` that lacks weights, or the codebook it should have."""
+        if missing_keys:
+            raise ValueError(
+                f"{name}: the weights lack {', '.join(sorted(missing_keys))}; they were saved by another "
+                "architecture or cut short, save the model again with save_pretrained"
+            )
+        codebook = dict(self.quantize.named_buffers()).get("codebook")
+        if codebook is None or not self.quantize.config.fitted:
+            return
+        if not torch.isfinite(codebook).all() or not codebook.any():
+            raise ValueError(
+                f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
+                "values; run vpvae_hf.fit_codebook again and save"
+            )

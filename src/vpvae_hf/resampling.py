@@ -1,0 +1,23 @@
+"""From one sampling rate to another."""
+
+import math
+
+import numpy as np
+from scipy.signal import resample_poly
+
+
+def resampled(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """A waveform [T] at another rate, [ceil(T * to_rate / from_rate)], in its dtype; scipy's polyphase filter.
+
+    Args:
+        from_rate, to_rate: in Hz.
+
+    Raises:
+        ValueError: a rate below 1.
+    """
+    if min(from_rate, to_rate) < 1:
+        raise ValueError(f"sampling rates must be at least 1 Hz, got {from_rate} and {to_rate}")
+    if from_rate == to_rate:
+        return waveform
+    divisor = math.gcd(from_rate, to_rate)
+    return resample_poly(waveform, to_rate // divisor, from_rate // divisor).astype(waveform.dtype)
