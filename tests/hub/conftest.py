@@ -6,15 +6,27 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from hub_server import Hub
 from PIL import Image
+from saved_codecs import tiny_codec
 from saved_tokenizers import RESULTS, tiny
 
 
 @pytest.fixture
 def vae():
     return tiny()
+
+
+@pytest.fixture
+def codec():
+    return tiny_codec()
+
+
+@pytest.fixture
+def waveforms():
+    return torch.rand(2, 1, 1000, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.fixture
@@ -69,6 +81,8 @@ def point_to(monkeypatch, tmp_path):
         template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", endpoint)
+        # It would keep the endpoint of the first test.
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
         # It would take the upload to servers that the test's hub does not have.

@@ -136,7 +136,7 @@ class Hub:
             "files": [
                 {
                     "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular",
+                    "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png", ".flac")) else "regular",
                     "shouldIgnore": False,
                     "oid": _blob_id(files[file["path"]]) if file["path"] in files else None,
                 }

@@ -248,7 +248,11 @@ def cut_short(folder):
         (lambda folder: (folder / "config.json").unlink(), ValueError, "no saved tokenizer: it has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), ValueError, "config.json is no valid JSON"),
         (lambda folder: (folder / "results.json").write_text("{"), ValueError, "results.json is no valid JSON"),
-        (lambda folder: (folder / "config.json").write_text("{}"), ValueError, "_class_name = None; known: Autoen"),
+        (
+            lambda folder: (folder / "config.json").write_text("{}"),
+            ValueError,
+            "is of the class None; known: Autoenc",
+        ),
         (lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink(), ValueError, "has no weights"),
         (cut_short, ValueError, "damaged or cut short"),
     ],

@@ -4,5 +4,6 @@ from .card import write_card
 from .errors import hub_errors
 from .push import push_folder
 from .results import read_results, write_results
+from .saved_tokenizer import read_saved
 
-__all__ = ["hub_errors", "push_folder", "read_results", "write_card", "write_results"]
+__all__ = ["hub_errors", "push_folder", "read_results", "read_saved", "write_card", "write_results"]

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from .privacy import hub_id, without_local_paths
@@ -25,6 +25,12 @@ _METRICS = {
     "psnr_unquantized": "PSNR without quantization, dB",
     "ssim": "SSIM",
     "lpips": "LPIPS (VGG)",
+    "pesq": "PESQ (wide band)",
+    "pesq_unquantized": "PESQ (wide band) without quantization",
+    "stoi": "STOI",
+    "stoi_unquantized": "STOI without quantization",
+    "mel_distance": "Mel distance",
+    "mel_distance_unquantized": "Mel distance without quantization",
     "code_usage": "Code usage (CVU)",
     "quantization_error_rms": "Quantization error, RMS",
 }
@@ -35,6 +41,8 @@ _TRAINING = {
     "column": "Column",
     "steps": "Steps",
     "images_seen": "Images seen",
+    "segments_seen": "Segments seen",
+    "seconds_seen": "Seconds of audio seen",
     "base_model": "Starting from",
 }
 _CODEBOOK = {
@@ -52,7 +60,8 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license
     """Write the card of a saved tokenizer into its folder; one that somebody wrote or took over is left as it is.
 
     Args:
-        folder: as `save_pretrained` writes it, with results.json and reconstruction.png where there are such.
+        folder: as `save_pretrained` writes it, with results.json, reconstruction.png, and for audio original.flac and
+            reconstruction.flac, where there are such.
         repo_id: repository that it is for; None while that is not known.
         license: as the Hub names it, e.g. "apache-2.0"; None for that of the present card.
 
@@ -61,7 +70,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is no saved tokenizer.
+        ValueError: it is no saved tokenizer, or it has sounds and the repository's name is malformed.
     """
     saved = read_saved(folder)
     path = saved.folder / CARD
@@ -75,8 +84,10 @@ def is_generated(card: str | os.PathLike) -> bool:
     return _MARKER in Path(card).read_text(encoding="utf-8").splitlines()
 
 
-def render_card(saved: SavedTokenizer, repo_id: str | None, *, license: str | None = None) -> str:
-    """The card's text; arguments as of `write_card`."""
+def render_card(
+    saved: SavedTokenizer, repo_id: str | None, *, license: str | None = None, revision: str | None = None
+) -> str:
+    """The card's text; arguments as of `write_card`, and the branch that it is for."""
     name = saved.folder.resolve().name if repo_id is None else repo_id
     title = name.split("/")[-1]
     templates = Environment(
@@ -87,12 +98,14 @@ def render_card(saved: SavedTokenizer, repo_id: str | None, *, license: str | No
         marker=_MARKER,
         name=name,
         title=title,
-        modality=saved.modality.name,
+        modality=saved.modality,
         method=_method(saved),
         config=saved.config,
-        factor=2 ** (len(saved.config["block_out_channels"]) - 1),
+        factor=saved.modality.downsampling(saved.config),
+        bits=math.log2(saved.quantizer["codebook_size"]),
         parameters=saved.parameters,
         picture=PICTURE if (saved.folder / PICTURE).exists() else None,
+        sounds=_sounds(saved, repo_id, revision),
         training=_rows(saved.results.get("training"), _TRAINING),
         settings=_settings(saved),
         versions=(saved.results.get("training") or {}).get("versions"),
@@ -157,6 +170,15 @@ def _is_of_paper(saved: SavedTokenizer) -> bool:
     return saved.quantizer["kind"] in _METHODS
 
 
+def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) -> dict[str, str]:
+    """Title -> address of every sound that the folder has."""
+    there = {title: name for title, name in saved.modality.sounds.items() if (saved.folder / name).exists()}
+    if repo_id is None or "/" not in repo_id:
+        return there
+    # As cards on the Hub name sounds. A path in the repository is known to work for pictures alone.
+    return {title: hf_hub_url(repo_id, name, revision=revision) for title, name in there.items()}
+
+
 def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[str, str]]:
     record = without_local_paths(record or {})
     return [(label, _number(record[key])) for key, label in names.items() if record.get(key) is not None]
@@ -192,5 +214,5 @@ def _number(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -49,7 +49,9 @@ def hub_errors(repo_id: str | os.PathLike, *, doing: Literal["load", "push"], re
 
 def _explained(error: BaseException, what: str, doing: str, revision: str | None) -> OSError | None:
     endpoint = constants.ENDPOINT
-    if isinstance(error, OfflineModeIsEnabled):
+    not_cached = isinstance(error, EntryNotFoundError) and error.__cause__ is None
+    # transformers turns one into the other.
+    if isinstance(error, OfflineModeIsEnabled) or (not_cached and constants.HF_HUB_OFFLINE):
         return ConnectionError(f"{what}: HF_HUB_OFFLINE is set, and the cache does not have it; unset HF_HUB_OFFLINE")
     if isinstance(error, httpx.TransportError):
         return ConnectionError(
@@ -59,7 +61,7 @@ def _explained(error: BaseException, what: str, doing: str, revision: str | None
         return FileNotFoundError(f"{what}: there is no such folder, and it is no repository id (owner/name) either")
     if isinstance(error, HfHubHTTPError):
         return _explained_answer(error, f"{what}: {endpoint}", doing, revision)
-    if isinstance(error, EntryNotFoundError) and error.__cause__ is None:
+    if not_cached:
         return FileNotFoundError(f"{what}: the cache does not have it; load it without local_files_only")
     return None
 

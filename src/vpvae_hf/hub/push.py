@@ -32,7 +32,7 @@ def push_folder(
     failed can be repeated.
 
     Args:
-        folder: as `save_pretrained` writes it, with results.json and reconstruction.png where there are such.
+        folder: as `save_pretrained` writes it, with results.json, pictures and sounds where there are such.
         repo_id: "owner/name", or "name" for the token's owner. Made where it does not exist.
         private: whether a new repository is private; None for the owner's default.
         token: None for the one of `hf auth login`.
@@ -71,7 +71,7 @@ def push_folder(
         commit = api.create_commit(
             repo_id,
             _operations(api, saved, repo_id, revision),
-            commit_message=commit_message or f"Upload {saved.config['_class_name']}",
+            commit_message=commit_message or f"Upload {saved.class_name}",
             revision=revision,
             create_pr=create_pr,
         )
@@ -98,7 +98,7 @@ def _operations(api: HfApi, saved: SavedTokenizer, repo_id: str, revision: str |
     if RESULTS in contents:
         contents[RESULTS] = json.dumps(without_local_paths(saved.results), indent=2).encode()
     if CARD not in contents or is_generated(contents[CARD]):
-        contents[CARD] = render_card(saved, repo_id).encode()
+        contents[CARD] = render_card(saved, repo_id, revision=revision).encode()
         if CARD in there and not is_generated(api.hf_hub_download(repo_id, CARD, revision=revision)):
             del contents[CARD]
     pushed = {weights_set(name) for name in contents} - {None}

@@ -4,38 +4,24 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .modality import MODALITIES, Modality
+
 CARD, CONFIG, RESULTS, PICTURE = "README.md", "config.json", "results.json", "reconstruction.png"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Modality:
-    """What differs between tokenizers of images and of anything else.
-
-    Attributes:
-        name: as in `model_cards/usage_{name}.md`.
-        library: the library whose `from_pretrained` reads the folder.
-        pipeline_tag: task under which the Hub lists the model.
-        task: task under which results are listed.
-    """
-
-    name: str
-    library: str
-    pipeline_tag: str
-    task: str
-
-
-# By the `_class_name` of the config.
-_MODALITIES = {
-    "AutoencoderVP": Modality(
-        name="image", library="diffusers", pipeline_tag="image-feature-extraction", task="image-reconstruction"
-    )
-}
+# NAME[.VARIANT].safetensors, a shard or the index of such, or the same pickled. The variant of an index follows that
+# word, and that of shards which older releases of diffusers wrote follows their number.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(\.[\w-]+?)?(?:-\d{5}-of-\d{5})?(\.[\w-]+)?\.(?:safetensors|bin)(?:\.index(\.[\w-]+)?\.json)?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +29,14 @@ class SavedTokenizer:
     """A saved tokenizer.
 
     Attributes:
+        class_name: of the model that the config names.
         config: the content of its config.json.
         results: the content of its results.json; empty where there is none.
         parameters: number of values in the weights, codebook included; None where they are pickled.
     """
 
     folder: Path
+    class_name: str
     config: dict[str, Any]
     results: dict[str, Any]
     modality: Modality
@@ -81,45 +69,49 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} is no saved tokenizer: it has no {CONFIG}; name the folder save_pretrained wrote")
     config = _read_json(folder / CONFIG)
-    name = config.get("_class_name")
-    if name not in _MODALITIES:
+    name = _class_name(config)
+    if name not in MODALITIES:
         raise ValueError(
-            f"{folder} is no saved tokenizer: its {CONFIG} says _class_name = {name!r}; known: {', '.join(_MODALITIES)}"
+            f"{folder} is no saved tokenizer: its {CONFIG} is of the class {name}; known: {', '.join(MODALITIES)}"
         )
     results = folder / RESULTS
     return SavedTokenizer(
         folder=folder,
+        class_name=name,
         config=config,
         results=_read_json(results) if results.exists() else {},
-        modality=_MODALITIES[name],
+        modality=MODALITIES[name],
         parameters=_count_parameters(folder),
     )
 
 
 def weights_set(name: str) -> str | None:
-    """Which weights a file belongs to: those without a variant or those of one; None where it holds no weights.
+    """Which weights a file belongs to: "" for those without a variant, ".fp16" for those of the variant fp16.
 
-    All shards and the index of a model have the same set, in either format.
+    All shards and the index of a model have the same set, in either format and by either library. None: it holds no
+    weights.
     """
-    if not re.fullmatch(r"diffusion_pytorch_model.*\.(safetensors|bin|json)", name):
-        return None
-    return re.sub(r"-\d{5}-of-\d{5}|\.index|\.safetensors|\.bin|\.json", "", name)
+    named = _WEIGHTS.fullmatch(name)
+    return None if named is None else "".join(part or "" for part in named.groups())
+
+
+def _class_name(config: dict[str, Any]) -> str | None:
+    """As diffusers records it, or else as transformers does."""
+    return config.get("_class_name") or next(iter(config.get("architectures") or []), None)
 
 
 def _count_parameters(folder: Path) -> int | None:
-    sets: dict[str, int | None] = {}
-    for file in sorted(folder.iterdir()):
-        name = weights_set(file.name)
-        if name is None or file.suffix == ".json":
-            continue
-        if file.suffix == ".bin":
-            sets[name] = None
-        else:
-            sets[name] = sets.get(name, 0) + _count_values(file)
-    if not sets:
-        raise ValueError(f"{folder} has no weights (diffusion_pytorch_model*); save the model with save_pretrained")
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin")]
+    sets = {file: weights_set(file.name) for file in files}
+    if set(sets.values()) <= {None}:
+        raise ValueError(f"{folder} has no weights (*model.safetensors); save the model with save_pretrained")
+    counts: Counter[str] = Counter()
+    for file, name in sets.items():
+        # To open pickled ones would be to run them.
+        if name is not None and file.suffix == ".safetensors":
+            counts[name] += _count_values(file)
     # All of them are the same model.
-    return next(iter(sets.values()))
+    return next(iter(counts.values()), None)
 
 
 def _count_values(file: Path) -> int:
