@@ -6,10 +6,13 @@ order; results lie on the device of the tensor that was given. With NCCL alone, 
 
 import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -55,6 +58,15 @@ def from_first_rank(tensor: Tensor) -> Tensor:
     sent = _sendable(tensor.clone() if rank() == 0 else tensor.new_empty(int(count), *tensor.shape[1:]))
     dist.broadcast(sent, src=0)
     return sent.to(tensor.device)
+
+
+def objects_of_all_ranks(value: T) -> list[T]:
+    """Every rank's value, in the order of ranks, on every rank; it travels pickled, so it should be small."""
+    if world_size() == 1:
+        return [value]
+    received = [value] * world_size()
+    dist.all_gather_object(received, value)
+    return received
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpvae_hf.data import ImageLoader, ImageStream, open_images
+from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
 
 CORRUPT = b"<html>404</html>"
 
@@ -51,13 +51,19 @@ def write_counted(folder: Path, *counts: int) -> str:
     return write_shards(folder, [[encoded(picture(next(numbers))) for _ in range(count)] for count in counts])
 
 
-def stream_of(name: str, **settings) -> ImageStream:
+def crop_of(settings: dict) -> ImageCrop:
+    """Of 12 unless told otherwise; what it takes is taken out of the settings."""
+    names = ("size", "shortest_side", "crop", "flip")
+    return ImageCrop(**{"size": 12, **{name: settings.pop(name) for name in names if name in settings}})
+
+
+def stream_of(name: str, **settings) -> SampleStream:
     """Of the split "train", of crops of 12 unless told otherwise."""
-    return ImageStream(open_images(name, split="train"), **{"size": 12, **settings})
+    return SampleStream(open_images(name, split="train"), crop_of(settings), **settings)
 
 
-def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> ImageLoader:
-    return ImageLoader(stream_of(name, **settings), batch_size=batch_size, workers=workers)
+def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> SampleLoader:
+    return SampleLoader(stream_of(name, **settings), batch_size=batch_size, workers=workers)
 
 
 def bytes_of(pixel_values: Tensor) -> Tensor:

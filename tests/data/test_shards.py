@@ -6,9 +6,11 @@ import pytest
 import torch
 from image_shards import bytes_of, encoded, loader_of, numbers_of, picture, write_counted, write_shards
 
-from vpvae_hf.data import ImageLoader, ImageStream, check_readable, open_images, shards
+from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, check_readable, open_images, shards
 
 datasets = pytest.importorskip("datasets")
+
+CROP = ImageCrop(size=12)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,7 @@ def test_a_folder_of_image_files(tmp_path):
 def test_without_streaming_the_images_are_the_same(tmp_path):
     name = write_counted(tmp_path, 5, 3)
     streamed, prepared = (
-        ImageLoader(ImageStream(open_images(name, split="train", streaming=streaming), size=12), batch_size=8)
+        SampleLoader(SampleStream(open_images(name, split="train", streaming=streaming), CROP), batch_size=8)
         for streaming in (True, False)
     )
     torch.testing.assert_close(list(prepared), list(streamed), rtol=0, atol=0)
@@ -72,8 +74,8 @@ def test_without_streaming_the_images_are_the_same(tmp_path):
 
 def test_without_streaming_ranks_and_workers_share_the_images(tmp_path):
     source = open_images(write_counted(tmp_path, 9), split="train", streaming=False)
-    streams = [ImageStream(source, size=12, rank=rank, world_size=2, shuffle_buffer=3) for rank in range(2)]
-    numbers = [numbers_of(ImageLoader(stream, batch_size=2, workers=2)) for stream in streams]
+    streams = [SampleStream(source, CROP, rank=rank, world_size=2, shuffle_buffer=3) for rank in range(2)]
+    numbers = [numbers_of(SampleLoader(stream, batch_size=2, workers=2)) for stream in streams]
     assert sorted(itertools.chain(*numbers)) == list(range(9))
     assert all(numbers)
 
@@ -81,7 +83,7 @@ def test_without_streaming_ranks_and_workers_share_the_images(tmp_path):
 def test_a_slice_is_read_where_nothing_is_streamed(tmp_path):
     name = write_counted(tmp_path, 5, 3)
     source = open_images(name, split="train[2:6]", streaming=False)
-    assert numbers_of(ImageLoader(ImageStream(source, size=12), batch_size=8)) == [2, 3, 4, 5]
+    assert numbers_of(SampleLoader(SampleStream(source, CROP), batch_size=8)) == [2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"a stream has no slices, got split 'train\[2:6\]'; name a whole split"):
         open_images(name, split="train[2:6]")
 
@@ -105,7 +107,7 @@ def test_one_of_two_image_columns_is_named(tmp_path):
     name = two_image_columns(tmp_path)
     with pytest.raises(ValueError, match=r"has 2 image columns \(photo, mask\) among photo, mask; name the one to use"):
         open_images(name, split="train")
-    (image,) = ImageLoader(ImageStream(open_images(name, split="train", column="photo"), size=12), batch_size=1)
+    (image,) = SampleLoader(SampleStream(open_images(name, split="train", column="photo"), CROP), batch_size=1)
     assert torch.equal(bytes_of(image)[0], torch.from_numpy(picture(3)))
 
 
@@ -132,17 +134,17 @@ def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
 )
 def test_data_that_cannot_be_used_is_found_early(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
-        check_readable(open_images(write_shards(tmp_path, [files]), split="train"))
+        check_readable(open_images(write_shards(tmp_path, [files]), split="train"), CROP)
 
 
 def test_a_corrupt_first_shard_is_found_early(tmp_path):
     source = open_images(write_counted(tmp_path, 2, 2), split="train")
     truncate(tmp_path / "data" / "train-00001-of-00002.parquet")
-    check_readable(source)
+    check_readable(source, CROP)
     truncate(tmp_path / "data" / "train-00000-of-00002.parquet")
     with pytest.raises(ValueError, match="part 0 of 2 of the data set cannot be read"):
-        check_readable(source)
+        check_readable(source, CROP)
 
 
 def test_data_that_starts_with_an_unreadable_image_can_be_used(tmp_path):
-    check_readable(open_images(write_shards(tmp_path, [[b"no", encoded(picture(0))]]), split="train"))
+    check_readable(open_images(write_shards(tmp_path, [[b"no", encoded(picture(0))]]), split="train"), CROP)

@@ -17,7 +17,7 @@ from image_shards import (
     write_shards,
 )
 
-from vpvae_hf.data import ImageLoader, stream
+from vpvae_hf.data import SampleLoader, stream
 
 datasets = pytest.importorskip("datasets")
 
@@ -273,7 +273,7 @@ def test_a_reader_without_a_row_of_an_endless_stream(tmp_path):
     name = write_counted(tmp_path, 4, 0)
     endless = stream_of(name, passes=None, rank=1, world_size=2)
     with pytest.raises(ValueError, match="no row for one of its readers; use fewer ranks or loader workers, or more"):
-        next(iter(ImageLoader(endless, batch_size=1)))
+        next(iter(SampleLoader(endless, batch_size=1)))
 
 
 def test_a_reader_without_a_row_of_a_finite_stream(tmp_path):

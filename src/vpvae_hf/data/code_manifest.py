@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 
 _NAME = "tokenizer.json"
 # Where the tokenizer lies may change, what it is may not; counts come when all files are there.
-_MAY_DIFFER = frozenset(("tokenizer", "tokenizer_revision", "images", "unreadable_images"))
+_MAY_DIFFER = frozenset(("tokenizer", "tokenizer_revision", "images", "unreadable_images", "clips", "unreadable_clips"))
+# Of a transformers config: how it was saved and loaded. The weights' dtype is hashed with them.
+_NOT_THE_MODEL = frozenset(("architectures", "dtype", "transformers_version"))
 
 
 def tokenizer_hash(model: nn.Module) -> str:
     """SHA-256 of a model's config, weights and codebook; of about 1 GB a second."""
-    config = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    config = model.config if isinstance(model.config, Mapping) else model.config.to_dict()
+    config = {name: value for name, value in config.items() if not name.startswith("_") and name not in _NOT_THE_MODEL}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -52,10 +56,10 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def write_totals(folder: Path, *, images: int, unreadable_images: int) -> None:
-    """Add the counts of a finished run."""
+def write_totals(folder: Path, **counts: int) -> None:
+    """Add the counts of a finished run: `images` and `unreadable_images`, or `clips` and `unreadable_clips`."""
     held = json.loads((folder / _NAME).read_text(encoding="utf-8"))
-    _write(folder, held | {"images": images, "unreadable_images": unreadable_images})
+    _write(folder, held | counts)
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> None:

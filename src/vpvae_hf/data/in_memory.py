@@ -4,7 +4,8 @@ import logging
 
 import numpy as np
 
-from .decoding import decode_image, scaled
+from .files import UnreadableFileError
+from .image_decoding import decode_image, scaled
 from .source import open_images
 
 _log = logging.getLogger(__name__)
@@ -34,11 +35,10 @@ def load_images(
     source = open_images(name, split=split, column=column)
     images, skipped = [], 0
     for row in source.rows:
-        image = decode_image(row[source.column])
-        if image is None:
+        try:
+            images.append(scaled(decode_image(row[source.column]), shortest_side))
+        except UnreadableFileError:
             skipped += 1
-        else:
-            images.append(scaled(image, shortest_side))
         if len(images) == limit:
             break
     if skipped:

@@ -14,6 +14,11 @@ def shard_groups(rows, readers: int = 1) -> int:
     return min(rows.num_shards, max(_MOST_GROUPS, readers))
 
 
+def library_missing(error: ImportError) -> ImportError:
+    """The error for the user, who may also do without the library."""
+    return ImportError(f"{error} A data set of Parquet files needs no such library.")
+
+
 class ShardReader:
     """Rows of one reader's share, pass after pass; where it stands is a small dictionary.
 
@@ -42,6 +47,7 @@ class ShardReader:
 
         Raises:
             ValueError: a shard that cannot be read, or an endless reader whose share has no row.
+            ImportError: reading takes a library that is not installed.
         """
         while self._passes is None or self._pass < self._passes:
             order = self._order()
@@ -83,6 +89,8 @@ class ShardReader:
         while True:
             try:
                 row = next(rows, None)
+            except ImportError as error:
+                raise library_missing(error) from error
             except Exception as error:
                 raise ValueError(
                     f"part {group} of {self._groups} of the data set cannot be read after row {self._seen}: {error}; "

@@ -1,70 +1,62 @@
-"""Streams of square crops, split over ranks and loader workers, that resume where they stopped.
+"""Streams of samples of images or audio, split over ranks and loader workers, that resume where they stopped.
 
-Shapes: S the side of a crop in pixels, B images.
+Shapes: B samples of a batch; a sample and a batch are as the stream's cut makes them.
 """
 
 import itertools
 import warnings
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .crops import center_crop, maybe_mirrored, random_crop, to_pixel_values
-from .decoding import decode_image, scaled
+from .cuts import Cut
+from .files import UnreadableFileError
 from .shards import ShardReader
-from .source import ImageSource
+from .source import Source
 
 _MOST_UNREADABLE = 1000
 _BEGINNING = {"block": 0, "taken": 0, "block_start": None}
 
 
-class ImageStream(IterableDataset):
-    """Crops [S, S, 3] uint8 of the images of a data set.
+class SampleStream(IterableDataset):
+    """One sample of each file of a data set: a crop of an image, a segment of audio.
 
-    The order depends on the seed alone, and so does each crop: on where its image comes, not on what was drawn before.
-    Images are shuffled in blocks: a block is read, permuted and given, then comes the next. So a position is a few
+    The order depends on the seed alone, and so does each sample: on where its file comes, not on what was drawn before.
+    Files are shuffled in blocks: a block is read, permuted and given, then comes the next. So a position is a few
     numbers, and going back to one costs the reading of part of a block.
 
     Args:
-        source: opened by `open_images`.
-        size: S.
-        shortest_side: images are scaled to it; where None, only those smaller than S are, to S.
-        crop: "random", or "center".
-        flip: mirror half of the images.
-        shuffle_buffer: images in a block; 1 for the data set's own order.
+        source: opened by `open_images` or `open_audio`.
+        cut: an `ImageCrop`, or an `AudioSegment` or `AudioClip`.
+        shuffle_buffer: files in a block, which is held in memory as encoded; 1 for the data set's own order.
         passes: over the data set; None for no end.
-        seed: of order and crops.
+        seed: of order and samples.
         rank, world_size: this process and how many there are. Shares may differ in size.
 
     Raises:
-        ValueError: a size or buffer below 1, or a shortest side below the size.
+        ValueError: a buffer below 1.
     """
 
     def __init__(
         self,
-        source: ImageSource,
+        source: Source,
+        cut: Cut,
         *,
-        size: int,
-        shortest_side: int | None = None,
-        crop: Literal["random", "center"] = "center",
-        flip: bool = False,
         shuffle_buffer: int = 1,
         passes: int | None = 1,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ):
-        for name, value in (("size", size), ("shuffle_buffer", shuffle_buffer)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if shortest_side is not None and shortest_side < size:
-            raise ValueError(f"shortest_side must be at least the size of a crop, {size}, got {shortest_side}")
-        self._source, self._size, self._shortest_side = source, size, shortest_side
-        self._crop, self._flip, self._block_size = crop, flip, shuffle_buffer
+        if shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer must be at least 1, got {shuffle_buffer}")
+        self.cut = cut
+        self._source, self._block_size = source, shuffle_buffer
         self._passes, self._seed, self._rank, self._world_size = passes, seed, rank, world_size
         self._loaded = False
         self._rows: Iterator | None = None
@@ -74,11 +66,11 @@ class ImageStream(IterableDataset):
         """From the beginning, or once from a loaded state.
 
         Yields:
-            "image" [S, S, 3] uint8, and "skipped", the unreadable ones just before it. Where a finite stream ends with
-            unreadable ones, a last item has None for its image.
+            "sample", and "skipped", the unreadable files just before it. Where a finite stream ends with unreadable
+            ones, a last item has None for its sample.
 
         Raises:
-            ValueError: 1000 unreadable images in a row, or see `ShardReader`.
+            ValueError: 1000 unreadable files in a row, or see the cut and `ShardReader`.
         """
         if not self._loaded:
             self._stand_at(_BEGINNING)
@@ -96,18 +88,19 @@ class ImageStream(IterableDataset):
             files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
             if not files:
                 if skipped:
-                    yield {"image": None, "skipped": skipped}
+                    yield {"sample": None, "skipped": skipped}
                 self._stand_at(_BEGINNING)
                 return
             order = self._rng(number, self._block).permutation(len(files)) if shuffled else range(len(files))
             for place in order[self._taken :]:
                 self._taken += 1
-                image = decode_image(files[place])
-                if image is None:
+                try:
+                    sample = self.cut.sample(files[place], self._rng(number, self._block, self._taken))
+                except UnreadableFileError as error:
                     skipped += 1
-                    self._check_skipped(skipped)
+                    self._check_skipped(skipped, error)
                     continue
-                yield {"image": self._cropped(image, number), "skipped": skipped}
+                yield {"sample": sample, "skipped": skipped}
                 skipped = 0
             self._block, self._taken = self._block + 1, 0
 
@@ -134,29 +127,20 @@ class ImageStream(IterableDataset):
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return self._rank * count + number, self._world_size * count
 
-    def _check_skipped(self, skipped: int) -> None:
+    def _check_skipped(self, skipped: int, error: UnreadableFileError) -> None:
         # An endless stream would search for ever, as where the network is gone.
         if skipped == _MOST_UNREADABLE:
             raise ValueError(
-                f"data set {self._source.name}: {skipped} images in a row cannot be read; see whether the files of "
-                f"column {self._source.column!r} are images and can be reached"
+                f"data set {self._source.name}: {skipped} {self.cut.kind}s in a row cannot be read; see whether the "
+                f"files of column {self._source.column!r} are {self.cut.kind}s and can be reached (the last: {error})"
             )
 
     def _rng(self, *place: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *place])
 
-    def _cropped(self, image: np.ndarray, number: int) -> Tensor:
-        if self._shortest_side is not None or min(image.shape[:2]) < self._size:
-            image = scaled(image, self._shortest_side or self._size)
-        rng = self._rng(number, self._block, self._taken)
-        crop = center_crop(image, self._size) if self._crop == "center" else random_crop(image, self._size, rng)
-        crop = maybe_mirrored(crop, rng) if self._flip else crop
-        # A copy: Pillow's arrays are read-only, and a mirrored view has a stride that torch does not know.
-        return torch.from_numpy(crop.copy())
 
-
-class ImageLoader:
-    """Batches of an `ImageStream` as pixel values, decoded by worker processes; its position can be saved.
+class SampleLoader:
+    """Batches of a `SampleStream` as a model takes them, decoded by worker processes; its position can be saved.
 
     Args:
         stream: of one rank.
@@ -164,10 +148,10 @@ class ImageLoader:
         workers: processes; 0 for none.
 
     Attributes:
-        skipped: unreadable images so far.
+        skipped: unreadable files so far.
     """
 
-    def __init__(self, stream: ImageStream, *, batch_size: int, workers: int = 0):
+    def __init__(self, stream: SampleStream, *, batch_size: int, workers: int = 0):
         self._stream, self._batch_size, self._workers = stream, batch_size, workers
         self._loader: Any = None
         # To start from, and where the last iteration was left.
@@ -176,15 +160,15 @@ class ImageLoader:
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Tensor]:
-        """[B, 3, S, S] float32 in [-1, 1]; the last batch of a finite stream may be smaller."""
+        """[B, 3, S, S] or [B, 1, S] float32 in [-1, 1]; the last batch of a finite stream may be smaller."""
         self._loader, resumed, self._resumed = self._new_loader(), self._resumed, None
         if resumed is not None:
             self._loader.load_state_dict(resumed)
         try:
-            for images, skipped in self._loader:
+            for batch, skipped in self._loader:
                 self.skipped += skipped
-                if images is not None:
-                    yield to_pixel_values(images)
+                if batch is not None:
+                    yield self._stream.cut.model_input(batch)
         finally:
             # At once: workers that the garbage collector finds later may hold it up for seconds, and files still open
             # when Python exits can abort it.
@@ -209,13 +193,13 @@ class ImageLoader:
                 self._stream,
                 batch_size=self._batch_size,
                 num_workers=self._workers,
-                collate_fn=_collated,
+                collate_fn=partial(_collated, self._stream.cut.collate),
                 # Its own: making an iterator draws from it, and training's randomness must not depend on that.
                 generator=torch.Generator().manual_seed(0),
             )
 
 
-def _collated(items: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
-    """[B, S, S, 3] uint8, None where there is no image, and the unreadable ones."""
-    images = [item["image"] for item in items if item["image"] is not None]
-    return torch.stack(images) if images else None, sum(item["skipped"] for item in items)
+def _collated(collate: Callable[[list[Tensor]], Tensor], items: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
+    """A batch in the samples' form, None where there is no sample, and the unreadable files."""
+    samples = [item["sample"] for item in items if item["sample"] is not None]
+    return collate(samples) if samples else None, sum(item["skipped"] for item in items)

@@ -1,7 +1,10 @@
-"""What a tokenizer keeps of held-out inputs."""
+"""What a tokenizer keeps of held-out inputs, of any modality.
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+B items (images, clips of audio) in a batch; a grid of latents of d dimensions for each.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,38 +13,30 @@ from vpvae_hf import distributed
 from vpvae_hf.neighbors import nearest_point
 
 from .code_usage import usage_of_counts
-from .image import image_quality, lpips_distance
 
-# What is summed over batches and ranks.
-_SUMS = ("psnr", "ssim", "psnr_unquantized", "lpips", "squared_error", "tokens", "images")
+# (reconstruction, original), two batches of one shape -> name -> [B]; NaN for an item it is not defined for.
+Quality = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+_SQUARED_ERROR = "squared_error"
 
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """Means over images.
+    """What was measured.
 
     Attributes:
-        psnr, ssim: of what the codes give back; PSNR in dB.
-        psnr_unquantized: PSNR of what the continuous latents give back.
-        code_usage: CVU over all tokens.
-        quantization_error_rms: root mean square distance of a latent to its code.
-        lpips: of what the codes give back; None where it was not asked for.
-        images, tokens: how many were measured.
+        figures: means over items by the names that the quality function gives: of what codes give back, and as
+            "NAME_unquantized" of what continuous latents give back; then "code_usage", the CVU over all tokens, and
+            "quantization_error_rms", the root mean square distance of a latent to its code.
+        undefined: for each of those means, the number of items left out because it was NaN for them; the mean is NaN
+            where that is all of them.
+        items, tokens: how many were measured.
     """
 
-    psnr: float
-    ssim: float
-    psnr_unquantized: float
-    code_usage: float
-    quantization_error_rms: float
-    lpips: float | None
-    images: int
+    figures: dict[str, float]
+    undefined: dict[str, int]
+    items: int
     tokens: int
-
-    def figures(self) -> dict[str, float]:
-        """What was measured, by name, without the counts."""
-        counts = ("images", "tokens")
-        return {name: value for name, value in asdict(self).items() if name not in counts and value is not None}
 
 
 def evaluate_reconstruction(
@@ -49,47 +44,51 @@ def evaluate_reconstruction(
     batches: Iterable[Tensor],
     codebook: Tensor | None = None,
     *,
-    lpips: bool = False,
+    quality: Quality,
+    unquantized: Collection[str] = (),
     across_ranks: bool = False,
 ) -> ReconstructionQuality:
-    """Measure an image tokenizer, in eval mode, without changing it.
+    """Measure a tokenizer, in eval mode, without changing it.
 
     Args:
-        model: an `AutoencoderVP`.
-        batches: images [B, C, H, W] in [-1, 1].
+        model: an `AutoencoderVP` or a `VPCodecModel`.
+        batches: inputs as the model takes them: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ
+            in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
-        lpips: measure it too, which takes a network that may have to be downloaded, see `lpips_distance`.
+        quality: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
+        unquantized: the names of its figures that are also measured of what continuous latents give back.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, or a name in `unquantized` that `quality` does not give.
         CodebookNotFittedError: the model has no codes and no codebook is given.
     """
     device = next(model.parameters()).device
     size = model.quantize.codebook_size if codebook is None else len(codebook)
-    sums = torch.zeros(len(_SUMS), dtype=torch.float64)
+    measured = []
     counts = torch.zeros(size, dtype=torch.long)
     with distributed.failing_together(across_ranks):
         for batch in batches:
             batch = batch.to(device)
             made = reconstruct(model, batch, codebook)
-            sums += torch.tensor(_sums(made, batch, lpips), dtype=torch.float64)
+            measured.append(_measured(made, batch, quality, unquantized))
             counts += torch.bincount(made.codes.flatten(), minlength=size).cpu()
+    totals = _added_up(measured)
     if across_ranks:
-        sums, counts = distributed.sum_over_ranks(sums), distributed.sum_over_ranks(counts)
-    total = dict(zip(_SUMS, sums.tolist(), strict=True))
-    if not total["images"]:
+        # A rank without batches does not know the names.
+        totals = _added_up(distributed.objects_of_all_ranks(totals))
+        counts = distributed.sum_over_ranks(counts)
+    if not totals:
         raise ValueError("no batches to evaluate")
+    squared_error, _, tokens = totals.pop(_SQUARED_ERROR)
+    means = {name: float(total / defined) for name, (total, defined, _) in totals.items()}
     return ReconstructionQuality(
-        psnr=total["psnr"] / total["images"],
-        ssim=total["ssim"] / total["images"],
-        psnr_unquantized=total["psnr_unquantized"] / total["images"],
-        code_usage=usage_of_counts(counts),
-        quantization_error_rms=(total["squared_error"] / total["tokens"]) ** 0.5,
-        lpips=total["lpips"] / total["images"] if lpips else None,
-        images=int(total["images"]),
-        tokens=int(total["tokens"]),
+        figures=means
+        | {"code_usage": usage_of_counts(counts), "quantization_error_rms": float((squared_error / tokens).sqrt())},
+        undefined={name: int(items - defined) for name, (_, defined, items) in totals.items()},
+        items=int(next(iter(totals.values()))[2]),
+        tokens=int(tokens),
     )
 
 
@@ -98,9 +97,9 @@ class Reconstruction:
     """A batch through a tokenizer.
 
     Attributes:
-        quantized, unquantized: [B, C, H, W], from codes and from continuous latents.
-        codes: [B, h, w] int64.
-        squared_error: [B, h, w] squared distance of each latent to its code.
+        quantized, unquantized: shaped as the batch, from codes and from continuous latents.
+        codes: [B, *grid] int64; the grid is [h, w] of an image, [N] of a clip.
+        squared_error: [B, *grid] squared distance of each latent to its code.
     """
 
     quantized: Tensor
@@ -111,34 +110,50 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(model, batch: Tensor, codebook: Tensor | None = None) -> Reconstruction:
-    """Encode and decode images [B, C, H, W] in [-1, 1] in eval mode; arguments as `evaluate_reconstruction`."""
+    """Encode and decode a batch in eval mode; arguments as `evaluate_reconstruction`."""
     was_training = model.training
     model.eval()
     try:
-        latents = model.encode(batch).latents
-        vectors = latents.movedim(1, -1)
+        latents = model.latent_vectors(batch)
         if codebook is None:
-            codes = model.quantize.encode(vectors)
+            codes = model.quantize.encode(latents)
             quantized = model.quantize.decode(codes)
         else:
             codebook = codebook.to(batch.device)
-            _, flat = nearest_point(vectors.flatten(0, -2).float(), codebook)
-            codes = flat.view(vectors.shape[:-1])
+            _, flat = nearest_point(latents.flatten(0, -2), codebook)
+            codes = flat.view(latents.shape[:-1])
             quantized = codebook[codes]
+        # A clip's last code may stand for samples beyond its end.
+        last = batch.shape[-1]
         return Reconstruction(
-            quantized=model.decode(quantized.movedim(-1, 1), force_not_quantize=True).sample,
-            unquantized=model.decode(latents, force_not_quantize=True).sample,
+            quantized=model.decode_vectors(quantized)[..., :last],
+            unquantized=model.decode_vectors(latents)[..., :last],
             codes=codes,
-            squared_error=(quantized - vectors.float()).double().square().sum(dim=-1),
+            squared_error=(quantized - latents).double().square().sum(dim=-1),
         )
     finally:
         model.train(was_training)
 
 
-def _sums(made: Reconstruction, batch: Tensor, lpips: bool) -> list[float]:
-    """In the order of `_SUMS`."""
-    quality = image_quality(made.quantized, batch)
-    unquantized = image_quality(made.unquantized, batch)["psnr"]
-    distance = lpips_distance(made.quantized, batch) if lpips else torch.zeros(len(batch))
-    sums = (quality["psnr"], quality["ssim"], unquantized, distance, made.squared_error)
-    return [*(float(values.double().sum()) for values in sums), made.codes.numel(), len(batch)]
+def _measured(made: Reconstruction, batch: Tensor, quality: Quality, unquantized: Collection[str]) -> dict[str, Tensor]:
+    """Name -> [3]: the sum of the values that are not NaN, the number of these, and of all."""
+    values = quality(made.quantized, batch)
+    if unknown := set(unquantized) - values.keys():
+        raise ValueError(f"the quality function gives no {', '.join(sorted(unknown))}; it gives {', '.join(values)}")
+    if unquantized:
+        others = quality(made.unquantized, batch)
+        values = values | {f"{name}_unquantized": others[name] for name in unquantized}
+    return {name: _sums(each) for name, each in (values | {_SQUARED_ERROR: made.squared_error}).items()}
+
+
+def _sums(values: Tensor) -> Tensor:
+    defined = values[~values.isnan()].double()
+    return torch.tensor([float(defined.sum()), len(defined), values.numel()], dtype=torch.float64)
+
+
+def _added_up(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    totals = {}
+    for part in parts:
+        for name, sums in part.items():
+            totals[name] = totals.get(name, 0) + sums
+    return totals

@@ -3,17 +3,23 @@
 import difflib
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import Tensor
 
 from .perceptual import load_lpips_network, lpips_loss
 from .reconstruction import RECONSTRUCTION_LOSSES
+from .spectral import multi_resolution_stft_loss
+from .whisper import SAMPLING_RATE, load_whisper_features, whisper_loss
 
-LPIPS = "lpips"
+LPIPS, STFT, WHISPER = "lpips", "stft", "whisper"
+
+# Of (reconstruction, original), both of one shape; gives [].
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_losses(weights: Mapping[str, float]) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """The losses whose weight is positive, in the order of `weights`.
+def build_image_losses(weights: Mapping[str, float]) -> dict[str, Loss]:
+    """The losses of images whose weight is positive, in the order of `weights`.
 
     LPIPS' network is loaded here, if "lpips" has a weight, so that what it lacks shows before training. It follows the
     device of its inputs.
@@ -28,21 +34,53 @@ def build_losses(weights: Mapping[str, float]) -> dict[str, Callable[[Tensor, Te
         ValueError: an unknown name, a weight that is negative or not finite, or no positive weight.
         ImportError, OSError: "lpips" has a weight, but not what it needs; see `load_lpips_network`.
     """
-    _check_weights(weights)
-    losses = {**RECONSTRUCTION_LOSSES, LPIPS: lpips_loss}
-    weighted = {name: losses[name] for name, weight in weights.items() if weight > 0}
-    if LPIPS in weighted:
+    losses = _weighted({**RECONSTRUCTION_LOSSES, LPIPS: lpips_loss}, weights)
+    if LPIPS in losses:
         load_lpips_network()
-    return weighted
+    return losses
 
 
-def _check_weights(weights: Mapping[str, float]) -> None:
-    valid = [*RECONSTRUCTION_LOSSES, LPIPS]
+def build_audio_losses(
+    weights: Mapping[str, float], *, whisper: str = "openai/whisper-base", sampling_rate: int = SAMPLING_RATE
+) -> dict[str, Loss]:
+    """The losses of waveforms whose weight is positive, in the order of `weights`.
+
+    Whisper is loaded here, if "whisper" has a weight, so that what it lacks shows before training. It follows the
+    device of its inputs.
+
+    Args:
+        weights: non-negative weight of each loss by its name: "l1", "l2", "stft", "whisper".
+        whisper: folder or hub id of the Whisper model.
+        sampling_rate: of the waveforms, in Hz.
+
+    Returns:
+        Name -> function of (reconstruction, original), both of one shape; gives [], not weighted.
+
+    Raises:
+        ValueError: an unknown name, a weight that is negative or not finite, no positive weight, or a sampling rate
+            that Whisper was not trained on.
+        ValueError, OSError: "whisper" has a weight, but not what it needs; see `load_whisper_features`.
+    """
+    stft_and_whisper = {STFT: multi_resolution_stft_loss, WHISPER: partial(whisper_loss, model=whisper)}
+    losses = _weighted({**RECONSTRUCTION_LOSSES, **stft_and_whisper}, weights)
+    if WHISPER in losses:
+        if sampling_rate != SAMPLING_RATE:
+            raise ValueError(
+                f"the waveforms have {sampling_rate} Hz, but Whisper hears {SAMPLING_RATE} Hz: train at "
+                f"{SAMPLING_RATE} Hz, or do without the loss {WHISPER!r}"
+            )
+        load_whisper_features(whisper)
+    return losses
+
+
+def _weighted(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> dict[str, Loss]:
+    valid = ", ".join(losses)
     for name, weight in weights.items():
-        if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1, cutoff=0)[0]
-            raise ValueError(f"no loss {name!r}: valid names are {', '.join(valid)}; the nearest is {near!r}")
+        if name not in losses:
+            near = difflib.get_close_matches(name, losses, n=1, cutoff=0)[0]
+            raise ValueError(f"no loss {name!r}: valid names are {valid}; the nearest is {near!r}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"the weight of loss {name!r} is {weight}: give a finite number of at least 0")
     if not any(weights.values()):
-        raise ValueError(f"no loss has a positive weight in {dict(weights)}: weight at least one of {', '.join(valid)}")
+        raise ValueError(f"no loss has a positive weight in {dict(weights)}: weight at least one of {valid}")
+    return {name: losses[name] for name, weight in weights.items() if weight > 0}

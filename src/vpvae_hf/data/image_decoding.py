@@ -7,16 +7,22 @@ import fsspec
 import numpy as np
 from PIL import Image, ImageOps
 
+from .files import UnreadableFileError, name_of
 
-def decode_image(file: Mapping | None) -> np.ndarray | None:
-    """[H, W, 3] uint8, upright, from "bytes" or else "path"; None where it is no readable image."""
+
+def decode_image(file: Mapping | None) -> np.ndarray:
+    """[H, W, 3] uint8, upright, from "bytes" or else "path".
+
+    Raises:
+        UnreadableFileError: it is no readable image.
+    """
     if file is None:
-        return None
+        raise UnreadableFileError("there is no file")
     try:
         with _opened(file) as data, Image.open(data) as image:
             return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
-        return None
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableFileError(f"{name_of(file)}: {error}") from error
 
 
 def _opened(file: Mapping):

@@ -1,0 +1,89 @@
+"""Audio as a picture: waveforms and log-mel spectrograms.
+
+B clips of T samples, side by side; each row of the picture is one version of all of them.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_max_pool1d
+
+from .audio import MAGNITUDE_FLOOR, log_mel_spectrogram
+
+_GAP = 8
+_WAVE_HEIGHT = 48
+# Pixels for a mel band and for a step in time.
+_ENLARGED = 2
+# Below the loudest band of the original by 80 dB, all is black; as a natural logarithm.
+_RANGE = 80 / 20 * math.log(10)
+# From quiet to loud. Lightness rises in equal steps of the OKLab colour space (Ottosson 2020), while the hue turns from
+# blue over red to yellow: equal differences look equal, in grey too.
+_COLOURS = np.array(
+    [
+        [5, 5, 13],
+        [42, 3, 67],
+        [91, 7, 90],
+        [147, 15, 95],
+        [203, 35, 80],
+        [242, 85, 48],
+        [252, 150, 67],
+        [253, 204, 127],
+        [255, 250, 218],
+    ]
+)
+_WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
+
+
+def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
+    """One picture of several rows of clips, with white gaps: above the waveform, below it the log-mel spectrogram.
+
+    Time runs to the right, 8 ms a pixel; frequency upwards on the mel scale, see `log_mel_spectrogram`. Brightness
+    covers the 80 dB below the original's loudest band. A clip has one scale of amplitude and one of brightness in all
+    rows, so that they compare.
+
+    Args:
+        rows: each [B, 1, T] in [-1, 1], of one shape; the first row is the original.
+        sampling_rate: in Hz.
+
+    Returns:
+        [height, width, 3] uint8.
+    """
+    clips = torch.stack([row.detach().float().cpu().clamp(-1, 1).squeeze(1) for row in rows])
+    mels = log_mel_spectrogram(clips.flatten(0, 1), sampling_rate).unflatten(0, clips.shape[:2])
+    loudest = mels[0].amax(dim=(1, 2))[:, None, None]
+    quietest = (loudest - _RANGE).clamp_min(math.log(MAGNITUDE_FLOOR))
+    # Of silence the range is nothing.
+    shades = ((mels - quietest) / (loudest - quietest).clamp_min(1)).clamp(0, 1).flip(2).numpy()
+    peaks = clips.abs().amax(dim=(0, 2)).clamp_min(1e-5)[:, None]
+    panels = [
+        [np.concatenate([_waveform(wave, shade.shape[1]), _coloured(shade)]) for wave, shade in zip(*row, strict=True)]
+        for row in zip(clips / peaks, shades, strict=True)
+    ]
+    return _with_gaps([_with_gaps(row, axis=1) for row in panels], axis=0)
+
+
+def _coloured(shade: np.ndarray) -> np.ndarray:
+    """[bands, frames] in [0, 1] -> [height, width, 3] uint8."""
+    places = np.linspace(0, 1, len(_COLOURS))
+    picture = np.stack([np.interp(shade, places, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+    return picture.round().astype(np.uint8).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+
+
+def _waveform(wave: Tensor, frames: int) -> np.ndarray:
+    """[T] in [-1, 1] -> [height, width, 3] uint8: from the least to the greatest sample of each pixel's time."""
+    extremes = adaptive_max_pool1d(torch.stack([wave, -wave]), frames * _ENLARGED).numpy()
+    top, bottom = (((1 - level) / 2 * (_WAVE_HEIGHT - 1)).round() for level in (extremes[0], -extremes[1]))
+    height = np.arange(_WAVE_HEIGHT)[:, None]
+    drawn = (height >= top) & (height <= bottom)
+    return np.where(drawn[..., None], _WAVE_COLOUR, _WAVE_GROUND).astype(np.uint8)
+
+
+def _with_gaps(pictures: list[np.ndarray], axis: int) -> np.ndarray:
+    """Pictures [height, width, 3] of one shape, side by side or one above the other."""
+    shape = list(pictures[0].shape)
+    shape[axis] = _GAP
+    gap = np.full(shape, 255, dtype=np.uint8)
+    parts = [part for picture in pictures for part in (gap, picture)]
+    return np.concatenate(parts[1:], axis=axis)

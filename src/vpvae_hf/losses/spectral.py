@@ -1,0 +1,80 @@
+"""Multi-resolution STFT loss between waveforms: Yamamoto et al. 2020, arXiv 1910.11480, section 2.2.
+
+B items of C channels, W = B * C waveforms of T samples; a spectrogram of one has F frequencies and L frames, N = F * L
+bins.
+"""
+
+import torch
+from torch import Tensor
+
+# (FFT size, hop, window length) in samples, the paper's table 1.
+RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
+# Reflection pads half of the largest FFT on both sides, and reflects fewer samples than there are.
+MINIMUM_LENGTH = 1 + max(fft_size for fft_size, _, _ in RESOLUTIONS) // 2
+# Added to the power of each bin. Its root, 3e-4, is just above the magnitude of the noise that rounding to 16 bits
+# makes (1e-4 to 2e-4): what is quieter is silence, with a finite logarithm and slope.
+SILENT_POWER = 1e-7
+# A waveform whose bins have less than this root mean square counts as this loud where eq. (4) divides by its loudness.
+# White noise at -65 dB of full scale has about as much. Otherwise one silent segment would drown its batch's gradient.
+QUIETEST_MAGNITUDE = 1e-2
+
+
+def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """Spectral convergence plus L1 of log magnitudes, mean over three resolutions: eqs. (3) to (6).
+
+    0 where both waveforms are equal; it does not hear a change of sign. Between very quiet or silent waveforms it
+    departs from the paper (`SILENT_POWER`, `QUIETEST_MAGNITUDE`), so that it and its gradient are finite; where the
+    reconstruction is all zeros, the gradient is zero. Computed in float32 also under autocast: half precision has no
+    Fourier transform.
+
+    Args:
+        reconstruction, original: [B, C, T] in [-1, 1], T at least 1025 samples. Each channel is a waveform of its own.
+
+    Returns:
+        [] float32.
+
+    Raises:
+        ValueError: another shape than that, two different shapes, or too few samples.
+    """
+    check_waveforms("the STFT loss", reconstruction, original)
+    length = original.shape[-1]
+    if length < MINIMUM_LENGTH:
+        raise ValueError(
+            f"the STFT loss needs at least {MINIMUM_LENGTH} samples, got {length}: use longer segments, or do without "
+            "the STFT loss"
+        )
+    # Autocast lowers none of what follows.
+    x, x_hat = original.float().flatten(0, 1), reconstruction.float().flatten(0, 1)
+    return torch.stack([_stft_loss(x, x_hat, *each) for each in RESOLUTIONS]).mean()
+
+
+def check_waveforms(loss: str, reconstruction: Tensor, original: Tensor) -> None:
+    """Refuse what is not two waveforms of one shape [B, C, T].
+
+    Args:
+        loss: what compares them, for the message.
+
+    Raises:
+        ValueError: another shape than that, or two different shapes.
+    """
+    shapes = [list(reconstruction.shape), list(original.shape)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{loss} compares waveforms of one shape, got {shapes[0]} and {shapes[1]}: crop or pad one")
+    if len(shapes[0]) != 3:
+        raise ValueError(f"{loss} needs waveforms [B, C, T], got {shapes[0]}: reshape mono waveforms to [B, 1, T]")
+
+
+def _stft_loss(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length: int) -> Tensor:
+    """Eq. (3): the mean over waveforms of eqs. (4) and (5). x, x_hat: [W, T] -> []."""
+    window = torch.hann_window(window_length, device=x.device)
+    s, s_hat = (_magnitudes(each, fft_size, hop, window) for each in (x, x_hat))
+    loudness = torch.linalg.matrix_norm(s).clamp(min=QUIETEST_MAGNITUDE * s[0].numel() ** 0.5)
+    spectral_convergence = torch.linalg.matrix_norm(s - s_hat) / loudness
+    log_magnitude = (s.log() - s_hat.log()).abs().mean(dim=(1, 2))
+    return (spectral_convergence + log_magnitude).mean()
+
+
+def _magnitudes(waveforms: Tensor, fft_size: int, hop: int, window: Tensor) -> Tensor:
+    """[W, T] -> [W, F, L]."""
+    spectrum = torch.stft(waveforms, fft_size, hop, len(window), window, return_complex=True)
+    return (torch.view_as_real(spectrum).square().sum(dim=-1) + SILENT_POWER).sqrt()

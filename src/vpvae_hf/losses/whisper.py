@@ -1,0 +1,163 @@
+"""Distance between waveforms by the features of a frozen Whisper encoder: Radford et al. 2022, arXiv 2212.04356.
+
+B items of C channels, W = B * C waveforms of T samples at 16 kHz; M mel bands of 2 P frames (10 ms), P positions
+(20 ms) of the encoder, which is d wide.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, pad
+
+from vpvae_hf.hub import hub_errors
+
+from .spectral import check_waveforms
+
+if TYPE_CHECKING:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+SAMPLING_RATE = 16000
+# Mel filters' outputs below this power are silence, and a log-mel spectrogram keeps this many decades below its
+# loudest bin: Whisper's normalization.
+SILENT_POWER = 1e-10
+DECADES = 8.0
+
+
+class WhisperFeatures(nn.Module):
+    """Features of waveforms, of the waveforms' own length.
+
+    Whisper pads whatever it hears to 30 s. Here the encoder reads the waveform alone, padded to whole positions; its
+    position embeddings are fixed sinusoids, of which it gets the first. That is some hundred times less work for
+    segments of a second, but the features are not those that Whisper has of the padded waveform.
+
+    Args:
+        encoder: Whisper's encoder; it becomes this module's own, whose length changes with each call.
+
+    Buffers:
+        window: [400] Hann window.
+        mel_filters: [M, 201] that make mel bands of a power spectrum.
+        positions: [1500, d] position embeddings of 30 s.
+    """
+
+    def __init__(self, encoder: "WhisperEncoder"):
+        from transformers import WhisperFeatureExtractor
+
+        super().__init__()
+        extractor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
+        self.encoder = encoder
+        self.hop_length = extractor.hop_length
+        self.samples_per_position = self.hop_length * encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        self.register_buffer("window", torch.hann_window(extractor.n_fft))
+        self.register_buffer("mel_filters", torch.from_numpy(extractor.mel_filters.T).float())
+        self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
+        self.requires_grad_(False).eval()
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """The encoder's last hidden states.
+
+        Args:
+            waveforms: [W, T] float32, 16 kHz, in [-1, 1].
+
+        Returns:
+            [W, P, d], P = ceil(T / 320).
+
+        Raises:
+            ValueError: no sample, or more than the 30 s that Whisper has positions for.
+        """
+        length, limit = waveforms.shape[-1], len(self.positions) * self.samples_per_position
+        if not 0 < length <= limit:
+            raise ValueError(
+                f"Whisper hears 1 to {limit} samples ({limit / SAMPLING_RATE:g} s) at once, got {length}: use shorter "
+                "segments, or do without the Whisper loss"
+            )
+        mel = self.log_mel(pad(waveforms, (0, -length % self.samples_per_position)))
+        self._take_positions(-(-length // self.samples_per_position))
+        return self.encoder(mel).last_hidden_state
+
+    def log_mel(self, waveforms: Tensor) -> Tensor:
+        """What `WhisperFeatureExtractor` computes, differentiable and where the waveforms are.
+
+        Args:
+            waveforms: [W, T] float32, 16 kHz, T at least 201.
+
+        Returns:
+            [W, M, T // 160].
+        """
+        spectrum = torch.stft(waveforms, len(self.window), self.hop_length, window=self.window, return_complex=True)
+        power = torch.view_as_real(spectrum[..., :-1]).square().sum(dim=-1)
+        log_mel = (self.mel_filters @ power).clamp(min=SILENT_POWER).log10()
+        log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - DECADES)
+        return (log_mel + 4) / 4
+
+    def _take_positions(self, count: int) -> None:
+        # The encoder refuses any other length than its config's, and always adds all of its position embeddings.
+        self.encoder.embed_positions = nn.Embedding.from_pretrained(self.positions[:count]).eval()
+        self.encoder.config.max_source_positions = count
+
+
+@cache
+def load_whisper_features(name: str) -> WhisperFeatures:
+    """A frozen Whisper encoder in float32 and eval mode, loaded once per process and name.
+
+    The global random state stays as it is, so that a run with this loss draws the same numbers as one without.
+
+    Args:
+        name: folder or hub id of a Whisper model of any size, such as "openai/whisper-base".
+
+    Returns:
+        Module of waveforms. It belongs to no model, so no model saves its weights.
+
+    Raises:
+        ValueError: another kind of model, or one without all of the encoder's weights.
+        OSError: there is no such folder or repository, it lacks a file, or the hub cannot be reached or refuses.
+    """
+    from transformers import AutoConfig, WhisperConfig, WhisperModel
+
+    with hub_errors(name, doing="load"), torch.random.fork_rng(devices=[]):
+        config = AutoConfig.from_pretrained(name)
+        if not isinstance(config, WhisperConfig):
+            raise ValueError(
+                f"the Whisper loss needs a Whisper model, but {name} is a {config.model_type} model: name one such as "
+                "openai/whisper-base, or do without the Whisper loss"
+            )
+        model, info = WhisperModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    missing = sorted(key for key in info["missing_keys"] if key.startswith("encoder."))
+    if missing:
+        raise ValueError(
+            f"{name} lacks weights of Whisper's encoder ({', '.join(missing)}): save or download the model again, or "
+            "do without the Whisper loss"
+        )
+    return WhisperFeatures(model.encoder)
+
+
+def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Tensor:
+    """Mean squared difference of Whisper's features of both waveforms: 0 where they are equal.
+
+    It is computed in float32 also under autocast. The network follows the device of the reconstruction. The gradient
+    reaches the reconstruction, but neither the original, whose features are computed without a graph, nor the network.
+
+    Args:
+        reconstruction, original: [B, C, T] in [-1, 1], 16 kHz, 30 s at most. Each channel is a waveform of its own.
+        model: folder or hub id; see `load_whisper_features`.
+
+    Returns:
+        [] float32.
+
+    Raises:
+        ValueError: another shape than that, two different shapes, or too many samples.
+        ValueError, OSError: see `load_whisper_features`.
+    """
+    check_waveforms("the Whisper loss", reconstruction, original)
+    network = _network_on(reconstruction.device, model)
+    with torch.autocast(reconstruction.device.type, enabled=False):
+        with torch.no_grad():
+            target = network(original.float().flatten(0, 1))
+        return mse_loss(network(reconstruction.float().flatten(0, 1)), target)
+
+
+def _network_on(device: torch.device, model: str) -> WhisperFeatures:
+    # Parameters made or moved in inference mode could not serve a later training step.
+    with torch.inference_mode(False):
+        return load_whisper_features(model).to(device)

@@ -1,0 +1,80 @@
+"""Small audio files whose samples tell which clip they are of and from where in it, and data sets of them."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import soundfile
+from torch import Tensor
+
+RATE = 16000
+CORRUPT = b"<html>404</html>"
+# Samples are whole multiples of 2 ** -17, which 24 bits and float32 hold exactly.
+_LONGEST, _SCALE = 4096, 1 << 17
+
+
+def clip(number: int, samples: int = 200) -> np.ndarray:
+    """[T] float32, T at most 4096, number at most 31."""
+    return ((number * _LONGEST + np.arange(samples)) / _SCALE).astype(np.float32)
+
+
+def numbers_of(batches: Iterable[Tensor]) -> list[int]:
+    """Which clips the batches hold, in order."""
+    return [int(number) for batch in batches for number in (batch[:, 0, 0] * _SCALE).long() // _LONGEST]
+
+
+def starts_of(batches: Iterable[Tensor]) -> list[int]:
+    """Where in their clips the segments of the batches begin, in order."""
+    return [int(start) for batch in batches for start in (batch[:, 0, 0] * _SCALE).long() % _LONGEST]
+
+
+def sine(frequency: float, rate: int, samples: int, phase: float = 0.5) -> np.ndarray:
+    """[T] float64 of amplitude 0.5; frequency in Hz, phase in radians."""
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(samples) / rate + phase)
+
+
+def encoded(audio: np.ndarray, rate: int = RATE, file_format: str = "WAV", subtype: str | None = "PCM_24") -> bytes:
+    """A file of audio [T] or [T, channels]."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, rate, format=file_format, subtype=subtype)
+    return buffer.getvalue()
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> str:
+    """A folder of files by their names within it."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+def write_rows(file: Path, features: dict, rows: list[dict]) -> str:
+    """A Parquet file; unlike a `datasets.Dataset` it takes audio without torchcodec. Returns its folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    schema = datasets.Features(features).arrow_schema
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
+    return str(file.parent)
+
+
+def write_shards(folder: Path, shards: Sequence[Sequence[bytes | None]], split: str = "train") -> str:
+    """A Parquet file a shard, with the column of audio "sound" and a column of labels, the places in the data set."""
+    features = {"label": datasets.Value("int64"), "sound": datasets.Audio()}
+    label = 0
+    for number, files in enumerate(shards):
+        rows = []
+        for file in files:
+            sound = None if file is None else {"bytes": file, "path": f"{label}.wav"}
+            rows.append({"label": label, "sound": sound})
+            label += 1
+        write_rows(folder / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", features, rows)
+    return str(folder)
+
+
+def write_counted(folder: Path, *counts: int, samples: int = 200) -> str:
+    """Shards of so many clips each, numbered through."""
+    numbers = iter(range(sum(counts)))
+    return write_shards(folder, [[encoded(clip(next(numbers), samples)) for _ in range(count)] for count in counts])

@@ -1,0 +1,190 @@
+"""A data set of audio into files of codes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+datasets = pytest.importorskip("datasets")
+pytest.importorskip("soundfile")
+
+from audio_files import CORRUPT, RATE, clip, encoded, write_files, write_rows, write_shards  # noqa: E402
+
+from vpvae_hf import VPCodecConfig, VPCodecModel  # noqa: E402
+from vpvae_hf.data import AudioCoder, CodeFiles, open_audio, read_audio, tokenizer_hash, write_totals  # noqa: E402
+
+HOP = 4
+LENGTHS = [100, 41, 200, 4, 80, 33, 199]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache of its own for the `datasets` library."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def new_codec(codebook_size: int = 300) -> VPCodecModel:
+    torch.manual_seed(0)
+    config = VPCodecConfig(
+        downsampling_ratios=[2, 2],
+        encoder_hidden_size=4,
+        decoder_hidden_size=8,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        sampling_rate=RATE,
+        quantizer={"kind": "vp", "codebook_size": 16, "latent_dim": 2},
+    )
+    codec = VPCodecModel(config).eval()
+    codec.set_codebook(0.1 * torch.randn(codebook_size, 2))
+    return codec
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return new_codec()
+
+
+def noise(seed: int, samples: int) -> np.ndarray:
+    return 0.2 * np.random.default_rng(seed).standard_normal(samples)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Two shards of clips of several lengths, the first with an unreadable one and one shorter than a hop."""
+    good = [encoded(noise(seed, samples)) for seed, samples in enumerate(LENGTHS)]
+    shards = [[good[0], CORRUPT, good[1], encoded(noise(9, HOP - 1)), *good[2:5]], good[5:]]
+    return write_shards(tmp_path_factory.mktemp("clips"), shards)
+
+
+LABELS = [0, 2, 4, 5, 6, 7, 8]  # 1 and 3 are those of the unreadable clips
+
+
+def code_files(name: str, folder, model, **settings) -> CodeFiles:
+    source = open_audio(name, split="train", other_columns=True)
+    return CodeFiles(source, folder, split="train", coder=AudioCoder(model, **settings))
+
+
+def write_all(name: str, folder, model, *, batch_size: int = 2, **settings):
+    """The rows that were written."""
+    files = code_files(name, folder, model, **settings)
+    for number in files.unfinished():
+        files.write(number, batch_size=batch_size)
+    return datasets.load_dataset(str(folder), split="train")
+
+
+def test_codes_are_those_of_each_clip_alone(codec, clips, tmp_path):
+    rows = write_all(clips, tmp_path, codec)
+    assert rows.features["codes"] == datasets.List(datasets.Value("uint16"))
+    assert rows.features["num_samples"] == datasets.Value("int64")
+    assert rows["label"][:] == LABELS
+    assert rows["num_samples"][:] == LENGTHS
+    for seed, row in enumerate(rows):
+        # As 24 bits hold it.
+        audio = read_audio({"bytes": encoded(noise(seed, LENGTHS[seed])), "path": None}, sampling_rate=RATE)
+        with torch.no_grad():
+            alone = codec.encode(torch.from_numpy(audio)[None, None]).audio_codes[0, 0].tolist()
+        assert row["codes"] == alone
+        assert len(row["codes"]) == -(-LENGTHS[seed] // HOP)
+    assert len(set(sum(rows["codes"][:], []))) > 20
+
+
+def test_codes_go_back_into_the_tokenizer(codec, clips, tmp_path):
+    row = write_all(clips, tmp_path, codec)[1]
+    audio = codec.decode(torch.tensor(row["codes"])[None, None]).audio_values[..., : row["num_samples"]]
+    assert audio.shape == (1, 1, 41)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_the_size_of_a_batch_changes_nothing(codec, clips, tmp_path, batch_size):
+    expected = write_all(clips, tmp_path / "two", codec)
+    rows = write_all(clips, tmp_path / "other", codec, batch_size=batch_size)
+    assert rows.to_list() == expected.to_list()
+
+
+@pytest.mark.parametrize(("codebook_size", "dtype"), [(256, "uint8"), (257, "uint16")])
+def test_the_smallest_type_that_holds_the_codes(clips, tmp_path, codebook_size, dtype):
+    rows = write_all(clips, tmp_path, new_codec(codebook_size))
+    assert rows.features["codes"].feature.dtype == dtype
+    assert 200 < max(map(max, rows["codes"][:])) < codebook_size
+
+
+def test_counts(codec, clips, tmp_path):
+    files, seen = code_files(clips, tmp_path, codec), []
+    for number in files.unfinished():
+        files.write(number, batch_size=2, progress=seen.append)
+    assert files.count == 2
+    assert sum(seen) == 9
+    assert files.totals() == (7, 2)
+
+
+def test_what_is_written_is_not_written_again(codec, clips, tmp_path):
+    files = code_files(clips, tmp_path, codec)
+    files.write(0, batch_size=2)
+    assert files.unfinished() == [1]
+    assert [files.unfinished(rank, 2) for rank in range(2)] == [[], [1]]
+
+
+def test_a_shard_without_a_clip_that_can_be_encoded(codec, tmp_path):
+    name = write_shards(tmp_path / "clips", [[CORRUPT, encoded(clip(0, HOP - 1))], [encoded(clip(1))]])
+    assert write_all(name, tmp_path / "codes", codec)["label"][:] == [2]
+
+
+def test_a_folder_of_files(codec, tmp_path):
+    write_files(tmp_path / "clips" / "train", {f"{number}.wav": encoded(clip(number)) for number in range(5)})
+    rows = write_all(str(tmp_path / "clips"), tmp_path / "codes", codec)
+    assert rows["file_name"][:] == [f"train/{number}.wav" for number in range(5)]
+    assert set(rows.column_names) == {"codes", "num_samples", "file_name"}
+
+
+def test_another_column_of_audio_is_kept_as_it_is(codec, tmp_path):
+    sounds = [{"bytes": CORRUPT, "path": "room.wav"}, None]
+    rows = [{"speech": {"bytes": encoded(clip(n)), "path": None}, "room": sound} for n, sound in enumerate(sounds)]
+    features = {"speech": datasets.Audio(), "room": datasets.Audio(sampling_rate=8000)}
+    name = write_rows(tmp_path / "clips" / "train.parquet", features, rows)
+    source = open_audio(name, split="train", column="speech", other_columns=True)
+    files = CodeFiles(source, tmp_path / "codes", split="train", coder=AudioCoder(codec))
+    files.write(0, batch_size=2)
+    written = datasets.load_dataset(str(tmp_path / "codes"), split="train")
+    assert written.features["room"] == datasets.Audio(sampling_rate=8000)
+    assert written.cast_column("room", datasets.Audio(decode=False))["room"][:] == sounds
+
+
+@pytest.mark.parametrize("column", ["codes", "num_samples"])
+def test_a_column_of_that_name_is_not_overwritten(codec, tmp_path, column):
+    features = {"sound": datasets.Audio(), column: datasets.Value("int64")}
+    rows = [{"sound": {"bytes": encoded(clip(0)), "path": None}, column: 1}]
+    name = write_rows(tmp_path / "clips" / "train.parquet", features, rows)
+    with pytest.raises(ValueError, match=f'has a column "{column}" already; rename it there'):
+        code_files(name, tmp_path / "codes", codec)
+
+
+def test_another_kind_of_audio_stops_the_run(codec, tmp_path):
+    stereo = np.stack([clip(1, 100)] * 2, axis=1)
+    name = write_shards(tmp_path / "clips", [[encoded(clip(0)), encoded(stereo, RATE // 2)]])
+    with pytest.raises(ValueError, match=r"1.wav has a sampling rate of 8000 Hz, wanted are 16000 Hz"):
+        write_all(name, tmp_path / "codes", codec)
+    with pytest.raises(ValueError, match=r"1.wav has 2 channels"):
+        write_all(name, tmp_path / "codes", codec, resample=True)
+    assert list((tmp_path / "codes").rglob("*.parquet")) == []
+    rows = write_all(name, tmp_path / "codes", codec, resample=True, downmix=True)
+    assert rows["num_samples"][:] == [200, 200]
+
+
+def test_the_hash_of_a_codec_is_that_of_what_it_is(codec, tmp_path):
+    codec.save_pretrained(tmp_path / "saved")
+    loaded = VPCodecModel.from_pretrained(tmp_path / "saved")
+    loaded.save_pretrained(tmp_path / "again")
+    moved = VPCodecModel.from_pretrained(tmp_path / "again")
+    assert tokenizer_hash(loaded) == tokenizer_hash(moved) == tokenizer_hash(codec)
+    moved.set_codebook(moved.quantize.codebook.flip(0))
+    assert tokenizer_hash(moved) != tokenizer_hash(codec)
+
+
+def test_totals_are_added_to_the_manifest(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"split": "train", "clips": None}))
+    write_totals(tmp_path, clips=7, unreadable_clips=2)
+    manifest = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert manifest == {"split": "train", "clips": 7, "unreadable_clips": 2}

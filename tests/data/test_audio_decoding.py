@@ -1,0 +1,220 @@
+"""Audio files to waveforms: every format, parts, resampling, and what is said of files that cannot be used."""
+
+import sys
+
+import fsspec
+import numpy as np
+import pytest
+
+soundfile = pytest.importorskip("soundfile")
+
+from audio_files import CORRUPT, RATE, clip, encoded, sine  # noqa: E402
+
+from vpvae_hf.data import UnreadableFileError, read_audio  # noqa: E402
+from vpvae_hf.data.audio_decoding import AudioFile  # noqa: E402
+
+LOSSLESS = [("WAV", "PCM_24"), ("FLAC", "PCM_24"), ("WAV", "FLOAT"), ("WAV", "DOUBLE")]
+LOSSY = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in soundfile.available_formats(), reason="libsndfile"))
+    for name in ("OGG", "MP3")
+]
+
+
+def in_memory(content: bytes | None) -> dict:
+    return {"bytes": content, "path": "talk.wav"}
+
+
+def read_part(content: bytes, start: int = 0, stop: int | None = None, sampling_rate: int = RATE) -> np.ndarray:
+    with AudioFile(in_memory(content), sampling_rate=sampling_rate, resample=True) as audio:
+        return audio.read(start, audio.length if stop is None else stop)
+
+
+@pytest.mark.parametrize(("file_format", "subtype"), LOSSLESS)
+def test_lossless_files_are_read_exactly(tmp_path, file_format, subtype):
+    content = encoded(clip(3, 1000), RATE, file_format, subtype)
+    path = tmp_path / "talk"
+    path.write_bytes(content)
+    for file in (path, str(path), f"file://{path}", in_memory(content), {"bytes": None, "path": str(path)}):
+        audio = read_audio(file, sampling_rate=RATE)
+        assert audio.dtype == np.float32
+        np.testing.assert_array_equal(audio, clip(3, 1000))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_32"])
+def test_whole_numbers_are_scaled_to_one(subtype):
+    audio = read_audio(in_memory(encoded(sine(100, RATE, 500), RATE, "WAV", subtype)), sampling_rate=RATE)
+    np.testing.assert_allclose(audio, sine(100, RATE, 500), atol=1 / 127)
+
+
+@pytest.mark.parametrize("file_format", LOSSY)
+def test_lossy_files_are_read(file_format):
+    """Of the right length and at the right place; the lossy codecs keep a sine within 2 % of full scale."""
+    audio = read_audio(in_memory(encoded(sine(440, RATE, 9000), RATE, file_format, None)), sampling_rate=RATE)
+    assert audio.shape == (9000,)
+    np.testing.assert_allclose(audio[1000:-1000], sine(440, RATE, 9000)[1000:-1000], atol=0.02)
+
+
+def test_a_file_at_an_address():
+    with fsspec.open("memory://talk.wav", "wb") as file:
+        file.write(encoded(clip(5)))
+    np.testing.assert_array_equal(read_audio("memory://talk.wav", sampling_rate=RATE), clip(5))
+
+
+@pytest.mark.parametrize("file_format", ["WAV", "FLAC", *LOSSY])
+def test_parts_are_those_of_the_whole(file_format):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(20000)
+    content = encoded(noise, RATE, file_format, None)
+    whole = read_part(content)
+    assert whole.shape == (20000,)
+    # An MP3 decoder that begins in the middle may round otherwise.
+    for start, stop in ((0, 100), (7000, 9000), (19999, 20000), (3, 4)):
+        np.testing.assert_allclose(read_part(content, start, stop), whole[start:stop], atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling_rate", [RATE, 24000])
+def test_of_a_long_file_a_part_is_decoded(monkeypatch, sampling_rate):
+    decoded = []
+    read = soundfile.SoundFile.read
+
+    def counted(file, *arguments, **settings):
+        audio = read(file, *arguments, **settings)
+        decoded.append(len(audio))
+        return audio
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    content = encoded(np.zeros(100_000), RATE, "FLAC", None)
+    assert read_part(content, 50_000, 51_200, sampling_rate).shape == (1200,)
+    assert len(decoded) == 1
+    assert decoded[0] < 1250
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(44100, 16000), (8000, 16000), (16000, 24000), (22050, 44100)])
+def test_resampling_keeps_frequency_and_phase(rate, wanted):
+    """Within 0.4 % of the amplitude, but for the first and last milliseconds, where the filter sees what is outside."""
+    audio = read_part(encoded(sine(1000, rate, rate // 2), rate), sampling_rate=wanted)
+    assert audio.dtype == np.float32
+    assert audio.shape == (wanted // 2,)
+    inside = slice(wanted // 100, -wanted // 100)
+    np.testing.assert_allclose(audio[inside], sine(1000, wanted, len(audio))[inside], atol=0.002)
+
+
+def test_resampling_leaves_out_what_the_rate_cannot_hold():
+    """A tone of 12 kHz would be heard as one of 4 kHz at 16 kHz."""
+    audio = read_part(encoded(sine(12000, 48000, 9600), 48000))
+    assert np.abs(audio[160:-160]).max() < 0.001
+
+
+@pytest.mark.parametrize(("rate", "wanted"), [(44100, 16000), (8000, 16000), (16000, 22050), (48000, 44100)])
+def test_resampled_parts_are_those_of_the_whole(rate, wanted):
+    random = np.random.default_rng(0)
+    content = encoded(0.2 * random.standard_normal(5001), rate)
+    whole = read_part(content, sampling_rate=wanted)
+    assert whole.shape == (-(-5001 * wanted // rate),)
+    for _ in range(50):
+        start = int(random.integers(len(whole)))
+        stop = int(random.integers(start, len(whole))) + 1
+        np.testing.assert_array_equal(read_part(content, start, stop, wanted), whole[start:stop])
+
+
+def test_another_sampling_rate_is_an_error_unless_it_is_allowed():
+    file = in_memory(encoded(clip(0), 8000))
+    message = (
+        r"talk.wav has a sampling rate of 8000 Hz, wanted are 16000 Hz; "
+        r"allow resampling \(resample=True, --resample, --data.resample true\)"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        read_audio(file, sampling_rate=RATE)
+    assert not isinstance(raised.value, UnreadableFileError)
+    assert read_audio(file, sampling_rate=RATE, resample=True).shape == (400,)
+
+
+def test_several_channels_are_an_error_unless_they_may_be_averaged():
+    stereo = np.stack([sine(100, RATE, 300), np.full(300, 0.25)], axis=1)
+    file = in_memory(encoded(stereo))
+    message = (
+        r"talk.wav has 2 channels, wanted is one; allow their mean \(downmix=True, --downmix, --data.downmix true\)"
+    )
+    with pytest.raises(ValueError, match=message) as raised:
+        read_audio(file, sampling_rate=RATE)
+    assert not isinstance(raised.value, UnreadableFileError)
+    audio = read_audio(file, sampling_rate=RATE, downmix=True)
+    np.testing.assert_allclose(audio, stereo.mean(axis=1), atol=1e-6)
+
+
+def of_unknown_length() -> bytes:
+    """A FLAC file as it comes out of a pipe: the number of samples, 36 bits of its header, is 0."""
+    content = bytearray(encoded(clip(0), RATE, "FLAC"))
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    return bytes(content)
+
+
+def with_one(value: float) -> bytes:
+    return encoded(np.where(np.arange(200) == 100, value, clip(0)), RATE, "WAV", "FLOAT")
+
+
+UNREADABLE = {
+    "empty": (b"", "Format not recognised"),
+    "of another kind": (CORRUPT, "Format not recognised"),
+    "cut off": (
+        encoded(0.1 * np.random.default_rng(0).standard_normal(4000), RATE, "FLAC")[:-6000],
+        "samples 0 to 4000 cannot",
+    ),
+    "without a sample": (encoded(clip(0, 0)), "it holds no sample"),
+    "of unknown length": (of_unknown_length(), "its header does not say how long it is; encode it anew"),
+    "with NaN": (with_one(np.nan), "it holds values that are NaN or infinite"),
+    "with infinity": (with_one(np.inf), "it holds values that are NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_unreadable_files(kind):
+    content, reason = UNREADABLE[kind]
+    with pytest.raises(UnreadableFileError, match=rf"talk.wav: .*{reason}"):
+        read_audio(in_memory(content), sampling_rate=RATE)
+
+
+@pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="libsndfile")
+def test_an_mp3_file_that_is_cut_off():
+    content = encoded(sine(440, RATE, 30000), RATE, "MP3", None)
+    with pytest.raises(UnreadableFileError, match=r"it is cut off after \d+ of 30000 samples"):
+        read_audio(in_memory(content[: len(content) // 2]), sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("file", [None, {"bytes": None, "path": None}])
+def test_no_file(file):
+    with pytest.raises(UnreadableFileError, match="there is no file"):
+        AudioFile(file, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("{folder}/nothing.wav", "No such file"),
+        ("memory://nothing.wav", "nothing.wav"),
+        ("{folder}", "Is a directory"),
+        ("{folder}/headless.raw", "samplerate must be specified"),
+    ],
+)
+def test_a_path_without_an_audio_file(tmp_path, name, reason):
+    (tmp_path / "headless.raw").write_bytes(bytes(100))
+    name = name.format(folder=tmp_path)
+    with pytest.raises(UnreadableFileError, match=f"{name}: .*{reason}"):
+        read_audio(name, sampling_rate=RATE)
+
+
+def test_a_file_without_a_name():
+    with pytest.raises(UnreadableFileError, match="a file without a name: Format not recognised"):
+        read_audio({"bytes": CORRUPT, "path": None}, sampling_rate=RATE)
+
+
+def test_a_corrupt_part_is_found_where_it_is_read():
+    np.testing.assert_array_equal(read_part(with_one(np.nan), 0, 100), clip(0)[:100])
+    with pytest.raises(UnreadableFileError):
+        read_part(with_one(np.nan), 0, 101)
+
+
+def test_soundfile_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(ImportError, match=r"soundfile is missing; install it with: pip install 'vpvae_hf\[audio\]'"):
+        read_audio(in_memory(encoded(clip(0))), sampling_rate=RATE)

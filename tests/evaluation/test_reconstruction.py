@@ -1,0 +1,108 @@
+"""Images and audio through one code; audio with a small stand-in for a tokenizer."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from speech import RATE, BlockCodec, noisy, speech
+
+from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.evaluation import audio_quality, code_usage, evaluate_reconstruction, reconstruct
+from vpvae_hf.quantizers import CodebookNotFittedError
+
+NAMES = ("pesq", "stoi", "mel_distance")
+QUALITY = partial(audio_quality, sampling_rate=RATE)
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    """Four clips whose length is no multiple of the codec's eight samples."""
+    return torch.stack([speech(1.0, 90 + 40 * seed, seed)[:15_997] for seed in range(4)])[:, None]
+
+
+@pytest.fixture(scope="module")
+def codec(clips) -> BlockCodec:
+    latents = BlockCodec().latent_vectors(clips).detach().flatten(0, -2)
+    return BlockCodec(fit_kmeans(latents, 64).centroids)
+
+
+def test_reconstructions_have_the_clips_length(codec, clips):
+    made = reconstruct(codec, clips)
+    assert made.quantized.shape == made.unquantized.shape == clips.shape
+    assert made.codes.shape == made.squared_error.shape == (4, 2000)
+    assert (made.unquantized - clips).square().mean() < (made.quantized - clips).square().mean()
+    latents = codec.latent_vectors(clips)
+    expected = (codec.quantize.codebook[made.codes] - latents).square().sum(dim=-1)
+    torch.testing.assert_close(made.squared_error, expected.double())
+
+
+def test_the_mode_is_left_as_it_was(codec, clips):
+    for training in (True, False):
+        codec.train(training)
+        assert not reconstruct(codec, clips[:1]).quantized.requires_grad
+        assert codec.training == training
+
+
+def test_figures_are_means_over_clips(codec, clips):
+    quality = evaluate_reconstruction(codec, clips.split(3), quality=QUALITY, unquantized=NAMES)
+    made = reconstruct(codec, clips)
+    expected = {name: values.mean() for name, values in QUALITY(made.quantized, clips).items()}
+    expected |= {f"{name}_unquantized": values.mean() for name, values in QUALITY(made.unquantized, clips).items()}
+    expected["code_usage"] = code_usage(made.codes, 64)
+    expected["quantization_error_rms"] = made.squared_error.mean().sqrt()
+    assert list(quality.figures) == list(expected)
+    assert quality.figures == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+    assert (quality.items, quality.tokens) == (4, 4 * 2000)
+    assert quality.undefined == dict.fromkeys([*NAMES, *(f"{name}_unquantized" for name in NAMES)], 0)
+    for name, sign in (("pesq", 1), ("stoi", 1), ("mel_distance", -1)):
+        assert sign * quality.figures[name] < sign * quality.figures[f"{name}_unquantized"]
+
+
+def test_clips_of_different_lengths_count_alike(codec, clips):
+    batches = [clips[:1], clips[1:2, :, :12_000]]
+    quality = evaluate_reconstruction(codec, batches, quality=QUALITY)
+    each = [evaluate_reconstruction(codec, [batch], quality=QUALITY).figures for batch in batches]
+    for name in NAMES:
+        assert quality.figures[name] == pytest.approx((each[0][name] + each[1][name]) / 2, rel=1e-6)
+    assert (quality.items, quality.tokens) == (2, 2000 + 1500)
+
+
+def test_silence_is_left_out_and_counted(codec, clips):
+    silence = torch.zeros(2, 1, clips.shape[-1])
+    quality = evaluate_reconstruction(codec, [clips, silence], quality=QUALITY, unquantized=("pesq",))
+    spoken = evaluate_reconstruction(codec, [clips], quality=QUALITY)
+    assert quality.undefined == {"pesq": 2, "stoi": 2, "mel_distance": 0, "pesq_unquantized": 2}
+    for name in ("pesq", "stoi"):
+        assert quality.figures[name] == pytest.approx(spoken.figures[name], rel=1e-6)
+    assert quality.items == 6
+    silent = evaluate_reconstruction(codec, [silence], quality=QUALITY)
+    assert math.isnan(silent.figures["pesq"])
+    assert silent.undefined["pesq"] == silent.items == 2
+
+
+def test_a_given_codebook_is_used(codec, clips):
+    codebook = codec.quantize.codebook[:16]
+    quality = evaluate_reconstruction(BlockCodec(), [clips], codebook, quality=QUALITY)
+    expected = evaluate_reconstruction(BlockCodec(codebook), [clips], quality=QUALITY)
+    assert quality.figures == pytest.approx(expected.figures, rel=1e-6)
+    full = evaluate_reconstruction(codec, [clips], quality=QUALITY)
+    assert full.figures["quantization_error_rms"] < quality.figures["quantization_error_rms"]
+
+
+def test_what_cannot_be_measured(codec, clips):
+    with pytest.raises(ValueError, match="no batches"):
+        evaluate_reconstruction(codec, [], quality=QUALITY)
+    with pytest.raises(CodebookNotFittedError):
+        evaluate_reconstruction(BlockCodec(), [clips], quality=QUALITY)
+    with pytest.raises(ValueError, match="gives no psnr; it gives pesq, stoi, mel_distance"):
+        evaluate_reconstruction(codec, [clips], quality=QUALITY, unquantized=("stoi", "psnr"))
+
+
+def test_noise_in_the_codebook_is_worse(codec, clips):
+    figures = [
+        evaluate_reconstruction(codec, [clips], noisy(codec.quantize.codebook, deviation), quality=QUALITY).figures
+        for deviation in (0, 0.02, 0.1)
+    ]
+    for name, sign in (("pesq", 1), ("stoi", 1), ("mel_distance", -1)):
+        assert sign * figures[0][name] > sign * figures[1][name] > sign * figures[2][name]
