@@ -5,14 +5,14 @@ from setuptools import find_packages, setup
 extras = {
     "train": ["datasets>=4.0", "torchdata>=0.11", "omegaconf>=2.4", "tensorboard>=2.18", "torchmetrics>=1.8"],
     "eval": ["torchmetrics>=1.8"],
-    "audio": ["soundfile>=0.12"],
+    "audio": ["soundfile>=0.12", "pesq>=0.0.4", "pystoi>=0.4", "torchmetrics>=1.8"],
     # To test the CUDA kernels without a GPU, in triton's interpreter (1 GB). Torch for CUDA brings its own triton.
     "interpreter": ["triton==3.9.0"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
     "dev": ["pytest>=8.4", "ruff>=0.12"],
 }
-extras["dev"] += sorted(set(extras["train"] + extras["eval"] + extras["demo"]))
+extras["dev"] += sorted(set(extras["train"] + extras["eval"] + extras["audio"] + extras["demo"]))
 
 setup(
     name="vpvae_hf",

@@ -8,8 +8,8 @@ from image_runs import ARCHITECTURE, VECTOR, write_pictures
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import ImageLoader, ImageStream, open_images
-from vpvae_hf.evaluation import evaluate_reconstruction
+from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
+from vpvae_hf.evaluation import evaluate_reconstruction, image_quality
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,13 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     assert (vae.quantize.codebook_size, vae.quantize.config.fitted) == (48, True)
     assert main(["evaluate", str(fitted), "--dataset", data, "--save"]) == 0
     printed = capsys.readouterr().out
-    stream = ImageStream(open_images(data, split="validation"), size=16, shortest_side=16)
-    quality = evaluate_reconstruction(vae, ImageLoader(stream, batch_size=9))
-    assert f"{quality.psnr:.2f} dB ({quality.psnr_unquantized:.2f} dB not quantized)" in printed
+    stream = SampleStream(open_images(data, split="validation"), ImageCrop(size=16, shortest_side=16))
+    batches = SampleLoader(stream, batch_size=9)
+    figures = evaluate_reconstruction(vae, batches, quality=image_quality, unquantized=("psnr",)).figures
+    assert f"{figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} dB not quantized)" in printed
     (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert saved["images"] == 9
-    assert saved["metrics"]["psnr"] == pytest.approx(quality.psnr, rel=1e-6)
+    assert saved["metrics"] == pytest.approx(figures, rel=1e-6)
     # A second measurement of the same split takes the first one's place; a refit makes both void.
     assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--size", "8"]) == 0
     (again,) = json.loads((fitted / "results.json").read_text())["evaluation"]

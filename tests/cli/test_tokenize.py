@@ -13,7 +13,7 @@ from image_shards import CORRUPT, encoded, loader_of, write_shards
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli import tokenize as cli_tokenize
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import code_files
+from vpvae_hf.data import code_files, coders
 
 datasets = pytest.importorskip("datasets")
 
@@ -127,7 +127,7 @@ def test_codes_go_back_into_the_tokenizer(images, tmp_path, streaming, codebook_
 
 @pytest.mark.parametrize(("codebook_size", "dtype"), [(2, "uint8"), (1 << 16, "uint16"), ((1 << 16) + 1, "int32")])
 def test_the_smallest_type_that_holds_the_codes(codebook_size, dtype):
-    assert code_files.code_dtype(codebook_size) == dtype
+    assert coders.code_dtype(codebook_size) == dtype
     assert np.iinfo(dtype).max >= codebook_size - 1
 
 

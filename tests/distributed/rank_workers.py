@@ -9,6 +9,7 @@ import torch.distributed as dist
 from vpvae_hf import AutoencoderVP, fit_codebook
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.codebook.survey import survey
+from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
 
 
 def latents(count: int, dim: int = 3) -> torch.Tensor:
@@ -37,6 +38,18 @@ def tiny_model() -> AutoencoderVP:
 def images(rank: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(rank)
     return [torch.rand(4, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(4)]
+
+
+def error_of_dark_images(reconstruction: torch.Tensor, original: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Not defined for images that are brighter than grey."""
+    error = (reconstruction - original).square().mean(dim=(1, 2, 3))
+    return {"error": error.masked_fill(original.mean(dim=(1, 2, 3)) > 0, torch.nan)}
+
+
+def measured(model: AutoencoderVP, batches: list[torch.Tensor], across_ranks: bool) -> ReconstructionQuality:
+    return evaluate_reconstruction(
+        model, batches, quality=error_of_dark_images, unquantized=("error",), across_ranks=across_ranks
+    )
 
 
 class Broken:
@@ -79,5 +92,7 @@ def run(rank: int, ranks: int, folder: str) -> None:
         warnings.simplefilter("ignore", UserWarning)  # few latents a code, on purpose
         found["fit"] = fit_codebook(model, images(rank), across_ranks=True, progress=False)
     found["codebook"] = model.quantize.codebook
+    found["quality"] = measured(model, images(0)[: 3 - 2 * rank], across_ranks=True)
+    found["quality of one rank's"] = measured(model, images(0) if rank else [], across_ranks=True)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -88,3 +88,19 @@ def test_fit_codebook_gives_every_rank_the_same_codebook_and_figures(ranks):
     )
     distance = (latents[:, None] - ranks[0]["codebook"][None]).square().sum(dim=2).min(dim=1).values
     assert float(distance.mean()) == pytest.approx(fit.distortion, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("case", "batches"), [("quality", [0, 1, 2, 0]), ("quality of one rank's", [0, 1, 2, 3])], ids=["uneven", "one"]
+)
+def test_quality_is_that_of_all_ranks_items_together(ranks, case, batches):
+    """Also where a rank has no batches, and so doesn't know what is measured."""
+    assert ranks[0][case] == ranks[1][case]
+    model = rank_workers.tiny_model()
+    model.set_codebook(ranks[0]["codebook"])
+    alone = rank_workers.measured(model, [rank_workers.images(0)[i] for i in batches], across_ranks=False)
+    assert ranks[0][case].figures == pytest.approx(alone.figures, rel=1e-6)
+    assert list(ranks[0][case].figures) == list(alone.figures)
+    assert ranks[0][case].undefined == alone.undefined
+    assert 0 < alone.undefined["error"] < 16
+    assert (ranks[0][case].items, ranks[0][case].tokens) == (16, 16 * 64)

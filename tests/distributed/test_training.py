@@ -14,8 +14,8 @@ from image_runs import metrics, settings, write_pictures
 from safetensors.torch import load_file
 
 from vpvae_hf import AutoencoderVP
-from vpvae_hf.data import ImageLoader, ImageStream, open_images
-from vpvae_hf.evaluation import evaluate_reconstruction
+from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
+from vpvae_hf.evaluation import evaluate_reconstruction, image_quality
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "image" / "train.py"
 
@@ -53,7 +53,7 @@ def whole(data, tmp_path_factory):
 def test_two_ranks_train_on_both_their_parts(whole):
     rows = [row for row in metrics(whole) if "loss/total" in row]
     assert [row["step"] for row in rows] == list(range(1, 13))
-    assert [row["images"] for row in rows] == [8 * step for step in range(1, 13)]
+    assert [row["examples"] for row in rows] == [8 * step for step in range(1, 13)]
 
 
 def test_the_queue_is_one_for_both(whole):
@@ -67,8 +67,10 @@ def test_metrics_of_two_ranks_are_those_of_one_process(whole, data):
     assert results["images"] == 11
     vae = AutoencoderVP.from_pretrained(whole / "tokenizer")
     source = open_images(data, split="validation")
-    alone = evaluate_reconstruction(vae, ImageLoader(ImageStream(source, size=16, shortest_side=20), batch_size=4))
-    assert results["metrics"] == pytest.approx(alone.figures(), rel=1e-6)
+    stream = SampleStream(source, ImageCrop(size=16, shortest_side=20))
+    batches = SampleLoader(stream, batch_size=4)
+    alone = evaluate_reconstruction(vae, batches, quality=image_quality, unquantized=("psnr",))
+    assert results["metrics"] == pytest.approx(alone.figures, rel=1e-6)
 
 
 def test_a_killed_rank_ends_the_job_and_it_goes_on_exactly(whole, data, tmp_path):

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from vpvae_hf.training.config import TrainingConfig
+from vpvae_hf.training.config import ImageTrainingConfig
 
 ARCHITECTURE = {
     "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -20,7 +20,7 @@ ARCHITECTURE = {
 }
 VECTOR = {"kind": "vp", "codebook_size": 32, "latent_dim": 4, "queue_share": 0.1}
 # What no two runs have in common.
-TIMES = "images_per_second"
+TIMES = "examples_per_second"
 
 
 def write_pictures(folder: Path, *, shards: dict[str, list[int]], seed: int = 0, dark: bool = False) -> str:
@@ -65,10 +65,10 @@ def settings(source: str, output: Path, **changes) -> dict:
     }
 
 
-def configured(values: dict) -> TrainingConfig:
+def configured(values: dict) -> ImageTrainingConfig:
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainingConfig), values))
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ImageTrainingConfig), values))
 
 
 def metrics(output: Path) -> list[dict]:

@@ -5,18 +5,20 @@ from pathlib import Path
 import pytest
 
 from vpvae_hf.training.arguments import describe, parse_config
-from vpvae_hf.training.config import TrainingConfig
-from vpvae_hf.training.starting import build_model
+from vpvae_hf.training.audio import AudioModality
+from vpvae_hf.training.config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
+from vpvae_hf.training.images import ImageModality
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "image"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-def parse(*arguments: str) -> TrainingConfig:
-    return parse_config(TrainingConfig, arguments)
+def parse(*arguments: str, kind: type[TrainingConfig] = ImageTrainingConfig) -> TrainingConfig:
+    return parse_config(kind, arguments)
 
 
 def test_defaults():
-    assert parse() == TrainingConfig()
+    assert parse() == ImageTrainingConfig()
+    assert parse(kind=AudioTrainingConfig) == AudioTrainingConfig()
 
 
 def test_files_and_arguments_in_order(tmp_path):
@@ -36,6 +38,16 @@ def test_files_and_arguments_in_order(tmp_path):
     assert config.checkpoints_total_limit is None
 
 
+def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
+    file = tmp_path / "vp.yaml"
+    file.write_text("quantizer: {kind: vp, queue_share: 0.1, codebook_size: 64}\n")
+    kept = {"kind": "vp", "queue_share": 0.1, "codebook_size": 32}
+    assert parse("--config", str(file), "--quantizer.codebook_size", "32").quantizer == kept
+    other = parse("--config", str(file), "--quantizer.kind", "fsp", "--quantizer.codebook_size", "256")
+    assert other.quantizer == {"kind": "fsp", "codebook_size": 256}
+    assert parse("--config", str(file), "--quantizer", "{kind: fsp}").quantizer == {"kind": "fsp"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -46,6 +58,7 @@ def test_files_and_arguments_in_order(tmp_path):
         (["--xyz", "1"], "xyz is no setting; valid keys: output_dir"),
         (["--data.size", "abc"], "data.size: Value 'abc' of type 'str' could not be converted to Integer"),
         (["--data.crop", "middle"], "expected one of"),
+        (["--data.segment_s", "1"], "data.segment_s is no setting"),
         (["--losses.l1", "much"], "losses.l1"),
         (["--data.size"], "--data.size needs a value"),
         (["--data", "3"], "the command line"),
@@ -84,9 +97,13 @@ def test_files_that_are_not_there_or_go_in_a_circle(tmp_path):
         parse("--config", str(tmp_path / "a.yaml"))
 
 
-def test_every_setting_is_described():
-    text = describe(TrainingConfig)
-    for name in (*(field.name for field in dataclasses.fields(TrainingConfig)), "data.name", "adversarial.weight"):
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [(ImageTrainingConfig, "adversarial.weight"), (AudioTrainingConfig, "data.segment_s")],
+)
+def test_every_setting_is_described(kind, own):
+    text = describe(kind)
+    for name in (*(field.name for field in dataclasses.fields(kind)), "data.name", own):
         assert f"--{name}" in text or f"--{name}." in text
 
 
@@ -97,18 +114,47 @@ def test_every_setting_is_described():
 def test_accelerate_takes_its_configurations(file, machines, processes):
     from accelerate.commands.config.config_args import load_config_from_file
 
-    config = load_config_from_file(str(RECIPES.parent / "accelerate" / file))
+    config = load_config_from_file(str(RECIPES / "accelerate" / file))
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "bf16")
 
 
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.name)
-def test_every_recipe_is_valid(file):
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("image/*.yaml")), ids=lambda file: file.name)
+def test_every_image_recipe_is_valid(file):
     config = parse("--config", str(file))
     small = {"block_out_channels": [8] * len(config.model.architecture.get("block_out_channels", [8] * 4))}
     config.model.architecture |= {**small, "norm_num_groups": 4, "layers_per_block": 1}
-    model = build_model(config.model, config.quantizer, config.data.size)
+    model = ImageModality().build_model(config)
     if file.name.startswith(("vp", "fsp", "ablation")):
         assert model.downsample_factor == 8
         assert config.output_dir == f"runs/image_{file.stem.removeprefix('ablation_')}"
         size = int(file.stem.rpartition("_k")[2]) if "_k" in file.stem else 1024
         assert abs(math.log2(model.quantize.codebook_size / size)) < 0.1
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("audio/*.yaml")), ids=lambda file: file.name)
+def test_every_audio_recipe_is_valid(file):
+    config = parse("--config", str(file), kind=AudioTrainingConfig)
+    small = {"encoder_hidden_size": 2, "decoder_hidden_size": 32, "hidden_size": 16, "intermediate_size": 16}
+    config.model.architecture |= small
+    model = AudioModality().build_model(config)
+    assert (model.config.hop_length, model.config.sampling_rate) == (96, 16000)
+    if file.name.startswith(("vp", "fsp")):
+        assert config.output_dir == f"runs/audio_{file.stem}"
+        size = int(file.stem.rpartition("_k")[2])
+        assert abs(math.log2(model.quantize.codebook_size / size)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.size", "64"], "data.size is no setting"),
+        (["--data.segment_s", "0"], "data.segment_s must be positive, got 0.0"),
+        (["--data.validation_examples", "0"], "data.validation_examples must be at least 1, or null, got 0"),
+        (["--adversarial.weight", "1"], "adversarial is no setting"),
+        (["--model.from_autoencoder_kl", "x"], "model.from_autoencoder_kl is no setting"),
+    ],
+)
+def test_bad_arguments_for_audio(arguments, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is what is tested
+        parse(*arguments, kind=AudioTrainingConfig)
+    assert message in str(error.value)

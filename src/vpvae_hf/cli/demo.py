@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
-from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction, image_quality
+from vpvae_hf.losses import build_image_losses
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, fit_codebook
 from vpvae_hf.training.config import TrainingConfig
 from vpvae_hf.training.loop import Trainer
 from vpvae_hf.training.metrics_log import MetricsLog
-from vpvae_hf.training.validation import preview_codebook, validation_figures
+from vpvae_hf.training.validation import preview_codebook
 
 # Small enough for two CPU cores: factor 4, 0.7 million weights.
 _ARCHITECTURE = {
@@ -105,14 +106,15 @@ def run(options: argparse.Namespace) -> None:
             logging_steps=_LOGGING_STEPS,
             validation_steps=max(1, options.steps // _VALIDATIONS),
         ),
-        validate=lambda step: validation_figures(vae, validated, preview_codebook(vae.quantize), across_ranks=False),
+        losses=build_image_losses(_LOSS_WEIGHTS),
+        validate=lambda step: _validated(vae, validated),
     ).run()
     fit = None
     if vae.quantize.needs_fitting:
         crops = random_crops(training, size=_HELD_OUT_CROP, batch_size=_BATCH_SIZE, seed=options.seed + 1)
         fit = fit_codebook(vae, crops, seed=options.seed)
     vae.eval()
-    quality = evaluate_reconstruction(vae, held_out_crops)
+    quality = _measured(vae, held_out_crops)
     shown = _middle_crops(held_out)
     folder = options.output / "tokenizer"
     vae.save_pretrained(folder)
@@ -182,6 +184,18 @@ def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
     return images[:-held_out], images[-held_out:]
 
 
+def _measured(vae: AutoencoderVP, crops: list[Tensor], codebook: Tensor | None = None) -> ReconstructionQuality:
+    return evaluate_reconstruction(vae, crops, codebook, quality=image_quality, unquantized=("psnr",))
+
+
+def _validated(vae: AutoencoderVP, crops: list[Tensor]) -> dict[str, float]:
+    """Figures with the codebook that the queue would give now; none while it is too short for one."""
+    codebook = preview_codebook(vae.quantize)
+    if vae.quantize.needs_fitting and codebook is None:
+        return {}
+    return _measured(vae, crops, codebook).figures
+
+
 def _middle_crops(images: list[np.ndarray]) -> Tensor:
     """The crop nearest to the middle of each of the first images, [B, 3, S, S]."""
     crops = [list(center_crops([image], size=_SHOWN_CROP, batch_size=1)) for image in images[:_SHOWN_IMAGES]]
@@ -223,7 +237,7 @@ def _results(
 ) -> dict[str, Any]:
     return {
         "settings": {name: str(value) for name, value in vars(options).items() if name != "run"},
-        "held_out": dataclasses.asdict(quality),
+        "held_out": {**quality.figures, "lpips": None, "images": quality.items, "tokens": quality.tokens},
         "codebook_fit": None if fit is None else dataclasses.asdict(fit),
         "last_steps": {
             name: _json_number(log.last_mean(name, _LAST_ROWS))
@@ -233,13 +247,14 @@ def _results(
 
 
 def _table(log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQuality) -> str:
+    figures = quality.figures
     rows = [
-        (f"On {quality.images} held-out crops", ""),
-        ("PSNR, quantized", f"{quality.psnr:.2f} dB"),
-        ("PSNR, not quantized", f"{quality.psnr_unquantized:.2f} dB"),
-        ("SSIM, quantized", f"{quality.ssim:.3f}"),
-        ("code usage (CVU)", f"{quality.code_usage:.3f}"),
-        ("quantization error, RMS", f"{quality.quantization_error_rms:.3f}"),
+        (f"On {quality.items} held-out crops", ""),
+        ("PSNR, quantized", f"{figures['psnr']:.2f} dB"),
+        ("PSNR, not quantized", f"{figures['psnr_unquantized']:.2f} dB"),
+        ("SSIM, quantized", f"{figures['ssim']:.3f}"),
+        ("code usage (CVU)", f"{figures['code_usage']:.3f}"),
+        ("quantization error, RMS", f"{figures['quantization_error_rms']:.3f}"),
         (f"In the last {_LAST_ROWS * _LOGGING_STEPS} training steps", ""),
         ("displacement, RMS", f"{log.last_mean('quantizer/displacement_rms', _LAST_ROWS):.3f}"),
         (

@@ -1,15 +1,25 @@
-"""`vpvae evaluate`: what a saved tokenizer keeps of a data set's images."""
+"""`vpvae evaluate`: what a saved tokenizer keeps of a data set's images or audio."""
 
 import argparse
 from pathlib import Path
 
-import torch
-
-from vpvae_hf import AutoencoderVP
-from vpvae_hf.evaluation import evaluate_reconstruction
+from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.hub import read_results, write_results
 
-from .images import add_data_options, crops
+from .inputs import add_data_options, inputs_for
+from .tokenizers import load_tokenizer
+
+# Name -> label, decimals, and unit.
+_SHOWN = {
+    "psnr": ("PSNR", 2, " dB"),
+    "ssim": ("SSIM", 4, ""),
+    "lpips": ("LPIPS", 4, ""),
+    "pesq": ("PESQ (wide band)", 3, ""),
+    "stoi": ("STOI", 4, ""),
+    "mel_distance": ("mel distance", 4, ""),
+    "code_usage": ("code usage (CVU)", 4, ""),
+    "quantization_error_rms": ("quantization error, RMS", 4, ""),
+}
 
 
 def add_parser(commands) -> None:
@@ -17,7 +27,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="measure a saved tokenizer on a data set",
-        description="Measure PSNR, SSIM and code usage on centre crops of every image of a split.",
+        description="Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
+        "distance and code usage on every clip of audio.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("tokenizer", help="folder or hub id")
@@ -32,21 +43,31 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.tokenizer)
     if options.save and not folder.is_dir():
         raise FileNotFoundError(f"--save needs a local folder, got {options.tokenizer}; download the tokenizer first")
-    model = AutoencoderVP.from_pretrained(options.tokenizer).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    quality = evaluate_reconstruction(model, crops(options, model, random=False, passes=1), lpips=options.lpips)
-    print(f"{options.dataset}, {options.split}: {quality.images} images, {quality.tokens} tokens")
-    print(f"  PSNR                     {quality.psnr:.2f} dB ({quality.psnr_unquantized:.2f} dB not quantized)")
-    print(f"  SSIM                     {quality.ssim:.4f}")
-    if quality.lpips is not None:
-        print(f"  LPIPS                    {quality.lpips:.4f}")
-    print(f"  code usage (CVU)         {quality.code_usage:.4f}")
-    print(f"  quantization error, RMS  {quality.quantization_error_rms:.4f}")
+    model = load_tokenizer(options.tokenizer)
+    inputs = inputs_for(model, options)
+    quality = evaluate_reconstruction(
+        model, inputs.in_order(), quality=inputs.quality(lpips=options.lpips), unquantized=inputs.unquantized
+    )
+    print(f"{options.dataset}, {options.split}: {quality.items} {inputs.measured}, {quality.tokens} tokens")
+    _print_figures(quality)
     if options.save:
-        entry = {"dataset": options.dataset, "split": options.split, "images": quality.images}
+        entry = {"dataset": options.dataset, "split": options.split, inputs.measured: quality.items}
         results = read_results(folder)
         same = (options.dataset, options.split)
         others = [old for old in results.get("evaluation", []) if (old["dataset"], old["split"]) != same]
-        results["evaluation"] = [*others, entry | {"tokens": quality.tokens, "metrics": quality.figures()}]
+        results["evaluation"] = [*others, entry | {"tokens": quality.tokens, "metrics": quality.figures}]
         write_results(folder, results)
         print(f"added to the results and the model card in {folder}")
+
+
+def _print_figures(quality: ReconstructionQuality) -> None:
+    for name, (label, decimals, unit) in _SHOWN.items():
+        if name not in quality.figures:
+            continue
+        notes = []
+        if f"{name}_unquantized" in quality.figures:
+            notes.append(f"{quality.figures[f'{name}_unquantized']:.{decimals}f}{unit} not quantized")
+        if quality.undefined.get(name):
+            notes.append(f"not defined for {quality.undefined[name]}, which are left out")
+        note = f" ({'; '.join(notes)})" if notes else ""
+        print(f"  {label:<25}{quality.figures[name]:.{decimals}f}{unit}{note}")

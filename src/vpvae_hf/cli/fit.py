@@ -4,12 +4,11 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from vpvae_hf import AutoencoderVP, fit_codebook
+from vpvae_hf import fit_codebook
 from vpvae_hf.hub import read_results, write_results
 
-from .images import add_data_options, crops
+from .inputs import add_data_options, inputs_for
+from .tokenizers import load_tokenizer, loading_code
 
 
 def add_parser(commands) -> None:
@@ -17,8 +16,8 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "fit",
         help="fit a codebook to a saved tokenizer",
-        description="Encode random crops of a data set with a saved tokenizer, cluster the latents, and save the "
-        "tokenizer with that codebook in another folder.",
+        description="Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
+        "save the tokenizer with that codebook in another folder.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("tokenizer", help="folder or hub id")
@@ -26,7 +25,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
-    parser.add_argument("--seed", type=int, default=0, help="of crops and K-means")
+    parser.add_argument("--seed", type=int, default=0, help="of crops or segments, and K-means")
     add_data_options(parser, split="train")
     parser.set_defaults(run=run)
 
@@ -38,9 +37,8 @@ def run(options: argparse.Namespace) -> None:
         raise FileExistsError(f"{output} is a file; name a folder with --output")
     if output.is_dir() and any(output.iterdir()) and not options.overwrite:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
-    model = AutoencoderVP.from_pretrained(options.tokenizer)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    batches = crops(options, model, random=True, passes=None, seed=options.seed)
+    model = load_tokenizer(options.tokenizer)
+    batches = inputs_for(model, options).shuffled(options.seed)
     fit = fit_codebook(
         model, batches, options.codebook_size, latents_per_code=options.latents_per_code, seed=options.seed
     )
@@ -51,4 +49,4 @@ def run(options: argparse.Namespace) -> None:
         f"{fit.codebook_size} codes fitted to {fit.fitted_latents} latents: mean squared error {fit.distortion:.4f}, "
         f"on {fit.held_out_latents} others {fit.held_out_distortion:.4f}, CVU {fit.held_out_usage:.3f}"
     )
-    print(f'saved: AutoencoderVP.from_pretrained("{output}")')
+    print(f"saved: {loading_code(model, output)}")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vpvae_hf import CodebookNotFittedError
 
-from . import demo, evaluate, fit, push, tokenize
+from . import audio_files, demo, evaluate, fit, push, tokenize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,12 +15,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 after an error, 130 after an interruption.
     """
-    parser = argparse.ArgumentParser(prog="vpvae", description="Discrete tokens from images: train, fit, use.")
+    description = "Discrete tokens from images and audio: train, fit, use."
+    parser = argparse.ArgumentParser(prog="vpvae", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo.add_parser(commands)
     fit.add_parser(commands)
     evaluate.add_parser(commands)
     tokenize.add_parser(commands)
+    audio_files.add_encode_parser(commands)
+    audio_files.add_decode_parser(commands)
     push.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

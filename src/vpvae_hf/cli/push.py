@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from vpvae_hf.hub import push_folder
+from vpvae_hf.hub import push_folder, read_saved
 
 
 def add_parser(commands) -> None:
@@ -43,4 +43,4 @@ def run(options: argparse.Namespace) -> None:
         # With its owner, whom the one given may lack.
         repo_id = url.removeprefix(f"{constants.ENDPOINT}/").split("/tree/")[0]
         revision = "" if options.revision is None else f", revision={options.revision!r}"
-        print(f"load it with AutoencoderVP.from_pretrained({repo_id!r}{revision})")
+        print(f"load it with {read_saved(options.folder).class_name}.from_pretrained({repo_id!r}{revision})")

@@ -1,4 +1,4 @@
-"""`vpvae tokenize`: a data set of images into one of codes."""
+"""`vpvae tokenize`: a data set of images or audio into one of codes."""
 
 import argparse
 import time
@@ -9,10 +9,11 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from vpvae_hf import AutoencoderVP, CodebookNotFittedError
+from vpvae_hf import CodebookNotFittedError
 from vpvae_hf.data import CodeFiles, check_readable, claim_folder, tokenizer_hash, write_totals
 
-from .images import add_data_options, open_dataset
+from .inputs import Inputs, add_data_options, inputs_for
+from .tokenizers import load_tokenizer
 
 
 def add_parser(commands) -> None:
@@ -20,9 +21,10 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "tokenize",
         help="write a data set's codes to Parquet files",
-        description="Encode every image of a split, scaled and cropped at its centre, and write the codes beside the "
-        "data set's other columns to Parquet files, which datasets.load_dataset reads. A run that was interrupted goes "
-        "on when it is started again. For several GPUs start it with accelerate launch -m vpvae_hf.cli.main tokenize.",
+        description="Encode every image of a split, scaled and cropped at its centre, or every clip of audio, and "
+        "write the codes beside the data set's other columns to Parquet files, which datasets.load_dataset reads. A "
+        "run that was interrupted goes on when it is started again. For several GPUs start it with accelerate launch "
+        "-m vpvae_hf.cli.main tokenize.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("tokenizer", help="folder or hub id")
@@ -35,67 +37,63 @@ def add_parser(commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write this rank's share of the files; the first rank prints."""
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
     ranks = PartialState(cpu=not torch.accelerator.is_available())
-    model = AutoencoderVP.from_pretrained(options.tokenizer, revision=options.revision).eval().to(ranks.device)
+    model = load_tokenizer(options.tokenizer, options.revision, ranks.device)
     if not model.quantize.config.fitted:
         raise CodebookNotFittedError(
             f"{options.tokenizer} has no fitted codebook; run `vpvae fit {options.tokenizer} --dataset NAME` first"
         )
-    size = model.config.sample_size if options.size is None else options.size
-    shortest_side = size if options.shortest_side is None else options.shortest_side
-    source = open_dataset(options, streaming=not options.no_streaming, other_columns=True)
+    inputs = inputs_for(model, options)
+    coder = inputs.coder()
+    source = inputs.source(streaming=not options.no_streaming, other_columns=True)
     # Of a slice the name alone: brackets have no place in the name of a file.
     split = options.split.partition("[")[0]
-    files = CodeFiles(source, options.output, split=split, size=size, shortest_side=shortest_side, model=model)
-    check_readable(source)
-    claim_folder(options.output, _settings(options, model, size, shortest_side, source.column, files.count))
+    files = CodeFiles(source, options.output, split=split, coder=coder)
+    check_readable(source, coder.cut)
+    claim_folder(options.output, _settings(inputs, source.column, files.count))
     if ranks.is_main_process and files.count < ranks.num_processes:
         idle = ranks.num_processes - files.count
         print(
             f"the data set has {files.count} shards for {ranks.num_processes} ranks: {idle} have nothing to do; "
             "with --no-streaming it is split into up to 256"
         )
-    _write(files, ranks, options.batch_size)
-    _finish(files, ranks, options.output)
+    _write(files, ranks, options.batch_size, inputs.measured)
+    _finish(files, ranks, options.output, inputs.measured)
     ranks.destroy_process_group()
 
 
-def _settings(
-    options: argparse.Namespace, model: AutoencoderVP, size: int, shortest_side: int, column: str, files: int
-) -> dict[str, Any]:
+def _settings(inputs: Inputs, column: str, files: int) -> dict[str, Any]:
+    options, model = inputs.options, inputs.model
     return {
         "tokenizer": options.tokenizer,
         "tokenizer_revision": options.revision,
         "tokenizer_sha256": tokenizer_hash(model),
         "codebook_size": model.quantize.codebook_size,
-        "downsample_factor": model.downsample_factor,
+        **inputs.scale(),
         "dataset": options.dataset,
         "dataset_config": options.dataset_config,
         "dataset_revision": options.dataset_revision,
         "split": options.split,
         "column": column,
         "streaming": not options.no_streaming,
-        "size": size,
-        "shortest_side": shortest_side,
+        **inputs.coding(),
         "files": files,
-        "images": None,
-        "unreadable_images": None,
+        inputs.measured: None,
+        f"unreadable_{inputs.measured}": None,
     }
 
 
-def _write(files: CodeFiles, ranks: PartialState, batch_size: int) -> None:
+def _write(files: CodeFiles, ranks: PartialState, batch_size: int, measured: str) -> None:
     todo = files.unfinished(ranks.process_index, ranks.num_processes)
-    # Shards are what is counted beforehand; the number of images is often not known.
+    # Shards are what is counted beforehand; the number of images or clips is often not known.
     bar = tqdm(total=len(todo), unit="file", disable=not ranks.is_main_process or not todo)
-    started, images = time.monotonic(), 0
+    started, done = time.monotonic(), 0
 
     def progress(count: int) -> None:
-        nonlocal images
-        images += count
-        bar.set_postfix_str(f"{images} images, {images / (time.monotonic() - started):.0f} images/s a rank")
+        nonlocal done
+        done += count
+        bar.set_postfix_str(f"{done} {measured}, {done / (time.monotonic() - started):.0f} {measured}/s a rank")
 
     with bar:
         for number in todo:
@@ -103,13 +101,13 @@ def _write(files: CodeFiles, ranks: PartialState, batch_size: int) -> None:
             bar.update()
 
 
-def _finish(files: CodeFiles, ranks: PartialState, output: Path) -> None:
+def _finish(files: CodeFiles, ranks: PartialState, output: Path, measured: str) -> None:
     """Count, on the rank that comes last."""
     left = len(files.unfinished())
     if left == 0:
-        images, unreadable = files.totals()
-        write_totals(output, images=images, unreadable_images=unreadable)
+        done, unreadable = files.totals()
+        write_totals(output, **{measured: done, f"unreadable_{measured}": unreadable})
     if ranks.is_main_process and left:
         print(f"{files.count - left} of {files.count} files in {output}; other ranks are at work on the rest")
     elif ranks.is_main_process:
-        print(f"{images} images in {files.count} files in {output}; {unreadable} unreadable images left out")
+        print(f"{done} {measured} in {files.count} files in {output}; {unreadable} unreadable {measured} left out")

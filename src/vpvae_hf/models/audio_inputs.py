@@ -18,7 +18,9 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
         raise ValueError(f"audio must be mono, [B, 1, T], got shape {tuple(audio.shape)}; {remedy}")
     if not audio.is_floating_point():
         raise TypeError(f"audio must be floating point in [-1, 1], got {audio.dtype}; use the feature extractor")
-    if audio.shape[-1] < shortest or len(audio) == 0:
+    if len(audio) == 0:
+        raise ValueError(f"audio must be a batch of at least one sample, got shape {tuple(audio.shape)}")
+    if audio.shape[-1] < shortest:
         raise ValueError(
             f"audio must have at least {shortest} samples, which one code stands for, got shape {tuple(audio.shape)}; "
             "append zeros"

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from vpvae_hf.quantizers import quantizer_config
 
@@ -43,7 +44,7 @@ class VPCodecConfig(PreTrainedConfig):
         num_codebooks: 1.
 
     Raises:
-        ValueError: a value out of its range, a misspelt field, or invalid quantizer settings.
+        ValueError: a value out of its range, a misspelt or derived field, or invalid quantizer settings.
     """
 
     model_type = "vp_codec"
@@ -72,25 +73,17 @@ class VPCodecConfig(PreTrainedConfig):
     quantizer: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
-        self._refuse_misspelt(kwargs)
+        self._refuse_others(kwargs)
         self.downsampling_ratios = list(self.downsampling_ratios)
-        for name in ("sampling_rate", "encoder_hidden_size", "hidden_size", "num_attention_heads", "sliding_window"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.num_hidden_layers >= 0, "num_hidden_layers", "at least 0")
-        ratios = self.downsampling_ratios
-        valid = len(ratios) > 0 and all(ratio >= 1 for ratio in ratios)
-        self._require(valid, "downsampling_ratios", "a list of strides of at least 1")
-        divisor = 2 ** len(ratios)
-        valid = self.decoder_hidden_size >= divisor and self.decoder_hidden_size % divisor == 0
-        self._require(valid, "decoder_hidden_size", f"a multiple of {divisor}, it is halved {len(ratios)} times")
-        heads = self.num_attention_heads
-        self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
-        self.num_key_value_heads = self.num_key_value_heads or heads
-        self.head_dim = self.head_dim or self.hidden_size // heads
-        self._require(self.head_dim % 2 == 0, "head_dim", "even, since positions are rotations of pairs")
-        self._require(self.chunk_length_s * self.frame_rate >= 1, "chunk_length_s", "at least one hop")
+        self._check_convolutions()
+        self._check_transformers()
+        valid = 1 <= self.chunk_length_s * self.frame_rate < math.inf
+        self._require(valid, "chunk_length_s", "at least one hop, and finite")
         self.quantizer = quantizer_config({"kind": "vp"} if self.quantizer is None else self.quantizer).to_dict()
         super().__post_init__(**kwargs)
+        rotation = self.rope_parameters["rope_type"]
+        if rotation != "default":
+            raise ValueError(f"rope_parameters must have rope_type 'default', got {rotation!r}; leave it out")
 
     @property
     def upsampling_ratios(self) -> list[int]:
@@ -127,13 +120,43 @@ class VPCodecConfig(PreTrainedConfig):
         """The name under which transformers' masks ask for `causal`."""
         return self.causal
 
+    def _check_convolutions(self) -> None:
+        for name in ("sampling_rate", "encoder_hidden_size"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        ratios = self.downsampling_ratios
+        valid = len(ratios) > 0 and all(ratio >= 1 for ratio in ratios)
+        self._require(valid, "downsampling_ratios", "a list of strides of at least 1")
+        divisor = 2 ** len(ratios)
+        valid = self.decoder_hidden_size >= divisor and self.decoder_hidden_size % divisor == 0
+        self._require(valid, "decoder_hidden_size", f"a multiple of {divisor}, it is halved {len(ratios)} times")
+
+    def _check_transformers(self) -> None:
+        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "sliding_window"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.num_hidden_layers >= 0, "num_hidden_layers", "at least 0")
+        self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(ACT2FN)}")
+        self._require(0 <= self.attention_dropout <= 1, "attention_dropout", "in [0, 1]")
+        heads = self.num_attention_heads
+        self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
+        self.num_key_value_heads = self.num_key_value_heads or heads
+        self.head_dim = self.head_dim or self.hidden_size // heads
+        valid = self.num_key_value_heads >= 1 and heads % self.num_key_value_heads == 0
+        self._require(valid, "num_key_value_heads", f"a divisor of num_attention_heads={heads}")
+        valid = self.head_dim >= 2 and self.head_dim % 2 == 0
+        self._require(valid, "head_dim", "even and at least 2, since positions are rotations of pairs")
+
     def _require(self, holds: bool, name: str, valid: str) -> None:
         if not holds:
             raise ValueError(f"{name} must be {valid}, got {getattr(self, name)!r}")
 
-    def _refuse_misspelt(self, others: dict[str, Any]) -> None:
+    def _refuse_others(self, others: dict[str, Any]) -> None:
         known = [field.name for field in fields(self)]
-        for name in others:
+        for name, value in others.items():
             near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
             if near and not name.startswith("_"):
                 raise ValueError(f"unknown field {name!r} for {type(self).__name__}; did you mean {near[0]!r}?")
+            if isinstance(vars(VPCodecConfig).get(name), property):
+                raise ValueError(
+                    f"{name}={value!r} cannot be set, it follows from downsampling_ratios, sampling_rate and "
+                    "quantizer; set those"
+                )

@@ -6,10 +6,11 @@ Shapes: B samples of a batch, T audio samples, hop audio samples a code, N = cei
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
@@ -207,7 +208,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         quantized = self._quantized(features, mask, generator)
         made = self._decoded(quantized.latents, valid)[..., : input_values.shape[-1]]
         if padding_mask is not None:
-            made = made * padding_mask.reshape(len(made), 1, -1).to(made)
+            made = made.masked_fill(~padding_mask.reshape(len(made), 1, -1).to(made.device, torch.bool), 0)
         output = VPCodecOutput(
             loss=quantized.loss,
             audio_values=made,
@@ -291,9 +292,20 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
             ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        allow_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         name = pretrained_model_name_or_path
-        with hub_errors(name, doing="load", revision=kwargs.get("revision")):
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        try:
+            with hub_errors(name, doing="load", revision=kwargs.get("revision")):
+                # transformers' own error does not say what is mismatched.
+                model, info = super().from_pretrained(
+                    name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+                )
+        except SafetensorError as error:
+            raise ValueError(
+                f"{name}: a file of weights is damaged or cut short ({error}); download it or save the model again"
+            ) from error
+        if not allow_mismatched:
+            _check_shapes(name, info["mismatched_keys"])
         model._check_loaded(name, list(info["missing_keys"]))
         return (model, info) if with_info else model
 
@@ -424,6 +436,17 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
             raise ValueError(f"{bad} of {audio_codes.numel()} latent values are NaN or infinite")
         latents = audio_codes.transpose(1, 2)
         return latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
+
+
+def _check_shapes(name: str | os.PathLike, mismatched: Iterable[tuple[str, torch.Size, torch.Size]]) -> None:
+    """Raise a ValueError for weights loaded from `name` whose shapes, given first, are not the model's."""
+    shapes = sorted(f"{key} is {tuple(saved)}, not {tuple(wanted)}" for key, saved, wanted in mismatched)
+    if shapes:
+        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        raise ValueError(
+            f"{name}: weights and config do not belong together ({', '.join(shapes[:3])}{more}); "
+            "save the model again with save_pretrained, or restore the config.json it was saved with"
+        )
 
 
 def _part_of(valid: Tensor | None, start: int, end: int) -> Tensor | None:

@@ -20,6 +20,8 @@ class WindowedTransformer(MimiTransformerModel):
         for layer in self.layers:
             # Asked where no mask is needed, since the window holds all there is.
             layer.self_attn.is_causal = config.causal
+            # Flash attention, which takes no mask, looks one less than this to either side; masks, as far as it says.
+            layer.self_attn.sliding_window = config.sliding_window + (not config.causal)
 
     def forward(
         self, features: Tensor, valid_frames: Tensor | None = None, past_key_values: DynamicCache | None = None

@@ -12,7 +12,8 @@ Config = TypeVar("Config")
 def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
     """Settings of a dataclass: its defaults, then each --config file in order, then the other arguments.
 
-    A YAML file may name another beside it, which it changes, as `base`.
+    A YAML file may name another beside it, which it changes, as `base`. Settings with a "kind", a quantizer's, take the
+    place of those of another kind, and change those of the same kind.
 
     Args:
         arguments: `--config FILE`, any number of times; `--key value` or `--key=value`, where a key within a group has
@@ -95,6 +96,11 @@ def _merged(config: Any, content: Any, where: str) -> Any:
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     try:
+        for key, value in content.items():
+            # Settings of another kind mean nothing to this one.
+            if OmegaConf.is_dict(value) and "kind" in value and key in config and "kind" in config[key]:
+                if value["kind"] != config[key]["kind"]:
+                    config[key] = {}
         return OmegaConf.merge(config, content)
     except ConfigKeyError as error:
         raise ValueError(_unknown(config, error.full_key, f"{where}: ")) from error

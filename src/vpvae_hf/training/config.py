@@ -18,11 +18,17 @@ def _option(default: Any, description: str) -> Any:
 class ModelConfig:
     """Which model to train; a new one unless a start is named."""
 
-    architecture: dict[str, Any] = _option({}, "arguments of AutoencoderVP for a new model, e.g. block_out_channels")
+    architecture: dict[str, Any] = _option({}, "arguments of a new model (AutoencoderVP, VPCodecConfig)")
     pretrained: str | None = _option(None, "folder or hub id of a tokenizer to go on from")
-    from_autoencoder_kl: str | None = _option(None, "folder or hub id of a diffusers AutoencoderKL to start from")
     subfolder: str | None = _option(None, "of the folder or hub id")
     revision: str | None = _option(None, "branch, tag or commit of the hub id")
+
+
+@dataclass
+class ImageModelConfig(ModelConfig):
+    """Which image tokenizer to train."""
+
+    from_autoencoder_kl: str | None = _option(None, "folder or hub id of a diffusers AutoencoderKL to start from")
 
     def __post_init__(self):
         if self.pretrained and self.from_autoencoder_kl:
@@ -31,34 +37,60 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """Which images to train and validate on."""
+    """Which data to train and validate on."""
 
     name: str | None = _option(None, "data set: hub id or local path")
     config: str | None = _option(None, "configuration (subset) of the data set")
     revision: str | None = _option(None, "branch, tag or commit of the data set")
     split: str = _option("train", "split to train on")
-    column: str | None = _option(None, "column that holds the images; found by its type where null")
+    column: str | None = _option(None, "column that holds the images or the audio; found by its type where null")
     streaming: bool = _option(True, "read the data set while training, without downloading it first")
+    shuffle_buffer: int = _option(1000, "examples that each loader worker shuffles at once")
+    workers: int = _option(2, "loader processes for each rank")
+    validation_name: str | None = _option(None, "data set to validate on; the training one where null")
+    validation_split: str | None = _option("validation", "split to validate on; null to measure nothing")
+    validation_examples: int | None = _option(
+        512, "images or clips for validation during training; null for all. The end uses all"
+    )
+
+    def __post_init__(self):
+        _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
+        examples = self.validation_examples
+        _require(examples is None or examples >= 1, "data.validation_examples", examples, "at least 1, or null")
+
+
+@dataclass
+class ImageDataConfig(DataConfig):
+    """Which images to train and validate on."""
+
     size: int = _option(256, "side of a training crop, pixels")
     shortest_side: int | None = _option(256, "images are scaled to it; null for their own size")
     crop: Literal["random", "center"] = _option("center", "where crops are taken")
     flip: bool = _option(False, "mirror half of the images")
-    shuffle_buffer: int = _option(1000, "images that each loader worker shuffles at once")
-    workers: int = _option(2, "loader processes for each rank")
-    validation_name: str | None = _option(None, "data set to validate on; the training one where null")
-    validation_split: str | None = _option("validation", "split to validate on; null to measure nothing")
     validation_size: int | None = _option(None, "side of a validation crop, pixels; as in training where null")
-    validation_images: int | None = _option(
-        512, "images for validation during training; null for all. The end uses all"
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require(self.size >= 1, "data.size", self.size, "at least 1")
+        size = self.validation_size
+        _require(size is None or size >= 1, "data.validation_size", size, "at least 1, or null")
+
+
+@dataclass
+class AudioDataConfig(DataConfig):
+    """Which audio to train and validate on."""
+
+    segment_s: float = _option(1.0, "length of a training segment, seconds; rounded to whole codes")
+    resample: bool = _option(False, "convert files of another sampling rate; otherwise they are an error")
+    downmix: bool = _option(False, "average the channels of files that have several; otherwise they are an error")
+    validation_examples: int | None = _option(
+        64, "clips for validation during training; null for all. The end uses all"
     )
 
     def __post_init__(self):
-        _require(self.size >= 1, "data.size", self.size, "at least 1")
-        _require(self.workers >= 0, "data.workers", self.workers, "at least 0")
-        _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
-        for name in ("validation_size", "validation_images"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"data.{name}", value, "at least 1, or null")
+        super().__post_init__()
+        _require(self.segment_s > 0, "data.segment_s", self.segment_s, "positive")
 
 
 @dataclass
@@ -85,7 +117,7 @@ class CodebookConfig:
 
 @dataclass
 class TrainingConfig:
-    """A training run, from data to a saved tokenizer."""
+    """A training run, from data to a saved tokenizer; a run is one of its two kinds below."""
 
     output_dir: str | None = _option(None, "folder for checkpoints, metrics, pictures and the tokenizer")
     overwrite_output_dir: bool = _option(False, "start anew in a folder that holds another run, which is deleted")
@@ -95,11 +127,10 @@ class TrainingConfig:
         {}, "settings with their kind; without a kind they change those of the model that is gone on from"
     )
     data: DataConfig = field(default_factory=DataConfig)
-    losses: dict[str, float] = _option({}, "weight of each reconstruction loss: l1, l2, lpips; l1 alone where empty")
-    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    losses: dict[str, float] = _option({}, "weight of each reconstruction loss; l1 alone where empty")
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     max_train_steps: int = _option(100_000, "optimizer steps")
-    train_batch_size: int = _option(8, "images for each rank and forward pass")
+    train_batch_size: int = _option(8, "examples for each rank and forward pass")
     gradient_accumulation_steps: int = _option(1, "forward passes for each optimizer step")
     learning_rate: float = _option(1e-4, "the highest")
     lr_scheduler: _Schedule = _option("cosine", "decay of the learning rate")
@@ -116,7 +147,7 @@ class TrainingConfig:
     seed: int = _option(0, "of weights, data order, perturbations and codebook")
     logging_steps: int = _option(10, "steps that a line of metrics.jsonl averages over")
     validation_steps: int = _option(2000, "steps between validations")
-    validation_pictures: int = _option(8, "images shown at each validation")
+    validation_pictures: int = _option(8, "images or clips shown at each validation")
     checkpointing_steps: int = _option(2000, "steps between checkpoints")
     checkpoints_total_limit: int | None = _option(3, "newest checkpoints that are kept; null for all")
     report_to: list[str] = _option(["tensorboard"], "trackers known to accelerate; an empty list for none")
@@ -144,6 +175,32 @@ class TrainingConfig:
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs a repository; add --hub_model_id NAME/REPOSITORY")
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss by its name."""
+        return self.losses or {"l1": 1.0}
+
+
+@dataclass
+class ImageTrainingConfig(TrainingConfig):
+    """A training run of an image tokenizer."""
+
+    model: ImageModelConfig = field(default_factory=ImageModelConfig)
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    losses: dict[str, float] = _option({}, "weight of each reconstruction loss: l1, l2, lpips; l1 alone where empty")
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+
+
+@dataclass
+class AudioTrainingConfig(TrainingConfig):
+    """A training run of an audio tokenizer."""
+
+    data: AudioDataConfig = field(default_factory=AudioDataConfig)
+    losses: dict[str, float] = _option(
+        {}, "weight of each reconstruction loss: l1, l2, stft, whisper; l1 alone where empty"
+    )
+    whisper: str = _option("openai/whisper-base", "folder or hub id of the Whisper model of the loss whisper")
 
 
 def _require(holds: bool, name: str, value: Any, valid: str) -> None:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,17 +14,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
-from vpvae_hf.losses import build_losses
+from vpvae_hf.losses import Loss
 
 from .adversary import Adversary
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import TrainingConfig
+from .config import AdversarialConfig, TrainingConfig
 from .metrics_log import MetricsLog
 
 _log = logging.getLogger(__name__)
 
 # What the progress bar shows of the latest rows.
-_SHOWN = {"loss": "loss/total", "psnr": "validation/psnr", "cvu": "validation/code_usage"}
+_SHOWN = {
+    "loss": "loss/total",
+    "psnr": "validation/psnr",
+    "pesq": "validation/pesq",
+    "cvu": "validation/code_usage",
+}
 
 
 class Trainer:
@@ -32,9 +37,11 @@ class Trainer:
 
     Args:
         model: a tokenizer; trained through its `forward`, eq. (10).
-        batches: endless batches [B, C, H, W] in [-1, 1] of this rank. With `state_dict` and `load_state_dict`, its
+        batches: endless batches of this rank, as the model takes them. With `state_dict` and `load_state_dict`, its
             position is part of a checkpoint; "skipped" is reported.
-        config: settings; those of data and output folder are the caller's affair.
+        config: settings; those of data, losses and output folder are the caller's affair.
+        losses: by name, weighted as the config says.
+        adversarial: settings of a discriminator of images; None for none.
         accelerator: made with the settings' precision and accumulation.
         output: folder for checkpoints and metrics.jsonl; None to write neither.
         validate: called with a step on every rank, model in train mode; gives figures by name.
@@ -43,7 +50,7 @@ class Trainer:
         model: the tokenizer, without wrappers.
         log: `MetricsLog` of all rows.
         step: optimizer steps that were taken.
-        images: that were trained on, by all ranks.
+        examples: that were trained on, by all ranks.
     """
 
     def __init__(
@@ -52,18 +59,21 @@ class Trainer:
         batches: Iterable[Tensor],
         config: TrainingConfig,
         *,
+        losses: Mapping[str, Loss],
+        adversarial: AdversarialConfig | None = None,
         accelerator: Accelerator | None = None,
         output: Path | None = None,
         validate: Callable[[int], dict[str, float]] | None = None,
     ):
         self.accelerator = accelerator = accelerator or Accelerator()
         self.config, self.model = config, model
-        self.step = self.images = 0
+        self.step = self.examples = 0
         self._batches, self._output, self._validate = batches, output, validate
-        self._weights = config.losses or {"l1": 1.0}
-        self._losses = build_losses(self._weights)
+        self._losses, self._adversarial = losses, adversarial
         if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+            # Under the name that diffusers or transformers gives it.
+            enable = getattr(model, "gradient_checkpointing_enable", None) or model.enable_gradient_checkpointing
+            enable()
         if config.torch_compile:
             # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
             model.encoder.compile()
@@ -81,8 +91,8 @@ class Trainer:
             num_training_steps=config.max_train_steps,
         )
         self._adversary = None
-        if config.adversarial.weight:
-            self._adversary = Adversary(config.adversarial, model.config.out_channels, betas, accelerator)
+        if adversarial is not None:
+            self._adversary = Adversary(adversarial, model.config.out_channels, betas, accelerator)
         self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
         training_state = getattr(model.quantize, "training_state", None)
         for part in (self, self._schedule, self._ema, training_state):
@@ -92,10 +102,10 @@ class Trainer:
         self.log = MetricsLog(output / "metrics.jsonl" if writes else None)
 
     def state_dict(self) -> dict[str, int]:
-        return {"step": self.step, "images": self.images}
+        return {"step": self.step, "examples": self.examples}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step, self.images = state["step"], state["images"]
+        self.step, self.examples = state["step"], state["examples"]
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it.
@@ -130,8 +140,8 @@ class Trainer:
             total=last, initial=self.step, desc="Training", unit="step", disable=not self.accelerator.is_main_process
         ) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
-            for pixel_values in batches:
-                interval.add(self._forward_backward(pixel_values.to(self.accelerator.device)), len(pixel_values))
+            for batch in batches:
+                interval.add(self._forward_backward(batch.to(self.accelerator.device)), len(batch))
                 if not self.accelerator.sync_gradients:
                     continue
                 self.step += 1
@@ -157,19 +167,20 @@ class Trainer:
             self._ema.copy_to(self.model.parameters())
         return self.log
 
-    def _forward_backward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+    def _forward_backward(self, original: Tensor) -> dict[str, Tensor]:
         """One forward and backward pass, and an optimizer step where enough were accumulated; detached figures."""
         config, accelerator = self.config, self.accelerator
-        adversary = self._adversary if self.step >= config.adversarial.start_step else None
+        adversarial = self._adversarial
+        adversary = self._adversary if adversarial is not None and self.step >= adversarial.start_step else None
         prepared = [self._wrapped] if self._adversary is None else [self._wrapped, self._adversary.discriminator]
         with accelerator.accumulate(*prepared):
-            output = self._wrapped(pixel_values)
-            figures = {f"loss/{name}": loss(output.sample, pixel_values) for name, loss in self._losses.items()}
-            total = output.loss + sum(self._weights[name] * figures[f"loss/{name}"] for name in self._losses)
+            output = self._wrapped(original)
+            figures = {f"loss/{name}": loss(output.sample, original) for name, loss in self._losses.items()}
+            total = output.loss + sum(config.loss_weights[name] * figures[f"loss/{name}"] for name in self._losses)
             figures["loss/quantizer"] = output.loss
             if adversary is not None:
                 figures["loss/adversarial"] = adversary.judge(output.sample)
-                total = total + config.adversarial.weight * figures["loss/adversarial"]
+                total = total + adversarial.weight * figures["loss/adversarial"]
             figures["loss/total"] = total
             accelerator.backward(total)
             if accelerator.sync_gradients:
@@ -178,7 +189,7 @@ class Trainer:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             if adversary is not None:
-                figures["loss/discriminator"] = adversary.learn(pixel_values, output.sample)
+                figures["loss/discriminator"] = adversary.learn(original, output.sample)
         if accelerator.sync_gradients:
             self._schedule.step()
             if self._ema is not None:
@@ -190,14 +201,14 @@ class Trainer:
         means = interval.means()
         stacked = torch.stack(list(means.values()))
         stacked = distributed.sum_over_ranks(stacked) / distributed.world_size()
-        images = interval.images * self.accelerator.num_processes
-        self.images += images
+        examples = interval.examples * self.accelerator.num_processes
+        self.examples += examples
         row = dict(zip(means, stacked.tolist(), strict=True))
         row["learning_rate"] = self._schedule.get_last_lr()[0]
-        row["images"] = self.images
-        row["images_per_second"] = images / interval.seconds()
+        row["examples"] = self.examples
+        row["examples_per_second"] = examples / interval.seconds()
         if hasattr(self._batches, "skipped"):
-            row["images_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
+            row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
         self._append(row)
 
     def _append(self, figures: dict[str, float]) -> None:
@@ -225,13 +236,13 @@ class _Interval:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._began = time.monotonic()
-        self.images = 0
+        self.examples = 0
 
-    def add(self, figures: dict[str, Tensor], images: int) -> None:
+    def add(self, figures: dict[str, Tensor], examples: int) -> None:
         for name, value in figures.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
-        self.images += images
+        self.examples += examples
 
     def means(self) -> dict[str, Tensor]:
         return {name: value / self._counts[name] for name, value in self._sums.items()}

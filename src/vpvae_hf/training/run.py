@@ -11,28 +11,37 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from PIL import Image
 
 from vpvae_hf import distributed
-from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.evaluation import ReconstructionQuality
 from vpvae_hf.hub import push_folder, write_results
 
+from .audio import AudioModality
 from .checkpoint import checkpoints, find_checkpoint
-from .config import TrainingConfig
+from .config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
 from .fit import CodebookFit, fit_codebook
+from .images import ImageModality
 from .loop import Trainer
+from .modality import Modality
 from .splits import TrainingData
-from .starting import build_model
 from .validation import Validation
 
 _log = logging.getLogger(__name__)
+
+_MODALITIES: dict[type[TrainingConfig], Modality] = {
+    ImageTrainingConfig: ImageModality(),
+    AudioTrainingConfig: AudioModality(),
+}
 
 
 def train_tokenizer(config: TrainingConfig) -> Path:
     """Train, fit the codebook on a fresh pass, evaluate, save, and push where asked; gives the tokenizer's folder.
 
     Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, metrics.jsonl, pictures of
-    validation images, trackers' logs, settings.json, and the tokenizer with its card.
+    validation examples, trackers' logs, settings.json, and the tokenizer with its card.
+
+    Args:
+        config: an `ImageTrainingConfig` or an `AudioTrainingConfig`.
 
     Raises:
         ValueError: settings that miss or contradict something, data that cannot be read.
@@ -42,6 +51,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     for name, value in (("output_dir", config.output_dir), ("data.name", config.data.name)):
         if not value:
             raise ValueError(f"{name} is not set; add --{name} ...")
+    modality = _MODALITIES[type(config)]
     accelerator = Accelerator(
         # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
         cpu=not torch.accelerator.is_available(),
@@ -52,18 +62,25 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     )
     output = Path(config.output_dir)
     checkpoint = _prepare_output(output, config, accelerator)
-    data = TrainingData(config.data, config, accelerator)
     # Every rank the same weights, then each its own perturbations.
     set_seed(config.seed)
-    size = config.data.validation_size or config.data.size
-    model = build_model(config.model, config.quantizer, size).to(accelerator.device)
+    model = modality.build_model(config).to(accelerator.device)
+    data = TrainingData(modality, model, config, accelerator)
     set_seed(config.seed, device_specific=True)
-    validation = Validation(model, data, output, config, accelerator)
-    validate = validation.measure if data.validates else None
-    trainer = Trainer(model, data.training(), config, accelerator=accelerator, output=output, validate=validate)
+    validation = Validation(modality, model, data, output, config, accelerator)
+    trainer = Trainer(
+        model,
+        data.training(),
+        config,
+        losses=modality.losses(config, model),
+        adversarial=modality.adversarial(config),
+        accelerator=accelerator,
+        output=output,
+        validate=validation.measure if data.validates else None,
+    )
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    _announce(accelerator, model, config, checkpoint)
+    _announce(modality, accelerator, model, config, checkpoint)
     tensorboard = {"tensorboard": {"purge_step": trainer.step + 1}} if "tensorboard" in config.report_to else {}
     accelerator.init_trackers("logs", init_kwargs=tensorboard)
     try:
@@ -73,7 +90,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
         _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
         raise
-    folder = _finish(model, data, validation, trainer, config, accelerator)
+    folder = _finish(modality, model, data, validation, trainer, config, accelerator)
     accelerator.end_training()  # also ends the ranks' process group
     return folder
 
@@ -111,19 +128,23 @@ def _decide_start(output: Path, config: TrainingConfig) -> Path | None:
     return checkpoint
 
 
-def _announce(accelerator: Accelerator, model, config: TrainingConfig, checkpoint: Path | None) -> None:
+def _announce(
+    modality: Modality, accelerator: Accelerator, model, config: TrainingConfig, checkpoint: Path | None
+) -> None:
     weights = sum(parameter.numel() for parameter in model.parameters())
-    images = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    examples = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     accelerator.print(
-        f"{weights / 1e6:.1f} million weights, factor {model.downsample_factor}, {model.quantize.config.kind} with "
-        f"{model.quantize.codebook_size} codes of {model.quantize.latent_dim} dimensions; {images} images a step on "
-        f"{accelerator.num_processes} x {accelerator.device.type}; results in {config.output_dir}"
+        f"{weights / 1e6:.1f} million weights, {modality.factor(model)}, {model.quantize.config.kind} with "
+        f"{model.quantize.codebook_size} codes of {model.quantize.latent_dim} dimensions; {examples} "
+        f"{modality.examples} a step on {accelerator.num_processes} x {accelerator.device.type}; "
+        f"results in {config.output_dir}"
     )
     if checkpoint is not None:
         accelerator.print(f"going on from {checkpoint}")
 
 
 def _finish(
+    modality: Modality,
     model,
     data: TrainingData,
     validation: Validation,
@@ -143,33 +164,33 @@ def _finish(
             across_ranks=True,
         )
     model.eval()
-    quality = None
-    if data.validates:
-        lpips = config.losses.get("lpips", 0) > 0
-        quality = evaluate_reconstruction(model, data.held_out(None), lpips=lpips, across_ranks=True)
+    quality = validation.measure_all()
     folder = Path(config.output_dir) / "tokenizer"
     with distributed.failing_together():
         if accelerator.is_main_process:
             model.save_pretrained(folder)
-            picture = validation.picture()
-            if picture is not None:
-                Image.fromarray(picture).save(folder / "reconstruction.png")
-            write_results(folder, _results(fit, quality, trainer, config), repo_id=config.hub_model_id)
-            accelerator.print(_summary(fit, quality, folder))
+            validation.write_examples(folder)
+            write_results(folder, _results(modality, fit, quality, trainer, config), repo_id=config.hub_model_id)
+            accelerator.print(_summary(modality, fit, quality, folder, model))
             if config.push_to_hub:
                 accelerator.print(f"pushed to {push_folder(folder, config.hub_model_id, private=config.hub_private)}")
     return folder
 
 
 def _results(
-    fit: CodebookFit | None, quality: ReconstructionQuality | None, trainer: Trainer, config: TrainingConfig
+    modality: Modality,
+    fit: CodebookFit | None,
+    quality: ReconstructionQuality | None,
+    trainer: Trainer,
+    config: TrainingConfig,
 ) -> dict[str, Any]:
     """What the model card tells."""
     data = config.data
     measured = []
     if quality is not None:
         where = {"dataset": data.validation_name or data.name, "split": data.validation_split}
-        measured.append({**where, "images": quality.images, "tokens": quality.tokens, "metrics": quality.figures()})
+        counts = {modality.measured: quality.items, "tokens": quality.tokens}
+        measured.append({**where, **counts, "metrics": quality.figures})
     return {
         "training": {
             "dataset": data.name,
@@ -177,24 +198,28 @@ def _results(
             "split": data.split,
             "column": data.column,
             "steps": trainer.step,
-            "images_seen": trainer.images,
-            "base_model": config.model.pretrained or config.model.from_autoencoder_kl,
+            f"{modality.examples}_seen": trainer.examples,
+            "base_model": config.model.pretrained or getattr(config.model, "from_autoencoder_kl", None),
             "settings": dataclasses.asdict(config),
-            "versions": {name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", "diffusers")},
+            "versions": {name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", modality.library)},
         },
         "codebook": None if fit is None else dataclasses.asdict(fit),
         "evaluation": measured,
     }
 
 
-def _summary(fit: CodebookFit | None, quality: ReconstructionQuality | None, folder: Path) -> str:
+def _summary(
+    modality: Modality, fit: CodebookFit | None, quality: ReconstructionQuality | None, folder: Path, model
+) -> str:
     lines = []
     if fit is not None:
         lines.append(f"codebook of {fit.codebook_size} fitted to {fit.fitted_latents} latents")
     if quality is not None:
-        lines.append(
-            f"{quality.images} validation images: PSNR {quality.psnr:.2f} dB ({quality.psnr_unquantized:.2f} not "
-            f"quantized), SSIM {quality.ssim:.3f}, CVU {quality.code_usage:.3f}"
-        )
-    lines += [f'tokenizer: {folder}; AutoencoderVP.from_pretrained("{folder}")']
+        lines.append(modality.summary(quality))
+        lines += [
+            f"{name} is not defined for {count} of them, which its mean leaves out"
+            for name, count in quality.undefined.items()
+            if count
+        ]
+    lines += [f'tokenizer: {folder}; {type(model).__name__}.from_pretrained("{folder}")']
     return "\n".join(lines)

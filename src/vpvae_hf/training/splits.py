@@ -2,75 +2,78 @@
 
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.data import ImageLoader, ImageStream, check_readable, open_images
+from vpvae_hf.data import Cut, SampleLoader, SampleStream, check_readable
 
-from .config import DataConfig, TrainingConfig
+from .config import TrainingConfig
+from .modality import Modality
 
 
 class TrainingData:
     """The data sets of a run, this rank's part of them."""
 
-    def __init__(self, config: DataConfig, run: TrainingConfig, accelerator: Accelerator):
-        self._config, self._batch_size, self._seed = config, run.train_batch_size, run.seed
-        self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
-        common = {"config": config.config, "revision": config.revision, "streaming": config.streaming}
+    def __init__(self, modality: Modality, model, config: TrainingConfig, accelerator: Accelerator):
+        self._config, self._modality, self._model = config, modality, model
+        self._part = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        self._training_cut = modality.training_cut(config, model)
+        self._held_out_cut = modality.held_out_cut(config, model)
+        data = config.data
+        common = {"config": data.config, "revision": data.revision, "streaming": data.streaming}
         with distributed.failing_together():
-            self._train = open_images(config.name, split=config.split, column=config.column, **common)
-            check_readable(self._train)
+            self._train = modality.open(data.name, split=data.split, column=data.column, **common)
+            check_readable(self._train, self._training_cut)
             self._held_out = None
-            if config.validation_split is not None:
-                elsewhere = config.validation_name not in (None, config.name)
-                where = {"streaming": config.streaming} if elsewhere else {**common, "column": config.column}
-                name = config.validation_name or config.name
-                self._held_out = open_images(name, split=config.validation_split, **where)
-                check_readable(self._held_out)
+            if data.validation_split is not None:
+                elsewhere = data.validation_name not in (None, data.name)
+                where = {"streaming": data.streaming} if elsewhere else {**common, "column": data.column}
+                name = data.validation_name or data.name
+                self._held_out = modality.open(name, split=data.validation_split, **where)
+                check_readable(self._held_out, self._held_out_cut)
 
     @property
     def validates(self) -> bool:
         return self._held_out is not None
 
-    def training(self) -> ImageLoader:
+    def training(self) -> SampleLoader:
         """Endless and shuffled."""
-        return self._training_crops(self._seed, passes=None)
+        return self._shuffled(self._config.seed, passes=None)
 
-    def fitting(self) -> ImageLoader:
-        """A fresh pass, in another order; random crops differ in each pass, so there are as many as are wanted."""
-        return self._training_crops(self._seed + 1, passes=None if self._config.crop == "random" else 1)
+    def fitting(self) -> SampleLoader:
+        """A fresh pass, in another order; where cuts differ in each pass, there are as many as are wanted."""
+        return self._shuffled(self._config.seed + 1, passes=None if self._modality.varies(self._config) else 1)
 
     def held_out(self, limit: int | None) -> Iterator[Tensor]:
-        """Batches of centre crops, at most `limit` images on all ranks."""
-        config = self._config
-        size = config.validation_size or config.size
-        side = None if config.shortest_side is None else max(config.shortest_side, size)
-        part = {"rank": self._rank, "world_size": self._world_size}
-        loader = ImageLoader(
-            ImageStream(self._held_out, size=size, shortest_side=side, **part),
-            batch_size=self._batch_size,
-            workers=min(1, config.workers),
-        )
-        left = None if limit is None else len(range(self._rank, limit, self._world_size))
+        """Batches to measure, at most `limit` examples on all ranks."""
+        part = self._part
+        left = None if limit is None else len(range(part["rank"], limit, part["world_size"]))
+        return self._first(self._held_out_cut, self._modality.held_out_batch_size(self._config), left)
+
+    def shown(self, count: int) -> Tensor:
+        """The first held-out examples of this rank, [at most `count`, ...], all of one size."""
+        return torch.cat(list(self._first(self._modality.shown_cut(self._config, self._model), 1, count)))
+
+    def _first(self, cut: Cut, batch_size: int, left: int | None) -> Iterator[Tensor]:
+        """Batches in order, until none is left."""
+        workers = min(1, self._config.data.workers)
+        loader = SampleLoader(SampleStream(self._held_out, cut, **self._part), batch_size=batch_size, workers=workers)
         for batch in loader:
             yield batch[:left]
             left = None if left is None else left - len(batch)
             if left is not None and left <= 0:
                 return
 
-    def _training_crops(self, seed: int, passes: int | None) -> ImageLoader:
-        config = self._config
-        stream = ImageStream(
+    def _shuffled(self, seed: int, passes: int | None) -> SampleLoader:
+        data = self._config.data
+        stream = SampleStream(
             self._train,
-            size=config.size,
-            shortest_side=config.shortest_side,
-            crop=config.crop,
-            flip=config.flip,
-            shuffle_buffer=config.shuffle_buffer,
+            self._training_cut,
+            shuffle_buffer=data.shuffle_buffer,
             passes=passes,
             seed=seed,
-            rank=self._rank,
-            world_size=self._world_size,
+            **self._part,
         )
-        return ImageLoader(stream, batch_size=self._batch_size, workers=config.workers)
+        return SampleLoader(stream, batch_size=self._config.train_batch_size, workers=data.workers)

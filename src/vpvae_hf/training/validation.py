@@ -1,6 +1,5 @@
 """Validation while a tokenizer trains."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.evaluation import evaluate_reconstruction, image_grid, reconstruct
+from vpvae_hf.evaluation import Quality, ReconstructionQuality, evaluate_reconstruction, reconstruct
 
 from .config import TrainingConfig
+from .modality import Modality
 from .splits import TrainingData
 
 # A preview codebook shows how training goes; the one that is published is fitted more carefully, to fresh latents.
@@ -21,21 +21,30 @@ _PREVIEW_ITERATIONS = 10
 
 
 class Validation:
-    """Measures a model while it trains, and shows the same images each time."""
+    """Measures a model while it trains and in the end, and shows the same examples each time."""
 
-    def __init__(self, model, data: TrainingData, output: Path, config: TrainingConfig, accelerator: Accelerator):
-        self._model, self._data, self._output, self._accelerator = model, data, output, accelerator
-        self._images, pictures = config.data.validation_images, config.validation_pictures
+    def __init__(
+        self,
+        modality: Modality,
+        model,
+        data: TrainingData,
+        output: Path,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+    ):
+        self._modality, self._model, self._data = modality, model, data
+        self._output, self._config, self._accelerator = output, config, accelerator
         self._shown = None
-        if data.validates and pictures and accelerator.is_main_process:
-            self._shown = torch.cat(list(data.held_out(pictures * accelerator.num_processes)))[:pictures]
+        if data.validates and config.validation_pictures and accelerator.is_main_process:
+            self._shown = data.shown(config.validation_pictures)
 
     def measure(self, step: int) -> dict[str, float]:
         """Quality with the codebook that the queue would give now; nothing while the queue is too short for one."""
         codebook = preview_codebook(self._model.quantize)
-        batches = self._data.held_out(self._images)
-        figures = validation_figures(self._model, batches, codebook, across_ranks=True)
-        picture = self.picture(codebook) if figures else None
+        if self._model.quantize.needs_fitting and codebook is None:
+            return {}
+        figures = self._evaluated(self._config.data.validation_examples, codebook, final=False).figures
+        picture = self.picture(codebook)
         if picture is not None:
             folder = self._output / "validation"
             folder.mkdir(exist_ok=True)
@@ -45,12 +54,35 @@ class Validation:
                     tracker.log_images({"validation": picture[None]}, step=step, dataformats="NHWC")
         return figures
 
+    def measure_all(self) -> ReconstructionQuality | None:
+        """Quality of the finished tokenizer on the whole split; None where there is none."""
+        return self._evaluated(None, None, final=True) if self._data.validates else None
+
     def picture(self, codebook: Tensor | None = None) -> np.ndarray | None:
         """[height, width, 3] uint8: originals above reconstructions, not quantized and from codes."""
         if self._shown is None:
             return None
         made = reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
-        return image_grid([self._shown, made.unquantized, made.quantized])
+        return self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
+
+    def write_examples(self, folder: Path) -> None:
+        """Write what the model card shows and plays into a saved tokenizer's folder."""
+        if self._shown is None:
+            return
+        Image.fromarray(self.picture()).save(folder / "reconstruction.png")
+        made = reconstruct(self._model, self._shown.to(self._accelerator.device))
+        self._modality.write_sounds(folder, self._shown, made.quantized, self._model)
+
+    def _evaluated(self, limit: int | None, codebook: Tensor | None, *, final: bool) -> ReconstructionQuality:
+        quality: Quality = self._modality.quality(self._model, self._config, final=final)
+        return evaluate_reconstruction(
+            self._model,
+            self._data.held_out(limit),
+            codebook,
+            quality=quality,
+            unquantized=self._modality.unquantized,
+            across_ranks=True,
+        )
 
 
 def preview_codebook(quantizer) -> Tensor | None:
@@ -65,12 +97,3 @@ def preview_codebook(quantizer) -> Tensor | None:
         return None
     preview = fit_kmeans(latents, quantizer.codebook_size, max_iterations=_PREVIEW_ITERATIONS)
     return distributed.from_first_rank(preview.centroids)
-
-
-def validation_figures(
-    model, batches: Iterable[Tensor], codebook: Tensor | None, *, across_ranks: bool
-) -> dict[str, float]:
-    """Figures of `evaluate_reconstruction`, by name; none while a codebook is needed and there is none."""
-    if model.quantize.needs_fitting and codebook is None:
-        return {}
-    return evaluate_reconstruction(model, batches, codebook, across_ranks=across_ranks).figures()

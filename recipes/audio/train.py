@@ -1,0 +1,12 @@
+"""Train an audio tokenizer: `accelerate launch recipes/audio/train.py --config recipes/audio/vp_k1024.yaml`.
+
+`--help` lists all settings.
+"""
+
+import sys
+
+from vpvae_hf.training.config import AudioTrainingConfig
+from vpvae_hf.training.recipe import run_recipe
+
+if __name__ == "__main__":
+    sys.exit(run_recipe(AudioTrainingConfig, __doc__, sys.argv[1:]))

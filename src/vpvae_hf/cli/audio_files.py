@@ -1,0 +1,172 @@
+"""`vpvae encode-audio` and `vpvae decode-audio`: a person's own audio files to files of codes, and back."""
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vpvae_hf import VPCodecModel
+from vpvae_hf.data import code_dtype, read_audio, tokenizer_hash
+
+from .inputs import add_audio_options
+from .tokenizers import load_tokenizer
+
+# In the header of a file of codes, whose values are strings.
+_FORMAT = "vpvae_hf audio codes"
+
+
+def add_encode_parser(commands) -> None:
+    """Add `encode-audio` to the subcommands."""
+    parser = commands.add_parser(
+        "encode-audio",
+        help="turn an audio file into a file of codes",
+        description="Encode an audio file (WAV, FLAC, OGG, MP3) and write its codes to a safetensors file, from which "
+        "`vpvae decode-audio` makes audio again.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="audio file")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of an audio tokenizer")
+    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
+    parser.add_argument("--output", type=Path, help="file for the codes; default: that of the audio, .safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
+    add_audio_options(parser)
+    parser.set_defaults(run=encode)
+
+
+def add_decode_parser(commands) -> None:
+    """Add `decode-audio` to the subcommands."""
+    parser = commands.add_parser(
+        "decode-audio",
+        help="turn a file of codes into an audio file",
+        description="Decode a file that `vpvae encode-audio` wrote.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("file", type=Path, help="file of codes")
+    parser.add_argument("--tokenizer", help="folder or hub id; default: where the tokenizer of the codes was")
+    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
+    parser.add_argument("--output", type=Path, help="WAV, FLAC or OGG file; default: that of the codes, .decoded.wav")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
+    parser.set_defaults(run=decode)
+
+
+def encode(options: argparse.Namespace) -> None:
+    """Encode, write and print what it came to."""
+    output = _output(options, options.file.with_suffix(".safetensors"))
+    codec = _load_codec(options.tokenizer, options.revision)
+    rate = codec.config.sampling_rate
+    waveform = read_audio(options.file, sampling_rate=rate, resample=options.resample, downmix=options.downmix)
+    started = time.monotonic()
+    with _progress(codec, codec.encoder, len(waveform), "Encoding"), torch.no_grad():
+        codes = codec.encode(torch.from_numpy(waveform)[None, None].to(codec.device)).audio_codes.cpu()
+    elapsed = time.monotonic() - started
+    header = {
+        "format": _FORMAT,
+        "tokenizer": str(options.tokenizer),
+        "revision": options.revision or "",
+        "tokenizer_sha256": tokenizer_hash(codec),
+        "sampling_rate": str(rate),
+        "num_samples": str(len(waveform)),
+        "codebook_size": str(codec.config.codebook_size),
+    }
+    dtype = getattr(torch, code_dtype(codec.config.codebook_size))
+    _write(output, lambda aside: save_file({"audio_codes": codes.to(dtype)}, aside, metadata=header))
+    duration = len(waveform) / rate
+    bitrate = codec.config.frame_rate * math.log2(codec.config.codebook_size)
+    print(
+        f"{duration:.2f} s of audio in {codes.shape[-1]} codes of {codec.config.codebook_size}: "
+        f"{codec.config.frame_rate:.2f} codes a second, {bitrate / 1000:.2f} kbit/s"
+    )
+    print(f"encoded in {elapsed:.2f} s, {duration / elapsed:.1f} times as fast as it plays")
+    print(f"codes: {output}; vpvae decode-audio {output}")
+
+
+def decode(options: argparse.Namespace) -> None:
+    """Decode, write and print what it came to."""
+    import soundfile
+
+    output = _output(options, options.file.with_suffix(".decoded.wav"))
+    kind = output.suffix.removeprefix(".").upper()
+    if kind not in soundfile.available_formats():
+        raise ValueError(f"no audio format {output.suffix!r} is known; name a .wav, .flac or .ogg file with --output")
+    codes, header = _read_codes(options.file)
+    name = options.tokenizer or header["tokenizer"]
+    codec = _load_codec(name, options.revision or header["revision"] or None)
+    if tokenizer_hash(codec) != header["tokenizer_sha256"]:
+        raise ValueError(
+            f"{name} is not the tokenizer that {options.file} was made with ({header['tokenizer']}), or has another "
+            "codebook since; other codes would sound like noise. Name the one it was made with by --tokenizer"
+        )
+    length, rate = int(header["num_samples"]), codec.config.sampling_rate
+    started = time.monotonic()
+    with _progress(codec, codec.decoder, length, "Decoding"), torch.no_grad():
+        audio = codec.decode(codes.to(codec.device), torch.ones(1, length)).audio_values
+    elapsed = time.monotonic() - started
+    waveform = audio[0, 0].float().cpu().numpy()
+    _write(output, lambda aside: soundfile.write(aside, np.clip(waveform, -1, 1), rate, format=kind))
+    print(f"{length / rate:.2f} s of audio decoded in {elapsed:.2f} s, {length / rate / elapsed:.1f} times real time")
+    print(f"audio: {output}")
+
+
+def _load_codec(name: str, revision: str | None) -> VPCodecModel:
+    codec = load_tokenizer(name, revision)
+    if not isinstance(codec, VPCodecModel):
+        raise ValueError(f"{name} is a {type(codec).__name__}, which is for images; name an audio tokenizer")
+    return codec
+
+
+def _output(options: argparse.Namespace, default: Path) -> Path:
+    output = options.output or default
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder; name a file with --output")
+    if output.exists() and not options.overwrite:
+        raise FileExistsError(f"{output} exists; use --overwrite, or another file with --output")
+    return output
+
+
+def _write(output: Path, write) -> None:
+    """Write a file aside and move it into place, so that an old one stays where that fails."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = output.with_name(f".{output.name}.partial")
+    try:
+        write(aside)
+        os.replace(aside, output)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:
+    """Codes [1, 1, N] and the header."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    try:
+        with safe_open(file, "pt") as opened:
+            header = opened.metadata() or {}
+            if header.get("format") != _FORMAT:
+                raise ValueError(f"{file} is no file of audio codes; `vpvae encode-audio` writes such files")
+            return opened.get_tensor("audio_codes"), header
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no file of audio codes, or is damaged ({error})") from error
+
+
+class _progress:
+    """A bar over the parts that a long recording is worked on in."""
+
+    def __init__(self, codec: VPCodecModel, module: nn.Module, samples: int, title: str):
+        parts = math.ceil(samples / codec.config.sampling_rate / codec.config.chunk_length_s)
+        self._bar = tqdm(total=parts, desc=title, unit="part", disable=parts == 1)
+        self._hook = module.register_forward_hook(lambda *_: self._bar.update())
+
+    def __enter__(self) -> "_progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._hook.remove()
+        self._bar.close()

@@ -1,0 +1,199 @@
+"""Options that name a data set of images or audio, for the commands that read one for a tokenizer."""
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from vpvae_hf import AutoencoderVP, VPCodecModel
+from vpvae_hf.data import (
+    AudioClip,
+    AudioCoder,
+    AudioSegment,
+    Coder,
+    Cut,
+    ImageCoder,
+    ImageCrop,
+    SampleLoader,
+    SampleStream,
+    Source,
+    check_readable,
+    open_audio,
+    open_images,
+)
+from vpvae_hf.evaluation import Quality, audio_quality, image_quality
+
+from .tokenizers import Tokenizer
+
+# Of audio that a codebook is fitted to.
+_SEGMENT_SECONDS = 2.0
+_SHUFFLED = 1000
+
+
+def add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
+    """Add the options; `split` is the default one."""
+    parser.add_argument("--dataset", required=True, help="hub id or local path of a data set of images or audio")
+    parser.add_argument("--dataset-config", help="configuration (subset) of the data set")
+    parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
+    parser.add_argument("--split", default=split, help="split to read")
+    parser.add_argument("--column", help="column that holds the images or the audio; default: the only one")
+    parser.add_argument("--batch-size", type=int, default=16, help="images or clips encoded at once")
+    images = parser.add_argument_group("for images")
+    images.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
+    images.add_argument("--shortest-side", type=int, help="images are scaled to it; default: that of a crop")
+    add_audio_options(parser.add_argument_group("for audio"))
+
+
+def add_audio_options(parser) -> None:
+    """Add what may be done to audio so that it fits."""
+    parser.add_argument("--resample", action="store_true", help="convert files of another sampling rate")
+    parser.add_argument("--downmix", action="store_true", help="average the channels of files that have several")
+
+
+class Inputs(ABC):
+    """A data set for a tokenizer, as options name it.
+
+    Attributes:
+        measured: what is measured or encoded one by one.
+        unquantized: figures of quality that are also measured without quantization.
+
+    Raises:
+        ValueError: an option that this tokenizer has no use for, or a batch size below 1.
+    """
+
+    measured: str
+    unquantized: tuple[str, ...]
+    _open: Callable[..., Source]
+    _foreign: tuple[str, ...]
+
+    def __init__(self, options: argparse.Namespace, model: Tokenizer):
+        self.options, self.model = options, model
+        if options.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
+        for name in self._foreign:
+            if getattr(options, name):
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} has no meaning for a {type(model).__name__}; leave it out")
+
+    def source(self, **how) -> Source:
+        """The data set; `how` as `open_images` and `open_audio` take it."""
+        options = self.options
+        return type(self)._open(
+            options.dataset,
+            split=options.split,
+            config=options.dataset_config,
+            revision=options.dataset_revision,
+            column=options.column,
+            **how,
+        )
+
+    def shuffled(self, seed: int) -> Iterable[Tensor]:
+        """Endless batches for fitting."""
+        return self._loader(self._random_cut(), self.options.batch_size, shuffled=_SHUFFLED, passes=None, seed=seed)
+
+    def in_order(self) -> Iterable[Tensor]:
+        """Batches of all of it, once, for measuring."""
+        return self._loader(self._whole_cut(), self._whole_batch_size(), shuffled=1, passes=1, seed=0)
+
+    @abstractmethod
+    def quality(self, *, lpips: bool) -> Quality:
+        """How reconstructions are measured."""
+
+    @abstractmethod
+    def coder(self) -> Coder:
+        """What makes codes of its files."""
+
+    @abstractmethod
+    def scale(self) -> dict[str, Any]:
+        """How much of the signal a code stands for, as JSON stores it."""
+
+    @abstractmethod
+    def coding(self) -> dict[str, Any]:
+        """What the codes depend on beside tokenizer and files, as JSON stores it."""
+
+    @abstractmethod
+    def _random_cut(self) -> Cut: ...
+
+    @abstractmethod
+    def _whole_cut(self) -> Cut: ...
+
+    def _whole_batch_size(self) -> int:
+        return self.options.batch_size
+
+    def _loader(self, cut: Cut, batch_size: int, *, shuffled: int, passes: int | None, seed: int) -> SampleLoader:
+        source = self.source()
+        check_readable(source, cut)
+        stream = SampleStream(source, cut, shuffle_buffer=shuffled, passes=passes, seed=seed)
+        return SampleLoader(stream, batch_size=batch_size, workers=1)
+
+
+class ImageInputs(Inputs):
+    """Crops of images."""
+
+    measured, unquantized = "images", ("psnr",)
+    _open = open_images
+    _foreign = ("resample", "downmix")
+
+    def quality(self, *, lpips: bool) -> Quality:
+        return partial(image_quality, lpips=lpips)
+
+    def coder(self) -> Coder:
+        return ImageCoder(self.model, **self.coding())
+
+    def scale(self) -> dict[str, Any]:
+        return {"downsample_factor": self.model.downsample_factor}
+
+    def coding(self) -> dict[str, Any]:
+        size = self.model.config.sample_size if self.options.size is None else self.options.size
+        side = self.options.shortest_side
+        return {"size": size, "shortest_side": size if side is None else side}
+
+    def _random_cut(self) -> Cut:
+        return ImageCrop(**self.coding(), crop="random")
+
+    def _whole_cut(self) -> Cut:
+        return ImageCrop(**self.coding())
+
+
+class AudioInputs(Inputs):
+    """Clips of audio."""
+
+    measured, unquantized = "clips", ("pesq", "stoi", "mel_distance")
+    _open = open_audio
+    _foreign = ("size", "shortest_side")
+
+    def quality(self, *, lpips: bool) -> Quality:
+        if lpips:
+            raise ValueError("--lpips compares images; leave it out for audio")
+        return partial(audio_quality, sampling_rate=self.model.config.sampling_rate)
+
+    def coder(self) -> Coder:
+        return AudioCoder(self.model, **self.coding())
+
+    def scale(self) -> dict[str, Any]:
+        return {"hop_length": self.model.config.hop_length, "sampling_rate": self.model.config.sampling_rate}
+
+    def coding(self) -> dict[str, Any]:
+        return {"resample": self.options.resample, "downmix": self.options.downmix}
+
+    def _random_cut(self) -> Cut:
+        rate = self.model.config.sampling_rate
+        return AudioSegment(length=round(_SEGMENT_SECONDS * rate), sampling_rate=rate, **self.coding())
+
+    def _whole_cut(self) -> Cut:
+        config = self.model.config
+        return AudioClip(sampling_rate=config.sampling_rate, shortest=config.hop_length, **self.coding())
+
+    def _whole_batch_size(self) -> int:
+        return 1  # clips differ in length
+
+
+_INPUTS: dict[type, type[Inputs]] = {AutoencoderVP: ImageInputs, VPCodecModel: AudioInputs}
+
+
+def inputs_for(model: Tokenizer, options: argparse.Namespace) -> Inputs:
+    """The data set that the options name, for that tokenizer."""
+    return _INPUTS[type(model)](options, model)

@@ -1,0 +1,74 @@
+"""Training tokenizers of images."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from vpvae_hf.data import Cut, ImageCrop, open_images
+from vpvae_hf.evaluation import Quality, ReconstructionQuality, image_grid, image_quality
+from vpvae_hf.losses import Loss, build_image_losses
+from vpvae_hf.models import AutoencoderVP
+
+from .config import AdversarialConfig, ImageTrainingConfig
+from .modality import Modality, places
+
+
+class ImageModality(Modality):
+    """Crops of images for an `AutoencoderVP`."""
+
+    examples = measured = "images"
+    library = "diffusers"
+    unquantized = ("psnr",)
+    open = staticmethod(open_images)
+
+    def _new_model(self, config: ImageTrainingConfig) -> AutoencoderVP:
+        quantizer = dict(config.quantizer) or None
+        start = config.model.from_autoencoder_kl
+        if start is not None:
+            return AutoencoderVP.from_autoencoder_kl(start, quantizer=quantizer, **places(config.model))
+        size = config.data.validation_size or config.data.size
+        return AutoencoderVP(**{"sample_size": size, **config.model.architecture}, quantizer=quantizer)
+
+    def _load(self, name: str, **places: str) -> AutoencoderVP:
+        return AutoencoderVP.from_pretrained(name, **places)
+
+    def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
+        return build_image_losses(config.loss_weights)
+
+    def adversarial(self, config: ImageTrainingConfig) -> AdversarialConfig | None:
+        return config.adversarial if config.adversarial.weight else None
+
+    def training_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+        data = config.data
+        return ImageCrop(size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip)
+
+    def held_out_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+        side, size = config.data.shortest_side, config.data.validation_size or config.data.size
+        return ImageCrop(size=size, shortest_side=None if side is None else max(side, size))
+
+    def shown_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+        return self.held_out_cut(config, model)
+
+    def held_out_batch_size(self, config: ImageTrainingConfig) -> int:
+        return config.train_batch_size
+
+    def varies(self, config: ImageTrainingConfig) -> bool:
+        return config.data.crop == "random"
+
+    def quality(self, model: AutoencoderVP, config: ImageTrainingConfig, *, final: bool) -> Quality:
+        return partial(image_quality, lpips=final and config.losses.get("lpips", 0) > 0)
+
+    def summary(self, quality: ReconstructionQuality) -> str:
+        figures = quality.figures
+        return (
+            f"{quality.items} validation images: PSNR {figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} "
+            f"not quantized), SSIM {figures['ssim']:.3f}, CVU {figures['code_usage']:.3f}"
+        )
+
+    def factor(self, model: AutoencoderVP) -> str:
+        return f"factor {model.downsample_factor}"
+
+    def picture(self, rows: list[Tensor], model: AutoencoderVP) -> np.ndarray:
+        return image_grid(rows)

@@ -1,0 +1,35 @@
+"""The command line of a recipe: settings in, a trained tokenizer out."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from .arguments import describe, parse_config
+from .config import TrainingConfig
+from .run import train_tokenizer
+
+
+def run_recipe(config_class: type[TrainingConfig], description: str, arguments: Sequence[str]) -> int:
+    """Train as the arguments say; errors that a user can mend are printed in one line.
+
+    Args:
+        config_class: of the settings.
+        description: what --help begins with.
+
+    Returns:
+        The exit status: 0, 1 after an error, 130 after an interruption.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("vpvae_hf").setLevel(logging.INFO)
+    if "--help" in arguments or "-h" in arguments:
+        print(f"{description}\nSettings: --config FILE.yaml, as often as wanted, and\n{describe(config_class)}")
+        return 0
+    try:
+        train_tokenizer(parse_config(config_class, arguments))
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        logging.getLogger("train").error(error)
+        return 1
+    return 0
