@@ -56,7 +56,9 @@ def write_rows(file: Path, features: dict, rows: list[dict]) -> str:
     """A Parquet file; unlike a `datasets.Dataset` it takes audio without torchcodec. Returns its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     schema = datasets.Features(features).arrow_schema
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        if rows:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
     return str(file.parent)
 
 

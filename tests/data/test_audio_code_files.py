@@ -1,18 +1,16 @@
 """A data set of audio into files of codes."""
 
+import itertools
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from audio_files import CORRUPT, RATE, clip, encoded, write_files, write_rows, write_shards
 
-datasets = pytest.importorskip("datasets")
-pytest.importorskip("soundfile")
-
-from audio_files import CORRUPT, RATE, clip, encoded, write_files, write_rows, write_shards  # noqa: E402
-
-from vpvae_hf import VPCodecConfig, VPCodecModel  # noqa: E402
-from vpvae_hf.data import AudioCoder, CodeFiles, open_audio, read_audio, tokenizer_hash, write_totals  # noqa: E402
+from vpvae_hf import VPCodecConfig, VPCodecModel
+from vpvae_hf.data import AudioCoder, CodeFiles, open_audio, read_audio, tokenizer_hash, write_totals
 
 HOP = 4
 LENGTHS = [100, 41, 200, 4, 80, 33, 199]
@@ -22,6 +20,10 @@ LENGTHS = [100, 41, 200, 4, 80, 33, 199]
 def cache(tmp_path_factory, monkeypatch):
     """A cache of its own for the `datasets` library."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def noise(seed: int, samples: int) -> np.ndarray:
+    return 0.2 * np.random.default_rng(seed).standard_normal(samples)
 
 
 def new_codec(codebook_size: int = 300) -> VPCodecModel:
@@ -38,17 +40,14 @@ def new_codec(codebook_size: int = 300) -> VPCodecModel:
         quantizer={"kind": "vp", "codebook_size": 16, "latent_dim": 2},
     )
     codec = VPCodecModel(config).eval()
-    codec.set_codebook(0.1 * torch.randn(codebook_size, 2))
+    audio = torch.from_numpy(noise(0, HOP * codebook_size)).float()
+    codec.set_codebook(codec.latent_vectors(audio[None, None])[0])
     return codec
 
 
 @pytest.fixture(scope="module")
 def codec():
     return new_codec()
-
-
-def noise(seed: int, samples: int) -> np.ndarray:
-    return 0.2 * np.random.default_rng(seed).standard_normal(samples)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +62,7 @@ LABELS = [0, 2, 4, 5, 6, 7, 8]  # 1 and 3 are those of the unreadable clips
 
 
 def code_files(name: str, folder, model, **settings) -> CodeFiles:
+    folder.mkdir(exist_ok=True)
     source = open_audio(name, split="train", other_columns=True)
     return CodeFiles(source, folder, split="train", coder=AudioCoder(model, **settings))
 
@@ -88,7 +88,7 @@ def test_codes_are_those_of_each_clip_alone(codec, clips, tmp_path):
             alone = codec.encode(torch.from_numpy(audio)[None, None]).audio_codes[0, 0].tolist()
         assert row["codes"] == alone
         assert len(row["codes"]) == -(-LENGTHS[seed] // HOP)
-    assert len(set(sum(rows["codes"][:], []))) > 20
+    assert len(set(itertools.chain(*rows["codes"][:]))) > 20
 
 
 def test_codes_go_back_into_the_tokenizer(codec, clips, tmp_path):
@@ -145,8 +145,8 @@ def test_another_column_of_audio_is_kept_as_it_is(codec, tmp_path):
     features = {"speech": datasets.Audio(), "room": datasets.Audio(sampling_rate=8000)}
     name = write_rows(tmp_path / "clips" / "train.parquet", features, rows)
     source = open_audio(name, split="train", column="speech", other_columns=True)
-    files = CodeFiles(source, tmp_path / "codes", split="train", coder=AudioCoder(codec))
-    files.write(0, batch_size=2)
+    (tmp_path / "codes").mkdir()
+    CodeFiles(source, tmp_path / "codes", split="train", coder=AudioCoder(codec)).write(0, batch_size=2)
     written = datasets.load_dataset(str(tmp_path / "codes"), split="train")
     assert written.features["room"] == datasets.Audio(sampling_rate=8000)
     assert written.cast_column("room", datasets.Audio(decode=False))["room"][:] == sounds

@@ -5,13 +5,11 @@ import sys
 import fsspec
 import numpy as np
 import pytest
+import soundfile
+from audio_files import CORRUPT, RATE, clip, encoded, sine
 
-soundfile = pytest.importorskip("soundfile")
-
-from audio_files import CORRUPT, RATE, clip, encoded, sine  # noqa: E402
-
-from vpvae_hf.data import UnreadableFileError, read_audio  # noqa: E402
-from vpvae_hf.data.audio_decoding import AudioFile  # noqa: E402
+from vpvae_hf.data import UnreadableFileError, read_audio
+from vpvae_hf.data.audio_decoding import AudioFile
 
 LOSSLESS = [("WAV", "PCM_24"), ("FLAC", "PCM_24"), ("WAV", "FLOAT"), ("WAV", "DOUBLE")]
 LOSSY = [

@@ -4,14 +4,11 @@ import importlib.util
 import io
 import tarfile
 
+import datasets
 import numpy as np
 import pytest
 import torch
-
-datasets = pytest.importorskip("datasets")
-pytest.importorskip("soundfile")
-
-from audio_files import (  # noqa: E402
+from audio_files import (
     CORRUPT,
     RATE,
     clip,
@@ -23,7 +20,7 @@ from audio_files import (  # noqa: E402
     write_shards,
 )
 
-from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, check_readable, open_audio  # noqa: E402
+from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, check_readable, open_audio
 
 SEGMENT = AudioSegment(length=50, sampling_rate=RATE, position="start")
 CLIP = AudioClip(sampling_rate=RATE)

@@ -7,11 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-
-datasets = pytest.importorskip("datasets")
-pytest.importorskip("soundfile")
-
-from audio_files import (  # noqa: E402
+from audio_files import (
     CORRUPT,
     RATE,
     clip,
@@ -23,7 +19,7 @@ from audio_files import (  # noqa: E402
     write_shards,
 )
 
-from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, open_audio  # noqa: E402
+from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, open_audio
 
 RANDOM = {"shuffle_buffer": 4, "passes": None, "seed": 3}
 
@@ -85,9 +81,8 @@ def test_a_fixed_position(shards, position, start):
 
 
 def test_random_segments_reach_every_place(tmp_path):
-    cut = AudioSegment(length=195, sampling_rate=RATE)
-    batches = itertools.islice(loader_of(write_counted(tmp_path, 1), cut, batch_size=50, passes=None), 6)
-    counts = Counter(starts_of(batches))
+    name = write_shards(tmp_path, [[encoded(clip(0))] * 300])
+    counts = Counter(starts_of(loader_of(name, AudioSegment(length=195, sampling_rate=RATE), batch_size=50)))
     assert set(counts) == set(range(6))
     assert min(counts.values()) > 25
 
@@ -151,12 +146,12 @@ def test_unreadable_clips_are_skipped_and_counted(tmp_path, workers):
     assert loader.skipped == 5
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("file", "message"),
+    ("workers", "file", "message"),
     [
-        (encoded(clip(0), 8000), "has a sampling rate of 8000 Hz, wanted are 16000 Hz; allow resampling"),
-        (encoded(np.zeros((200, 2))), "has 2 channels, wanted is one; allow their mean"),
+        (0, encoded(clip(0), 8000), "has a sampling rate of 8000 Hz, wanted are 16000 Hz; allow resampling"),
+        (0, encoded(np.zeros((200, 2))), "has 2 channels, wanted is one; allow their mean"),
+        (1, encoded(np.zeros((200, 2))), "has 2 channels, wanted is one; allow their mean"),
     ],
 )
 def test_another_kind_of_audio_stops_the_run(tmp_path, workers, file, message):

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from vpvae_hf.losses import build_audio_losses
-from vpvae_hf.losses.whisper import WhisperFeatures, load_whisper_features, whisper_loss
+from vpvae_hf.losses.whisper import WhisperFeatures, _network_on, load_whisper_features, whisper_loss
 
 SEED = 5
 TINY = {
@@ -237,9 +237,9 @@ def test_half_precision_weights_are_loaded_as_float32(folder, pair):
     torch.testing.assert_close(whisper_loss(*pair, model=folder), expected, rtol=0.01, atol=0)
 
 
-def test_network_follows_a_device(features, pair):
-    features(pair[0][:, 0])
-    moved = features.to("meta")
+def test_network_follows_a_device(folder, pair):
+    whisper_loss(*pair, model=folder)
+    moved = _network_on(torch.device("meta"), folder)
     assert {tensor.device.type for tensor in [*moved.parameters(), *moved.buffers()]} == {"meta"}
     assert moved(torch.empty(2, 640, device="meta")).device.type == "meta"
 
@@ -332,7 +332,7 @@ def test_no_such_folder(tmp_path):
 
 def test_hub_that_is_not_asked(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="cannot load nobody/no-whisper: .*the cache does not have it"):
+    with pytest.raises(OSError, match=r"cannot load nobody/no-whisper: .*the cache does not have it"):
         build_audio_losses({"whisper": 1.0}, whisper="nobody/no-whisper")
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from vpvae_hf import VPCodecConfig, VPCodecModel
+from vpvae_hf.models.audio_convolutions import CausalPadding
 
 VP = {"kind": "vp", "codebook_size": 16, "latent_dim": 3}
 FSP = {"kind": "fsp", "levels": [4, 3, 3]}
@@ -34,7 +35,7 @@ def tiny_codec(quantizer=VP, fitted=True, **settings):
     with torch.no_grad():
         codec.quant_proj.weight *= 8
         codec.quant_proj.bias.zero_()
-        features = codec._features(noise(1, 20 * codec.config.hop_length), None)[0]
+        features = codec.encode_part(noise(1, 20 * codec.config.hop_length), CausalPadding())[0]
         codec.quant_proj.bias -= features.mean(dim=0)
         if fitted and codec.quantize.needs_fitting:
             codec.set_codebook(0.3 * torch.randn(codec.config.codebook_size, codec.config.codebook_dim))

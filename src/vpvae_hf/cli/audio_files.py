@@ -162,10 +162,14 @@ class _progress:
     def __init__(self, codec: VPCodecModel, module: nn.Module, samples: int, title: str):
         parts = math.ceil(samples / codec.config.sampling_rate / codec.config.chunk_length_s)
         self._bar = tqdm(total=parts, desc=title, unit="part", disable=parts == 1)
-        self._hook = module.register_forward_hook(lambda *_: self._bar.update())
+        self._hook = module.register_forward_hook(self._count)
 
     def __enter__(self) -> "_progress":
         return self
+
+    def _count(self, *_) -> None:
+        # What a hook returns takes the place of the module's output.
+        self._bar.update()
 
     def __exit__(self, *_) -> None:
         self._hook.remove()

@@ -14,7 +14,8 @@ from torch import Tensor
 
 # The only sampling rate of wide-band PESQ.
 _PESQ_RATE = 16_000
-# The pesq package holds 50 utterances and ends the whole process where there are more: a longer clip may have them.
+# The pesq package holds 50 utterances, and a clip with more ends the whole process. Utterances and the pauses between
+# them last 0.2 seconds at least, so 20 seconds are safe whatever they hold; speech as people speak, for much longer.
 _PESQ_SECONDS = 40
 _MEL_BANDS = 80
 _WINDOW_SECONDS, _HOP_SECONDS = 0.064, 0.016

@@ -29,8 +29,8 @@ class WhisperFeatures(nn.Module):
     """Features of waveforms, of the waveforms' own length.
 
     Whisper pads whatever it hears to 30 s. Here the encoder reads the waveform alone, padded to whole positions; its
-    position embeddings are fixed sinusoids, of which it gets the first. That is some hundred times less work for
-    segments of a second, but the features are not those that Whisper has of the padded waveform.
+    position embeddings are fixed sinusoids, of which it gets the first. For a second of sound that is a thirtieth of
+    the work, but the features are not those that Whisper has of the padded waveform.
 
     Args:
         encoder: Whisper's encoder; it becomes this module's own, whose length changes with each call.
