@@ -123,11 +123,12 @@ def test_a_slice_of_a_folder(tmp_path):
         open_audio(name, split="train[2:5]")
 
 
-def test_a_large_folder_has_fewer_shards_than_files(tmp_path):
-    name = write_files(tmp_path, {f"{number:03d}.wav": b"" for number in range(300)})
+@pytest.mark.parametrize(("count", "shards"), [(1, 1), (127, 1), (128, 2), (300, 4)])
+def test_a_folder_has_shards_of_several_files(tmp_path, count, shards):
+    name = write_files(tmp_path, {f"{number:03d}.wav": b"" for number in range(count)})
     source = open_audio(name, split="train", other_columns=True)
-    assert source.rows.num_shards == 256
-    assert [row["file_name"] for row in source.rows] == [f"{number:03d}.wav" for number in range(300)]
+    assert source.rows.num_shards == shards
+    assert [row["file_name"] for row in source.rows] == [f"{number:03d}.wav" for number in range(count)]
 
 
 def test_a_folder_that_is_not_there(tmp_path, monkeypatch):

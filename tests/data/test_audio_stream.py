@@ -19,7 +19,7 @@ from audio_files import (
     write_shards,
 )
 
-from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, open_audio
+from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, open_audio, source
 
 RANDOM = {"shuffle_buffer": 4, "passes": None, "seed": 3}
 
@@ -37,9 +37,10 @@ def shards(tmp_path_factory):
     return write_counted(tmp_path_factory.mktemp("shards"), 5, 3, 7)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Fifteen clips of 200 samples as files of two formats."""
+@pytest.fixture
+def folder(tmp_path_factory, monkeypatch):
+    """Fifteen clips of 200 samples as files of two formats, five a shard."""
+    monkeypatch.setattr(source, "_FILES_A_SHARD", 5)
     files = {
         f"speaker{number % 3}/{number:02d}.{kind}": encoded(clip(number), file_format=kind.upper())
         for number, kind in zip(range(15), itertools.cycle(("wav", "flac")), strict=False)

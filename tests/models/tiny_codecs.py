@@ -9,6 +9,8 @@ VP = {"kind": "vp", "codebook_size": 16, "latent_dim": 3}
 FSP = {"kind": "fsp", "levels": [4, 3, 3]}
 HOP = 96
 RATE = 16000
+# The first sample goes on for long after the others are out of reach of its attention windows.
+LENGTHS = [30 * HOP + 7, 3 * HOP, 2 * HOP - 1, HOP]
 # Latents have a standard deviation of about a quarter.
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
@@ -52,7 +54,13 @@ def mask_of(lengths):
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
-def fill_queue(codec):
-    """Enough latents that training perturbs from the first step."""
+def batch_of(lengths, seed=1):
+    """Audio and mask of samples of those lengths."""
+    return noise(len(lengths), max(lengths), seed), mask_of(lengths)
+
+
+def training(codec):
+    """The codec in train mode, and with enough latents queued to perturb from the first step."""
     if codec.quantize.needs_fitting:
         codec.quantize.queue.push(0.3 * torch.randn(200, 3, generator=torch.Generator().manual_seed(2)))
+    return codec.train()

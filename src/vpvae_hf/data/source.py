@@ -15,6 +15,8 @@ from .shards import ShardReader, library_missing
 
 # Of a data set that is not streamed; enough for the readers of a large job.
 _LOCAL_SHARDS = 256
+# Of audio in a folder; a shard's clips are encoded in batches of their own, so it should hold several.
+_FILES_A_SHARD = 64
 _FIRST_ROWS = 100
 
 
@@ -93,7 +95,7 @@ def open_audio(
     """
     datasets = _import_datasets()
     if is_audio_folder(name):
-        rows, streaming = _load_folder(name, split, config, revision, streaming), False
+        rows, streaming = _load_folder(name, split, config, revision, streaming), True
     else:
         rows = _load(name, split, config, revision, streaming)
     return _source(name, rows, column, datasets.Audio(decode=False), "audio", streaming, other_columns)
@@ -149,7 +151,7 @@ def _load(name: str, split: str, config: str | None, revision: str | None, strea
 
 
 def _load_folder(name: str, split: str, config: str | None, revision: str | None, streaming: bool):
-    """A split of a folder of audio files."""
+    """A split of a folder of audio files, as a stream in any case: nothing is to be prepared."""
     import datasets
 
     if config is not None or revision is not None:
@@ -158,7 +160,9 @@ def _load_folder(name: str, split: str, config: str | None, revision: str | None
     _check_split(name, split, list(splits), streaming)
     whole = split.partition("[")[0]
     parts = datasets.ReadInstruction.from_spec(split).to_absolute({whole: len(splits[whole])})
-    return audio_rows(Path(name), [file for part in parts for file in splits[whole][part.from_ : part.to]])
+    files = [file for part in parts for file in splits[whole][part.from_ : part.to]]
+    shards = max(1, min(_LOCAL_SHARDS, len(files) // _FILES_A_SHARD))
+    return audio_rows(Path(name), files).to_iterable_dataset(num_shards=shards)
 
 
 def _check_split(name: str, split: str, splits: list[str], streaming: bool) -> None:
