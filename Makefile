@@ -22,8 +22,9 @@ interpreter: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/vpvae demo $(DEMO_ARGS)
 
+# A file's tests stay in one process, since they share what is costly to make.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Rewrites files; `quality` only looks.
 style: $(INSTALLED)

@@ -10,14 +10,14 @@ extras = {
     "interpreter": ["triton==3.9.0"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
-    "dev": ["pytest>=8.4", "ruff>=0.12"],
+    "dev": ["pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"],
 }
 extras["dev"] += sorted(set(extras["train"] + extras["eval"] + extras["audio"] + extras["demo"]))
 
 setup(
     name="vpvae_hf",
     version="0.1.0",
-    description="Image tokenizers trained by perturbing the latent, with the codebook fitted afterwards",
+    description="Image and audio tokenizers trained by perturbing the latent, with the codebook fitted afterwards",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

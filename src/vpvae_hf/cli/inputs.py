@@ -58,14 +58,14 @@ class Inputs(ABC):
 
     Attributes:
         measured: what is measured or encoded one by one.
-        unquantized: figures of quality that are also measured without quantization.
+        unquantized: figures of quality that are also measured without quantization; None for all.
 
     Raises:
         ValueError: an option that this tokenizer has no use for, or a batch size below 1.
     """
 
     measured: str
-    unquantized: tuple[str, ...]
+    unquantized: tuple[str, ...] | None
     _open: Callable[..., Source]
     _foreign: tuple[str, ...]
 
@@ -161,7 +161,7 @@ class ImageInputs(Inputs):
 class AudioInputs(Inputs):
     """Clips of audio."""
 
-    measured, unquantized = "clips", ("pesq", "stoi", "mel_distance")
+    measured, unquantized = "clips", None
     _open = open_audio
     _foreign = ("size", "shortest_side")
 

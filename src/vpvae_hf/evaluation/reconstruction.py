@@ -45,7 +45,7 @@ def evaluate_reconstruction(
     codebook: Tensor | None = None,
     *,
     quality: Quality,
-    unquantized: Collection[str] = (),
+    unquantized: Collection[str] | None = (),
     across_ranks: bool = False,
 ) -> ReconstructionQuality:
     """Measure a tokenizer, in eval mode, without changing it.
@@ -56,7 +56,7 @@ def evaluate_reconstruction(
             in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
         quality: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
-        unquantized: the names of its figures that are also measured of what continuous latents give back.
+        unquantized: the names of its figures that are also measured of what continuous latents give back; None for all.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
 
@@ -135,9 +135,12 @@ def reconstruct(model, batch: Tensor, codebook: Tensor | None = None) -> Reconst
         model.train(was_training)
 
 
-def _measured(made: Reconstruction, batch: Tensor, quality: Quality, unquantized: Collection[str]) -> dict[str, Tensor]:
+def _measured(
+    made: Reconstruction, batch: Tensor, quality: Quality, unquantized: Collection[str] | None
+) -> dict[str, Tensor]:
     """Name -> [3]: the sum of the values that are not NaN, the number of these, and of all."""
     values = quality(made.quantized, batch)
+    unquantized = values.keys() if unquantized is None else unquantized
     if unknown := set(unquantized) - values.keys():
         raise ValueError(f"the quality function gives no {', '.join(sorted(unknown))}; it gives {', '.join(values)}")
     if unquantized:

@@ -98,9 +98,9 @@ def _merged(config: Any, content: Any, where: str) -> Any:
     try:
         for key, value in content.items():
             # Settings of another kind mean nothing to this one.
-            if OmegaConf.is_dict(value) and "kind" in value and key in config and "kind" in config[key]:
-                if value["kind"] != config[key]["kind"]:
-                    config[key] = {}
+            both_have_kinds = OmegaConf.is_dict(value) and "kind" in value and key in config and "kind" in config[key]
+            if both_have_kinds and value["kind"] != config[key]["kind"]:
+                config[key] = {}
         return OmegaConf.merge(config, content)
     except ConfigKeyError as error:
         raise ValueError(_unknown(config, error.full_key, f"{where}: ")) from error

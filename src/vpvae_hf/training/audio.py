@@ -25,7 +25,7 @@ class AudioModality(Modality):
 
     examples, measured = "segments", "clips"
     library = "transformers"
-    unquantized = ("pesq", "stoi", "mel_distance")
+    unquantized = None
     open = staticmethod(open_audio)
 
     def _new_model(self, config: AudioTrainingConfig) -> VPCodecModel:
@@ -61,11 +61,12 @@ class AudioModality(Modality):
 
     def summary(self, quality: ReconstructionQuality) -> str:
         figures = quality.figures
-        return (
-            f"{quality.items} validation clips: PESQ {figures['pesq']:.3f} ({figures['pesq_unquantized']:.3f} not "
-            f"quantized), STOI {figures['stoi']:.3f} ({figures['stoi_unquantized']:.3f}), "
-            f"mel distance {figures['mel_distance']:.3f}, CVU {figures['code_usage']:.3f}"
-        )
+        shown = [
+            f"{label} {figures[name]:.3f} ({figures[f'{name}_unquantized']:.3f} not quantized)"
+            for name, label in (("pesq", "PESQ"), ("stoi", "STOI"), ("mel_distance", "mel distance"))
+            if name in figures
+        ]
+        return f"{quality.items} validation clips: {', '.join(shown)}, CVU {figures['code_usage']:.3f}"
 
     def factor(self, model: VPCodecModel) -> str:
         return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes a second)"

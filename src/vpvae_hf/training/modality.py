@@ -23,13 +23,13 @@ class Modality(ABC):
         measured: what is measured one by one.
         open: `open_images` or `open_audio`.
         library: whose version matters to the model, beside torch.
-        unquantized: figures of quality that are also measured without quantization.
+        unquantized: figures of quality that are also measured without quantization; None for all.
     """
 
     examples: ClassVar[str]
     measured: ClassVar[str]
     library: ClassVar[str]
-    unquantized: ClassVar[tuple[str, ...]]
+    unquantized: ClassVar[tuple[str, ...] | None]
     open: ClassVar[Callable[..., Source]]
 
     def build_model(self, config: TrainingConfig):
