@@ -8,10 +8,12 @@ the strides that are still to come positions.
 """
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv_transpose1d, pad
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.dac.modeling_dac import DacDecoderBlock, DacEncoderBlock, DacResidualUnit, Snake1d
 
@@ -133,6 +135,24 @@ def context_frames(config: VPCodecConfig) -> int:
     both_sides = blocks + 6 + 6 * config.hop_length  # the first and the last layer, the decoder's being the wider
     samples = both_sides if config.causal else both_sides // 2
     return samples // config.hop_length + 1 + config.num_hidden_layers * config.sliding_window
+
+
+def initialize_convolution(conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
+    """Weights that keep the variance, and no bias, which would drown quiet audio.
+
+    The last convolution of a residual unit starts small, so that many units in a row add little, and so does that which
+    makes the waveform, which starts quieter than speech.
+    """
+    inputs = conv.in_channels * conv.kernel_size[0]
+    gain = 1.0
+    if isinstance(conv, nn.ConvTranspose1d):
+        inputs //= conv.stride[0]
+    elif conv.kernel_size[0] == 1:
+        gain = 0.3
+    elif conv.out_channels == 1:
+        gain = 0.03
+    init.normal_(conv.weight, std=gain / math.sqrt(inputs))
+    init.zeros_(conv.bias)
 
 
 class _EncoderBlock(GradientCheckpointingLayer, DacEncoderBlock):

@@ -30,6 +30,7 @@ from .audio_convolutions import (
     Padding,
     SymmetricPadding,
     context_frames,
+    initialize_convolution,
 )
 from .audio_inputs import checked_audio, checked_padding
 from .configuration_vp_codec import VPCodecConfig
@@ -115,6 +116,8 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         super().__init__(config)
         self.encoder = ConvolutionalEncoder(config)
         self.encoder_transformer = WindowedTransformer(config)
+        # Or else quiet audio would start with latents that differ by less than what training perturbs them.
+        self.quant_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.quant_proj = nn.Linear(config.hidden_size, config.codebook_dim)
         self.quantize = build_quantizer(config.quantizer)
         self.post_quant_proj = nn.Linear(config.codebook_dim, config.hidden_size)
@@ -315,7 +318,9 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            initialize_convolution(module)
+        elif isinstance(module, nn.Linear):
             module.reset_parameters()
         elif isinstance(module, Snake1d):
             init.ones_(module.alpha)
@@ -401,7 +406,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
     ) -> Tensor:
         """[B, N, d] from audio [B, 1, N * hop], unchecked; padding and past carry on a stream."""
         features = self.encoder(audio, padding).transpose(1, 2)
-        return self.quant_proj(self.encoder_transformer(features, valid, past))
+        return self.quant_proj(self.quant_norm(self.encoder_transformer(features, valid, past)))
 
     def decode_part(
         self, latents: Tensor, padding: Padding, valid: Tensor | None = None, past: DynamicCache | None = None

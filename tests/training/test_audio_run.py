@@ -1,0 +1,162 @@
+"""Whole training runs of audio tokenizers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from audio_files import RATE
+from audio_runs import ARCHITECTURE, VECTOR, configured, settings, write_speech
+from image_runs import metrics
+from PIL import Image
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+from vpvae_hf import VPCodecConfig, VPCodecModel
+from vpvae_hf.training.run import train_tokenizer
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "audio" / "train.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_speech(tmp_path_factory.mktemp("speech"), shards={"train": [5, 3, 4], "validation": [5]})
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    train_tokenizer(configured(settings(data, output, use_ema=True, data={"workers": 2})))
+    return output
+
+
+def test_a_run_leaves_a_tokenizer_and_its_records(whole):
+    codec = VPCodecModel.from_pretrained(whole / "tokenizer")
+    assert codec.quantize.config.fitted
+    assert codec.encode(torch.zeros(1, 1, 960)).audio_codes.shape == (1, 1, 10)
+    results = json.loads((whole / "tokenizer" / "results.json").read_text())
+    assert results["training"]["steps"] == 12
+    assert results["training"]["segments_seen"] == 12 * 4
+    assert results["codebook"]["codebook_size"] == 32
+    (evaluation,) = results["evaluation"]
+    assert (evaluation["split"], evaluation["clips"]) == ("validation", 5)
+    assert set(evaluation["metrics"]) >= {"pesq", "pesq_unquantized", "stoi", "mel_distance", "code_usage"}
+    rows = metrics(whole)
+    assert [row["step"] for row in rows if "validation/pesq" in row] == [6, 12]
+    assert {"loss/l1", "loss/stft", "loss/quantizer", "gradient_norm"} <= set(rows[-2])
+    assert [row["examples"] for row in rows if "examples" in row] == [4 * step for step in range(1, 13)]
+
+
+def test_the_card_shows_and_plays_the_same_clips(whole):
+    card = (whole / "tokenizer" / "README.md").read_text()
+    assert "model-index" in card
+    assert "PESQ (wide band)" in card
+    for name in ("original", "reconstruction"):
+        assert f"{name}.flac" in card
+        waveform, rate = soundfile.read(whole / "tokenizer" / f"{name}.flac")
+        assert (len(waveform), rate) == (2 * round(3.5 * RATE), RATE)
+    for picture in (whole / "tokenizer" / "reconstruction.png", whole / "validation" / "step-0000012.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 100
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(whole, data, tmp_path):
+    """Equal to the bit on a CPU, the positions of the segments in the clips among the rest."""
+    output = tmp_path / "run"
+    values = settings(data, output, use_ema=True, data={"workers": 2})
+    (tmp_path / "settings.yaml").write_text(json.dumps(values))
+    command = [sys.executable, "-W", "error", str(RECIPE), "--config", str(tmp_path / "settings.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() or len((output / "metrics.jsonl").read_text().splitlines()) < 6:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (output / "tokenizer").exists()
+    train_tokenizer(configured(values | {"resume_from_checkpoint": "latest"}))
+    assert metrics(output) == metrics(whole)
+
+
+def test_training_brings_the_reconstruction_nearer(data, tmp_path):
+    """With scalar codes, from a mel distance that an untrained model has to less than two thirds of it."""
+    values = settings(data, tmp_path / "run", quantizer={"kind": "fsp", "levels": [8, 5, 5]}, max_train_steps=150)
+    values |= {"validation_steps": 149, "checkpointing_steps": 1000, "logging_steps": 50, "learning_rate": 5e-3}
+    train_tokenizer(configured(values | {"data": values["data"] | {"validation_examples": 2}}))
+    trained = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())["evaluation"][0]["metrics"]
+    train_tokenizer(configured(values | {"output_dir": str(tmp_path / "short"), "max_train_steps": 1}))
+    untrained = json.loads((tmp_path / "short" / "tokenizer" / "results.json").read_text())["evaluation"][0]["metrics"]
+    assert trained["mel_distance"] < 2 / 3 * untrained["mel_distance"]
+
+
+def test_fine_tuning_with_another_codebook_size(whole, data, tmp_path):
+    start = {"model": {"pretrained": str(whole / "tokenizer")}, "quantizer": {"codebook_size": 64}}
+    train_tokenizer(configured(settings(data, tmp_path / "run", **start, max_train_steps=2)))
+    codec = VPCodecModel.from_pretrained(tmp_path / "run" / "tokenizer")
+    assert (codec.config.codebook_size, codec.quantize.config.fitted) == (64, True)
+    results = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())
+    assert results["training"]["base_model"] == str(whole / "tokenizer")
+
+
+def test_features_of_whisper_as_a_loss(data, tmp_path):
+    torch.manual_seed(0)
+    small = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "d_model": 16}
+    small |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 16}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    WhisperModel(WhisperConfig(**small, **tokens)).save_pretrained(tmp_path / "whisper")
+    WhisperFeatureExtractor().save_pretrained(tmp_path / "whisper")
+    values = settings(data, tmp_path / "run", losses={"l1": 1.0, "whisper": 0.1}, whisper=str(tmp_path / "whisper"))
+    train_tokenizer(configured(values | {"max_train_steps": 2}))
+    rows = metrics(tmp_path / "run")
+    assert rows[0]["loss/whisper"] > 0
+    assert rows[0]["loss/total"] == pytest.approx(
+        rows[0]["loss/l1"] + 0.1 * rows[0]["loss/whisper"] + rows[0]["loss/quantizer"], rel=1e-5
+    )
+
+
+def test_two_ranks_share_the_clips_and_the_queue(data, tmp_path):
+    (tmp_path / "settings.yaml").write_text(json.dumps(settings(data, tmp_path / "run", max_train_steps=4)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(RECIPE)]
+    command += ["--config", str(tmp_path / "settings.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in metrics(tmp_path / "run") if "loss/total" in row]
+    assert [row["examples"] for row in rows] == [8, 16, 24, 32]
+    # Segments of 0.2 seconds have 33 codes; the first batch of both ranks goes into the queue whole.
+    assert rows[1]["quantizer/queue_fill"] >= 2 * 4 * 33 / (16 * 32 * 4)
+    evaluation = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())["evaluation"][0]
+    assert evaluation["clips"] == 5
+
+
+def test_mistakes(data, tmp_path):
+    for values, message in (
+        ({"losses": {"lpips": 1.0}}, "valid names are l1, l2, stft, whisper"),
+        ({"model": {"architecture": {**ARCHITECTURE, "sampling_rte": 8000}}}, "did you mean 'sampling_rate'"),
+        ({"model": {"architecture": {**ARCHITECTURE, "sampling_rate": 8000}}}, "16000 Hz, wanted are 8000 Hz"),
+        ({"data": {"segment_s": 0.05}}, "samples"),
+        ({"data": {"validation_split": "test"}}, "no split 'test'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_tokenizer(configured(settings(data, tmp_path / "run", **values)))
+
+
+def test_another_sampling_rate_is_measured_without_pesq(tmp_path):
+    data = write_speech(tmp_path / "speech", shards={"train": [3], "validation": [2]}, rate=8000)
+    architecture = {**ARCHITECTURE, "sampling_rate": 8000, "downsampling_ratios": [2, 4, 5]}
+    train_tokenizer(
+        configured(settings(data, tmp_path / "run", model={"architecture": architecture}, max_train_steps=2))
+    )
+    evaluation = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())["evaluation"][0]
+    assert "stoi" in evaluation["metrics"]
+    assert "pesq" not in evaluation["metrics"]
+    codec = VPCodecModel(VPCodecConfig(**architecture, quantizer=VECTOR))
+    assert codec.config.frame_rate == 200
