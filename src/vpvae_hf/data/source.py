@@ -11,6 +11,7 @@ import numpy as np
 from .audio_folder import audio_rows, audio_splits, is_audio_folder
 from .cuts import Cut
 from .files import UnreadableFileError
+from .joined_rows import JoinedRows
 from .shards import ShardReader, library_missing
 
 # Of a data set that is not streamed; enough for the readers of a large job.
@@ -49,7 +50,7 @@ def open_images(
 
     Args:
         name: hub id or local path, as `datasets.load_dataset` takes it.
-        split: e.g. "train"; a slice such as "train[:1000]" where it is not streamed.
+        split: e.g. "train", or several joined by "+"; a slice such as "train[:1000]" where it is not streamed.
         config: name of a configuration (subset), for a data set that has several.
         revision: branch, tag or commit on the hub.
         column: that holds the images; found by its type where None.
@@ -138,12 +139,17 @@ def _import_datasets():
 
 
 def _load(name: str, split: str, config: str | None, revision: str | None, streaming: bool):
-    """A split of what `datasets` can read."""
+    """Splits of what `datasets` can read."""
     import datasets
 
     _check_split(name, split, datasets.get_dataset_split_names(name, config, revision=revision), streaming)
     try:
-        return datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+        # A stream is of one split; otherwise `datasets` joins them.
+        splits = split.split("+") if streaming else [split]
+        parts = [
+            datasets.load_dataset(name, config, split=part, revision=revision, streaming=streaming) for part in splits
+        ]
+        return parts[0] if len(parts) == 1 else JoinedRows(parts)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ImportError):
             raise library_missing(error.__cause__) from error
@@ -151,26 +157,27 @@ def _load(name: str, split: str, config: str | None, revision: str | None, strea
 
 
 def _load_folder(name: str, split: str, config: str | None, revision: str | None, streaming: bool):
-    """A split of a folder of audio files, as a stream in any case: nothing is to be prepared."""
+    """Splits of a folder of audio files, as a stream in any case: nothing is to be prepared."""
     import datasets
 
     if config is not None or revision is not None:
         raise ValueError(f"{name} is a folder of audio files, which has no config or revision; leave them out")
     splits = audio_splits(Path(name))
     _check_split(name, split, list(splits), streaming)
-    whole = split.partition("[")[0]
-    parts = datasets.ReadInstruction.from_spec(split).to_absolute({whole: len(splits[whole])})
-    files = [file for part in parts for file in splits[whole][part.from_ : part.to]]
+    lengths = {part: len(files) for part, files in splits.items()}
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    files = [file for part in parts for file in splits[part.splitname][part.from_ : part.to]]
     shards = max(1, min(_LOCAL_SHARDS, len(files) // _FILES_A_SHARD))
     return audio_rows(Path(name), files).to_iterable_dataset(num_shards=shards)
 
 
 def _check_split(name: str, split: str, splits: list[str], streaming: bool) -> None:
-    whole, bracket, _ = split.partition("[")
-    if whole not in splits:
-        raise ValueError(f"data set {name} has no split {split!r}; it has {', '.join(splits)}")
-    if streaming and bracket:
-        raise ValueError(f"a stream has no slices, got split {split!r}; name a whole split, or do without streaming")
+    for part in split.split("+"):
+        whole, bracket, _ = part.partition("[")
+        if whole not in splits:
+            raise ValueError(f"data set {name} has no split {whole!r}; it has {', '.join(splits)}")
+        if streaming and bracket:
+            raise ValueError(f"a stream has no slices, got split {part!r}; name a whole split, or do without streaming")
 
 
 def _source(name: str, rows, column: str | None, feature, kind: str, streaming: bool, other_columns: bool) -> Source:
