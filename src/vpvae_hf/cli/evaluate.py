@@ -45,9 +45,8 @@ def run(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--save needs a local folder, got {options.tokenizer}; download the tokenizer first")
     model = load_tokenizer(options.tokenizer)
     inputs = inputs_for(model, options)
-    quality = evaluate_reconstruction(
-        model, inputs.in_order(), quality=inputs.quality(lpips=options.lpips), unquantized=inputs.unquantized
-    )
+    measure = inputs.quality(lpips=options.lpips)
+    quality = evaluate_reconstruction(model, inputs.in_order(), quality=measure, unquantized=inputs.unquantized)
     print(f"{options.dataset}, {options.split}: {quality.items} {inputs.measured}, {quality.tokens} tokens")
     _print_figures(quality)
     if options.save:

@@ -1,0 +1,179 @@
+"""The commands on audio: a data set's, and those for a person's own files."""
+
+import io
+import json
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audio_files import CORRUPT, RATE, encoded, write_files
+from audio_runs import ARCHITECTURE, VECTOR, write_speech
+from image_runs import ARCHITECTURE as IMAGE_ARCHITECTURE
+from safetensors import safe_open
+from speech import speech
+
+from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
+from vpvae_hf.cli.main import main
+
+FSP = {"kind": "fsp", "levels": [8, 6, 5]}
+
+
+def save_codec(folder, quantizer=FSP, seed=0, **settings):
+    torch.manual_seed(seed)
+    VPCodecModel(VPCodecConfig(**ARCHITECTURE | settings, quantizer=quantizer)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    return save_codec(tmp_path_factory.mktemp("codec") / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_speech(tmp_path_factory.mktemp("speech"), shards={"train": [4, 3], "validation": [3]})
+
+
+def lines(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+def test_fit_then_evaluate(data, tmp_path, capsys):
+    unfitted = save_codec(tmp_path / "unfitted", VECTOR)
+    fitted = tmp_path / "fitted"
+    arguments = ["fit", unfitted, "--dataset", data, "--codebook-size", "24", "--output", str(fitted)]
+    assert main(arguments) == 0
+    assert "VPCodecModel.from_pretrained" in lines(capsys)[-1]
+    model = VPCodecModel.from_pretrained(fitted)
+    assert (model.config.codebook_size, model.quantize.config.fitted) == (24, True)
+    assert main(["evaluate", str(fitted), "--dataset", data, "--save"]) == 0
+    printed = "\n".join(lines(capsys))
+    for word in ("3 clips", "PESQ (wide band)", "STOI", "mel distance", "not quantized", "code usage (CVU)"):
+        assert word in printed
+    (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
+    assert saved["clips"] == 3
+    assert "PESQ (wide band)" in (fitted / "README.md").read_text()
+
+
+def test_tokenize_then_decode(codec, data, tmp_path, capsys):
+    assert main(["tokenize", codec, "--dataset", data, "--output", str(tmp_path / "codes"), "--batch-size", "2"]) == 0
+    assert "7 clips in 2 files" in lines(capsys)[-1]
+    manifest = json.loads((tmp_path / "codes" / "tokenizer.json").read_text())
+    assert (manifest["clips"], manifest["hop_length"], manifest["sampling_rate"]) == (7, 96, RATE)
+    rows = datasets.load_dataset(str(tmp_path / "codes"), split="train").with_format("numpy")
+    model = VPCodecModel.from_pretrained(codec)
+    for row in rows:
+        length = round((0.8 + 0.1 * (row["label"] % 9)) * RATE)
+        assert (len(row["codes"]), row["num_samples"]) == (-(-length // 96), length)
+        audio = torch.from_numpy(read(data, row["label"]))[None, None]
+        assert torch.equal(model.encode(audio).audio_codes[0, 0], torch.from_numpy(row["codes"].astype(np.int64)))
+
+
+def read(data, label):
+    rows = datasets.load_dataset(data, split="train").cast_column("sound", datasets.Audio(decode=False))
+    return soundfile.read(io.BytesIO(rows[int(label)]["sound"]["bytes"]), dtype="float32")[0]
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
+def test_a_file_goes_to_codes_and_back(codec, ending, tmp_path, capsys):
+    clip = speech(1.23).numpy()
+    soundfile.write(tmp_path / f"clip.{ending}", clip, RATE)
+    assert main(["encode-audio", str(tmp_path / f"clip.{ending}"), "--tokenizer", codec]) == 0
+    printed = lines(capsys)
+    assert "1.23 s of audio in 205 codes of 240: 166.67 codes a second, 1.32 kbit/s" in printed[0]
+    assert "encoded in" in printed[1]
+    with safe_open(tmp_path / "clip.safetensors", "pt") as file:
+        codes = file.get_tensor("audio_codes")
+    assert (codes.dtype, codes.shape) == (torch.uint8, (1, 1, 205))
+    made = tmp_path / f"made.{ending}"
+    assert main(["decode-audio", str(tmp_path / "clip.safetensors"), "--output", str(made)]) == 0
+    assert "1.23 s of audio decoded" in capsys.readouterr().out
+    waveform, rate = soundfile.read(made, dtype="float32")
+    assert (len(waveform), rate) == (len(clip), RATE)
+    if ending != "ogg":  # which changes what it stores
+        with torch.no_grad():
+            expected = VPCodecModel.from_pretrained(codec).decode(codes).audio_values[0, 0, : len(clip)].numpy()
+        np.testing.assert_allclose(waveform, expected, atol=1e-4)
+
+
+def test_a_long_file_shows_how_far_it_is_and_is_the_same(codec, tmp_path, capsys):
+    short_parts = save_codec(tmp_path / "codec", chunk_length_s=0.5)
+    soundfile.write(tmp_path / "clip.wav", speech(2.2).numpy(), RATE)
+    for name, tokenizer in (("whole", codec), ("parts", short_parts)):
+        output = str(tmp_path / f"{name}.safetensors")
+        arguments = ["encode-audio", str(tmp_path / "clip.wav"), "--tokenizer", tokenizer, "--output", output]
+        assert main(arguments) == 0
+        assert ("5/5" in capsys.readouterr().err) == (name == "parts")
+        assert main(["decode-audio", output, "--output", str(tmp_path / f"{name}.wav")]) == 0
+        assert ("5/5" in capsys.readouterr().err) == (name == "parts")
+    whole, parts = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("whole", "parts"))
+    np.testing.assert_allclose(parts, whole, atol=1e-4)
+
+
+def test_resampling_and_downmixing_only_when_asked(codec, tmp_path, capsys):
+    clip = speech(1.0).numpy()
+    soundfile.write(tmp_path / "stereo.wav", np.stack([clip, clip], axis=1), 48000)
+    arguments = ["encode-audio", str(tmp_path / "stereo.wav"), "--tokenizer", codec]
+    assert main(arguments) == 1
+    assert "48000 Hz, wanted are 16000 Hz; allow resampling" in capsys.readouterr().err
+    assert main([*arguments, "--resample"]) == 1
+    assert "2 channels, wanted is one" in capsys.readouterr().err
+    assert not (tmp_path / "stereo.safetensors").exists()
+    assert main([*arguments, "--resample", "--downmix"]) == 0
+    assert "0.33 s of audio in 56 codes" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line_and_lose_nothing(codec, tmp_path, capsys):
+    soundfile.write(tmp_path / "clip.wav", speech(0.5).numpy(), RATE)
+    clip, codes = str(tmp_path / "clip.wav"), str(tmp_path / "clip.safetensors")
+    assert main(["encode-audio", clip, "--tokenizer", codec]) == 0
+    write_files(tmp_path, {"corrupt.wav": CORRUPT, "one.wav": encoded(np.zeros(1)), "empty.wav": encoded(np.zeros(0))})
+    torch.manual_seed(0)
+    AutoencoderVP(**IMAGE_ARCHITECTURE, quantizer=FSP).save_pretrained(tmp_path / "images")
+    unfitted, other = save_codec(tmp_path / "unfitted", VECTOR), save_codec(tmp_path / "other", seed=1)
+    before = (tmp_path / "clip.safetensors").read_bytes()
+    new = ["--output", str(tmp_path / "new.safetensors")]
+    capsys.readouterr()
+    for arguments, message in (
+        (["encode-audio", clip, "--tokenizer", codec], "exists; use --overwrite"),
+        (["encode-audio", clip, "--tokenizer", codec, "--output", str(tmp_path)], "is a folder"),
+        (
+            ["encode-audio", clip, "--tokenizer", str(tmp_path / "images"), *new],
+            "is a AutoencoderVP, which is for images",
+        ),
+        (["encode-audio", clip, "--tokenizer", unfitted, *new], "no fitted codebook"),
+        (["encode-audio", clip, "--tokenizer", str(tmp_path / "nothing"), *new], "nothing"),
+        (["encode-audio", clip, "--tokenizer", str(tmp_path), *new], "has no config.json"),
+        (["encode-audio", str(tmp_path / "no.wav"), "--tokenizer", codec, *new], "no.wav"),
+        (["encode-audio", str(tmp_path / "corrupt.wav"), "--tokenizer", codec, *new], "corrupt.wav"),
+        (["encode-audio", str(tmp_path / "empty.wav"), "--tokenizer", codec, *new], "it holds no sample"),
+        (["encode-audio", str(tmp_path / "one.wav"), "--tokenizer", codec, *new], "at least 96 samples"),
+        (["decode-audio", codes, "--output", str(tmp_path / "a.xyz")], "no audio format '.xyz' is known"),
+        (["decode-audio", clip, "--output", str(tmp_path / "a.wav")], "is no file of audio codes, or is damaged"),
+        (["decode-audio", str(tmp_path / "no.safetensors")], "there is no file"),
+        (["decode-audio", codes, "--tokenizer", other], "is not the tokenizer that"),
+        (["evaluate", codec, "--dataset", "x", "--size", "8"], "--size has no meaning for a VPCodecModel"),
+        (["evaluate", codec, "--dataset", "x", "--lpips"], "--lpips compares images"),
+        (["tokenize", str(tmp_path / "images"), "--dataset", "x", "--resample"], "--resample has no meaning"),
+    ):
+        assert main(arguments) == 1, arguments
+        error = capsys.readouterr().err
+        assert message in error, error
+        assert "Traceback" not in error
+    assert (tmp_path / "clip.safetensors").read_bytes() == before
+    assert not (tmp_path / "new.safetensors").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_the_commands_are_listed_and_run_in_a_process(codec, tmp_path):
+    soundfile.write(tmp_path / "clip.wav", speech(0.5).numpy(), RATE)
+    command = [sys.executable, "-W", "error", "-m", "vpvae_hf.cli.main"]
+    listed = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "encode-audio" in listed
+    assert "decode-audio" in listed
+    subprocess.run([*command, "encode-audio", str(tmp_path / "clip.wav"), "--tokenizer", codec], check=True)
+    assert (tmp_path / "clip.safetensors").exists()
