@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import fsspec
 import numpy as np
 
+from vpvae_hf.resampling import resampled
+
 from .files import UnreadableFileError, name_of
 
 # What libsndfile says of a file whose header does not tell its length.
@@ -65,6 +67,7 @@ class AudioFile:
         except ValueError:
             self.close()
             raise
+        self._rate = sampling_rate
         divisor = math.gcd(sampling_rate, self._file.samplerate)
         self._up, self._down = sampling_rate // divisor, self._file.samplerate // divisor
         self.length = -(-self._file.frames * self._up // self._down)
@@ -87,15 +90,14 @@ class AudioFile:
         up, down = self._up, self._down
         if up == down:
             return self._decoded(start, stop)
-        from scipy.signal import resample_poly
-
         # Half of the filter, which is ten periods of the lower rate long. A part begins at a multiple of `down`, where
         # a sample of the whole file's output falls on one of its input.
         margin = 10 * max(up, down) // up + 1
         first = max(0, start * down // up - margin) // down * down
         last = min(self._file.frames, -(-stop * down // up) + margin)
         offset = start - first // down * up
-        return resample_poly(self._decoded(first, last), up, down)[offset : offset + stop - start]
+        part = resampled(self._decoded(first, last), self._file.samplerate, self._rate)
+        return part[offset : offset + stop - start]
 
     def _check(self, sampling_rate: int, resample: bool, downmix: bool) -> None:
         found = self._file

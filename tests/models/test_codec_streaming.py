@@ -1,0 +1,111 @@
+"""Audio and codes that come in chunks give what the whole would give."""
+
+import pytest
+import torch
+from tiny_codecs import FSP, HOP, VP, noise, tiny_codec
+
+from vpvae_hf import CodebookNotFittedError, StreamingDecoder, StreamingEncoder
+
+FRAMES = 60  # many times the attention window of 8
+
+
+@pytest.fixture(params=[VP, FSP], ids=["vp", "fsp"], scope="module")
+def codec(request):
+    return tiny_codec(request.param, causal=True, chunk_length_s=100.0)
+
+
+def encoded(codec, audio, chunk):
+    stream = StreamingEncoder(codec)
+    parts = [stream.encode(part) for part in audio.split(chunk, dim=-1)]
+    return torch.cat([*parts, stream.finish()], dim=-1)
+
+
+@pytest.mark.parametrize("chunk", [31, HOP, 5 * HOP + 1, 1000 * HOP])
+@pytest.mark.parametrize("length", [FRAMES * HOP, FRAMES * HOP + 17])
+def test_codes_of_chunks_are_those_of_the_whole(codec, chunk, length):
+    audio = noise(2, length)
+    assert torch.equal(encoded(codec, audio, chunk), codec.encode(audio).audio_codes)
+
+
+def test_single_samples(codec):
+    audio = noise(1, 3 * HOP + 1)
+    assert torch.equal(encoded(codec, audio, 1), codec.encode(audio).audio_codes)
+
+
+def test_a_code_comes_with_the_last_sample_of_its_hop(codec):
+    stream = StreamingEncoder(codec)
+    audio = noise(1, 2 * HOP)
+    counts = [stream.encode(audio[..., i : i + 1]).shape[-1] for i in range(2 * HOP)]
+    assert [i for i, count in enumerate(counts) if count] == [HOP - 1, 2 * HOP - 1]
+    assert stream.finish().shape == (1, 1, 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, FRAMES])
+@torch.no_grad()
+def test_audio_of_chunks_is_that_of_the_whole(codec, chunk):
+    codes = torch.randint(codec.config.codebook_size, (2, 1, FRAMES), generator=torch.Generator().manual_seed(0))
+    stream = StreamingDecoder(codec)
+    audio = torch.cat([stream.decode(part) for part in codes.split(chunk, dim=-1)], dim=-1)
+    torch.testing.assert_close(audio, codec.decode(codes).audio_values, atol=1e-5, rtol=0)
+
+
+def test_what_a_stream_holds_does_not_grow(codec):
+    stream = StreamingEncoder(codec)
+    held = []
+    for part in noise(1, FRAMES * HOP).split(HOP, dim=-1):
+        stream.encode(part)
+        attended = sum(layer.keys.numel() for layer in stream._attended.layers)
+        held.append(attended + sum(past.numel() for past in stream._past.values()))
+    assert held[-1] == held[codec.config.sliding_window]
+
+
+def test_streams_do_not_disturb_each_other(codec):
+    one, other = noise(1, 20 * HOP, seed=2), noise(1, 20 * HOP, seed=3)
+    streams = StreamingEncoder(codec), StreamingEncoder(codec)
+    found = [[], []]
+    for parts in zip(one.split(HOP, dim=-1), other.split(HOP, dim=-1), strict=True):
+        for stream, part, codes in zip(streams, parts, found, strict=True):
+            codes.append(stream.encode(part))
+    assert torch.equal(torch.cat(found[0], dim=-1), codec.encode(one).audio_codes)
+    assert torch.equal(torch.cat(found[1], dim=-1), codec.encode(other).audio_codes)
+
+
+def test_empty_chunks(codec):
+    encoder, decoder = StreamingEncoder(codec), StreamingDecoder(codec)
+    assert encoder.finish().shape == (1, 1, 0)
+    assert encoder.encode(torch.zeros(2, 1, 0)).shape == (2, 1, 0)
+    assert decoder.decode(torch.zeros(2, 1, 0, dtype=torch.long)).shape == (2, 1, 0)
+
+
+@pytest.mark.parametrize("kind", [StreamingEncoder, StreamingDecoder])
+def test_only_a_causal_codec_in_eval_mode_streams(kind):
+    with pytest.raises(ValueError, match="not causal: each of its codes depends on later audio; train one with causal"):
+        kind(tiny_codec())
+    with pytest.raises(ValueError, match=r"in train mode, in which it has no codes; call codec.eval\(\)"):
+        kind(tiny_codec(causal=True).train())
+
+
+def test_bad_chunks(codec):
+    encoder, decoder = StreamingEncoder(codec), StreamingDecoder(codec)
+    encoder.encode(noise(2, HOP))
+    decoder.decode(torch.zeros(2, 1, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="keeps its batch size, it was 2 and is 1"):
+        encoder.encode(noise(1, HOP))
+    with pytest.raises(ValueError, match="keeps its batch size, it was 2 and is 1"):
+        decoder.decode(torch.zeros(1, 1, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"audio must be mono, \[B, 1, T\]"):
+        encoder.encode(noise(2, HOP)[:, 0])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        encoder.encode(torch.full((2, 1, HOP), torch.nan))
+    with pytest.raises(ValueError, match=r"codes must be \[B, 1, N\]"):
+        decoder.decode(torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="codes must lie in"):
+        decoder.decode(torch.full((2, 1, 1), codec.config.codebook_size))
+
+
+def test_an_unfitted_codec_has_no_codes_to_stream():
+    codec = tiny_codec(fitted=False, causal=True)
+    with pytest.raises(CodebookNotFittedError):
+        StreamingEncoder(codec).encode(noise(1, HOP))
+    with pytest.raises(CodebookNotFittedError):
+        StreamingDecoder(codec).decode(torch.zeros(1, 1, 1, dtype=torch.long))

@@ -1,0 +1,85 @@
+"""Waveforms to `input_values` and `padding_mask`."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_codecs import RATE, tiny_codec
+from transformers import AutoFeatureExtractor
+
+from vpvae_hf import VPCodecFeatureExtractor
+
+
+@pytest.fixture
+def extractor():
+    return VPCodecFeatureExtractor(sampling_rate=RATE)
+
+
+def wave(samples, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
+
+
+def test_one_waveform(extractor):
+    batch = extractor(wave(1001), sampling_rate=RATE, return_tensors="pt")
+    assert batch["input_values"].shape == (1, 1, 1001)
+    assert batch["padding_mask"].tolist() == [[1] * 1001]
+    assert torch.equal(batch["input_values"][0, 0], torch.from_numpy(wave(1001)))
+
+
+def test_waveforms_are_padded_at_the_end(extractor):
+    batch = extractor([wave(300), wave(500)], sampling_rate=RATE, return_tensors="pt")
+    assert batch["input_values"].shape == (2, 1, 500)
+    assert batch["padding_mask"].sum(dim=1).tolist() == [300, 500]
+    assert not batch["input_values"][0, 0, 300:].any()
+
+
+@pytest.mark.parametrize("raw", [[0.5, -0.25, 0.0], [[0.5, -0.25, 0.0]], np.array([0.5, -0.25, 0.0]), [np.zeros(3)]])
+def test_lists_and_other_precisions(extractor, raw):
+    batch = extractor(raw, return_tensors="np")
+    assert batch["input_values"].shape == (1, 1, 3)
+    assert batch["input_values"].dtype == np.float32
+
+
+def test_loudness_and_silence_stay_as_they_are(extractor):
+    quiet = extractor(1e-4 * wave(400), sampling_rate=RATE, return_tensors="np")["input_values"]
+    np.testing.assert_array_equal(quiet[0, 0], (1e-4 * wave(400)).astype(np.float32))
+    assert not extractor(np.zeros(400, np.float32), return_tensors="np")["input_values"].any()
+
+
+def test_another_rate_is_converted_only_when_asked(extractor):
+    time = np.arange(4800) / 48000
+    sine = np.sin(2 * np.pi * 440 * time)
+    with pytest.raises(ValueError, match="works at 16000 Hz, the audio has 48000 Hz; resample it, or give"):
+        extractor(sine, sampling_rate=48000)
+    values = extractor(sine, sampling_rate=48000, resample=True, return_tensors="np")["input_values"][0, 0]
+    inner = slice(100, -100)
+    np.testing.assert_allclose(values[inner], np.sin(2 * np.pi * 440 * np.arange(1600) / RATE)[inner], atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (np.zeros((2, 100)), r"must be mono, \[T\], got shape \(2, 100\)"),
+        ([np.zeros((100, 2))], r"must be mono, \[T\], got shape \(100, 2\)"),
+        (np.zeros(0), "must have samples, got none"),
+        ([], "must have samples, got none"),
+        (np.array([0.0, np.nan, np.inf]), "2 of 3 audio samples are NaN or infinite"),
+        (np.zeros(100, np.int16), "must be floating point in .* got int16; divide by the type's range"),
+    ],
+)
+def test_bad_audio(extractor, raw, message):
+    with pytest.raises(ValueError, match=message):
+        extractor(raw, sampling_rate=RATE)
+
+
+def test_it_is_saved_with_the_codec_and_fits_it(tmp_path):
+    codec = tiny_codec(sampling_rate=8000)
+    codec.save_pretrained(tmp_path)
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert isinstance(extractor, VPCodecFeatureExtractor)
+    assert extractor.sampling_rate == 8000
+    batch = extractor([wave(500), wave(301)], sampling_rate=8000, return_tensors="pt")
+    output = codec(**batch)
+    assert output.audio_values.shape == (2, 1, 500)
+    assert not output.audio_values[1, 0, 301:].any()
+    decoded = codec.decode(codec.encode(**batch).audio_codes, batch["padding_mask"]).audio_values
+    torch.testing.assert_close(decoded, output.audio_values, atol=1e-5, rtol=0)
