@@ -22,10 +22,10 @@ TOKENS = 8192
 
 @dataclass
 class Row:
-    """One way of one comparison at one codebook size."""
+    """One way of one comparison at one codebook size; None where that makes no difference."""
 
-    codebook_size: int
-    dim: int
+    codebook_size: int | None
+    dim: int | None
     way: str
     seconds: float
     runs: int
@@ -43,7 +43,7 @@ class Table:
 
     def add(
         self,
-        codebook_size: int,
+        codebook_size: int | None,
         ways: dict[str, Callable[[], object]],
         rounds: int,
         *,
@@ -70,19 +70,22 @@ class Table:
         for way, taken in times.items():
             seconds = statistics.median(taken) * (scales or {}).get(way, 1.0) + (extra or {}).get(way, 0.0)
             first = seconds if first is None else first
-            row = Row(codebook_size, DIMENSIONS[codebook_size], way, seconds, len(taken), remarks(way, results[way]))
+            row = Row(
+                codebook_size, DIMENSIONS.get(codebook_size), way, seconds, len(taken), remarks(way, results[way])
+            )
             row.times_first = seconds / first
             self.rows.append(row)
-            tqdm.write(f"{self.title}: K={codebook_size} {way}: {seconds:.4g} s ({row.times_first:.3g}) {row.remark}")
+            size = "" if codebook_size is None else f"K={codebook_size} "
+            tqdm.write(f"{self.title}: {size}{way}: {seconds:.4g} s ({row.times_first:.3g}) {row.remark}")
 
     def markdown(self) -> str:
         lines = [f"## {self.title}", "", self.explanation, ""]
-        lines += ["| K | d | way | seconds | times the first | runs | remark |", "|---|---|---|---|---|---|---|"]
+        of_sizes = any(row.codebook_size is not None for row in self.rows)
+        lines += [("| K | d " if of_sizes else "") + "| way | seconds | times the first | runs | remark |"]
+        lines += [("|---|---" if of_sizes else "") + "|---|---|---|---|---|"]
         for row in self.rows:
-            lines.append(
-                f"| {row.codebook_size} | {row.dim} | {row.way} | {row.seconds:.4g} | {row.times_first:.3g} "
-                f"| {row.runs} | {row.remark} |"
-            )
+            size = f"| {row.codebook_size} | {row.dim} " if of_sizes else ""
+            lines.append(f"{size}| {row.way} | {row.seconds:.4g} | {row.times_first:.3g} | {row.runs} | {row.remark} |")
         growth = [f"{way} {self.growth(way):.2f}" for way in dict.fromkeys(row.way for row in self.rows)]
         if len({row.codebook_size for row in self.rows}) > 1:
             lines += ["", "Seconds grow as K to the power of: " + ", ".join(g for g in growth if "nan" not in g) + "."]

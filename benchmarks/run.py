@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import audio
 import clustering
 import encoding
 import perturbing
@@ -16,6 +17,7 @@ _COMPARISONS = {
     "encoding": encoding.compare,
     "clustering": clustering.compare,
     "perturbing": perturbing.compare,
+    "audio": audio.compare,
 }
 
 

@@ -136,6 +136,7 @@ class VPCodecConfig(PreTrainedConfig):
         self._require(self.num_hidden_layers >= 0, "num_hidden_layers", "at least 0")
         self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(ACT2FN)}")
         self._require(0 <= self.attention_dropout <= 1, "attention_dropout", "in [0, 1]")
+        self._require(self.norm_eps > 0, "norm_eps", "above 0")
         heads = self.num_attention_heads
         self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
         self.num_key_value_heads = self.num_key_value_heads or heads

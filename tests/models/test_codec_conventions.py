@@ -1,0 +1,279 @@
+"""What code written for any transformers model takes for granted."""
+
+import copy
+import dataclasses
+import inspect
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, RATE, batch_of, noise, tiny_codec, tiny_config, training
+from torch import nn
+from torch.testing import assert_close
+from torch.utils import _pytree as pytree
+from transformers import AutoModel
+from transformers.models.dac.modeling_dac import Snake1d
+from transformers.models.mimi.modeling_mimi import MimiLayerScale
+from transformers.utils import ModelOutput
+
+from vpvae_hf import VPCodecModel
+
+BUILDERS = {"constructor": VPCodecModel, "auto": AutoModel.from_config}
+
+
+@pytest.fixture(params=BUILDERS.values(), ids=BUILDERS)
+def build(request):
+    return request.param
+
+
+def equal(made, other):
+    """Equal to the bit, through tuples and dictionaries."""
+    (leaves, kind), (others, other_kind) = pytree.tree_flatten(made), pytree.tree_flatten(other)
+    return kind == other_kind and all(torch.equal(*pair) for pair in zip(leaves, others, strict=True))
+
+
+def calls(codec, **kwargs):
+    """What each of the three ways into a codec gives, of a padded batch."""
+    audio, mask = batch_of(LENGTHS)
+    codes = codec.encode(audio, mask).audio_codes
+    return {
+        "encode": codec.encode(audio, mask, **kwargs),
+        "decode": codec.decode(codes, mask, **kwargs),
+        "forward": codec(audio, mask, **kwargs),
+    }
+
+
+def test_first_argument_is_the_main_input(codec):
+    assert VPCodecModel.main_input_name == "input_values"
+    for method in (VPCodecModel.forward, VPCodecModel.encode):
+        assert list(inspect.signature(method).parameters)[1:3] == ["input_values", "padding_mask"]
+    assert list(inspect.signature(VPCodecModel.decode).parameters)[1:3] == ["audio_codes", "padding_mask"]
+    assert codec.feature_extractor().model_input_names[0] == codec.main_input_name
+
+
+def test_tuples_hold_what_dictionaries_do(codec, no_gradients):
+    tuples = calls(codec, return_dict=False)
+    for name, output in calls(codec).items():
+        assert isinstance(output, ModelOutput)
+        assert type(tuples[name]) is tuple
+        assert equal(output.to_tuple(), tuples[name])
+
+
+def test_config_may_ask_for_tuples(own_codec, no_gradients):
+    asked = calls(own_codec, return_dict=False)
+    audio, mask = batch_of(LENGTHS)
+    own_codec.config.return_dict = False
+    codes = own_codec.encode(audio, mask)[0]
+    assert equal(own_codec.encode(audio, mask), asked["encode"])
+    assert equal(own_codec.decode(codes, mask), asked["decode"])
+    assert equal(own_codec(audio, mask), asked["forward"])
+    assert isinstance(own_codec.encode(audio, mask, return_dict=True), ModelOutput)
+
+
+def test_outputs_are_indexed_by_place_and_by_name(codec, no_gradients):
+    outputs = calls(codec)
+    assert outputs["encode"][0] is outputs["encode"]["audio_codes"] is outputs["encode"].audio_codes
+    assert outputs["decode"][0] is outputs["decode"].audio_values
+    assert outputs["forward"][0] is outputs["forward"].loss
+    for output in outputs.values():
+        named = [field.name for field in dataclasses.fields(output) if output[field.name] is not None]
+        assert list(output.keys()) == named
+        assert len(output) == len(output.to_tuple()) == len(named)
+
+
+def test_outputs_leave_out_what_there_is_none_of(vp_codec, no_gradients):
+    encoded = vp_codec.encode(noise(1, 3 * HOP))
+    assert list(encoded.keys()) == ["audio_codes", "latents"]
+    assert encoded.audio_codes_mask is None
+
+
+def test_outputs_are_rebuilt_from_their_parts(codec, no_gradients):
+    for output in calls(codec).values():
+        assert equal(type(output)(**output).to_tuple(), output.to_tuple())
+        leaves, kind = pytree.tree_flatten(output)
+        assert type(pytree.tree_unflatten(leaves, kind)) is type(output)
+
+
+def test_eval_mode_is_deterministic(codec, no_gradients):
+    torch.manual_seed(1)
+    first = calls(codec, return_dict=False)
+    torch.manual_seed(2)
+    assert equal(calls(codec, return_dict=False), first)
+
+
+def test_a_model_is_made_in_eval_mode_by_auto_and_in_train_mode_by_its_constructor():
+    assert VPCodecModel(tiny_config()).training
+    assert isinstance(AutoModel.from_config(tiny_config()), VPCodecModel)
+
+
+def test_weights_start_sensibly(build, quantizer):
+    scale = 0.02
+    model = build(tiny_config(quantizer, layer_scale_initial_scale=scale))
+    seen = set()
+    for module in model.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            assert torch.isfinite(tensor).all()
+            assert tensor.device.type == "cpu"
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | nn.Linear):
+            assert module.weight.std() > 0
+            assert abs(module.weight.mean()) < module.weight.std()
+            assert module.weight.abs().max() < 5
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            assert not module.bias.any()
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            assert module.bias.abs().max() <= 1 / math.sqrt(module.in_features)
+        elif isinstance(module, Snake1d):
+            assert (module.alpha == 1).all()
+        elif isinstance(module, MimiLayerScale):
+            assert_close(module.scale, torch.full_like(module.scale, scale))
+        elif isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all()
+            assert not module.bias.any()
+        seen.add(type(module))
+    assert {nn.Conv1d, nn.ConvTranspose1d, nn.Linear, Snake1d, MimiLayerScale, nn.LayerNorm} <= seen
+    assert all(not buffer.any() for buffer in model.quantize.buffers())
+
+
+def test_equal_seeds_make_equal_weights(build, quantizer):
+    states = []
+    for seed, make in ((0, build), (0, VPCodecModel), (1, build)):
+        torch.manual_seed(seed)
+        states.append(make(tiny_config(quantizer)).state_dict())
+    assert equal(states[0], states[1])
+    assert not torch.equal(states[0]["encoder.conv1.weight"], states[2]["encoder.conv1.weight"])
+
+
+def test_no_weight_has_two_names(codec):
+    state = codec.state_dict()
+    named = [*codec.named_parameters(), *codec.named_buffers()]
+    assert sorted(state) == sorted(name for name, _ in named)
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+    assert not codec.all_tied_weights_keys
+
+
+def test_state_dict_makes_an_equal_model(codec, no_gradients):
+    other = VPCodecModel(codec.config).eval()
+    result = other.load_state_dict(codec.state_dict())
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    assert equal(calls(other, return_dict=False), calls(codec, return_dict=False))
+
+
+def through_torch(codec):
+    file = io.BytesIO()
+    torch.save(codec, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda codec: pickle.loads(pickle.dumps(codec)), through_torch],
+    ids=["deepcopy", "pickle", "torch"],
+)
+def test_copies_are_equal_and_independent(own_codec, copied, no_gradients):
+    codec = own_codec
+    training(codec)(noise(2, 20 * HOP))  # with a search index, and then a search of codes
+    before = calls(codec.eval(), return_dict=False)
+    twin = copied(codec)
+    assert equal(calls(twin, return_dict=False), before)
+    assert twin.config.to_dict() == codec.config.to_dict()
+    for parameter in twin.parameters():
+        parameter.zero_()
+    twin.config.chunk_length_s = 5.0
+    if twin.quantize.needs_fitting:
+        assert len(twin.quantize.queue) == len(codec.quantize.queue)
+        assert twin.quantize.training_state._quantizer is twin.quantize
+        twin.train()(noise(1, 4 * HOP))
+        twin.set_codebook(torch.randn(20, 3))
+        assert codec.config.codebook_size == 16
+    assert codec.config.chunk_length_s == 1.0
+    assert equal(calls(codec, return_dict=False), before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": False}}])
+def test_gradient_checkpointing_is_switched_on_and_off(own_codec, settings):
+    codec = own_codec.train()
+    assert not codec.is_gradient_checkpointing
+    codec.gradient_checkpointing_enable(**settings)
+    assert codec.is_gradient_checkpointing
+    blocks = [module for module in codec.modules() if type(module).__name__ in codec._no_split_modules]
+    assert len(blocks) == 4 + 4 + 2 + 2
+    assert all(block.gradient_checkpointing for block in blocks)
+    output = codec(noise(1, 4 * HOP))
+    (output.audio_values.square().mean() + output.loss).backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in codec.parameters())
+    codec.gradient_checkpointing_disable()
+    assert not codec.is_gradient_checkpointing
+    assert not any(block.gradient_checkpointing for block in blocks)
+
+
+def test_attention_is_chosen_on_loading(causal, tmp_path, no_gradients):
+    tiny_codec(FSP, causal=causal).save_pretrained(tmp_path)
+    made = []
+    for attention in ("eager", "sdpa"):
+        codec = VPCodecModel.from_pretrained(tmp_path, attn_implementation=attention)
+        assert codec.config._attn_implementation == attention
+        layers = (*codec.encoder_transformer.layers, *codec.decoder_transformer.layers)
+        assert {layer.self_attn.config._attn_implementation for layer in layers} == {attention}
+        audio, mask = batch_of(LENGTHS)
+        made.append((codec.encode(audio, mask).latents.mT[codec.get_audio_codes_mask(mask)], codec(audio, mask)[1]))
+    assert_close(*made, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtype_is_changed_and_changed_back(own_codec, dtype, no_gradients):
+    codec = own_codec
+    codec.to(dtype)
+    assert codec.dtype == dtype
+    assert {parameter.dtype for parameter in codec.parameters()} == {dtype}
+    assert {buffer.dtype for buffer in codec.buffers()} <= {torch.float32}
+    outputs = calls(codec)
+    assert outputs["forward"].audio_values.dtype == outputs["decode"].audio_values.dtype == dtype
+    assert outputs["encode"].latents.dtype == dtype
+    assert codec.to(torch.float32).dtype == torch.float32
+    assert calls(codec)["decode"].audio_values.dtype == torch.float32
+
+
+def test_config_knows_the_dtype(quantizer, tmp_path):
+    codec = tiny_codec(quantizer)
+    codec.save_pretrained(tmp_path)
+    assert VPCodecModel.from_pretrained(tmp_path).config.dtype == torch.float32
+    assert VPCodecModel.from_pretrained(tmp_path, dtype=torch.bfloat16).config.dtype == torch.bfloat16
+    model = AutoModel.from_config(tiny_config(quantizer), dtype=torch.bfloat16)
+    assert model.dtype == model.config.dtype == torch.bfloat16
+    assert {buffer.dtype for buffer in model.buffers()} <= {torch.float32}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_parameters_are_counted(codec):
+    count = sum(parameter.numel() for parameter in codec.parameters())
+    assert codec.num_parameters() == codec.num_parameters(only_trainable=True) == count > 100_000
+    assert codec.get_memory_footprint() == sum(tensor.nbytes for tensor in codec.state_dict().values())
+
+
+def test_modules_that_are_not_split_exist(codec):
+    classes = {type(module).__name__ for module in codec.modules()}
+    assert set(codec._no_split_modules) <= classes
+
+
+def test_kept_in_float32_is_what_exists(codec):
+    assert all(hasattr(codec, name) for name in codec._keep_in_fp32_modules_strict)
+
+
+def test_training_lowers_the_reconstruction_loss(own_codec):
+    codec = own_codec.train()
+    generator = torch.Generator().manual_seed(0)
+    time = torch.arange(20 * HOP) / RATE
+    audio = torch.stack([0.5 * torch.sin(2 * math.pi * pitch * time) for pitch in (220, 440)])[:, None]
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(20):
+        output = codec(audio, generator=generator)
+        reconstruction = (output.audio_values - audio).square().mean()
+        optimizer.zero_grad()
+        (reconstruction + output.loss).backward()
+        optimizer.step()
+        losses.append(float(reconstruction.detach()))
+    assert losses[-1] < 0.5 * losses[0], losses
