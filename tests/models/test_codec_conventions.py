@@ -103,11 +103,6 @@ def test_eval_mode_is_deterministic(codec, no_gradients):
     assert equal(calls(codec, return_dict=False), first)
 
 
-def test_a_model_is_made_in_eval_mode_by_auto_and_in_train_mode_by_its_constructor():
-    assert VPCodecModel(tiny_config()).training
-    assert isinstance(AutoModel.from_config(tiny_config()), VPCodecModel)
-
-
 def test_weights_start_sensibly(build, quantizer):
     scale = 0.02
     model = build(tiny_config(quantizer, layer_scale_initial_scale=scale))
@@ -172,8 +167,8 @@ def through_torch(codec):
     [copy.deepcopy, lambda codec: pickle.loads(pickle.dumps(codec)), through_torch],
     ids=["deepcopy", "pickle", "torch"],
 )
-def test_copies_are_equal_and_independent(own_codec, copied, no_gradients):
-    codec = own_codec
+def test_copies_are_equal_and_independent(quantizer, copied, no_gradients):
+    codec = tiny_codec(quantizer)
     training(codec)(noise(2, 20 * HOP))  # with a search index, and then a search of codes
     before = calls(codec.eval(), return_dict=False)
     twin = copied(codec)
@@ -192,21 +187,18 @@ def test_copies_are_equal_and_independent(own_codec, copied, no_gradients):
     assert equal(calls(codec, return_dict=False), before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": False}}])
-def test_gradient_checkpointing_is_switched_on_and_off(own_codec, settings):
+def test_gradient_checkpointing_is_switched_on_and_off(own_codec):
     codec = own_codec.train()
-    assert not codec.is_gradient_checkpointing
-    codec.gradient_checkpointing_enable(**settings)
-    assert codec.is_gradient_checkpointing
     blocks = [module for module in codec.modules() if type(module).__name__ in codec._no_split_modules]
     assert len(blocks) == 4 + 4 + 2 + 2
-    assert all(block.gradient_checkpointing for block in blocks)
-    output = codec(noise(1, 4 * HOP))
-    (output.audio_values.square().mean() + output.loss).backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in codec.parameters())
-    codec.gradient_checkpointing_disable()
-    assert not codec.is_gradient_checkpointing
-    assert not any(block.gradient_checkpointing for block in blocks)
+    for switch, on in ((codec.activation_checkpointing_enable, True), (codec.activation_checkpointing_disable, False)):
+        switch()
+        assert codec.is_activation_checkpointing == on
+        assert all(block.gradient_checkpointing == on for block in blocks)
+        codec.zero_grad()
+        output = codec(noise(1, 4 * HOP))
+        (output.audio_values.square().mean() + output.loss).backward()
+        assert all(parameter.grad.abs().max() > 0 for parameter in codec.parameters())
 
 
 def test_attention_is_chosen_on_loading(causal, tmp_path, no_gradients):
@@ -223,9 +215,8 @@ def test_attention_is_chosen_on_loading(causal, tmp_path, no_gradients):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_dtype_is_changed_and_changed_back(own_codec, dtype, no_gradients):
-    codec = own_codec
-    codec.to(dtype)
+def test_dtype_is_changed_and_changed_back(quantizer, dtype, no_gradients):
+    codec = tiny_codec(quantizer).to(dtype)
     assert codec.dtype == dtype
     assert {parameter.dtype for parameter in codec.parameters()} == {dtype}
     assert {buffer.dtype for buffer in codec.buffers()} <= {torch.float32}
@@ -258,12 +249,13 @@ def test_modules_that_are_not_split_exist(codec):
     assert set(codec._no_split_modules) <= classes
 
 
-def test_kept_in_float32_is_what_exists(codec):
-    assert all(hasattr(codec, name) for name in codec._keep_in_fp32_modules_strict)
+def test_the_quantizer_is_kept_in_float32(codec):
+    assert codec._keep_in_fp32_modules_strict == {"quantize"}
+    assert dict(codec.named_children())["quantize"] is codec.quantize
 
 
-def test_training_lowers_the_reconstruction_loss(own_codec):
-    codec = own_codec.train()
+def test_training_lowers_the_reconstruction_loss(quantizer):
+    codec = tiny_codec(quantizer).train()
     generator = torch.Generator().manual_seed(0)
     time = torch.arange(20 * HOP) / RATE
     audio = torch.stack([0.5 * torch.sin(2 * math.pi * pitch * time) for pitch in (220, 440)])[:, None]
@@ -276,4 +268,4 @@ def test_training_lowers_the_reconstruction_loss(own_codec):
         (reconstruction + output.loss).backward()
         optimizer.step()
         losses.append(float(reconstruction.detach()))
-    assert losses[-1] < 0.5 * losses[0], losses
+    assert losses[-1] < 0.7 * min(losses[0], float(audio.square().mean())), losses  # silence would not do

@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
 from tiny_codecs import FSP, HOP, RATE, VP, noise, tiny_codec, tiny_config
 from torch.testing import assert_close
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel, modeling_utils
 
 from vpvae_hf import CodebookNotFittedError, VPCodecConfig, VPCodecModel
 
@@ -41,9 +41,15 @@ def change_config(folder, **fields):
     (folder / "config.json").write_text(json.dumps(config | fields))
 
 
+def settings_of(config):
+    """All but what transformers notes of where a model came from."""
+    noted = ("_name_or_path", "architectures", "dtype", "transformers_version")
+    return {name: value for name, value in config.to_dict().items() if name not in noted}
+
+
 def assert_same(model, other):
     """Equal to the bit: settings, parameters, buffers, codes and audio."""
-    assert model.config.to_dict() == other.config.to_dict()
+    assert settings_of(model.config) == settings_of(other.config)
     for name in ("named_parameters", "named_buffers"):
         tensors, others = dict(getattr(model, name)()), dict(getattr(other, name)())
         assert tensors.keys() == others.keys()
@@ -220,8 +226,6 @@ def test_saving_leaves_other_variants_alone(tmp_path):
 
 def fail_after(monkeypatch, calls):
     """Writing weights fails once that many files of them have been written."""
-    from transformers import modeling_utils
-
     write, left = modeling_utils.safe_save_file, [calls]
 
     def write_or_fail(*args, **kwargs):
@@ -320,15 +324,12 @@ def test_weights_of_another_config_are_loaded_on_request(folder):
 
 def test_misspelt_field_of_a_file_is_refused(folder):
     change_config(folder, hiden_size=3)
-    with pytest.raises(ValueError, match="unknown field 'hiden_size'.*did you mean 'hidden_size'"):
+    with pytest.raises(ValueError, match=r"unknown field 'hiden_size'.*did you mean 'hidden_size'"):
         VPCodecModel.from_pretrained(folder)
 
 
-def test_missing_folder_is_told_from_a_repository(tmp_path):
-    for load in (VPCodecModel, AutoModel):
-        with pytest.raises((FileNotFoundError, OSError), match="none"):
-            load.from_pretrained(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"none: there is no such folder, and it is no repository id"):
+def test_missing_folder_is_told_as_such(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/none: there is no such folder"):
         VPCodecModel.from_pretrained(tmp_path / "none")
 
 
