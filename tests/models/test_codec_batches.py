@@ -107,19 +107,17 @@ def test_flash_attention_is_given_the_window_of_the_masks(causal):
     ids=["bool", "float", "with channel", "200 for audio"],
 )
 def test_masks_of_other_types(vp_codec, mask):
-    codec = vp_codec
     audio, usual = batch_of(LENGTHS)
-    assert torch.equal(codec.encode(audio, mask).audio_codes, codec.encode(audio, usual).audio_codes)
-    assert torch.equal(codec(audio, mask).audio_values, codec(audio, usual).audio_values)
-    codes = codec.encode(audio, usual).audio_codes
-    assert torch.equal(codec.decode(codes, mask).audio_values, codec.decode(codes, usual).audio_values)
+    assert torch.equal(vp_codec.encode(audio, mask).audio_codes, vp_codec.encode(audio, usual).audio_codes)
+    assert torch.equal(vp_codec(audio, mask).audio_values, vp_codec(audio, usual).audio_values)
+    codes = vp_codec.encode(audio, usual).audio_codes
+    assert torch.equal(vp_codec.decode(codes, mask).audio_values, vp_codec.decode(codes, usual).audio_values)
 
 
 def test_codes_mask_is_that_of_encode(vp_codec):
-    codec = vp_codec
     audio, mask = batch_of(LENGTHS)
-    frames = codec.get_audio_codes_mask(mask)
+    frames = vp_codec.get_audio_codes_mask(mask)
     assert frames.dtype == torch.bool
-    assert torch.equal(frames, codec.encode(audio, mask).audio_codes_mask)
+    assert torch.equal(frames, vp_codec.encode(audio, mask).audio_codes_mask)
     assert frames.sum(dim=1).tolist() == [31, 3, 2, 1]
-    assert codec.get_audio_codes_mask(torch.ones(2, 5 * HOP + 1)).all()
+    assert vp_codec.get_audio_codes_mask(torch.ones(2, 5 * HOP + 1)).all()

@@ -6,8 +6,13 @@ from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, 
 from torch.testing import assert_close
 
 
-def test_forward_perturbs(own_codec):
-    codec = own_codec
+@pytest.fixture
+def codec(quantizer, causal):
+    """For tests that change it."""
+    return tiny_codec(quantizer, causal=causal)
+
+
+def test_forward_perturbs(codec):
     audio = noise(2, 20 * HOP)
     clean = codec.encode(audio).latents
     output = training(codec)(audio)
@@ -23,8 +28,7 @@ def test_forward_perturbs(own_codec):
     assert all(not value.requires_grad and value.ndim == 0 for value in output.metrics.values())
 
 
-def test_forward_is_determined_by_its_generator(own_codec):
-    codec = own_codec
+def test_forward_is_determined_by_its_generator(codec):
     training(codec)
     audio = noise(2, 20 * HOP)
     state = codec.quantize.training_state.state_dict() if codec.quantize.needs_fitting else None
@@ -38,8 +42,7 @@ def test_forward_is_determined_by_its_generator(own_codec):
     assert not torch.equal(made[0], made[2])
 
 
-def test_gradient_reaches_every_parameter(own_codec):
-    codec = own_codec
+def test_gradient_reaches_every_parameter(codec):
     output = training(codec)(noise(2, 20 * HOP))
     (output.audio_values.square().mean() + output.loss).backward()
     for name, parameter in codec.named_parameters():
@@ -49,8 +52,7 @@ def test_gradient_reaches_every_parameter(own_codec):
 
 
 @pytest.mark.parametrize(("quantizer", "attention"), [(VP, "sdpa"), (FSP, "eager")], ids=["vp-sdpa", "fsp-eager"])
-def test_gradient_is_finite_in_padded_batches(own_codec, attention):
-    codec = own_codec
+def test_gradient_is_finite_in_padded_batches(codec, attention):
     codec.set_attn_implementation(attention)
     output = training(codec)(*batch_of(LENGTHS))
     (output.audio_values.square().mean() + output.loss).backward()
@@ -68,8 +70,7 @@ def test_gradient_of_a_padded_sample_is_that_of_the_sample_alone(causal):
     assert_close(*gradients, atol=1e-4, rtol=1e-3)
 
 
-def test_padding_does_not_enter_the_quantizer(own_codec):
-    codec = own_codec
+def test_padding_does_not_enter_the_quantizer(codec):
     audio, mask = batch_of(LENGTHS)
     seen = []
     codec.quantize.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().reshape(-1, 3)))
@@ -94,8 +95,7 @@ def test_padding_does_not_enter_the_queue():
     assert_close(queued.sort(dim=0).values, vectors[frames].sort(dim=0).values, **CLOSE)
 
 
-def test_quantization_error_is_measured_without_padding(own_codec):
-    codec = own_codec
+def test_quantization_error_is_measured_without_padding(codec):
     audio, mask = batch_of(LENGTHS)
     measured = codec(audio, mask).metrics["quantizer/quantization_error_rms"]
     encoded = codec.encode(audio, mask)
@@ -104,8 +104,7 @@ def test_quantization_error_is_measured_without_padding(own_codec):
     assert_close(measured, error.square().sum(dim=-1).mean().sqrt())
 
 
-def test_gradient_checkpointing_changes_nothing_but_runs_twice(own_codec):
-    codec = own_codec
+def test_gradient_checkpointing_changes_nothing_but_runs_twice(codec):
     audio, mask = batch_of(LENGTHS)
     training(codec)
     state = codec.quantize.training_state.state_dict() if codec.quantize.needs_fitting else None

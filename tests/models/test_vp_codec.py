@@ -5,7 +5,7 @@ import torch
 from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, batch_of, noise, tiny_codec
 from torch.testing import assert_close
 
-from vpvae_hf import CodebookNotFittedError
+from vpvae_hf import CodebookNotFittedError, VPCodecModel
 from vpvae_hf.models import VPCodecDecoderOutput, VPCodecEncoderOutput, VPCodecOutput
 from vpvae_hf.quantizers import QUANTIZERS
 
@@ -237,3 +237,8 @@ def test_without_a_codebook_there_are_latents_but_no_codes():
         codec.decode(vectors.mT)
     assert codec.decode(vectors.mT, force_not_quantize=True).audio_values.shape == audio.shape
     assert codec.train()(audio).audio_values.shape == audio.shape
+
+
+def test_a_codec_made_from_the_config_of_a_fitted_one_has_no_codes(vp_codec):
+    with pytest.raises(CodebookNotFittedError, match="made from the config of another; load the other with"):
+        VPCodecModel(vp_codec.config).eval().encode(noise(1, HOP))

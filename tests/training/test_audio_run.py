@@ -100,7 +100,8 @@ def test_training_brings_the_reconstruction_nearer(data, tmp_path):
 
 def test_fine_tuning_with_another_codebook_size(whole, data, tmp_path):
     start = {"model": {"pretrained": str(whole / "tokenizer")}, "quantizer": {"codebook_size": 64}}
-    train_tokenizer(configured(settings(data, tmp_path / "run", **start, max_train_steps=2)))
+    memory = {"gradient_checkpointing": True}
+    train_tokenizer(configured(settings(data, tmp_path / "run", **start, **memory, max_train_steps=2)))
     codec = VPCodecModel.from_pretrained(tmp_path / "run" / "tokenizer")
     assert (codec.config.codebook_size, codec.quantize.config.fitted) == (64, True)
     results = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())

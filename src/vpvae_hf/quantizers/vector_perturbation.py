@@ -14,7 +14,7 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
 from .latent_queue import LatentQueue
 from .moments import normalization_loss
 from .perturbation import metropolis, resampled
@@ -159,6 +159,14 @@ class VectorPerturbation(Quantizer):
             loss=normalization_loss(flat, self.config.mean_weight, self.config.variance_weight),
             metrics=metrics,
         )
+
+    def _check_fitted(self) -> None:
+        super()._check_fitted()
+        if not self.codebook.any():
+            raise CodebookNotFittedError(
+                "the settings say that the codebook is fitted, but it holds only zeros, as where a model is made from the "
+                "config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook(model, batches)"
+            )
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         flat = latents.reshape(-1, self.latent_dim)

@@ -23,6 +23,8 @@ from .metrics_log import MetricsLog
 
 _log = logging.getLogger(__name__)
 
+# The method that saves memory, as transformers, an older transformers, and diffusers name it.
+_CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
 # What the progress bar shows of the latest rows.
 _SHOWN = {
     "loss": "loss/total",
@@ -71,9 +73,7 @@ class Trainer:
         self._batches, self._output, self._validate = batches, output, validate
         self._losses, self._adversarial = losses, adversarial
         if config.gradient_checkpointing:
-            # Under the name that diffusers or transformers gives it.
-            enable = getattr(model, "gradient_checkpointing_enable", None) or model.enable_gradient_checkpointing
-            enable()
+            next(getattr(model, name) for name in _CHECKPOINTING if hasattr(model, name))()
         if config.torch_compile:
             # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
             model.encoder.compile()
