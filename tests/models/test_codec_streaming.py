@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_codecs import FSP, HOP, VP, noise, tiny_codec
+from tiny_codecs import FSP, HOP, RATE, VP, noise, tiny_codec
 
 from vpvae_hf import CodebookNotFittedError, StreamingDecoder, StreamingEncoder
 
-FRAMES = 60  # many times the attention window of 8
+FRAMES = 40  # many times the attention window of 8
 
 
 @pytest.fixture(params=[VP, FSP], ids=["vp", "fsp"], scope="module")
@@ -49,14 +49,34 @@ def test_audio_of_chunks_is_that_of_the_whole(codec, chunk):
     torch.testing.assert_close(audio, codec.decode(codes).audio_values, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_late_in_a_stream_codes_and_audio_are_as_exact_as_early():
+    """Ten minutes at the default frame rate, as a stream, in parts and as an excerpt."""
+    settings = {"sampling_rate": 2 * RATE // HOP, "chunk_length_s": 6.0, "num_hidden_layers": 1}
+    codec = tiny_codec(causal=True, downsampling_ratios=[2], **settings)
+    audio = noise(1, 200_000)
+    codes = codec.encode(audio).audio_codes
+    assert torch.equal(encoded(codec, audio, 2000), codes)
+    stream = StreamingDecoder(codec)
+    made = [stream.decode(part) for part in codes.split(1000, dim=-1)]
+    excerpt = codec.decode(codes[..., 98_900:]).audio_values[..., 200:]
+    torch.testing.assert_close(made[-1], excerpt, atol=1e-5, rtol=0)
+
+
 def test_what_a_stream_holds_does_not_grow(codec):
-    stream = StreamingEncoder(codec)
-    held = []
-    for part in noise(1, FRAMES * HOP).split(HOP, dim=-1):
-        stream.encode(part)
-        attended = sum(layer.keys.numel() for layer in stream._attended.layers)
-        held.append(attended + sum(past.numel() for past in stream._past.values()))
-    assert held[-1] == held[codec.config.sliding_window]
+    audio, codes = noise(1, FRAMES * HOP), torch.zeros(1, 1, FRAMES, dtype=torch.long)
+    encoder, decoder = StreamingEncoder(codec), StreamingDecoder(codec)
+    for stream, take, parts in (
+        (encoder, encoder.encode, audio.split(HOP, dim=-1)),
+        (decoder, decoder.decode, codes.split(1, dim=-1)),
+    ):
+        held = []
+        for part in parts:
+            take(part)
+            assert all(layer.keys.shape[2] < codec.config.sliding_window for layer in stream._attended.layers)
+            attended = sum(layer.keys.untyped_storage().nbytes() for layer in stream._attended.layers)
+            held.append(attended + sum(past.untyped_storage().nbytes() for past in stream._past.values()))
+        assert held[-1] == held[codec.config.sliding_window + 1]
 
 
 def test_streams_do_not_disturb_each_other(codec):
@@ -101,6 +121,20 @@ def test_bad_chunks(codec):
         decoder.decode(torch.zeros(2, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="codes must lie in"):
         decoder.decode(torch.full((2, 1, 1), codec.config.codebook_size))
+
+
+def test_a_refused_chunk_leaves_the_stream_as_it_was(codec):
+    encoder, decoder, codes = (
+        StreamingEncoder(codec),
+        StreamingDecoder(codec),
+        codec.encode(noise(2, 6 * HOP)).audio_codes,
+    )
+    with pytest.raises(ValueError, match="NaN"):
+        encoder.encode(torch.full((1, 1, HOP), torch.nan))
+    with pytest.raises(ValueError, match="codes must lie in"):
+        decoder.decode(torch.full((1, 1, 1), codec.config.codebook_size))
+    assert torch.equal(encoder.encode(noise(2, 6 * HOP)), codes)
+    assert decoder.decode(codes).shape == (2, 1, 6 * HOP)
 
 
 def test_an_unfitted_codec_has_no_codes_to_stream():

@@ -39,6 +39,25 @@ def test_lists_and_other_precisions(extractor, raw):
     assert batch["input_values"].dtype == np.float32
 
 
+def test_a_tensor_and_an_array_are_the_same(extractor):
+    one, other = (extractor([raw], return_tensors="pt") for raw in (wave(300), torch.from_numpy(wave(300))))
+    assert torch.equal(one["input_values"], other["input_values"])
+    assert torch.equal(one["padding_mask"], other["padding_mask"])
+
+
+def test_lengths_may_be_chosen(extractor):
+    both = [wave(300), wave(500)]
+    longer = extractor(both, padding="max_length", max_length=960, return_tensors="pt")
+    assert longer["input_values"].shape == (2, 1, 960)
+    assert longer["padding_mask"].sum(dim=1).tolist() == [300, 500]
+    cut = extractor(both, truncation=True, max_length=200, return_tensors="pt")
+    assert cut["input_values"].shape == (2, 1, 200)
+    assert cut["padding_mask"].all()
+    as_they_are = extractor(both, padding=False)
+    assert [values.shape for values in as_they_are["input_values"]] == [(1, 300), (1, 500)]
+    assert "padding_mask" not in as_they_are
+
+
 def test_loudness_and_silence_stay_as_they_are(extractor):
     quiet = extractor(1e-4 * wave(400), sampling_rate=RATE, return_tensors="np")["input_values"]
     np.testing.assert_array_equal(quiet[0, 0], (1e-4 * wave(400)).astype(np.float32))

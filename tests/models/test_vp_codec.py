@@ -182,6 +182,11 @@ def test_setting_a_codebook_changes_model_and_config():
     assert codec.config.quantizer["fitted"]
 
 
+def test_fixed_codes_take_no_codebook():
+    with pytest.raises(ValueError, match="'fsp' quantizer has fixed codes"):
+        tiny_codec(FSP).set_codebook(torch.randn(36, 3))
+
+
 def test_setting_a_quantizer_of_the_same_dimension_keeps_the_projections():
     codec = tiny_codec()
     weight = codec.quant_proj.weight.clone()

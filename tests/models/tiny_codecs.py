@@ -35,7 +35,6 @@ def tiny_codec(quantizer=VP, fitted=True, **settings):
     torch.manual_seed(0)
     codec = VPCodecModel(tiny_config(quantizer, **settings)).eval()
     with torch.no_grad():
-        codec.quant_proj.weight *= 8
         codec.quant_proj.bias.zero_()
         features = codec.encode_part(noise(1, 20 * codec.config.hop_length), CausalPadding())[0]
         codec.quant_proj.bias -= features.mean(dim=0)

@@ -87,15 +87,15 @@ def test_a_killed_run_goes_on_with_the_same_losses(whole, data, tmp_path):
 
 
 def test_training_brings_the_reconstruction_nearer(data, tmp_path):
-    """With scalar codes, in 150 steps: the mel distance falls by a third, and codes are in use."""
-    values = settings(data, tmp_path / "run", quantizer={"kind": "fsp", "levels": [8, 5, 5]}, max_train_steps=150)
-    values |= {"validation_steps": 149, "checkpointing_steps": 1000, "logging_steps": 50, "learning_rate": 5e-3}
+    """With scalar codes, in 60 steps: the mel distance falls to less than half, and several codes are in use."""
+    values = settings(data, tmp_path / "run", quantizer={"kind": "fsp", "levels": [8, 5, 5]}, max_train_steps=60)
+    values |= {"validation_steps": 59, "checkpointing_steps": 1000, "logging_steps": 50, "learning_rate": 5e-3}
     train_tokenizer(configured(values | {"data": values["data"] | {"validation_examples": 2}}))
     trained = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())["evaluation"][0]["metrics"]
     train_tokenizer(configured(values | {"output_dir": str(tmp_path / "short"), "max_train_steps": 1}))
     untrained = json.loads((tmp_path / "short" / "tokenizer" / "results.json").read_text())["evaluation"][0]["metrics"]
-    assert trained["mel_distance"] < 2 / 3 * untrained["mel_distance"]
-    assert trained["code_usage"] > 0.1
+    assert trained["mel_distance"] < untrained["mel_distance"] / 2
+    assert trained["code_usage"] > 4 / 200
 
 
 def test_fine_tuning_with_another_codebook_size(whole, data, tmp_path):

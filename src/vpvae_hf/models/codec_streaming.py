@@ -91,10 +91,10 @@ class StreamingDecoder:
         if audio_codes.ndim != 3 or audio_codes.shape[1] != 1:
             raise ValueError(f"codes must be [B, 1, N], got shape {tuple(audio_codes.shape)}")
         _check_same_batch(self._batch, len(audio_codes))
+        latents = self._codec.quantize.decode(audio_codes[:, 0])
         self._batch = len(audio_codes)
         if audio_codes.shape[-1] == 0:
             return torch.empty(self._batch, 1, 0, dtype=self._codec.dtype, device=self._codec.device)
-        latents = self._codec.quantize.decode(audio_codes[:, 0])
         return self._codec.decode_part(latents, CausalPadding(self._past), past=self._attended)
 
 

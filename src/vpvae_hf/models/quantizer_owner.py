@@ -20,7 +20,13 @@ class QuantizerOwner:
     quantize: Quantizer
 
     def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d], in the model and in its config."""
+        """Install a fitted codebook [K, d], in the model and in its config.
+
+        Raises:
+            ValueError: another shape, NaN or infinite values, or a quantizer whose codes are fixed.
+        """
+        if not self.quantize.needs_fitting:
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer has fixed codes, which take no codebook")
         self.quantize.set_codebook(codebook)
         self._follow_quantizer()
 

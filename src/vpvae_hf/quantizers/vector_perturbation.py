@@ -164,8 +164,8 @@ class VectorPerturbation(Quantizer):
         super()._check_fitted()
         if not self.codebook.any():
             raise CodebookNotFittedError(
-                "the settings say that the codebook is fitted, but it holds only zeros, as where a model is made from the "
-                "config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook(model, batches)"
+                "the settings say that the codebook is fitted, but it holds only zeros, as where a model is made from "
+                "the config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
             )
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
