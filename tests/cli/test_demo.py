@@ -30,8 +30,8 @@ def demo(output, photographs, *arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--perturbation", "resampled"], ["--quantizer", "fsp"]],
-    ids=["resampled", "fsp"],
+    [[], ["--quantizer", "fsp"]],
+    ids=["metropolis", "fsp"],
 )
 def test_demo(arguments, photographs, tmp_path, capsys):
     output = tmp_path / "results"
