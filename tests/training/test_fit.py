@@ -4,8 +4,9 @@ import warnings
 
 import pytest
 import torch
+from audio_runs import ARCHITECTURE as AUDIO
 
-from vpvae_hf import AutoencoderVP, fit_codebook
+from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel, fit_codebook
 
 
 def tiny(quantizer):
@@ -149,3 +150,17 @@ def test_bad_pixels_are_refused(vae):
 def test_fixed_codes_need_no_fitting():
     with pytest.raises(ValueError, match=r"'fsp' quantizer has 36 fixed codes and needs no fitting"):
         fit_codebook(tiny({"kind": "fsp", "levels": [6, 6]}), batches(1))
+
+
+def test_padding_of_audio_is_not_fitted():
+    torch.manual_seed(0)
+    codec = VPCodecModel(VPCodecConfig(**AUDIO, quantizer={"kind": "vp", "codebook_size": 8, "latent_dim": 3})).eval()
+    clips = [0.1 * torch.randn(1, 1, 96 * frames) for frames in (60, 20)]
+    padded = {"input_values": torch.cat([clips[0], torch.nn.functional.pad(clips[1], (0, 96 * 40))])}
+    padded["padding_mask"] = (torch.arange(96 * 60) < torch.tensor([[96 * 60], [96 * 20]])).long()
+    with pytest.warns(UserWarning, match="fitting 8 codes to 72 latents"):
+        fit_codebook(codec, [padded], progress=False)
+    together = codec.quantize.codebook.clone()
+    with pytest.warns(UserWarning, match="fitting 8 codes to 72 latents"):
+        fit_codebook(codec, clips, progress=False)
+    torch.testing.assert_close(together, codec.quantize.codebook, atol=1e-4, rtol=0)

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 # Of ten latents one is kept out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
 _INPUT_NAMES = ("pixel_values", "input_values")
+_PADDING = "padding_mask"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def fit_codebook(
 
     Args:
         model: a tokenizer; it keeps its mode and device.
-        batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values".
+        batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values", audio
+            with its "padding_mask" where it is padded.
         codebook_size: K; by default that of the quantizer's config.
         latents_per_code: how many latents to fit to; below 256 codes overfit, and a warning says so.
         seeding: of K-means, see `fit_kmeans`.
@@ -132,7 +134,7 @@ def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
     try:
         with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=not progress) as bar:
             for batch in batches:
-                found.append(model.latent_vectors(_inputs(batch).to(device)).flatten(0, -2))
+                found.append(_latents(model, batch, device))
                 count += len(found[-1])
                 bar.update(len(found[-1]))
                 if count >= wanted:
@@ -142,6 +144,15 @@ def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
     if not found:
         raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
     return torch.cat(found)[:wanted]
+
+
+def _latents(model, batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """[n, d] of a batch, without those of padding."""
+    inputs = _inputs(batch).to(device)
+    if isinstance(batch, Tensor) or _PADDING not in batch:
+        return model.latent_vectors(inputs).flatten(0, -2)
+    mask = batch[_PADDING].to(device)
+    return model.latent_vectors(inputs, mask)[model.get_audio_codes_mask(mask)]
 
 
 def _inputs(batch: Tensor | Mapping[str, Tensor]) -> Tensor:
