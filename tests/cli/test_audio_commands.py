@@ -152,7 +152,7 @@ def test_mistakes_are_one_line_and_lose_nothing(codec, tmp_path, capsys):
         (["encode-audio", str(tmp_path / "corrupt.wav"), "--tokenizer", codec, *new], "corrupt.wav"),
         (["encode-audio", str(tmp_path / "empty.wav"), "--tokenizer", codec, *new], "it holds no sample"),
         (["encode-audio", str(tmp_path / "one.wav"), "--tokenizer", codec, *new], "at least 96 samples"),
-        (["decode-audio", codes, "--output", str(tmp_path / "a.xyz")], "no audio format '.xyz' is known"),
+        (["decode-audio", codes, "--output", str(tmp_path / "a.xyz")], "is none of WAV, FLAC, OGG"),
         (["decode-audio", clip, "--output", str(tmp_path / "a.wav")], "is no file of audio codes, or is damaged"),
         (["decode-audio", str(tmp_path / "no.safetensors")], "there is no file"),
         (["decode-audio", codes, "--tokenizer", other], "is not the tokenizer that"),
@@ -179,3 +179,20 @@ def test_the_commands_are_listed_and_run_in_a_process(codec, tmp_path, capsys):
     command = [sys.executable, "-W", "error", "-m", "vpvae_hf.cli.main"]
     subprocess.run([*command, "encode-audio", str(tmp_path / "clip.wav"), "--tokenizer", codec], check=True)
     assert (tmp_path / "clip.safetensors").exists()
+
+
+def test_minutes_of_audio_can_be_written_as_ogg(tmp_path):
+    """libsndfile's encoder ends the process where it gets so much at once."""
+    codec = save_codec(tmp_path / "codec", downsampling_ratios=[8, 8, 8])
+    soundfile.write(tmp_path / "long.flac", np.zeros(200 * RATE, np.float32), RATE)
+    assert main(["encode-audio", str(tmp_path / "long.flac"), "--tokenizer", codec]) == 0
+    made = tmp_path / "long.ogg"
+    assert main(["decode-audio", str(tmp_path / "long.safetensors"), "--output", str(made)]) == 0
+    assert soundfile.info(made).frames == 200 * RATE
+
+
+def test_codes_of_joined_splits_can_be_loaded(codec, data, tmp_path, capsys):
+    output = str(tmp_path / "codes")
+    assert main(["tokenize", codec, "--dataset", data, "--output", output, "--split", "train+validation"]) == 0
+    assert "10 clips" in lines(capsys)[-1]
+    assert len(datasets.load_dataset(output, split="train_validation")) == 10

@@ -188,3 +188,15 @@ def test_totals_are_added_to_the_manifest(tmp_path):
     write_totals(tmp_path, clips=7, unreadable_clips=2)
     manifest = json.loads((tmp_path / "tokenizer.json").read_text())
     assert manifest == {"split": "train", "clips": 7, "unreadable_clips": 2}
+
+
+def test_what_a_release_of_transformers_adds_to_configs_does_not_change_the_hash(tmp_path):
+    torch.manual_seed(0)
+    config = {"encoder_hidden_size": 2, "decoder_hidden_size": 16, "hidden_size": 8, "num_attention_heads": 1}
+    codec = VPCodecModel(VPCodecConfig(**config, quantizer={"kind": "fsp", "levels": [4, 4]}))
+    before = tokenizer_hash(codec)
+    codec.config.chunk_size_feed_forward = 7
+    codec.config.of_another_release = True
+    assert tokenizer_hash(codec) == before
+    codec.config.sampling_rate = 8000
+    assert tokenizer_hash(codec) != before

@@ -170,3 +170,9 @@ def test_data_that_cannot_be_used_is_found_early(tmp_path, cut, sounds, message)
 @pytest.mark.parametrize("cut", [SEGMENT, CLIP])
 def test_data_that_starts_with_an_unreadable_clip_can_be_used(tmp_path, cut):
     check_readable(open_audio(write_shards(tmp_path, [[b"no", encoded(clip(0))]]), split="train"), cut)
+
+
+def test_links_that_lead_back_are_not_followed_again(tmp_path):
+    name = write_files(tmp_path / "folder", {"a.wav": encoded(clip(3))})
+    (tmp_path / "folder" / "again").symlink_to(tmp_path / "folder")
+    assert len(list(open_audio(name, split="train").rows)) == 1

@@ -19,7 +19,7 @@ from audio_files import (
     write_shards,
 )
 
-from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, open_audio, source
+from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, SampleLoader, SampleStream, open_audio, source
 
 RANDOM = {"shuffle_buffer": 4, "passes": None, "seed": 3}
 
@@ -200,3 +200,17 @@ def test_cuts_go_to_other_processes():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         AudioSegment(**{"length": 50, "sampling_rate": RATE, **settings})
+
+
+def test_masked_segments_tell_audio_from_what_follows_it(tmp_path):
+    name = write_files(
+        tmp_path, {"a.wav": encoded(clip(1, 50)), "b.wav": encoded(clip(2, 300)), "c.wav": encoded(clip(3, 9))}
+    )
+    cut = MaskedAudioSegment(length=100, sampling_rate=RATE, shortest=10)
+    loader = SampleLoader(SampleStream(open_audio(name, split="train"), cut), batch_size=3)
+    (batch,) = loader
+    assert batch["input_values"].shape == (2, 1, 100)
+    assert batch["padding_mask"].sum(dim=1).tolist() == [50, 100]
+    assert batch["padding_mask"].dtype == torch.int64
+    assert not batch["input_values"][0, 0, 50:].any()
+    assert loader.skipped == 1

@@ -57,6 +57,11 @@ def test_folders_of_files(tmp_path):
     assert sorted(numbers_of(loader(open_audio(name, split="train+test"), 0, 1))) == [0, 1, 2, 7]
 
 
+def test_rows_come_one_split_after_the_other(data):
+    rows = list(open_audio(data, split="train+test", other_columns=True).rows)
+    assert [row["label"] for row in rows] == [*range(9), *range(3)]
+
+
 def test_each_must_be_there(data):
     with pytest.raises(ValueError, match="has no split 'dev'; it has train, test"):
         open_audio(data, split="train+dev")

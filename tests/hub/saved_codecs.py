@@ -32,7 +32,6 @@ RESULTS = {
         "column": "audio",
         "steps": 900,
         "segments_seen": 14400,
-        "seconds_seen": 28800.0,
         "base_model": None,
         "settings": {"quantizer": {"kind": "vp"}, "output": "/home/someone/secret/run"},
         "versions": {"vpvae_hf": "0.1.0", "transformers": "5.23.0"},

@@ -59,7 +59,6 @@ def test_text(full_folder):
     assert f"| Parameters, codebook included | {PARAMETERS:,} |" in text
     assert "![Spectrograms of clips and their reconstructions](reconstruction.png)" in text
     assert "| Segments seen | 14,400 |" in text
-    assert "| Seconds of audio seen | 28,800 |" in text
     assert (
         "| Data set | Split | Clips | Tokens | PESQ (wide band) | PESQ (wide band) without quantization | STOI | "
         "Mel distance | Code usage (CVU) |\n"

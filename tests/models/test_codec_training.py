@@ -1,5 +1,7 @@
 """The forward pass in train mode."""
 
+from unittest import mock
+
 import pytest
 import torch
 from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec, training
@@ -133,6 +135,10 @@ def test_gradient_checkpointing_changes_nothing_but_runs_twice(codec):
 
 def test_training_takes_recordings_as_a_whole():
     """Longer than a chunk too, so that the gradient is that of the whole."""
-    codec, whole = tiny_codec(chunk_length_s=0.1).train(), tiny_codec(chunk_length_s=1e6).train()
-    audio = noise(1, 40 * HOP)
-    assert torch.equal(codec(audio).audio_values, whole(audio).audio_values)
+    codec = tiny_codec(chunk_length_s=0.1).train()
+    with (
+        mock.patch.object(codec, "encode_part", wraps=codec.encode_part) as encodes,
+        mock.patch.object(codec, "decode_part", wraps=codec.decode_part) as decodes,
+    ):
+        codec(noise(1, 40 * HOP))
+    assert encodes.call_count == decodes.call_count == 1

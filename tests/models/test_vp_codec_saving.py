@@ -322,6 +322,18 @@ def test_weights_of_another_config_are_loaded_on_request(folder):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+def test_nothing_loaded_is_left_uninitialised(folder):
+    change_config(folder, quantizer={**VP, "codebook_size": 17, "fitted": False})
+    torch.use_deterministic_algorithms(True)  # new memory is then filled with NaN
+    try:
+        assert torch.empty(1).isnan().all()
+        model = VPCodecModel.from_pretrained(folder, ignore_mismatched_sizes=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(model.quantize.codebook, torch.zeros(17, 3))
+    assert all(torch.isfinite(tensor).all() for tensor in (*model.parameters(), *model.buffers()))
+
+
 def test_misspelt_field_of_a_file_is_refused(folder):
     change_config(folder, hiden_size=3)
     with pytest.raises(ValueError, match=r"unknown field 'hiden_size'.*did you mean 'hidden_size'"):

@@ -19,6 +19,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from vpvae_hf import VPCodecConfig, VPCodecModel
 from vpvae_hf.training.run import train_tokenizer
+from vpvae_hf.training.validation import Validation
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "audio" / "train.py"
 
@@ -162,3 +163,20 @@ def test_another_sampling_rate_is_measured_without_pesq(tmp_path):
     assert "pesq" not in evaluation["metrics"]
     codec = VPCodecModel(VPCodecConfig(**architecture, quantizer=VECTOR))
     assert codec.config.frame_rate == 200
+
+
+def test_missing_packages_show_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    with pytest.raises(ImportError, match=r"pip install 'vpvae_hf\[audio\]'"):
+        train_tokenizer(configured(settings(data, tmp_path / "run")))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_tokenizer_is_there_where_measuring_it_fails(data, tmp_path, monkeypatch):
+    def fail(validation):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Validation, "measure_all", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_tokenizer(configured(settings(data, tmp_path / "run", max_train_steps=2)))
+    assert VPCodecModel.from_pretrained(tmp_path / "run" / "tokenizer").quantize.config.fitted

@@ -21,6 +21,7 @@ from .tokenizers import load_tokenizer
 
 # In the header of a file of codes, whose values are strings.
 _FORMAT = "vpvae_hf audio codes"
+_WRITTEN = ("WAV", "FLAC", "OGG")
 
 
 def add_encode_parser(commands) -> None:
@@ -90,15 +91,14 @@ def encode(options: argparse.Namespace) -> None:
 
 def decode(options: argparse.Namespace) -> None:
     """Decode, write and print what it came to."""
-    import soundfile
-
     output = _output(options, options.file.with_suffix(".decoded.wav"))
     kind = output.suffix.removeprefix(".").upper()
-    if kind not in soundfile.available_formats():
-        raise ValueError(f"no audio format {output.suffix!r} is known; name a .wav, .flac or .ogg file with --output")
+    if kind not in _WRITTEN:
+        raise ValueError(f"{output} is none of {', '.join(_WRITTEN)}; name a .wav, .flac or .ogg file with --output")
     codes, header = _read_codes(options.file)
     name = options.tokenizer or header["tokenizer"]
-    codec = _load_codec(name, options.revision or header["revision"] or None)
+    recorded = header["revision"] if options.tokenizer is None else ""
+    codec = _load_codec(name, options.revision or recorded or None)
     if tokenizer_hash(codec) != header["tokenizer_sha256"]:
         raise ValueError(
             f"{name} is not the tokenizer that {options.file} was made with ({header['tokenizer']}), or has another "
@@ -110,7 +110,7 @@ def decode(options: argparse.Namespace) -> None:
         audio = codec.decode(codes.to(codec.device), torch.ones(1, length)).audio_values
     elapsed = time.monotonic() - started
     waveform = audio[0, 0].float().cpu().numpy()
-    _write(output, lambda aside: soundfile.write(aside, np.clip(waveform, -1, 1), rate, format=kind))
+    _write(output, lambda aside: _write_audio(aside, np.clip(waveform, -1, 1), rate, kind))
     print(f"{length / rate:.2f} s of audio decoded in {elapsed:.2f} s, {length / rate / elapsed:.1f} times real time")
     print(f"audio: {output}")
 
@@ -142,6 +142,15 @@ def _write(output: Path, write) -> None:
         aside.unlink(missing_ok=True)
 
 
+def _write_audio(file: Path, waveform: np.ndarray, rate: int, kind: str) -> None:
+    import soundfile
+
+    with soundfile.SoundFile(file, "w", rate, 1, format=kind) as opened:
+        # A second at a time: libsndfile's encoder of OGG ends the process when it gets minutes at once.
+        for start in range(0, len(waveform), rate):
+            opened.write(waveform[start : start + rate])
+
+
 def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:
     """Codes [1, 1, N] and the header."""
     if not file.is_file():
@@ -160,7 +169,7 @@ class _progress:
     """A bar over the parts that a long recording is worked on in."""
 
     def __init__(self, codec: VPCodecModel, module: nn.Module, samples: int, title: str):
-        parts = math.ceil(samples / codec.config.sampling_rate / codec.config.chunk_length_s)
+        parts = math.ceil(math.ceil(samples / codec.config.hop_length) / codec.config.chunk_frames)
         self._bar = tqdm(total=parts, desc=title, unit="part", disable=parts == 1)
         self._hook = module.register_forward_hook(self._count)
 

@@ -12,11 +12,11 @@ from vpvae_hf import AutoencoderVP, VPCodecModel
 from vpvae_hf.data import (
     AudioClip,
     AudioCoder,
-    AudioSegment,
     Coder,
     Cut,
     ImageCoder,
     ImageCrop,
+    MaskedAudioSegment,
     SampleLoader,
     SampleStream,
     Source,
@@ -40,7 +40,9 @@ def add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
     parser.add_argument("--split", default=split, help="split to read")
     parser.add_argument("--column", help="column that holds the images or the audio; default: the only one")
-    parser.add_argument("--batch-size", type=int, default=16, help="images or clips encoded at once")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="images or clips encoded at once; clips are measured one by one"
+    )
     images = parser.add_argument_group("for images")
     images.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
     images.add_argument("--shortest-side", type=int, help="images are scaled to it; default: that of a crop")
@@ -90,7 +92,7 @@ class Inputs(ABC):
             **how,
         )
 
-    def shuffled(self, seed: int) -> Iterable[Tensor]:
+    def shuffled(self, seed: int) -> Iterable[Tensor | dict[str, Tensor]]:
         """Endless batches for fitting."""
         return self._loader(self._random_cut(), self.options.batch_size, shuffled=_SHUFFLED, passes=None, seed=seed)
 
@@ -180,8 +182,10 @@ class AudioInputs(Inputs):
         return {"resample": self.options.resample, "downmix": self.options.downmix}
 
     def _random_cut(self) -> Cut:
-        rate = self.model.config.sampling_rate
-        return AudioSegment(length=round(_SEGMENT_SECONDS * rate), sampling_rate=rate, **self.coding())
+        config = self.model.config
+        length = max(1, round(_SEGMENT_SECONDS * config.frame_rate)) * config.hop_length
+        reading = {"sampling_rate": config.sampling_rate, "shortest": config.hop_length, **self.coding()}
+        return MaskedAudioSegment(length=length, **reading)
 
     def _whole_cut(self) -> Cut:
         config = self.model.config

@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> None:
     inputs = inputs_for(model, options)
     coder = inputs.coder()
     source = inputs.source(streaming=not options.no_streaming, other_columns=True)
-    # Of a slice the name alone: brackets have no place in the name of a file.
-    split = options.split.partition("[")[0]
+    # Of slices and joined splits the names alone: `datasets` takes neither brackets nor a plus in one.
+    split = "_".join(part.partition("[")[0] for part in options.split.split("+"))
     files = CodeFiles(source, options.output, split=split, coder=coder)
     check_readable(source, coder.cut)
     claim_folder(options.output, _settings(inputs, source.column, files.count))

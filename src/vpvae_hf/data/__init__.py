@@ -5,7 +5,7 @@ from .code_files import CodeFiles
 from .code_manifest import claim_folder, tokenizer_hash, write_totals
 from .coders import AudioCoder, Coder, ImageCoder, code_dtype
 from .crops import center_crops, random_crops, to_pixel_values
-from .cuts import AudioClip, AudioSegment, Cut, ImageCrop
+from .cuts import AudioClip, AudioSegment, Cut, ImageCrop, MaskedAudioSegment
 from .files import UnreadableFileError
 from .in_memory import load_images
 from .photographs import load_photographs
@@ -21,6 +21,7 @@ __all__ = [
     "Cut",
     "ImageCoder",
     "ImageCrop",
+    "MaskedAudioSegment",
     "SampleLoader",
     "SampleStream",
     "Source",

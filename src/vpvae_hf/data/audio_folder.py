@@ -50,8 +50,13 @@ def audio_rows(folder: Path, files: list[Path]):
 
 def _files_below(folder: Path) -> list[Path]:
     """All but hidden ones; links to folders are followed, since large data often lies elsewhere."""
-    found = []
+    found: list[Path] = []
+    seen: set[str] = set()  # links may lead back to where they are
     for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return found

@@ -13,15 +13,19 @@ from torch import Tensor, nn
 _NAME = "tokenizer.json"
 # Where the tokenizer lies may change, what it is may not; counts come when all files are there.
 _MAY_DIFFER = frozenset(("tokenizer", "tokenizer_revision", "images", "unreadable_images", "clips", "unreadable_clips"))
-# Of a transformers config: how it was saved and loaded. The weights' dtype is hashed with them.
-_NOT_THE_MODEL = frozenset(("architectures", "dtype", "transformers_version"))
 
 
 def tokenizer_hash(model: nn.Module) -> str:
     """SHA-256 of a model's config, weights and codebook; of about 1 GB a second."""
-    config = model.config if isinstance(model.config, Mapping) else model.config.to_dict()
-    config = {name: value for name, value in config.items() if not name.startswith("_") and name not in _NOT_THE_MODEL}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    config = model.config
+    if isinstance(config, Mapping):
+        fields = {name: value for name, value in config.items() if not name.startswith("_")}
+    else:
+        # Not what transformers adds to every config, which changes from release to release.
+        fields = {
+            name: value for name, value in config.to_dict().items() if name in vars(type(config))["__annotations__"]
+        }
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes_of(tensor))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .audio_decoding import AudioFile
 from .crops import center_crop, maybe_mirrored, random_crop, to_pixel_values
-from .files import UnreadableFileError
+from .files import UnreadableFileError, name_of
 from .image_decoding import decode_image, scaled
 
 
@@ -45,7 +45,7 @@ class Cut(ABC):
         return torch.stack(samples)
 
     @abstractmethod
-    def model_input(self, batch: Tensor) -> Tensor:
+    def model_input(self, batch: Tensor) -> Tensor | dict[str, Tensor]:
         """A batch as a model takes it."""
 
 
@@ -146,6 +146,29 @@ class AudioSegment(_AudioCut):
         if self.position == "random":
             return int(rng.integers(room + 1))
         return room // 2 if self.position == "center" else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedAudioSegment(AudioSegment):
+    """Segments that tell audio from what follows a shorter clip: batches of "input_values" and "padding_mask".
+
+    Args, Raises: as of `AudioSegment`, and
+        shortest: the least length of a clip; shorter ones count as unreadable.
+    """
+
+    shortest: int = 1
+
+    def sample(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
+        """[2, S], the segment and 1 where it is audio."""
+        with self._opened(file) as audio:
+            length = audio.length
+        if length < self.shortest:
+            raise UnreadableFileError(f"{name_of(file)}: it has {length} of at least {self.shortest} samples")
+        segment = super().sample(file, rng)
+        return torch.stack([segment, (torch.arange(self.length) < length).float()])
+
+    def model_input(self, batch: Tensor) -> dict[str, Tensor]:
+        return {"input_values": batch[:, :1], "padding_mask": batch[:, 1].long()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Several streamed splits of a data set as one."""
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 
@@ -16,6 +18,9 @@ class JoinedRows:
         self._parts = parts
         self.features = parts[0].features
         self.num_shards = sum(part.num_shards for part in parts)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return chain.from_iterable(self._parts)
 
     def shard(self, num_shards: int, index: int):
         """Every num_shards-th shard from the index-th on, as one `datasets.IterableDataset`."""

@@ -27,7 +27,7 @@ class Source:
 
     Attributes:
         name: hub id or local path.
-        rows: a `datasets.IterableDataset`.
+        rows: a `datasets.IterableDataset`, or `JoinedRows` of several.
         column: that holds the files; in a row None, or a mapping of "bytes" and "path".
     """
 

@@ -1,6 +1,6 @@
 """Metrics, as plain functions of tensors, and pictures of what they are of."""
 
-from .audio import audio_quality, log_mel_spectrogram, mel_distance, pesq_score, stoi_score
+from .audio import audio_quality, check_audio_packages, log_mel_spectrogram, mel_distance, pesq_score, stoi_score
 from .code_usage import code_usage
 from .grid import image_grid
 from .image import image_quality, lpips_distance
@@ -18,6 +18,7 @@ __all__ = [
     "Reconstruction",
     "ReconstructionQuality",
     "audio_quality",
+    "check_audio_packages",
     "code_usage",
     "evaluate_reconstruction",
     "image_grid",

@@ -44,6 +44,20 @@ def audio_quality(reconstruction: Tensor, original: Tensor, sampling_rate: int) 
     }
 
 
+def check_audio_packages() -> None:
+    """See that what `audio_quality` takes is there, before long work that ends with it.
+
+    Raises:
+        ImportError: torchmetrics, pesq or pystoi is missing.
+    """
+    try:
+        import pesq  # noqa: F401
+        import pystoi  # noqa: F401
+        import torchmetrics.functional.audio  # noqa: F401
+    except ImportError as error:
+        raise _missing("Measuring audio", error) from error
+
+
 def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
     """Wide-band PESQ (ITU-T P.862.2) of each clip of speech: MOS-LQO from about 1, bad, to 4.64, the same.
 

@@ -42,7 +42,6 @@ _TRAINING = {
     "steps": "Steps",
     "images_seen": "Images seen",
     "segments_seen": "Segments seen",
-    "seconds_seen": "Seconds of audio seen",
     "base_model": "Starting from",
 }
 _CODEBOOK = {

@@ -101,6 +101,11 @@ class VPCodecConfig(PreTrainedConfig):
         return self.sampling_rate / self.hop_length
 
     @property
+    def chunk_frames(self) -> int:
+        """Codes of a part that longer audio is worked on in."""
+        return int(self.chunk_length_s * self.frame_rate)
+
+    @property
     def codebook_size(self) -> int:
         """K, the number of codes."""
         return self.quantizer["codebook_size"]

@@ -390,7 +390,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
 
     def _in_parts(self, part: Callable[[int, int], Tensor], frames: int) -> Tensor:
         """`part(start, end)` [B, end - start, ...] of all frames; of many of them piece by piece, each with context."""
-        size = int(self.config.chunk_length_s * self.config.frame_rate)
+        size = self.config.chunk_frames
         if self.training or frames <= size:
             return part(0, frames)
         before = context_frames(self.config)

@@ -8,8 +8,14 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vpvae_hf.data import AudioClip, AudioSegment, Cut, open_audio
-from vpvae_hf.evaluation import Quality, ReconstructionQuality, audio_quality, spectrogram_grid
+from vpvae_hf.data import AudioClip, AudioSegment, Cut, MaskedAudioSegment, open_audio
+from vpvae_hf.evaluation import (
+    Quality,
+    ReconstructionQuality,
+    audio_quality,
+    check_audio_packages,
+    spectrogram_grid,
+)
 from vpvae_hf.losses import Loss, build_audio_losses
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 
@@ -39,9 +45,11 @@ class AudioModality(Modality):
         return build_audio_losses(config.loss_weights, whisper=config.whisper, sampling_rate=rate)
 
     def training_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+        return AudioSegment(length=self._segment(config, model), **self._reading(config, model))
+
+    def fitting_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
         hop = model.config.hop_length
-        frames = max(1, round(config.data.segment_s * model.config.frame_rate))
-        return AudioSegment(length=frames * hop, **self._reading(config, model))
+        return MaskedAudioSegment(length=self._segment(config, model), shortest=hop, **self._reading(config, model))
 
     def held_out_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
         return AudioClip(shortest=model.config.hop_length, **self._reading(config, model))
@@ -57,6 +65,7 @@ class AudioModality(Modality):
         return True
 
     def quality(self, model: VPCodecModel, config: AudioTrainingConfig, *, final: bool) -> Quality:
+        check_audio_packages()
         return partial(audio_quality, sampling_rate=model.config.sampling_rate)
 
     def summary(self, quality: ReconstructionQuality) -> str:
@@ -81,6 +90,10 @@ class AudioModality(Modality):
         for name, clips in (("original", original), ("reconstruction", reconstruction)):
             joined = pad(clips.float().cpu(), (0, round(_PAUSE_SECONDS * rate))).flatten()
             soundfile.write(folder / f"{name}.flac", joined.clamp(-1, 1).numpy(), rate)
+
+    def _segment(self, config: AudioTrainingConfig, model: VPCodecModel) -> int:
+        """Samples, of whole codes."""
+        return max(1, round(config.data.segment_s * model.config.frame_rate)) * model.config.hop_length
 
     def _reading(self, config: AudioTrainingConfig, model: VPCodecModel) -> dict:
         data, rate = config.data, model.config.sampling_rate

@@ -48,6 +48,8 @@ class DataConfig:
     shuffle_buffer: int = _option(1000, "examples that each loader worker shuffles at once")
     workers: int = _option(2, "loader processes for each rank")
     validation_name: str | None = _option(None, "data set to validate on; the training one where null")
+    validation_config: str | None = _option(None, "configuration of validation_name")
+    validation_column: str | None = _option(None, "column of validation_name; found by its type where null")
     validation_split: str | None = _option("validation", "split to validate on; null to measure nothing")
     validation_examples: int | None = _option(
         512, "images or clips for validation during training; null for all. The end uses all"

@@ -68,6 +68,10 @@ class Modality(ABC):
     def training_cut(self, config: TrainingConfig, model) -> Cut:
         """What is trained on."""
 
+    def fitting_cut(self, config: TrainingConfig, model) -> Cut:
+        """What the codebook is fitted to."""
+        return self.training_cut(config, model)
+
     @abstractmethod
     def held_out_cut(self, config: TrainingConfig, model) -> Cut:
         """What is measured."""

@@ -164,11 +164,13 @@ def _finish(
             across_ranks=True,
         )
     model.eval()
-    quality = validation.measure_all()
     folder = Path(config.output_dir) / "tokenizer"
     with distributed.failing_together():
         if accelerator.is_main_process:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder)  # before it is measured, which takes long and may fail
+    quality = validation.measure_all()
+    with distributed.failing_together():
+        if accelerator.is_main_process:
             validation.write_examples(folder)
             write_results(folder, _results(modality, fit, quality, trainer, config), repo_id=config.hub_model_id)
             accelerator.print(_summary(modality, fit, quality, folder, model))

@@ -29,7 +29,10 @@ class TrainingData:
             self._held_out = None
             if data.validation_split is not None:
                 elsewhere = data.validation_name not in (None, data.name)
-                where = {"streaming": data.streaming} if elsewhere else {**common, "column": data.column}
+                where = {**common, "column": data.column}
+                if elsewhere:
+                    where = {"streaming": data.streaming, "config": data.validation_config}
+                    where |= {"column": data.validation_column}
                 name = data.validation_name or data.name
                 self._held_out = modality.open(name, split=data.validation_split, **where)
                 check_readable(self._held_out, self._held_out_cut)
@@ -40,11 +43,12 @@ class TrainingData:
 
     def training(self) -> SampleLoader:
         """Endless and shuffled."""
-        return self._shuffled(self._config.seed, passes=None)
+        return self._shuffled(self._training_cut, self._config.seed, passes=None)
 
     def fitting(self) -> SampleLoader:
         """A fresh pass, in another order; where cuts differ in each pass, there are as many as are wanted."""
-        return self._shuffled(self._config.seed + 1, passes=None if self._modality.varies(self._config) else 1)
+        cut = self._modality.fitting_cut(self._config, self._model)
+        return self._shuffled(cut, self._config.seed + 1, passes=None if self._modality.varies(self._config) else 1)
 
     def held_out(self, limit: int | None) -> Iterator[Tensor]:
         """Batches to measure, at most `limit` examples on all ranks."""
@@ -66,11 +70,11 @@ class TrainingData:
             if left is not None and left <= 0:
                 return
 
-    def _shuffled(self, seed: int, passes: int | None) -> SampleLoader:
+    def _shuffled(self, cut: Cut, seed: int, passes: int | None) -> SampleLoader:
         data = self._config.data
         stream = SampleStream(
             self._train,
-            self._training_cut,
+            cut,
             shuffle_buffer=data.shuffle_buffer,
             passes=passes,
             seed=seed,

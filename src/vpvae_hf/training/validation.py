@@ -10,7 +10,13 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.evaluation import Quality, ReconstructionQuality, evaluate_reconstruction, reconstruct
+from vpvae_hf.evaluation import (
+    Quality,
+    Reconstruction,
+    ReconstructionQuality,
+    evaluate_reconstruction,
+    reconstruct,
+)
 
 from .config import TrainingConfig
 from .modality import Modality
@@ -35,6 +41,8 @@ class Validation:
         self._modality, self._model, self._data = modality, model, data
         self._output, self._config, self._accelerator = output, config, accelerator
         self._shown = None
+        if data.validates:
+            modality.quality(model, config, final=True)  # so that what it lacks shows before training
         if data.validates and config.validation_pictures and accelerator.is_main_process:
             self._shown = data.shown(config.validation_pictures)
 
@@ -60,18 +68,21 @@ class Validation:
 
     def picture(self, codebook: Tensor | None = None) -> np.ndarray | None:
         """[height, width, 3] uint8: originals above reconstructions, not quantized and from codes."""
-        if self._shown is None:
-            return None
-        made = reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
-        return self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
+        return None if self._shown is None else self._pictured(self._reconstructed(codebook))
 
     def write_examples(self, folder: Path) -> None:
         """Write what the model card shows and plays into a saved tokenizer's folder."""
         if self._shown is None:
             return
-        Image.fromarray(self.picture()).save(folder / "reconstruction.png")
-        made = reconstruct(self._model, self._shown.to(self._accelerator.device))
+        made = self._reconstructed(None)
+        Image.fromarray(self._pictured(made)).save(folder / "reconstruction.png")
         self._modality.write_sounds(folder, self._shown, made.quantized, self._model)
+
+    def _reconstructed(self, codebook: Tensor | None) -> Reconstruction:
+        return reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
+
+    def _pictured(self, made: Reconstruction) -> np.ndarray:
+        return self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
 
     def _evaluated(self, limit: int | None, codebook: Tensor | None, *, final: bool) -> ReconstructionQuality:
         quality: Quality = self._modality.quality(self._model, self._config, final=final)
