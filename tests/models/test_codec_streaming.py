@@ -77,6 +77,18 @@ def test_what_a_stream_holds_does_not_grow(codec):
             attended = sum(layer.keys.untyped_storage().nbytes() for layer in stream._attended.layers)
             held.append(attended + sum(past.untyped_storage().nbytes() for past in stream._past.values()))
         assert held[-1] == held[codec.config.sliding_window + 1]
+        assert not any(past.requires_grad for past in stream._past.values())
+
+
+def test_a_stream_does_not_hold_on_to_a_long_chunk(codec):
+    streams = StreamingEncoder(codec), StreamingEncoder(codec)
+    streams[0].encode(noise(1, FRAMES * HOP + 5))
+    for part in noise(1, FRAMES * HOP + 5).split(HOP, dim=-1):
+        streams[1].encode(part)
+    once, bit_by_bit = (
+        sum(past.untyped_storage().nbytes() for past in (*stream._past.values(), stream._rest)) for stream in streams
+    )
+    assert once == bit_by_bit
 
 
 def test_streams_do_not_disturb_each_other(codec):

@@ -80,7 +80,8 @@ class CausalPadding:
         before = None if self._past is None else self._past.get(conv)
         joined = pad(x, (length, 0)) if before is None else torch.cat([before, x], dim=-1)
         if self._past is not None:
-            self._past[conv] = joined[..., joined.shape[-1] - length :]
+            # Copied, since a view would hold on to the whole chunk.
+            self._past[conv] = joined[..., joined.shape[-1] - length :].clone()
         return joined
 
 

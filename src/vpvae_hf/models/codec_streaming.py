@@ -46,7 +46,7 @@ class StreamingEncoder:
             _check_same_batch(len(self._rest), len(audio))
             audio = torch.cat([self._rest, audio], dim=-1)
         frames = audio.shape[-1] // hop
-        self._rest = audio[..., frames * hop :]
+        self._rest = audio[..., frames * hop :].clone()
         if frames == 0:
             return torch.empty(len(audio), 1, 0, dtype=torch.long, device=audio.device)
         features = codec.encode_part(
