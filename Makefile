@@ -37,7 +37,6 @@ quality: $(INSTALLED)
 
 # About half an hour on two cores; BENCH_ARGS="--only search --sizes 1024" takes a part of it.
 bench: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[baselines]"
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 clean:

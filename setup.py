@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 extras = {
     "train": ["datasets>=4.0", "torchdata>=0.11", "omegaconf>=2.4", "tensorboard>=2.18", "torchmetrics>=1.8"],
-    "eval": ["torchmetrics>=1.8"],
+    "eval": ["torchmetrics>=1.8", "evaluate>=0.4.6"],
     "audio": ["soundfile>=0.12", "pesq>=0.0.4", "pystoi>=0.4", "torchmetrics>=1.8"],
     # To test the CUDA kernels without a GPU, in triton's interpreter (1 GB). Torch for CUDA brings its own triton.
     "interpreter": ["triton==3.9.0"],
@@ -12,7 +12,8 @@ extras = {
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
     "dev": ["pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"],
 }
-extras["dev"] += sorted(set(extras["train"] + extras["eval"] + extras["audio"] + extras["demo"]))
+used = ("train", "eval", "audio", "demo", "baselines")
+extras["dev"] += sorted({requirement for name in used for requirement in extras[name]})
 
 setup(
     name="vpvae_hf",
@@ -24,7 +25,8 @@ setup(
     # The cards' templates lie where they are looked for, and come along with the package.
     package_dir={"": "src", "vpvae_hf.model_cards": "model_cards"},
     packages=[*find_packages("src"), "vpvae_hf.model_cards"],
-    package_data={"vpvae_hf.model_cards": ["*.md"]},
+    # The metric modules are no packages: evaluate loads each from its folder.
+    package_data={"vpvae_hf.model_cards": ["*.md"], "vpvae_hf.evaluation": ["metrics/*/*.py"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",

@@ -23,6 +23,7 @@ LAYERS = {
     "evaluation": 4,
     "generation": 4,
     "training": 5,
+    "comparison": 6,
     PACKAGE: 6.5,
     "cli": 7,
 }

@@ -347,3 +347,25 @@ def test_a_real_job_of_two_ranks(tokenizer, images, tmp_path):
     assert rows["label"][:] == LABELS
     codes = expected_codes(tokenizer, images, size=16, shortest_side=16)
     assert torch.equal(torch.as_tensor(rows["codes"][:]), codes)
+
+
+def test_several_codes_a_token(images, tmp_path):
+    vae = save_tokenizer(tmp_path / "bridge")
+    vae.set_quantizer({"kind": "token_bridge", "codebook_size": 4, "latent_dim": 2})
+    vae.save_pretrained(tmp_path / "bridge")
+    output = tmp_path / "codes"
+    assert main(["tokenize", str(tmp_path / "bridge"), "--dataset", str(images), "--output", str(output)]) == 0
+    rows = datasets.load_dataset(str(output), split="train").with_format("numpy")
+    assert rows[0]["codes"].shape == (8, 8, 2)
+    assert rows.features["codes"].dtype == "uint8"
+    manifest = json.loads((output / "tokenizer.json").read_text())
+    assert (manifest["codebook_size"], manifest["code_groups"]) == (4, 2)
+    assert vae.detokenize(torch.from_numpy(rows[0]["codes"])[None]).shape == (1, 3, 16, 16)
+
+
+def test_a_tokenizer_without_codes_is_refused(images, tmp_path, capsys):
+    vae = save_tokenizer(tmp_path / "continuous")
+    vae.set_quantizer({"kind": "none", "latent_dim": 2})
+    vae.save_pretrained(tmp_path / "continuous")
+    assert main(["tokenize", str(tmp_path / "continuous"), "--dataset", str(images), "--output", str(tmp_path)]) == 1
+    assert "continuous (kind 'none') and has no codes" in capsys.readouterr().err

@@ -146,5 +146,5 @@ def test_lpips_of_a_tokenizer_is_the_mean_over_images(images, monkeypatch):
     expected = lpips_distance(reconstruct(vae, original).quantized, original).mean()
     assert quality.figures["lpips"] == pytest.approx(float(expected), rel=1e-5)
     plain = evaluate_reconstruction(vae, original.split(3), quality=image_quality, unquantized=("psnr",))
-    names = ["psnr", "ssim", "psnr_unquantized", "code_usage", "quantization_error_rms"]
+    names = ["psnr", "ssim", "psnr_unquantized", "code_usage", "perplexity", "codes_used", "quantization_error_rms"]
     assert list(plain.figures) == names

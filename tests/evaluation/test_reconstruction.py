@@ -50,6 +50,8 @@ def test_figures_are_means_over_clips(codec, clips):
     expected = {name: values.mean() for name, values in QUALITY(made.quantized, clips).items()}
     expected |= {f"{name}_unquantized": values.mean() for name, values in QUALITY(made.unquantized, clips).items()}
     expected["code_usage"] = code_usage(made.codes, 64)
+    expected["perplexity"] = 64 * expected["code_usage"]
+    expected["codes_used"] = len(made.codes.unique()) / 64
     expected["quantization_error_rms"] = made.squared_error.mean().sqrt()
     assert list(quality.figures) == list(expected)
     assert quality.figures == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)

@@ -9,7 +9,7 @@ from card_text import broken_tables, usage
 from hub_server import metadata_errors
 from huggingface_hub import ModelCard
 from PIL import Image
-from saved_tokenizers import RESULTS
+from saved_tokenizers import RESULTS, tiny
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.hub import write_card
@@ -169,3 +169,24 @@ def test_weights_count_once(folder, vae):
     vae.float().save_pretrained(folder, max_shard_size="100KB")
     assert not (folder / "diffusion_pytorch_model.safetensors").exists()
     assert counted in card_of(folder).text
+
+
+@pytest.mark.parametrize("kind", ["token_bridge", "none", "fsq"])
+def test_other_kinds(kind, tmp_path):
+    """What the card shows of codes is what there is of them."""
+    vae = tiny()
+    size = {"token_bridge": {"codebook_size": 4, "latent_dim": 3}, "fsq": {"levels": [4, 3, 3]}}
+    vae.set_quantizer({"kind": kind, **size.get(kind, {"latent_dim": 3})})
+    vae.save_pretrained(tmp_path)
+    card = card_of(tmp_path)
+    assert metadata_errors(card.data.to_yaml()) == []
+    assert broken_tables(card.text) == []
+    assert "arxiv:2602.17133" not in card.data.tags
+    assert "None" not in card.text
+    if kind == "none":
+        assert "vae.encode(pixel_values).latents" in card.text
+        assert "Codebook size" not in card.text
+    else:
+        assert "vae.tokenize(pixel_values)" in card.text
+        shape = "[1, 8, 8, 3], integers in 0..3" if kind == "token_bridge" else "[1, 8, 8], integers in 0..35"
+        assert shape in card.text

@@ -265,7 +265,7 @@ def test_another_kind_keeps_the_projections(vae):
 
 def test_bad_settings_leave_the_model_as_it_was(vae):
     before = weights_of(vae)
-    for bad in ({"kind": "vq"}, VP | {"codebook_size": 1}, {"codebook_size": 32}):
+    for bad in ({"kind": "vqq"}, VP | {"codebook_size": 1}, {"codebook_size": 32}):
         with pytest.raises(ValueError, match=r"kind|codebook_size"):
             vae.set_quantizer(bad)
     assert_same_weights(weights_of(vae), before)

@@ -13,7 +13,7 @@ from latent_samples import energy_distance, gaussian, mixture
 from vpvae_hf import build_quantizer
 from vpvae_hf.neighbors import build_index
 from vpvae_hf.quantizers.latent_queue import LatentQueue
-from vpvae_hf.quantizers.perturbation import acceptance_probability, metropolis, resampled, uniform_in_ball
+from vpvae_hf.quantizers.perturbation import acceptance_probability, lloyd_step, metropolis, resampled, uniform_in_ball
 
 DIM, CODES, SAMPLES = 4, 64, 2000
 QUEUE_PER_CODE = 16 * DIM
@@ -35,7 +35,7 @@ def null(generator):
     return max(energy_distance(mixture(SAMPLES, DIM, generator), mixture(SAMPLES, DIM, generator)) for _ in range(40))
 
 
-def perturbed_often(queue, generator, always_accept, times=4):
+def perturbed_often(queue, generator, always_accept, exponent=1.0, times=4):
     index = build_index(queue)
     latents = mixture(SAMPLES, DIM, generator)
     for _ in range(times):
@@ -45,14 +45,16 @@ def perturbed_often(queue, generator, always_accept, times=4):
             density_rank=8,
             mass_rank=QUEUE_PER_CODE,
             eta=1.0,
+            exponent=exponent,
             always_accept=always_accept,
             generator=generator,
         )
     return latents
 
 
-def test_metropolis_leaves_a_mixture_as_it_is(queue, null, generator):
-    moved = perturbed_often(queue, generator, always_accept=False)
+@pytest.mark.parametrize("exponent", [1.0, 0.6])
+def test_metropolis_leaves_a_mixture_as_it_is(queue, null, generator, exponent):
+    moved = perturbed_often(queue, generator, always_accept=False, exponent=exponent)
     assert energy_distance(moved, mixture(SAMPLES, DIM, generator)) < null
 
 
@@ -113,23 +115,25 @@ def test_uniform_in_ball(dim, generator):
 
 
 def test_acceptance_is_zero_where_the_reverse_move_is_impossible(generator):
-    near, far, near_proposed, far_proposed, move = torch.rand(5, 10_000, generator=generator).clamp_min(0.01)
-    probability = acceptance_probability(near, far, near_proposed, far_proposed, move, eta=0.7, dim=3)
-    impossible = move > 0.7 * far_proposed
+    near, radius, near_proposed, radius_proposed, move = torch.rand(5, 10_000, generator=generator).clamp_min(0.01)
+    probability = acceptance_probability(near, radius, near_proposed, radius_proposed, move, dim=3)
+    impossible = move > radius_proposed
     assert 0.3 < impossible.float().mean() < 0.9
     assert (probability[impossible] == 0).all()
-    ratio = ((near * far) / (near_proposed * far_proposed)) ** 3
+    ratio = ((near * radius) / (near_proposed * radius_proposed)) ** 3
     torch.testing.assert_close(probability[~impossible], ratio.clamp(max=1)[~impossible], rtol=1e-4, atol=0)
 
 
-def test_moves_stay_within_the_radius_both_ways(queue, generator):
+@pytest.mark.parametrize("exponent", [1.0, 0.6])
+def test_moves_stay_within_the_radius_both_ways(queue, generator, exponent):
     latents = mixture(SAMPLES, DIM, generator)
     index = build_index(queue)
-    moved, accepted = metropolis(latents, index, density_rank=8, mass_rank=QUEUE_PER_CODE, eta=0.8, generator=generator)
+    ranks = {"density_rank": 8, "mass_rank": QUEUE_PER_CODE}
+    moved, accepted = metropolis(latents, index, **ranks, eta=0.8, exponent=exponent, generator=generator)
     move = (moved - latents).norm(dim=-1)
     assert (move[~accepted] == 0).all()
     for end in (latents, moved):
-        assert (move <= 0.8 * index.distances(end, [QUEUE_PER_CODE])[:, 0] + 1e-6).all()
+        assert (move <= 0.8 * index.distances(end, [QUEUE_PER_CODE])[:, 0] ** exponent + 1e-6).all()
 
 
 def test_copies_of_one_latent_do_no_harm(generator):
@@ -171,3 +175,69 @@ def test_stale_index_hardly_changes_distances(generator):
     error = (stale / fresh - 1).abs()
     assert error.mean() < 0.005
     assert torch.quantile(error, 0.99) < 0.04
+
+
+def test_a_lloyd_step_moves_codes_to_their_means(generator):
+    latents = gaussian(4000, DIM, generator)
+    codebook = torch.cat([latents[:30], torch.full((1, DIM), 100.0)])
+    moved = lloyd_step(codebook, latents)
+    codes = torch.cdist(latents, codebook).argmin(dim=1)
+    for code in range(30):
+        torch.testing.assert_close(moved[code], latents[codes == code].mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert torch.equal(moved[30], codebook[30])  # nothing is near
+
+
+def test_lloyd_step_of_the_draw_needs_a_larger_share(generator):
+    """A refined draw errs less than a random one, so the move as long as K-means' error is a larger part of the way."""
+    shares = {}
+    for per_code in (0, 8):
+        settings = {"kind": "vp", "codebook_size": 64, "latent_dim": 2, "queue_share": 1.0, "perturbation": "resampled"}
+        built = build_quantizer({**settings, "lloyd_latents_per_code": per_code}).train()
+        for _ in range(60):
+            metrics = built(gaussian(256, 2, generator), generator=generator).metrics
+        shares[per_code] = float(metrics["quantizer/share"])
+    assert shares[8] > shares[0] + 0.03
+
+
+def test_codebook_sizes_are_drawn_anew_each_step(monkeypatch, generator):
+    from vpvae_hf.quantizers import vector_perturbation
+
+    drawn_sizes = []
+
+    def recording(latents, codebook, share):
+        drawn_sizes.append(len(codebook))
+        return resampled(latents, codebook, share)
+
+    monkeypatch.setattr(vector_perturbation, "resampled", recording)
+    built = build_quantizer(
+        {
+            "kind": "vp", "codebook_size": 32, "latent_dim": 2, "queue_share": 1.0, "perturbation": "resampled",
+            "codebook_size_range": [16, 256],
+        }
+    ).train()  # fmt: skip
+    for _ in range(400):
+        metrics = built(gaussian(128, 2, generator), generator=generator).metrics
+    assert built.queue.capacity == 16 * 256 * 2
+    sizes = torch.tensor(drawn_sizes).log2()
+    assert sizes.min() >= 4
+    assert sizes.max() <= 8
+    # Uniform on [4, 8]: of 390 draws the mean is off by 0.06, the deviation by 0.03; four of them.
+    assert sizes.mean() == pytest.approx(6, abs=0.24)
+    assert sizes.std() == pytest.approx(4 / 12**0.5, abs=0.12)
+    # With one size the share is 0.70 +- 0.04 there.
+    assert float(metrics["quantizer/share"]) == pytest.approx(0.7, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codebook_size_range": [64, 16]}, "the lesser first"),
+        ({"codebook_size_range": [64, 256]}, "codebook_size=32 lies outside"),
+        ({"codebook_size_range": [16, 64], "perturbation": "metropolis"}, 'for perturbation "resampled"'),
+        ({"radius_exponent": 2}, r"radius_exponent must be a number in \[0, 1\], got 2"),
+        ({"lloyd_latents_per_code": -1}, "lloyd_latents_per_code must be an integer of at least 0, got -1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_quantizer({"kind": "vp", "codebook_size": 32, "latent_dim": 2, "perturbation": "resampled", **changes})

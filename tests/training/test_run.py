@@ -243,7 +243,7 @@ def test_a_new_run_is_never_written_over_another(data, tmp_path):
         ({"data": {"column": "photo"}}, ValueError, "'photo' is none of them"),
         ({"data": {"split": "test"}}, ValueError, "no split 'test'"),
         ({"data": {"validation_split": "test"}}, ValueError, "no split 'test'"),
-        ({"quantizer": {"kind": "vq"}}, ValueError, "unknown quantizer kind 'vq'"),
+        ({"quantizer": {"kind": "vqq"}}, ValueError, "unknown quantizer kind 'vqq'"),
         ({"losses": {"l3": 1.0}}, ValueError, "l3"),
         ({"resume_from_checkpoint": "checkpoint-7"}, FileNotFoundError, "no checkpoint checkpoint-7"),
         ({"resume_from_checkpoint": "."}, FileNotFoundError, "is no checkpoint of this trainer"),

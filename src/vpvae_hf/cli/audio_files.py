@@ -80,9 +80,9 @@ def encode(options: argparse.Namespace) -> None:
     dtype = getattr(torch, code_dtype(codec.config.codebook_size))
     _write(output, lambda aside: save_file({"audio_codes": codes.to(dtype)}, aside, metadata=header))
     duration = len(waveform) / rate
-    bitrate = codec.config.frame_rate * math.log2(codec.config.codebook_size)
+    bitrate = codec.config.frame_rate * codec.config.num_codebooks * math.log2(codec.config.codebook_size)
     print(
-        f"{duration:.2f} s of audio in {codes.shape[-1]} codes of {codec.config.codebook_size}: "
+        f"{duration:.2f} s of audio in {codes.shape[1] * codes.shape[2]} codes of {codec.config.codebook_size}: "
         f"{codec.config.frame_rate:.2f} codes a second, {bitrate / 1000:.2f} kbit/s"
     )
     print(f"encoded in {elapsed:.2f} s, {duration / elapsed:.1f} times as fast as it plays")
@@ -152,7 +152,7 @@ def _write_audio(file: Path, waveform: np.ndarray, rate: int, kind: str) -> None
 
 
 def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:
-    """Codes [1, 1, N] and the header."""
+    """Codes [1, G, N] and the header."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     try:

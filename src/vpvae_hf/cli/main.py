@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from vpvae_hf import CodebookNotFittedError
+from vpvae_hf.quantizers import NoCodesError
 
-from . import audio_files, demo, evaluate, fit, push, tokenize
+from . import audio_files, compare, demo, evaluate, fit, push, tokenize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,13 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     audio_files.add_encode_parser(commands)
     audio_files.add_decode_parser(commands)
     push.add_parser(commands)
+    compare.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
     except KeyboardInterrupt:
         print(f"\nvpvae {options.command}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError, CodebookNotFittedError) as error:
+    except (ValueError, ImportError, OSError, NoCodesError) as error:
         print(f"vpvae {options.command}: {error}", file=sys.stderr)
         return 1
     return 0

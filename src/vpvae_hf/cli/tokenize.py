@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vpvae_hf import CodebookNotFittedError
 from vpvae_hf.data import CodeFiles, check_readable, claim_folder, tokenizer_hash, write_totals
+from vpvae_hf.quantizers import NoCodesError
 
 from .inputs import Inputs, add_data_options, inputs_for
 from .tokenizers import load_tokenizer
@@ -44,6 +45,11 @@ def run(options: argparse.Namespace) -> None:
         raise CodebookNotFittedError(
             f"{options.tokenizer} has no fitted codebook; run `vpvae fit {options.tokenizer} --dataset NAME` first"
         )
+    if not model.quantize.has_codes:
+        kind = model.quantize.config.kind
+        raise NoCodesError(
+            f"{options.tokenizer} is continuous (kind {kind!r}) and has no codes; name another tokenizer"
+        )
     inputs = inputs_for(model, options)
     coder = inputs.coder()
     source = inputs.source(streaming=not options.no_streaming, other_columns=True)
@@ -70,6 +76,7 @@ def _settings(inputs: Inputs, column: str, files: int) -> dict[str, Any]:
         "tokenizer_revision": options.revision,
         "tokenizer_sha256": tokenizer_hash(model),
         "codebook_size": model.quantize.codebook_size,
+        "code_groups": model.quantize.code_groups,
         **inputs.scale(),
         "dataset": options.dataset,
         "dataset_config": options.dataset_config,

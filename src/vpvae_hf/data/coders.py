@@ -42,7 +42,7 @@ class Coder(ABC):
 
 
 class ImageCoder(Coder):
-    """Centre crops of images; makes "codes" [h, w].
+    """Centre crops of images; makes "codes" [h, w], or [h, w, G] where a token has several.
 
     Args:
         model: a fitted tokenizer, such as `AutoencoderVP`, in eval mode.
@@ -65,9 +65,10 @@ class ImageCoder(Coder):
         self._dtype = code_dtype(model.quantize.codebook_size)
 
     def features(self) -> dict[str, Any]:
-        from datasets import Array2D
+        from datasets import Array2D, Array3D
 
-        return {"codes": Array2D((self._side, self._side), self._dtype)}
+        grid, groups = (self._side, self._side), self._model.quantize.code_groups
+        return {"codes": Array2D(grid, self._dtype) if groups == 1 else Array3D((*grid, groups), self._dtype)}
 
     def columns(self, samples: list[Tensor], batch_size: int) -> list[dict[str, Any]]:
         rows = []
@@ -79,7 +80,9 @@ class ImageCoder(Coder):
 
 
 class AudioCoder(Coder):
-    """Whole clips; makes "codes" [N], and "num_samples", T at the tokenizer's sampling rate, to cut decoded audio to.
+    """Whole clips; makes "codes" [N] and "num_samples", T at the tokenizer's sampling rate, to cut decoded audio to.
+
+    Where a token has several codes they are [G, N].
 
     Clips shorter than one hop cannot be encoded and count as unreadable.
 
@@ -103,7 +106,9 @@ class AudioCoder(Coder):
     def features(self) -> dict[str, Any]:
         from datasets import List, Value
 
-        return {"codes": List(Value(self._dtype)), "num_samples": Value("int64")}
+        sequence = List(Value(self._dtype))
+        codes = sequence if self._model.quantize.code_groups == 1 else List(sequence)
+        return {"codes": codes, "num_samples": Value("int64")}
 
     def columns(self, samples: list[Tensor], batch_size: int) -> list[dict[str, Any]]:
         by_length = sorted(range(len(samples)), key=lambda place: len(samples[place]))
@@ -113,15 +118,16 @@ class AudioCoder(Coder):
             codes = self._codes([samples[place] for place in places])
             for place, clip_codes in zip(places, codes, strict=True):
                 length = len(samples[place])
-                rows[place] = {"codes": clip_codes[: -(-length // self._hop_length)], "num_samples": length}
+                rows[place] = {"codes": clip_codes[..., : -(-length // self._hop_length)], "num_samples": length}
         return [rows[place] for place in range(len(samples))]
 
     @torch.no_grad()
     def _codes(self, clips: list[Tensor]):
-        """[B, N] of the longest."""
+        """[B, N] or [B, G, N] of the longest."""
         audio = self.cut.model_input(pad_sequence(clips, batch_first=True))
         lengths = torch.tensor([len(clip) for clip in clips])
         mask = (torch.arange(audio.shape[-1]) < lengths[:, None]).long()
         device = self._model.device
         codes = self._model.encode(audio.to(device), mask.to(device)).audio_codes
-        return codes[:, 0].cpu().numpy().astype(self._dtype)
+        codes = codes[:, 0] if self._model.quantize.code_groups == 1 else codes
+        return codes.cpu().numpy().astype(self._dtype)

@@ -4,6 +4,7 @@ from .audio import audio_quality, check_audio_packages, log_mel_spectrogram, mel
 from .code_usage import code_usage
 from .grid import image_grid
 from .image import image_quality, lpips_distance
+from .metric_modules import load_metric
 from .reconstruction import (
     Quality,
     Reconstruction,
@@ -23,6 +24,7 @@ __all__ = [
     "evaluate_reconstruction",
     "image_grid",
     "image_quality",
+    "load_metric",
     "log_mel_spectrogram",
     "lpips_distance",
     "mel_distance",

@@ -22,7 +22,25 @@ def usage_of_counts(counts: Tensor) -> float:
     Raises:
         ValueError: none was.
     """
+    return code_statistics(counts)["code_usage"]
+
+
+def code_statistics(counts: Tensor) -> dict[str, float]:
+    """How evenly codes are used, from how often each was, [K].
+
+    Returns:
+        "code_usage" (CVU, perplexity / K), "perplexity" (exp of the entropy, 1 to K) and "codes_used" (the share of
+        the codes that occur).
+
+    Raises:
+        ValueError: none was.
+    """
     total = int(counts.sum())
     if total == 0:
         raise ValueError("code usage of no codes is not defined")
-    return float(torch.special.entr(counts.double() / total).sum().exp() / len(counts))
+    perplexity = float(torch.special.entr(counts.double() / total).sum().exp())
+    return {
+        "code_usage": perplexity / len(counts),
+        "perplexity": perplexity,
+        "codes_used": int((counts > 0).sum()) / len(counts),
+    }

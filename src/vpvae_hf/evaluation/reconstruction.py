@@ -12,7 +12,7 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import nearest_point
 
-from .code_usage import usage_of_counts
+from .code_usage import code_statistics
 
 # (reconstruction, original), two batches of one shape -> name -> [B]; NaN for an item it is not defined for.
 Quality = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -26,8 +26,10 @@ class ReconstructionQuality:
 
     Attributes:
         figures: means over items by the names that the quality function gives: of what codes give back, and as
-            "NAME_unquantized" of what continuous latents give back; then "code_usage", the CVU over all tokens, and
-            "quantization_error_rms", the root mean square distance of a latent to its code.
+            "NAME_unquantized" of what continuous latents give back; then "code_usage", "perplexity" and "codes_used"
+            over all tokens, see `code_statistics` (means over groups where a token has several codes), and
+            "quantization_error_rms", the root mean square distance of a latent to its code. A tokenizer without codes
+            has neither, and its continuous latents in place of codes.
         undefined: for each of those means, the number of items left out because it was NaN for them; the mean is NaN
             where that is all of them.
         items, tokens: how many were measured.
@@ -62,18 +64,22 @@ def evaluate_reconstruction(
 
     Raises:
         ValueError: no batches, or a name in `unquantized` that `quality` does not give.
-        CodebookNotFittedError: the model has no codes and no codebook is given.
+        CodebookNotFittedError: the codebook is not fitted and none is given.
     """
     device = next(model.parameters()).device
-    size = model.quantize.codebook_size if codebook is None else len(codebook)
+    groups, size = model.quantize.code_groups, model.quantize.codebook_size or 0
+    if codebook is not None:
+        groups, size = 1, len(codebook)
     measured = []
-    counts = torch.zeros(size, dtype=torch.long)
+    counts = torch.zeros(groups * size, dtype=torch.long)
     with distributed.failing_together(across_ranks):
         for batch in batches:
             batch = batch.to(device)
             made = reconstruct(model, batch, codebook)
             measured.append(_measured(made, batch, quality, unquantized))
-            counts += torch.bincount(made.codes.flatten(), minlength=size).cpu()
+            if made.codes is not None:
+                apart = made.codes.reshape(-1, groups) + size * torch.arange(groups, device=device)
+                counts += torch.bincount(apart.flatten(), minlength=groups * size).cpu()
     totals = _added_up(measured)
     if across_ranks:
         # A rank without batches does not know the names.
@@ -82,10 +88,13 @@ def evaluate_reconstruction(
     if not totals:
         raise ValueError("no batches to evaluate")
     squared_error, _, tokens = totals.pop(_SQUARED_ERROR)
-    means = {name: float(total / defined) for name, (total, defined, _) in totals.items()}
+    figures = {name: float(total / defined) for name, (total, defined, _) in totals.items()}
+    if size:
+        statistics = [code_statistics(group) for group in counts.view(groups, size)]
+        figures |= {name: sum(each[name] for each in statistics) / groups for name in statistics[0]}
+        figures["quantization_error_rms"] = float((squared_error / tokens).sqrt())
     return ReconstructionQuality(
-        figures=means
-        | {"code_usage": usage_of_counts(counts), "quantization_error_rms": float((squared_error / tokens).sqrt())},
+        figures=figures,
         undefined={name: int(items - defined) for name, (_, defined, items) in totals.items()},
         items=int(next(iter(totals.values()))[2]),
         tokens=int(tokens),
@@ -98,13 +107,14 @@ class Reconstruction:
 
     Attributes:
         quantized, unquantized: shaped as the batch, from codes and from continuous latents.
-        codes: [B, *grid] int64; the grid is [h, w] of an image, [N] of a clip.
+        codes: [B, *grid] or [B, *grid, G] int64; the grid is [h, w] of an image, [N] of a clip. None where there are
+            none; then `quantized` is `unquantized`.
         squared_error: [B, *grid] squared distance of each latent to its code.
     """
 
     quantized: Tensor
     unquantized: Tensor
-    codes: Tensor
+    codes: Tensor | None
     squared_error: Tensor
 
 
@@ -115,7 +125,9 @@ def reconstruct(model, batch: Tensor, codebook: Tensor | None = None) -> Reconst
     model.eval()
     try:
         latents = model.latent_vectors(batch)
-        if codebook is None:
+        if not model.quantize.has_codes:
+            codes, quantized = None, latents
+        elif codebook is None:
             codes = model.quantize.encode(latents)
             quantized = model.quantize.decode(codes)
         else:

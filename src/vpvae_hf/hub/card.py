@@ -19,7 +19,13 @@ _PAPER = "2602.17133"
 _METHODS = {
     "vp": "VP-VAE: trained by displacing latents, the codebook fitted to them afterwards",
     "fsp": "FSP: trained with noise on each latent dimension, the codes are a fixed grid",
+    "vq": "VQ-VAE: a codebook that is learned in training (arXiv 1711.00937)",
+    "simvq": "SimVQ: a frozen random codebook under a linear map that is learned (arXiv 2411.02038)",
+    "fsq": "FSQ: each latent dimension is rounded to a fixed grid (arXiv 2309.15505)",
+    "token_bridge": "TokenBridge: a variational autoencoder, each dimension cut into bins (arXiv 2503.16430)",
+    "none": "none: continuous latents, no codes",
 }
+_KINDS_OF_PAPER = frozenset(("vp", "fsp"))
 _METRICS = {
     "psnr": "PSNR, dB",
     "psnr_unquantized": "PSNR without quantization, dB",
@@ -32,6 +38,8 @@ _METRICS = {
     "mel_distance": "Mel distance",
     "mel_distance_unquantized": "Mel distance without quantization",
     "code_usage": "Code usage (CVU)",
+    "perplexity": "Perplexity of the codes",
+    "codes_used": "Share of the codes that occur",
     "quantization_error_rms": "Quantization error, RMS",
 }
 _TRAINING = {
@@ -101,7 +109,9 @@ def render_card(
         method=_method(saved),
         config=saved.config,
         factor=saved.modality.downsampling(saved.config),
-        bits=math.log2(saved.quantizer["codebook_size"]),
+        has_codes=saved.has_codes,
+        groups=saved.code_groups,
+        bits=saved.bits,
         parameters=saved.parameters,
         picture=PICTURE if (saved.folder / PICTURE).exists() else None,
         sounds=_sounds(saved, repo_id, revision),
@@ -166,7 +176,7 @@ def _method(saved: SavedTokenizer) -> str:
 
 
 def _is_of_paper(saved: SavedTokenizer) -> bool:
-    return saved.quantizer["kind"] in _METHODS
+    return saved.quantizer["kind"] in _KINDS_OF_PAPER
 
 
 def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) -> dict[str, str]:

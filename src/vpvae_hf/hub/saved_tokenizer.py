@@ -51,6 +51,21 @@ class SavedTokenizer:
         return self.quantizer["fitted"]
 
     @property
+    def has_codes(self) -> bool:
+        """Whether it gives codes as it is."""
+        return self.is_fitted and self.quantizer["codebook_size"] is not None
+
+    @property
+    def code_groups(self) -> int:
+        """G, how many codes a token has."""
+        return self.quantizer["latent_dim"] if self.quantizer["kind"] == "token_bridge" else 1
+
+    @property
+    def bits(self) -> float:
+        """That a token's codes tell."""
+        return self.code_groups * math.log2(self.quantizer["codebook_size"] or 1)
+
+    @property
     def files(self) -> list[Path]:
         """The folder's own files. Neither hidden ones nor sub-folders: those hold saves and training state."""
         return sorted(path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith("."))

@@ -40,8 +40,8 @@ class AutoencoderKLStart:
         Their weights are kept to the bit; the bottleneck is new. Where the quantizer's latent_dim equals the
         AutoencoderKL's latent_channels, the projections start from its own: `encode` gives its means, normalized with
         the shift and scale of its config, and unquantized latents decode to its images, but for rounding. A kind that
-        bounds its latents ("fsp") bounds those means, so its images differ from the start. With another latent_dim
-        the projections start at random.
+        bounds its latents ("fsp", "fsq") bounds those means, so its images differ from the start. With another
+        latent_dim, or kind "token_bridge", the projections start at random.
 
         Args:
             name_or_model: a model, a folder or a hub id.
@@ -73,7 +73,8 @@ class AutoencoderKLStart:
         model = cls(**architecture_of(kl), quantizer=quantizer or {"kind": "vp", "latent_dim": channels})
         model.encoder.load_state_dict(kl.encoder.state_dict())
         model.decoder.load_state_dict(kl.decoder.state_dict())
-        if model.quantize.latent_dim == channels:
+        config = model.quantize.config
+        if config.latent_dim == config.feature_dim == channels:
             start_from_mean_path(model.quant_conv, model.post_quant_conv, kl)
         model._mark_new()
         model._follow_quantizer()

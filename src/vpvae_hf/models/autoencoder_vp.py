@@ -41,7 +41,7 @@ class AutoencoderVPOutput(BaseOutput):
     Attributes:
         sample: [B, C, H, W] reconstruction.
         latents: [B, d, H/f, W/f] what the decoder read: perturbed in training, quantized otherwise.
-        codes: [B, H/f, W/f] int64; None in training.
+        codes: [B, H/f, W/f] int64, of kind "token_bridge" [B, H/f, W/f, d]; None where a kind makes none in training.
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         metrics: detached scalars of the quantizer.
     """
@@ -119,7 +119,7 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
             double_z=False,
             mid_block_add_attention=mid_block_add_attention,
         )
-        self.quant_conv = nn.Conv2d(encoder_out_channels, settings.latent_dim, 1)
+        self.quant_conv = nn.Conv2d(encoder_out_channels, settings.feature_dim, 1)
         self.quantize = build_quantizer(settings)
         self.post_quant_conv = nn.Conv2d(settings.latent_dim, decoder_in_channels, 1)
         self.decoder = Decoder(
@@ -172,7 +172,8 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         """Images from codes or latents; the dtype tells which.
 
         Args:
-            h: codes [B, H/f, W/f] of an integer dtype, or latents [B, d, H/f, W/f], floating.
+            h: codes [B, H/f, W/f] of an integer dtype (of kind "token_bridge" [B, H/f, W/f, d]), or latents
+                [B, d, H/f, W/f], floating.
             force_not_quantize: decode latents as they are. Codes are looked up in any case.
             shape: where codes come flat, (B, H/f, W/f) or (B, H/f, W/f, d).
 
@@ -194,9 +195,13 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
             latents = h.movedim(1, -1)
             latents = latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
         else:
-            codes = h if shape is None else h.reshape(shape[:3])
-            if codes.ndim != 3:
-                raise ValueError(f"codes must be [B, h, w], got shape {tuple(codes.shape)}; for flat codes give shape=")
+            group = () if self.quantize.code_groups == 1 else (self.quantize.code_groups,)
+            codes = h if shape is None else h.reshape(*shape[:3], *group)
+            if codes.ndim != 3 + len(group):
+                wanted = ", ".join(("B", "h", "w", *map(str, group)))
+                raise ValueError(
+                    f"codes must be [{wanted}], got shape {tuple(codes.shape)}; for flat codes give shape="
+                )
             latents = self.quantize.decode(codes)
         latents = latents.movedim(-1, 1).to(self.dtype)
         parts = latents.split(1) if self.use_slicing else [latents]
@@ -205,11 +210,12 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
 
     @torch.no_grad()
     def tokenize(self, pixel_values: Tensor) -> Tensor:
-        """Codes of images: [B, H/f, W/f] int64 from [B, C, H, W] in [-1, 1].
+        """Codes of images: [B, H/f, W/f] int64 (of kind "token_bridge" [B, H/f, W/f, d]) from [B, C, H, W] in [-1, 1].
 
         Raises:
             ValueError: as `encode`.
             CodebookNotFittedError: no codebook has been fitted.
+            NoCodesError: the quantizer is of kind "none".
         """
         return self.quantize.encode(self.encode(pixel_values).latents.movedim(1, -1))
 
@@ -375,11 +381,12 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
         self.register_to_config(**settings, _use_default_values=defaults)
 
-    def _replace_projections(self, latent_dim: int) -> None:
+    def _replace_projections(self) -> None:
         place = {"device": self.quant_conv.weight.device, "dtype": self.quant_conv.weight.dtype}
         encoder_out, decoder_in = self.quant_conv.in_channels, self.post_quant_conv.out_channels
-        self.quant_conv = nn.Conv2d(encoder_out, latent_dim, 1, **place).train(self.training)
-        self.post_quant_conv = nn.Conv2d(latent_dim, decoder_in, 1, **place).train(self.training)
+        config = self.quantize.config
+        self.quant_conv = nn.Conv2d(encoder_out, config.feature_dim, 1, **place).train(self.training)
+        self.post_quant_conv = nn.Conv2d(config.latent_dim, decoder_in, 1, **place).train(self.training)
 
     def _checked(self, x: Tensor) -> Tensor:
         channels, factor = self.config.in_channels, self.downsample_factor

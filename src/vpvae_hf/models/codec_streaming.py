@@ -35,7 +35,7 @@ class StreamingEncoder:
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
-        """[B, 1, N] int64 codes of the hops that a chunk [B, 1, T] completes; N may be 0.
+        """[B, G, N] int64 codes of the hops that a chunk [B, 1, T] completes; N may be 0.
 
         Raises:
             ValueError: another shape, another B than before, or NaN or infinite samples.
@@ -48,17 +48,17 @@ class StreamingEncoder:
         frames = audio.shape[-1] // hop
         self._rest = audio[..., frames * hop :].clone()
         if frames == 0:
-            return torch.empty(len(audio), 1, 0, dtype=torch.long, device=audio.device)
+            return torch.empty(len(audio), codec.config.num_codebooks, 0, dtype=torch.long, device=audio.device)
         features = codec.encode_part(
             audio[..., : frames * hop].contiguous(), CausalPadding(self._past), past=self._attended
         )
-        return codec.quantize.encode(codec.quantize.to_latents(features))[:, None]
+        return codec.codes_first(codec.quantize.encode(codec.quantize.to_latents(features)))
 
     def finish(self) -> Tensor:
-        """[B, 1, N] the code of what is left, filled up with zeros; N is 0 where the last hop was complete."""
+        """[B, G, N] the code of what is left, filled up with zeros; N is 0 where the last hop was complete."""
         if self._rest is None or self._rest.shape[-1] == 0:
             count = 1 if self._rest is None else len(self._rest)
-            return torch.empty(count, 1, 0, dtype=torch.long, device=self._codec.device)
+            return torch.empty(count, self._codec.config.num_codebooks, 0, dtype=torch.long, device=self._codec.device)
         missing = self._codec.config.hop_length - self._rest.shape[-1]
         return self.encode(self._rest.new_zeros(*self._rest.shape[:-1], missing))
 
@@ -82,16 +82,17 @@ class StreamingDecoder:
 
     @torch.no_grad()
     def decode(self, audio_codes: Tensor) -> Tensor:
-        """Audio [B, 1, N * hop] of codes [B, 1, N].
+        """Audio [B, 1, N * hop] of codes [B, G, N].
 
         Raises:
             ValueError: another shape, another B than before, or codes out of range.
             CodebookNotFittedError: no codebook has been fitted.
         """
-        if audio_codes.ndim != 3 or audio_codes.shape[1] != 1:
-            raise ValueError(f"codes must be [B, 1, N], got shape {tuple(audio_codes.shape)}")
+        groups = self._codec.config.num_codebooks
+        if audio_codes.ndim != 3 or audio_codes.shape[1] != groups:
+            raise ValueError(f"codes must be [B, {groups}, N], got shape {tuple(audio_codes.shape)}")
         _check_same_batch(self._batch, len(audio_codes))
-        latents = self._codec.quantize.decode(audio_codes[:, 0])
+        latents = self._codec.quantize.decode(self._codec.codes_last(audio_codes))
         self._batch = len(audio_codes)
         if audio_codes.shape[-1] == 0:
             return torch.empty(self._batch, 1, 0, dtype=self._codec.dtype, device=self._codec.device)

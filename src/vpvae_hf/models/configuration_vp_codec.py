@@ -40,8 +40,8 @@ class VPCodecConfig(PreTrainedConfig):
     Attributes:
         hop_length: samples a code stands for.
         frame_rate: codes a second.
-        codebook_size: K.
-        num_codebooks: 1.
+        codebook_size: K; None where the quantizer has no codes.
+        num_codebooks: G; 1, of kind "token_bridge" the latent dimension.
 
     Raises:
         ValueError: a value out of its range, a misspelt or derived field, or invalid quantizer settings.
@@ -106,8 +106,8 @@ class VPCodecConfig(PreTrainedConfig):
         return int(self.chunk_length_s * self.frame_rate)
 
     @property
-    def codebook_size(self) -> int:
-        """K, the number of codes."""
+    def codebook_size(self) -> int | None:
+        """K, the number of codes; None where there are none."""
         return self.quantizer["codebook_size"]
 
     @property
@@ -117,8 +117,8 @@ class VPCodecConfig(PreTrainedConfig):
 
     @property
     def num_codebooks(self) -> int:
-        """One code a frame."""
-        return 1
+        """G, codes a frame."""
+        return quantizer_config(self.quantizer).code_groups
 
     @property
     def is_causal(self) -> bool:

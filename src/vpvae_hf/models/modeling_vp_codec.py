@@ -45,7 +45,8 @@ class VPCodecEncoderOutput(ModelOutput):
     """What `encode` gives.
 
     Attributes:
-        audio_codes: [B, 1, N] int64; 0 beyond the end of a padded sample, which the mask tells from code 0.
+        audio_codes: [B, G, N] int64, G = config.num_codebooks; 0 beyond the end of a padded sample, which the mask
+            tells from code 0.
         audio_codes_mask: [B, N] bool, True for codes of audio; None where nothing was padded.
         latents: [B, d, N] continuous latents, before quantization.
     """
@@ -73,7 +74,7 @@ class VPCodecOutput(ModelOutput):
     Attributes:
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         audio_values: [B, 1, T] reconstruction, as long as the input.
-        audio_codes: [B, 1, N] int64; None in training.
+        audio_codes: [B, G, N] int64; None where a kind makes none in training.
         audio_codes_mask: [B, N] bool; None where nothing was padded.
         latents: [B, d, N] what the decoder read: perturbed in training, quantized otherwise.
         metrics: detached scalars of the quantizer.
@@ -118,8 +119,8 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         self.encoder_transformer = WindowedTransformer(config)
         # Or else quiet audio would start with latents that differ by less than what training perturbs them.
         self.quant_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.quant_proj = nn.Linear(config.hidden_size, config.codebook_dim)
         self.quantize = build_quantizer(config.quantizer)
+        self.quant_proj = nn.Linear(config.hidden_size, self.quantize.config.feature_dim)
         self.post_quant_proj = nn.Linear(config.codebook_dim, config.hidden_size)
         self.decoder_transformer = WindowedTransformer(config)
         self.decoder = ConvolutionalDecoder(config)
@@ -143,7 +144,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         mask = self._frame_mask(valid, latents.shape[1])
         codes = self.quantize.encode(latents)
         output = VPCodecEncoderOutput(
-            audio_codes=(codes if mask is None else codes.masked_fill(~mask, 0))[:, None],
+            audio_codes=self.codes_first(codes if mask is None else _where(mask, codes)),
             audio_codes_mask=mask,
             latents=latents.transpose(1, 2),
         )
@@ -159,7 +160,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         """Audio of codes or latents; the dtype tells which.
 
         Args:
-            audio_codes: [B, 1, N] of an integer dtype, or latents [B, d, N], floating.
+            audio_codes: [B, G, N] of an integer dtype, or latents [B, d, N], floating.
             padding_mask: [B, T] that the codes were made with; the audio is then T samples long and zero where the mask
                 is, otherwise it is N hops long.
             force_not_quantize: decode latents as they are. Codes are looked up in any case.
@@ -215,7 +216,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         output = VPCodecOutput(
             loss=quantized.loss,
             audio_values=made,
-            audio_codes=None if quantized.codes is None else quantized.codes[:, None],
+            audio_codes=None if quantized.codes is None else self.codes_first(quantized.codes),
             audio_codes_mask=mask,
             latents=quantized.latents.transpose(1, 2),
             metrics=quantized.metrics,
@@ -335,11 +336,11 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
     def _follow_quantizer(self) -> None:
         self.config.quantizer = self.quantize.config.to_dict()
 
-    def _replace_projections(self, latent_dim: int) -> None:
+    def _replace_projections(self) -> None:
         place = {"device": self.quant_proj.weight.device, "dtype": self.quant_proj.weight.dtype}
-        hidden_size = self.config.hidden_size
-        self.quant_proj = nn.Linear(hidden_size, latent_dim, **place).train(self.training)
-        self.post_quant_proj = nn.Linear(latent_dim, hidden_size, **place).train(self.training)
+        hidden_size, config = self.config.hidden_size, self.quantize.config
+        self.quant_proj = nn.Linear(hidden_size, config.feature_dim, **place).train(self.training)
+        self.post_quant_proj = nn.Linear(config.latent_dim, hidden_size, **place).train(self.training)
 
     def _returns_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
@@ -420,22 +421,33 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         if mask is None:
             return self.quantize(features, generator=generator)
         output = self.quantize(features[mask], generator=generator)
-        latents = output.latents.new_zeros(features.shape).masked_scatter(mask[..., None], output.latents)
+        latents = output.latents.new_zeros(*mask.shape, output.latents.shape[-1])
+        latents = latents.masked_scatter(mask[..., None], output.latents)
         codes = output.codes
         if codes is not None:
-            codes = codes.new_zeros(mask.shape).masked_scatter(mask, codes)
+            shape = (*mask.shape, *codes.shape[1:])
+            place = mask if codes.ndim == 1 else mask[..., None]
+            codes = codes.new_zeros(shape).masked_scatter(place, codes)
         return QuantizerOutput(latents=latents, codes=codes, loss=output.loss, metrics=output.metrics)
 
+    def codes_first(self, codes: Tensor) -> Tensor:
+        """[B, G, N], as transformers has codes, from [B, N] or [B, N, G]."""
+        return codes[:, None] if self.quantize.code_groups == 1 else codes.transpose(1, 2)
+
+    def codes_last(self, audio_codes: Tensor) -> Tensor:
+        """[B, N] or [B, N, G], as quantizers have codes, from [B, G, N]."""
+        return audio_codes[:, 0] if self.quantize.code_groups == 1 else audio_codes.transpose(1, 2)
+
     def _latents_of(self, audio_codes: Tensor, force_not_quantize: bool) -> Tensor:
-        """[B, N, d] from codes [B, 1, N] or latents [B, d, N]."""
-        floating, dim = audio_codes.is_floating_point(), self.config.codebook_dim
-        if audio_codes.ndim != 3 or audio_codes.shape[1] != (dim if floating else 1) or audio_codes.shape[-1] < 1:
+        """[B, N, d] from codes [B, G, N] or latents [B, d, N]."""
+        floating, dim, groups = audio_codes.is_floating_point(), self.config.codebook_dim, self.config.num_codebooks
+        if audio_codes.ndim != 3 or audio_codes.shape[1] != (dim if floating else groups) or audio_codes.shape[-1] < 1:
             raise ValueError(
-                f"decode takes codes [B, 1, N] of an integer dtype or floating latents [B, {dim}, N], N at least 1; "
-                f"got {audio_codes.dtype} of shape {tuple(audio_codes.shape)}"
+                f"decode takes codes [B, {groups}, N] of an integer dtype or floating latents [B, {dim}, N], N at "
+                f"least 1; got {audio_codes.dtype} of shape {tuple(audio_codes.shape)}"
             )
         if not floating:
-            return self.quantize.decode(audio_codes[:, 0])
+            return self.quantize.decode(self.codes_last(audio_codes))
         if not torch.isfinite(audio_codes).all():
             bad = int((~torch.isfinite(audio_codes)).sum())
             raise ValueError(f"{bad} of {audio_codes.numel()} latent values are NaN or infinite")
@@ -452,6 +464,11 @@ def _check_shapes(name: str | os.PathLike, mismatched: Iterable[tuple[str, torch
             f"{name}: weights and config do not belong together ({', '.join(shapes[:3])}{more}); "
             "save the model again with save_pretrained, or restore the config.json it was saved with"
         )
+
+
+def _where(mask: Tensor, codes: Tensor) -> Tensor:
+    """Codes [B, N] or [B, N, G], 0 where the mask [B, N] is not."""
+    return codes.masked_fill(~(mask if codes.ndim == 2 else mask[..., None]), 0)
 
 
 def _part_of(valid: Tensor | None, start: int, end: int) -> Tensor | None:

@@ -26,7 +26,7 @@ class QuantizerOwner:
             ValueError: another shape, NaN or infinite values, or a quantizer whose codes are fixed.
         """
         if not self.quantize.needs_fitting:
-            raise ValueError(f"a {self.quantize.config.kind!r} quantizer has fixed codes, which take no codebook")
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, it is not fitted to data")
         self.quantize.set_codebook(codebook)
         self._follow_quantizer()
 
@@ -46,23 +46,23 @@ class QuantizerOwner:
         config, present = quantizer_config(settings), self.quantize.config
         if config == present:
             return
-        same_dim = config.latent_dim == present.latent_dim
-        if same_dim and isinstance(config, VectorPerturbationConfig) and isinstance(present, VectorPerturbationConfig):
+        same_dims = (config.latent_dim, config.feature_dim) == (present.latent_dim, present.feature_dim)
+        if same_dims and isinstance(config, VectorPerturbationConfig) and isinstance(present, VectorPerturbationConfig):
             self.quantize.adopt(config)
         else:
             device = next(self.parameters()).device
             self.quantize = build_quantizer(config).to(device).train(self.training)
             self._mark_new()
-            if not same_dim:
-                self._replace_projections(config.latent_dim)
+            if not same_dims:
+                self._replace_projections()
         self._follow_quantizer()
 
     def _follow_quantizer(self) -> None:
         """Write the quantizer's settings into the config."""
         raise NotImplementedError
 
-    def _replace_projections(self, latent_dim: int) -> None:
-        """New projections to and from that many dimensions."""
+    def _replace_projections(self) -> None:
+        """New projections for the present quantizer, to its features and from its latents."""
         raise NotImplementedError
 
     def _mark_new(self) -> None:

@@ -1,6 +1,7 @@
 """The one interface of all quantizers.
 
-Shapes: [...] any leading dimensions, one token each; F features, d latent dimensions, K codes.
+Shapes: [...] any leading dimensions, one token each; F features, d latent dimensions, K codes. Codes are [...], or
+[..., G] where a token has G codes of its own, one for each group of dimensions.
 """
 
 import dataclasses
@@ -13,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 
-class CodebookNotFittedError(RuntimeError):
+class NoCodesError(RuntimeError):
+    """Codes were asked of a quantizer that has none."""
+
+
+class CodebookNotFittedError(NoCodesError):
     """Codes were asked of a quantizer whose codebook has not been fitted yet."""
 
 
@@ -23,7 +28,7 @@ class QuantizerOutput:
 
     Attributes:
         latents: [..., d] float32, what the decoder reads.
-        codes: [...] int64 in 0..K-1; None where training makes none.
+        codes: [...] or [..., G] int64 in 0..K-1; None where there are none.
         loss: [] the quantizer's own loss, to be added to the reconstruction loss as it is.
         metrics: detached scalars, e.g. "quantizer/acceptance".
     """
@@ -39,15 +44,25 @@ class QuantizerConfig:
     """Settings of a quantizer; a plain dictionary in JSON. Every kind has these three fields.
 
     Attributes:
-        codebook_size: K.
+        codebook_size: K; None where there are no codes.
         latent_dim: d.
         fitted: whether the codebook holds fitted codes.
     """
 
     kind: ClassVar[str]
-    codebook_size: int
+    codebook_size: int | None
     latent_dim: int
     fitted: bool
+
+    @property
+    def feature_dim(self) -> int:
+        """F, how many values the encoder gives for a token."""
+        return self.latent_dim
+
+    @property
+    def code_groups(self) -> int:
+        """G, how many codes a token has."""
+        return 1
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with their kind, as JSON stores them."""
@@ -69,9 +84,19 @@ class Quantizer(nn.Module, ABC):
         self.config = config
 
     @property
-    def codebook_size(self) -> int:
-        """K, the number of codes."""
+    def codebook_size(self) -> int | None:
+        """K, the number of codes; None where there are none."""
         return self.config.codebook_size
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether latents can be quantized, if need be after a fit."""
+        return self.codebook_size is not None
+
+    @property
+    def code_groups(self) -> int:
+        """G, how many codes a token has."""
+        return self.config.code_groups
 
     @property
     def latent_dim(self) -> int:
@@ -87,18 +112,21 @@ class Quantizer(nn.Module, ABC):
         """The training surrogate in train mode, `decode(encode(to_latents(features)))` in eval mode.
 
         Args:
-            features: [..., d] what the encoder gives, any floating dtype.
+            features: [..., F] what the encoder gives, any floating dtype.
             generator: source of the surrogate's randomness, on the features' device; torch's global one where None.
 
         Raises:
             ValueError: features of another dimension, NaN or infinite.
             CodebookNotFittedError: eval mode without a fitted codebook.
         """
-        _check_vectors(features, self.latent_dim, "features")
+        _check_vectors(features, self.config.feature_dim, "features")
         with torch.autocast(features.device.type, enabled=False):
             if self.training:
                 return self.surrogate(features.float(), generator)
             latents = self.to_latents(features)
+            if not self.has_codes:
+                latents = latents.float()
+                return QuantizerOutput(latents=latents, codes=None, loss=latents.new_zeros(()), metrics={})
             codes = self.encode(latents)
             quantized = self.decode(codes)
             error = (quantized - latents.float()).square().sum(dim=-1).mean().sqrt()
@@ -112,11 +140,12 @@ class Quantizer(nn.Module, ABC):
             latents: [..., d].
 
         Returns:
-            [...] int64 in 0..K-1.
+            [...] or [..., G] int64 in 0..K-1.
 
         Raises:
             ValueError: latents of another dimension, NaN or infinite.
             CodebookNotFittedError: no codebook has been fitted.
+            NoCodesError: there are no codes.
         """
         self._check_fitted()
         _check_vectors(latents, self.latent_dim, "latents")
@@ -127,19 +156,23 @@ class Quantizer(nn.Module, ABC):
         """The latent of each code.
 
         Args:
-            codes: [...] integers in 0..K-1.
+            codes: [...] or [..., G] integers in 0..K-1.
 
         Returns:
             [..., d] float32.
 
         Raises:
             TypeError: codes are not integers.
-            ValueError: a code lies outside 0..K-1.
+            ValueError: a code lies outside 0..K-1, or their last dimension is not G.
             CodebookNotFittedError: no codebook has been fitted.
+            NoCodesError: there are no codes.
         """
         self._check_fitted()
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
+        groups = self.code_groups
+        if groups > 1 and (codes.ndim < 1 or codes.shape[-1] != groups):
+            raise ValueError(f"codes must be [..., {groups}], one a dimension, got shape {tuple(codes.shape)}")
         codes = codes.long()  # files hold narrow types, which neither know all numbers nor all operations
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(
@@ -149,23 +182,23 @@ class Quantizer(nn.Module, ABC):
         return self.lookup(codes)
 
     def to_latents(self, features: Tensor) -> Tensor:
-        """Continuous latents from the encoder's features, [..., d] from [..., d] in the same dtype.
+        """Continuous latents from the encoder's features, [..., d] from [..., F] in the same dtype.
 
-        The features themselves, unless a kind bounds them.
+        The features themselves, unless a kind bounds them or has others.
         """
         return features
 
     @abstractmethod
     def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
-        """What training uses in place of quantization; features are [..., d] float32 and finite."""
+        """What training uses in place of quantization; features are [..., F] float32 and finite."""
 
     @abstractmethod
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        """[...] int64 from [..., d] float32, finite."""
+        """[...] or [..., G] int64 from [..., d] float32, finite."""
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
-        """[..., d] float32 from [...] int64 in range."""
+        """[..., d] float32 from [...] or [..., G] int64 in range."""
 
     def _check_fitted(self) -> None:
         if not self.config.fitted:

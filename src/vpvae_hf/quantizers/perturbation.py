@@ -20,26 +20,26 @@ def uniform_in_ball(
 
 
 def acceptance_probability(
-    near: Tensor, far: Tensor, near_proposed: Tensor, far_proposed: Tensor, move: Tensor, eta: float, dim: int
+    near: Tensor, radius: Tensor, near_proposed: Tensor, radius_proposed: Tensor, move: Tensor, dim: int
 ) -> Tensor:
-    """Metropolis-Hastings acceptance of z -> z' for density ~ D_k^-d and a uniform ball of radius eta * D_M.
+    """Metropolis-Hastings acceptance of z -> z' for density ~ D_k^-d and a uniform ball of radius R.
 
-    Zero where the reverse move is impossible, eq. (7): |z - z'| > R(z'). Else eq. (8):
-    min(1, (D_k(z) D_M(z) / (D_k(z') D_M(z')))^d).
+    Zero where the reverse move is impossible, eq. (7): |z - z'| > R(z'). Else eq. (8), with the radii in place of the
+    D_M that they are proportional to there: min(1, (D_k(z) R(z) / (D_k(z') R(z')))^d).
 
     Args:
-        near, far: D_k(z) and D_M(z), each [N].
-        near_proposed, far_proposed: D_k(z') and D_M(z'), each [N].
+        near, radius: D_k(z) and R(z), each [N].
+        near_proposed, radius_proposed: D_k(z') and R(z'), each [N].
         move: |z - z'|, [N].
 
     Returns:
         [N] in [0, 1].
     """
     tiny = torch.finfo(near.dtype).tiny  # among copies of one latent distances are zero
-    log_ratio = sum(x.clamp_min(tiny).log() for x in (near, far))
-    log_ratio = log_ratio - sum(x.clamp_min(tiny).log() for x in (near_proposed, far_proposed))
+    log_ratio = sum(x.clamp_min(tiny).log() for x in (near, radius))
+    log_ratio = log_ratio - sum(x.clamp_min(tiny).log() for x in (near_proposed, radius_proposed))
     probability = (dim * log_ratio).clamp_max(0).exp()
-    return torch.where(move > eta * far_proposed, 0.0, probability)
+    return torch.where(move > radius_proposed, 0.0, probability)
 
 
 def metropolis(
@@ -49,6 +49,7 @@ def metropolis(
     density_rank: int,
     mass_rank: int,
     eta: float,
+    exponent: float = 1.0,
     always_accept: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -59,24 +60,32 @@ def metropolis(
         index: over the queue.
         density_rank: k.
         mass_rank: M.
-        eta: scale of the radius, R(z) = eta * D_M(z).
+        eta, exponent: of the radius, R(z) = eta * D_M(z) ** exponent; eq. (3) has the exponent 1.
         always_accept: the ablation without Metropolis-Hastings, which makes no second search.
 
     Returns:
         Perturbed latents [N, d] and which proposals were accepted, [N] bool.
     """
     distances = index.distances(latents, (density_rank, mass_rank))
-    radius = eta * distances[:, 1:]
-    proposed = latents + radius * uniform_in_ball(latents.shape, latents.device, generator)
+    near, radius = distances[:, 0], eta * distances[:, 1] ** exponent
+    proposed = latents + radius[:, None] * uniform_in_ball(latents.shape, latents.device, generator)
     if always_accept:
         return proposed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
-    distances_proposed = index.distances(proposed, (density_rank, mass_rank))
+    near_proposed, far_proposed = index.distances(proposed, (density_rank, mass_rank)).unbind(1)
     move = (proposed - latents).norm(dim=-1)
     probability = acceptance_probability(
-        *distances.unbind(1), *distances_proposed.unbind(1), move, eta, latents.shape[-1]
+        near, radius, near_proposed, eta * far_proposed**exponent, move, latents.shape[-1]
     )
     accepted = torch.rand(len(latents), device=latents.device, generator=generator) < probability
     return torch.where(accepted[:, None], proposed, latents), accepted
+
+
+def lloyd_step(codebook: Tensor, latents: Tensor) -> Tensor:
+    """Each code [K, d] at the mean of the latents [N, d] that it is nearest to; codes that have none stay."""
+    _, nearest = nearest_point(latents, codebook)
+    sums = torch.zeros_like(codebook).index_add_(0, nearest, latents)
+    counts = torch.bincount(nearest, minlength=len(codebook))[:, None]
+    return torch.where(counts > 0, sums / counts.clamp_min(1), codebook)
 
 
 def resampled(latents: Tensor, codebook: Tensor, share: float) -> Tensor:

@@ -6,12 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from .base import Quantizer, QuantizerConfig
+from .continuous import Continuous, ContinuousConfig
+from .library import (
+    FiniteScalarQuantization,
+    FiniteScalarQuantizationConfig,
+    SimVQ,
+    SimVQConfig,
+    VectorQuantization,
+    VectorQuantizationConfig,
+)
 from .scalar_perturbation import ScalarPerturbation, ScalarPerturbationConfig
+from .token_bridge import TokenBridge, TokenBridgeConfig
 from .vector_perturbation import VectorPerturbation, VectorPerturbationConfig
 
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "vp": (VectorPerturbationConfig, VectorPerturbation),
     "fsp": (ScalarPerturbationConfig, ScalarPerturbation),
+    "vq": (VectorQuantizationConfig, VectorQuantization),
+    "simvq": (SimVQConfig, SimVQ),
+    "fsq": (FiniteScalarQuantizationConfig, FiniteScalarQuantization),
+    "token_bridge": (TokenBridgeConfig, TokenBridge),
+    "none": (ContinuousConfig, Continuous),
 }
 
 

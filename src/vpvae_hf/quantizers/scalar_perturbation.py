@@ -4,16 +4,17 @@ Shapes: N tokens of a batch, d latent dimensions, levels L_1..L_d, K = L_1 * ...
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vpvae_hf.codebook import ScalarGrid, levels_for_codebook_size
+from vpvae_hf.codebook import ScalarGrid
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_number, require
+from .levels import complete_levels
 from .moments import normalization_loss
 
 # Standard deviation 1 for a uniform latent in [0, 1].
@@ -77,30 +78,7 @@ class ScalarPerturbationConfig(QuantizerConfig):
     fitted: bool = True
 
     def __post_init__(self):
-        for name in ("codebook_size", "latent_dim"):
-            value = getattr(self, name)
-            require(value is None or (is_integer(value) and value >= 1), name, value, "a positive integer")
-        if self.levels is None:
-            derived = levels_for_codebook_size(self.codebook_size or 1024, self.latent_dim)
-            object.__setattr__(self, "levels", derived)
-            object.__setattr__(self, "codebook_size", math.prod(derived))
-        require(isinstance(self.levels, Sequence), "levels", self.levels, "a list of integers")
-        levels = tuple(self.levels)
-        valid = len(levels) > 0 and all(is_integer(level) and level >= 2 for level in levels)
-        require(valid, "levels", self.levels, "integers of at least 2, one for each dimension")
-        if self.latent_dim not in (None, len(levels)):
-            raise ValueError(
-                f"levels {levels} have {len(levels)} dimensions but latent_dim={self.latent_dim}; "
-                "give one level for each latent dimension, or leave latent_dim out"
-            )
-        if self.codebook_size not in (None, math.prod(levels)):
-            raise ValueError(
-                f"levels {levels} make {math.prod(levels)} codes but codebook_size={self.codebook_size}; "
-                "leave one of the two out"
-            )
-        object.__setattr__(self, "levels", levels)
-        object.__setattr__(self, "latent_dim", len(levels))
-        object.__setattr__(self, "codebook_size", math.prod(levels))
+        complete_levels(self)
         require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
         require(is_number(self.eta) and self.eta > 0, "eta", self.eta, "a positive number")
         require(self.boundary in ("dimension", "vector"), "boundary", self.boundary, "dimension or vector")

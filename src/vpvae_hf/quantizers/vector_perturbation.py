@@ -17,7 +17,7 @@ from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_inde
 from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
 from .latent_queue import LatentQueue
 from .moments import normalization_loss
-from .perturbation import metropolis, resampled
+from .perturbation import lloyd_step, metropolis, resampled
 from .perturbation_scale import PerturbationScale
 
 # Enough for a root mean square displacement within about 3%; later steps refine it.
@@ -37,7 +37,13 @@ class VectorPerturbationConfig(QuantizerConfig):
             "resampled" (a move towards the nearest of K latents drawn anew each step).
         eta: scale of the radius of "metropolis" and "always_accept", eq. (3); "auto" keeps the displacement as
             large as the quantization error.
+        radius_exponent: beta of the radius eta * D_M^beta. The paper's is 1; high-resolution theory has the error of
+            a codebook follow D_M^(d / (d + 2)), so that dense regions are moved more and sparse ones less.
         share: share of the way that "resampled" moves, in (0, 1], or "auto", likewise.
+        lloyd_latents_per_code: "resampled" moves each drawn latent once to the mean of its cell, of as many further
+            latents of the queue a code; 0 leaves the draw as it is.
+        codebook_size_range: least and greatest K of "resampled", drawn anew each step with a uniform logarithm, so that
+            one model serves codebooks of all sizes in between; None for codebook_size alone.
         density_rank: k of the density estimate, eq. (4).
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents a code;
@@ -57,7 +63,10 @@ class VectorPerturbationConfig(QuantizerConfig):
     latent_dim: int = 4
     perturbation: Literal["metropolis", "always_accept", "resampled"] = "metropolis"
     eta: float | Literal["auto"] = "auto"
+    radius_exponent: float = 1.0
     share: float | Literal["auto"] = "auto"
+    lloyd_latents_per_code: int = 0
+    codebook_size_range: tuple[int, int] | None = None
     density_rank: int = 8
     queue_per_code: int = 16
     queue_share: float = 0.01
@@ -74,12 +83,14 @@ class VectorPerturbationConfig(QuantizerConfig):
             self.latent_dim,
             "an integer in 1..16",
         )
-        for name, least in (("codebook_size", 2), ("density_rank", 1), ("queue_per_code", 1)):
+        leasts = {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1, "lloyd_latents_per_code": 0}
+        for name, least in leasts.items():
             value = getattr(self, name)
             require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+        self._check_range()
         if self.queue_size < max(2 * self.codebook_size, self.density_rank):
             raise ValueError(
-                f"a queue of queue_per_code * codebook_size * latent_dim = {self.queue_size} latents is too short; it "
+                f"a queue of queue_per_code * K * latent_dim = {self.queue_size} latents is too short; it "
                 f"must hold 2 a code and density_rank={self.density_rank}: raise queue_per_code"
             )
         require(self.perturbation in PERTURBATIONS, "perturbation", self.perturbation, " or ".join(PERTURBATIONS))
@@ -87,6 +98,9 @@ class VectorPerturbationConfig(QuantizerConfig):
         require(valid, "eta", self.eta, 'a positive number or "auto"')
         valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
         require(valid, "share", self.share, 'a number in (0, 1] or "auto"')
+        exponent = self.radius_exponent
+        valid = is_number(exponent) and 0 <= exponent <= 1
+        require(valid, "radius_exponent", exponent, "a number in [0, 1]")
         queue_share, refresh = self.queue_share, self.index_refresh
         require(is_number(queue_share) and 0 < queue_share <= 1, "queue_share", queue_share, "a number in (0, 1]")
         require(is_number(refresh) and 0 <= refresh <= 1, "index_refresh", refresh, "a number in [0, 1]")
@@ -98,9 +112,32 @@ class VectorPerturbationConfig(QuantizerConfig):
         require(isinstance(self.fitted, bool), "fitted", self.fitted, "true or false")
 
     @property
+    def largest_codebook(self) -> int:
+        """The greatest K that it is trained for."""
+        return self.codebook_size if self.codebook_size_range is None else self.codebook_size_range[1]
+
+    @property
     def queue_size(self) -> int:
         """|S|, the capacity of the queue."""
-        return self.queue_per_code * self.codebook_size * self.latent_dim
+        return self.queue_per_code * self.largest_codebook * self.latent_dim
+
+    def _check_range(self) -> None:
+        if self.codebook_size_range is None:
+            return
+        limits = tuple(self.codebook_size_range)
+        valid = len(limits) == 2 and all(map(is_integer, limits)) and 2 <= limits[0] <= limits[1]
+        require(valid, "codebook_size_range", self.codebook_size_range, "two integers of at least 2, the lesser first")
+        object.__setattr__(self, "codebook_size_range", limits)
+        if not limits[0] <= self.codebook_size <= limits[1]:
+            raise ValueError(
+                f"codebook_size={self.codebook_size} lies outside codebook_size_range {limits}; it is the size that "
+                "the perturbation is measured at, and that is fitted by default"
+            )
+        if self.perturbation != "resampled":
+            raise ValueError(
+                f'codebook_size_range is for perturbation "resampled", got {self.perturbation!r}: the search for it '
+                "costs as much as K is large, the others would look for ever farther neighbours"
+            )
 
 
 class VectorPerturbation(Quantizer):
@@ -127,6 +164,7 @@ class VectorPerturbation(Quantizer):
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
         self._search: NearestPoint | None = None
+        self._step_size_ratio = 1.0
 
     @property
     def needs_fitting(self) -> bool:
@@ -135,14 +173,14 @@ class VectorPerturbation(Quantizer):
     @property
     def _least_queue(self) -> int:
         """Latents in the queue from which on distances tell something."""
-        return max(2 * self.codebook_size, self.config.density_rank)
+        return max(2 * self.config.largest_codebook, self.config.density_rank)
 
     def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         flat = features.reshape(-1, self.latent_dim)
         perturbed, accepted = self._perturb(flat.detach(), generator)
         displacement = perturbed - flat.detach()
         displacement_ms = displacement.square().sum(dim=-1).mean()
-        self.scale.observe(float(displacement_ms), len(flat))
+        self.scale.observe(float(displacement_ms) * self._step_size_ratio, len(flat))
         self._enqueue(flat.detach(), generator)
         error_ms = self.scale.error_ms
         scale_name = "share" if self.config.perturbation == "resampled" else "eta"
@@ -237,10 +275,25 @@ class VectorPerturbation(Quantizer):
                 lambda eta: self._trial_displacement_ms(latents, eta),
             )
         if config.perturbation == "resampled":
-            codebook = self.queue.draw(config.codebook_size, latents.device, generator)
+            codebook = self._drawn_codebook(latents.device, generator)
             perturbed = resampled(latents, codebook, self.scale.value)
             return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         return self._metropolis(latents, self.scale.value, generator)
+
+    def _drawn_codebook(self, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """[K of this step, d] from the queue."""
+        config, size = self.config, self.codebook_size
+        if config.codebook_size_range is not None:
+            least, most = map(math.log, config.codebook_size_range)
+            part = float(torch.rand((), device=device, generator=generator))
+            size = round(math.exp(least + part * (most - least)))
+            # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
+            self._step_size_ratio = (size / self.codebook_size) ** (2 / self.latent_dim)
+        codebook = self.queue.draw(size, device, generator)
+        if config.lloyd_latents_per_code:
+            count = min(config.lloyd_latents_per_code * size, len(self.queue))
+            codebook = lloyd_step(codebook, self.queue.draw(count, device, generator))
+        return codebook
 
     def _metropolis(self, latents: Tensor, eta: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         index = self._current_index(latents.device)
@@ -250,6 +303,7 @@ class VectorPerturbation(Quantizer):
             density_rank=self.config.density_rank,
             mass_rank=math.ceil(len(index.points) / self.codebook_size),
             eta=eta,
+            exponent=self.config.radius_exponent,
             always_accept=self.config.perturbation == "always_accept",
             generator=generator,
         )
@@ -279,7 +333,7 @@ class VectorPerturbation(Quantizer):
 
 
 def _scale_settings(config: VectorPerturbationConfig) -> tuple:
-    return config.perturbation == "resampled", config.eta, config.share
+    return config.perturbation == "resampled", config.eta, config.radius_exponent, config.share
 
 
 def _scale(config: VectorPerturbationConfig) -> PerturbationScale:

@@ -20,7 +20,7 @@ from vpvae_hf.losses import Loss, build_audio_losses
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 
 from .config import AudioTrainingConfig
-from .modality import Modality
+from .modality import Modality, usage_of
 
 # Of each clip that is shown and played, and the silence between two.
 _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
@@ -75,7 +75,7 @@ class AudioModality(Modality):
             for name, label in (("pesq", "PESQ"), ("stoi", "STOI"), ("mel_distance", "mel distance"))
             if name in figures
         ]
-        return f"{quality.items} validation clips: {', '.join(shown)}, CVU {figures['code_usage']:.3f}"
+        return f"{quality.items} validation clips: {', '.join(shown)}{usage_of(figures)}"
 
     def factor(self, model: VPCodecModel) -> str:
         return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes a second)"

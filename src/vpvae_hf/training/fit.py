@@ -84,8 +84,7 @@ def fit_codebook(
     quantizer = model.quantize
     if not quantizer.needs_fitting:
         raise ValueError(
-            f"the {quantizer.config.kind!r} quantizer has {quantizer.codebook_size} fixed codes and needs no fitting; "
-            "the model can be saved and used as it is"
+            f"the {quantizer.config.kind!r} quantizer needs no fitting; the model can be saved and used as it is"
         )
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
     if codebook_size < 2:

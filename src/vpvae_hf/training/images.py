@@ -12,7 +12,7 @@ from vpvae_hf.losses import Loss, build_image_losses
 from vpvae_hf.models import AutoencoderVP
 
 from .config import AdversarialConfig, ImageTrainingConfig
-from .modality import Modality, places
+from .modality import Modality, places, usage_of
 
 
 class ImageModality(Modality):
@@ -64,7 +64,7 @@ class ImageModality(Modality):
         figures = quality.figures
         return (
             f"{quality.items} validation images: PSNR {figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} "
-            f"not quantized), SSIM {figures['ssim']:.3f}, CVU {figures['code_usage']:.3f}"
+            f"not quantized), SSIM {figures['ssim']:.3f}{usage_of(figures)}"
         )
 
     def factor(self, model: AutoencoderVP) -> str:

@@ -20,6 +20,7 @@ from .adversary import Adversary
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import AdversarialConfig, TrainingConfig
 from .metrics_log import MetricsLog
+from .stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class Trainer:
         for part in (self, self._schedule, self._ema, training_state):
             if part is not None:
                 accelerator.register_for_checkpointing(part)
+        self._stopwatch = Stopwatch(model.quantize, accelerator.device)
         writes = output is not None and accelerator.is_main_process
         self.log = MetricsLog(output / "metrics.jsonl" if writes else None)
 
@@ -157,6 +159,7 @@ class Trainer:
                 if validates:
                     figures = self._validate(self.step)
                     self._append({f"validation/{name}": value for name, value in figures.items()})
+                    self._stopwatch.seconds()  # neither is the quantizer's time in it
                     interval = _Interval()
                 bar.set_postfix(self._shown())
                 if saves:
@@ -206,7 +209,9 @@ class Trainer:
         row = dict(zip(means, stacked.tolist(), strict=True))
         row["learning_rate"] = self._schedule.get_last_lr()[0]
         row["examples"] = self.examples
-        row["examples_per_second"] = examples / interval.seconds()
+        seconds, quantizing = interval.seconds(), self._stopwatch.seconds()
+        row["examples_per_second"] = examples / seconds
+        row["quantizer/share_of_time"] = quantizing / seconds  # of the first rank, in the forward pass
         if hasattr(self._batches, "skipped"):
             row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
         self._append(row)

@@ -34,6 +34,11 @@ _MODALITIES: dict[type[TrainingConfig], Modality] = {
 }
 
 
+def modality_of(config: TrainingConfig) -> Modality:
+    """What the run is about: images or audio."""
+    return _MODALITIES[type(config)]
+
+
 def train_tokenizer(config: TrainingConfig) -> Path:
     """Train, fit the codebook on a fresh pass, evaluate, save, and push where asked; gives the tokenizer's folder.
 
@@ -51,7 +56,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     for name, value in (("output_dir", config.output_dir), ("data.name", config.data.name)):
         if not value:
             raise ValueError(f"{name} is not set; add --{name} ...")
-    modality = _MODALITIES[type(config)]
+    modality = modality_of(config)
     accelerator = Accelerator(
         # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
         cpu=not torch.accelerator.is_available(),
@@ -135,7 +140,7 @@ def _announce(
     examples = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     accelerator.print(
         f"{weights / 1e6:.1f} million weights, {modality.factor(model)}, {model.quantize.config.kind} with "
-        f"{model.quantize.codebook_size} codes of {model.quantize.latent_dim} dimensions; {examples} "
+        f"{model.quantize.codebook_size or 'no'} codes of {model.quantize.latent_dim} dimensions; {examples} "
         f"{modality.examples} a step on {accelerator.num_processes} x {accelerator.device.type}; "
         f"results in {config.output_dir}"
     )

@@ -1,0 +1,222 @@
+"""The runs of a comparison: each trained, measured, and left with its result, once.
+
+K codes of latents of d dimensions.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from vpvae_hf.data import SampleLoader, SampleStream, check_readable
+from vpvae_hf.evaluation import evaluate_reconstruction
+from vpvae_hf.models import AutoencoderVP, VPCodecModel
+from vpvae_hf.quantizers import quantizer_config
+from vpvae_hf.training.arguments import parse_config
+from vpvae_hf.training.config import TrainingConfig
+from vpvae_hf.training.run import modality_of, train_tokenizer
+
+from .config import Comparison, Method, Place
+
+_log = logging.getLogger(__name__)
+
+_RESULT = "result.json"
+_MODELS = {"image": AutoencoderVP, "audio": VPCodecModel}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method, trained once.
+
+    Attributes:
+        method, size, seed: its name, the K that it is compared at, and its seed.
+        folder: for its settings, checkpoints, tokenizer and result.
+        settings: of its training, as nested mappings.
+    """
+
+    method: str
+    size: int
+    seed: int
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What was measured; None where it is not finished."""
+        path = self.folder / _RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def planned_runs(
+    comparison: Comparison,
+    *,
+    methods: Collection[str] | None = None,
+    codebook_sizes: Collection[int] | None = None,
+    seeds: Collection[int] | None = None,
+) -> list[Run]:
+    """All runs, or those of some methods, sizes and seeds, seed by seed.
+
+    Raises:
+        ValueError: a method, size or seed that the comparison does not have, or invalid settings of a quantizer.
+    """
+    runs = []
+    for name, method in comparison.methods.items():
+        for size in method.codebook_sizes or comparison.latent_dims:
+            for seed in method.seeds or comparison.seeds:
+                folder = comparison.output_dir / f"{name}-{size}-seed{seed}"
+                settings = _settings(comparison, method, size, seed)
+                runs.append(Run(name, size, seed, folder, settings))
+    for what, wanted, there in (
+        ("method", methods, {run.method for run in runs}),
+        ("codebook size", codebook_sizes, {run.size for run in runs}),
+        ("seed", seeds, {run.seed for run in runs}),
+    ):
+        if unknown := set(wanted or ()) - there:
+            names = ", ".join(map(str, sorted(there)))
+            raise ValueError(f"the comparison has no {what} {', '.join(map(str, sorted(unknown)))}; it has {names}")
+    chosen = [
+        run
+        for run in runs
+        if (methods is None or run.method in methods)
+        and (codebook_sizes is None or run.size in codebook_sizes)
+        and (seeds is None or run.seed in seeds)
+    ]
+    return sorted(chosen, key=lambda run: run.seed)  # a first table is there early
+
+
+def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str] = ()) -> list[Run]:
+    """Train and measure what is not finished; gives the finished runs.
+
+    May be called by several processes at once: each takes runs that no other is at. A run that was interrupted goes on
+    from its last checkpoint.
+
+    Args:
+        arguments: settings of training as on a recipe's command line, which change those of all runs.
+
+    Raises:
+        ValueError: a folder holds a run with other settings.
+    """
+    todo = [run for run in runs if run.result is None]
+    for run in runs:
+        _check_same(run, arguments)
+    with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="Comparison", unit="run") as bar:
+        for run in todo:
+            bar.set_postfix_str(f"{run.method}, K={run.size}, seed {run.seed}")
+            with _claimed(run.folder) as mine:
+                if mine and run.result is None:
+                    _train_and_measure(comparison, run, arguments)
+            bar.update()
+    return [run for run in runs if run.result is not None]
+
+
+def _settings(comparison: Comparison, method: Method, size: int, seed: int) -> dict[str, Any]:
+    quantizer = {"codebook_size": size, "latent_dim": comparison.latent_dims[size]}
+    quantizer |= method.quantizer | method.by_size.get(size, {})
+    quantizer_config(quantizer)  # so that what is wrong with it shows before the first run
+    return _merged(comparison.settings, method.settings) | {"quantizer": quantizer, "seed": seed}
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process has the run to itself; a process that ends, however, gives it up."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _record(run: Run, arguments: Sequence[str]) -> dict[str, Any]:
+    return {"settings": run.settings, "arguments": list(arguments)}
+
+
+def _check_same(run: Run, arguments: Sequence[str]) -> None:
+    path = run.folder / "run.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != _record(run, arguments):
+        raise ValueError(
+            f"{run.folder} holds a run with other settings, see {path.name} there; delete it, or name another folder "
+            "with --output"
+        )
+
+
+def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str]) -> None:
+    from omegaconf import OmegaConf
+
+    overlay = run.folder / "settings.yaml"
+    OmegaConf.save(OmegaConf.create({"base": str(comparison.training), **run.settings}), overlay)
+    _write_json(run.folder / "run.json", _record(run, arguments))
+    config = parse_config(comparison.config_class, ["--config", str(overlay), *arguments])
+    config = dataclasses.replace(
+        config, output_dir=str(run.folder / "training"), resume_from_checkpoint="latest", checkpoints_total_limit=1
+    )
+    tokenizer = train_tokenizer(config)
+    model = _MODELS[comparison.modality].from_pretrained(tokenizer).eval()
+    evaluation = json.loads((tokenizer / "results.json").read_text(encoding="utf-8"))["evaluation"]
+    place = comparison.out_of_domain
+    quantizer = model.quantize
+    rows = [json.loads(line) for line in (run.folder / "training/metrics.jsonl").read_text().splitlines()]
+    result = {
+        "method": run.method,
+        "size": run.size,
+        "seed": run.seed,
+        "codebook_size": quantizer.codebook_size,
+        "code_groups": quantizer.code_groups,
+        "latent_dim": quantizer.latent_dim,
+        "steps": config.max_train_steps,
+        "parameters": sum(weights.numel() for weights in model.parameters()),
+        "in_domain": evaluation[0]["metrics"] if evaluation else None,
+        "out_of_domain": None if place is None else _measured(config, model, place),
+        **_times(rows),
+        "validation": [row for row in rows if any(name.startswith("validation/") for name in row)],
+    }
+    _write_json(run.folder / _RESULT, result)
+
+
+def _measured(config: TrainingConfig, model, place: Place) -> dict[str, float]:
+    modality = modality_of(config)
+    source = modality.open(
+        place.name, split=place.split, config=place.config, column=place.column, streaming=config.data.streaming
+    )
+    cut = modality.held_out_cut(config, model)
+    check_readable(source, cut)
+    batch_size = modality.held_out_batch_size(config)
+    batches = SampleLoader(SampleStream(source, cut), batch_size=batch_size, workers=min(1, config.data.workers))
+    quality = modality.quality(model, config, final=True)
+    return evaluate_reconstruction(model, batches, quality=quality, unquantized=modality.unquantized).figures
+
+
+def _times(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds of training without validation, and the quantizer's share of them."""
+    seconds = quantizing = 0.0
+    before = 0
+    for row in rows:
+        if "examples" in row:
+            spent = (row["examples"] - before) / row["examples_per_second"]
+            seconds, before = seconds + spent, row["examples"]
+            quantizing += spent * row["quantizer/share_of_time"]
+    return {"training_seconds": seconds, "quantizer_share_of_time": quantizing / seconds}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)

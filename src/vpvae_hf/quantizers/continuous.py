@@ -1,0 +1,71 @@
+"""No quantization: what a tokenizer of the same latent dimension could reach at best.
+
+Shapes: d latent dimensions.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .moments import normalization_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousConfig(QuantizerConfig):
+    """Settings of `Continuous`.
+
+    Attributes:
+        codebook_size: None, there are no codes.
+        latent_dim: d.
+        mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
+        fitted: True, there is nothing to fit.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    kind: ClassVar[str] = "none"
+    codebook_size: None = None
+    latent_dim: int = 4
+    mean_weight: float = 0.1
+    variance_weight: float = 0.07
+    fitted: bool = True
+
+    def __post_init__(self):
+        require(self.codebook_size is None, "codebook_size", self.codebook_size, "null: there are no codes")
+        valid = is_integer(self.latent_dim) and self.latent_dim >= 1
+        require(valid, "latent_dim", self.latent_dim, "an integer of at least 1")
+        for name in ("mean_weight", "variance_weight"):
+            value = getattr(self, name)
+            require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+        require(self.fitted is True, "fitted", self.fitted, "true: there is nothing to fit")
+
+
+class Continuous(Quantizer):
+    """Passes latents on as they are, in training and after it."""
+
+    config: ContinuousConfig
+
+    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        flat = features.reshape(-1, self.latent_dim)
+        return QuantizerOutput(
+            latents=features,
+            codes=None,
+            loss=normalization_loss(flat, self.config.mean_weight, self.config.variance_weight),
+            metrics={},
+        )
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        raise AssertionError("there are no codes")
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        raise AssertionError("there are no codes")
+
+    def _check_fitted(self) -> None:
+        raise NoCodesError(
+            "a quantizer of the kind 'none' is continuous and has no codes; use encode() and "
+            "decode(latents, force_not_quantize=True) of the model, or give it another kind by set_quantizer"
+        )

@@ -1,0 +1,111 @@
+"""TokenBridge (arXiv 2503.16430): a variational autoencoder whose latents are cut into bins after training.
+
+Shapes: d latent dimensions, F = 2 d features (means, then logarithms of variances), K bins of each dimension, which has
+a code of its own.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vpvae_hf.codebook import ScalarGrid
+
+from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+
+# Beyond it a variance, or the inverse of one, tells nothing but overflows.
+_LOG_VARIANCE_LIMIT = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBridgeConfig(QuantizerConfig):
+    """Settings of `TokenBridge`.
+
+    Attributes:
+        codebook_size: K, the bins of each dimension; a token has d codes, so K^d values in all.
+        latent_dim: d.
+        kl_weight: weight of the divergence from the standard normal distribution, summed over dimensions.
+        fitted: True, the bins are those of the standard normal distribution.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    kind: ClassVar[str] = "token_bridge"
+    codebook_size: int = 4
+    latent_dim: int = 4
+    kl_weight: float = 0.01
+    fitted: bool = True
+
+    def __post_init__(self):
+        for name, least in (("codebook_size", 2), ("latent_dim", 1)):
+            value = getattr(self, name)
+            require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+        weight = self.kl_weight
+        require(is_number(weight) and weight >= 0, "kl_weight", weight, "a number of at least 0")
+        require(self.fitted is True, "fitted", self.fitted, "true: the bins need no fitting")
+
+    @property
+    def feature_dim(self) -> int:
+        return 2 * self.latent_dim
+
+    @property
+    def code_groups(self) -> int:
+        return self.latent_dim
+
+
+class TokenBridge(Quantizer):
+    """Trains on samples of a normal posterior; each dimension of its mean is then cut at percentiles of the prior.
+
+    A bin stands for the mean of the standard normal distribution within it.
+    """
+
+    config: TokenBridgeConfig
+
+    def __init__(self, config: TokenBridgeConfig):
+        super().__init__(config)
+        self._grid = ScalarGrid((config.codebook_size,) * config.latent_dim)
+        self._centroids = _bin_means(config.codebook_size)
+
+    def to_latents(self, features: Tensor) -> Tensor:
+        """[..., d] means from features [..., 2 d]."""
+        return features[..., : self.latent_dim]
+
+    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        mean, log_variance = features.chunk(2, dim=-1)
+        log_variance = log_variance.clamp(-_LOG_VARIANCE_LIMIT, _LOG_VARIANCE_LIMIT)
+        noise = torch.randn(mean.shape, device=mean.device, generator=generator)
+        displacement = (log_variance / 2).exp() * noise
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=-1).mean()
+        quantized = self.lookup(self.nearest_codes(mean.detach()))
+        metrics = {
+            "quantizer/displacement_rms": _rms(displacement.detach()),
+            "quantizer/quantization_error_rms": _rms(quantized - mean.detach()),
+            "quantizer/divergence": divergence.detach(),
+        }
+        return QuantizerOutput(
+            latents=mean + displacement, codes=None, loss=self.config.kl_weight * divergence, metrics=metrics
+        )
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        cells = self._grid.cells(torch.special.ndtr(latents))
+        return cells if self.code_groups > 1 else cells.squeeze(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        centroids = torch.tensor(self._centroids, device=codes.device, dtype=torch.float32)
+        return centroids[codes if self.code_groups > 1 else codes.unsqueeze(-1)]
+
+
+def _bin_means(bins: int) -> list[float]:
+    """Means of the standard normal distribution within bins of equal mass, [K]."""
+    # On the CPU also where a loader builds models without memory.
+    edges = torch.special.ndtri(torch.arange(bins + 1, dtype=torch.float64, device="cpu") / bins)
+    density = (-edges.square() / 2).exp() / math.sqrt(2 * math.pi)
+    return ((density[:-1] - density[1:]) * bins).tolist()
+
+
+def _rms(difference: Tensor) -> Tensor:
+    """Root mean square length of [..., d]."""
+    return difference.square().sum(dim=-1).mean().sqrt()

@@ -1,0 +1,220 @@
+"""`vpvae compare`, on pictures made here."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from image_runs import ARCHITECTURE, write_pictures
+
+from vpvae_hf.cli.main import main
+from vpvae_hf.comparison import planned_runs, read_comparison
+from vpvae_hf.comparison.paper import paper_figures
+
+TRAINING = {
+    "model": {"architecture": ARCHITECTURE},
+    "data": {"size": 16, "shortest_side": 20, "crop": "random", "workers": 0, "shuffle_buffer": 7},
+    "codebook": {"latents_per_code": 256},
+    "max_train_steps": 4,
+    "train_batch_size": 4,
+    "lr_warmup_steps": 1,
+    "logging_steps": 1,
+    "validation_steps": 2,
+    "validation_pictures": 0,
+    "checkpointing_steps": 2,
+    "report_to": [],
+}
+COMPARISON = {
+    "modality": "image",
+    "training": "training.yaml",
+    "latent_dims": {16: 3, 32: 4},
+    "seeds": [0, 1],
+    "methods": {
+        "none": {"quantizer": {"kind": "none", "codebook_size": None}, "codebook_sizes": [16], "seeds": [0]},
+        "vp": {"quantizer": {"kind": "vp", "perturbation": "resampled", "queue_share": 0.2}, "codebook_sizes": [16]},
+        "fsp": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [16, 32], "seeds": [0], "paper": "FSP"},
+        "bridge": {
+            "quantizer": {"kind": "token_bridge", "codebook_size": 4},
+            "by_size": {16: {"latent_dim": 2}},
+            "codebook_sizes": [16],
+            "seeds": [0],
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with data, data of another domain, and the comparison's files."""
+    folder = tmp_path_factory.mktemp("comparison")
+    write_pictures(folder / "data", shards={"train": [12], "validation": [4]})
+    write_pictures(folder / "dark", shards={"test": [3]}, seed=1, dark=True)
+    (folder / "training.yaml").write_text(yaml.safe_dump(TRAINING))
+    described = COMPARISON | {"output_dir": str(folder / "runs")}
+    (folder / "comparison.yaml").write_text(yaml.safe_dump(described))
+    return folder
+
+
+def arguments(files, output, *more):
+    return [
+        "compare", "--config", str(files / "comparison.yaml"), "--dataset", str(files / "data"),
+        "--out-of-domain", str(files / "dark"), "--output", str(output), *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(files):
+    """The folder of a comparison that was made."""
+    assert main(arguments(files, files / "runs")) == 0
+    return files / "runs"
+
+
+@pytest.fixture
+def changed(files, tmp_path):
+    """Writes the comparison with other values, and gives its file."""
+
+    def write(**values):
+        shutil.copy(files / "training.yaml", tmp_path)
+        file = tmp_path / "comparison.yaml"
+        file.write_text(yaml.safe_dump(COMPARISON | {"output_dir": str(tmp_path / "runs")} | values))
+        return file
+
+    return write
+
+
+def test_every_run_has_its_tokenizer_and_result(finished):
+    names = {"none-16-seed0", "vp-16-seed0", "vp-16-seed1", "fsp-16-seed0", "fsp-32-seed0", "bridge-16-seed0"}
+    assert {path.parent.name for path in finished.glob("*/result.json")} == names
+    assert {path.parents[2].name for path in finished.glob("*/training/tokenizer/config.json")} == names
+    result = json.loads((finished / "vp-16-seed1/result.json").read_text())
+    assert result["codebook_size"] == 16
+    assert {"psnr", "ssim", "code_usage", "psnr_unquantized"} <= result["in_domain"].keys()
+    assert result["out_of_domain"].keys() >= {"psnr", "code_usage"}
+    assert result["in_domain"]["psnr"] != result["out_of_domain"]["psnr"]
+    assert 0 < result["quantizer_share_of_time"] < 1
+    assert result["training_seconds"] > 0
+    assert [row["step"] for row in result["validation"]] == [2, 4]
+
+
+def test_methods_share_everything_but_the_quantizer(finished):
+    found = [json.loads((folder / "training/settings.json").read_text()) for folder in finished.glob("*-16-seed0")]
+    for settings in found:
+        for differs in ("quantizer", "output_dir"):
+            settings.pop(differs)
+    assert len(found) == 4
+    assert all(settings == found[0] for settings in found)
+
+
+def test_table_and_curves(finished):
+    table = (finished / "table.md").read_text()
+    small, large = table.split("### K = 32")
+    rows = {line.split("|")[1].strip(): line for line in small.splitlines() if line.startswith("|")}
+    assert {"none", "vp", "fsp", "bridge"} <= rows.keys()
+    assert "±" in rows["vp"]
+    assert "±" not in rows["fsp"]
+    assert "4^2" in rows["bridge"]
+    assert "dark: PSNR, dB" in rows["method"]
+    assert "PSNR below none" in rows["method"]
+    assert "| fsp | 36" in large or "| fsp | 32" in large or "| fsp | 30" in large
+    results = json.loads((finished / "results.json").read_text())
+    assert len(results) == 6
+    for name in ("cvu_over_training.png", "rate_distortion.png"):
+        assert (finished / name).stat().st_size > 5000
+
+
+def test_what_is_finished_is_not_done_again(files, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/result.json")}
+    assert main(arguments(files, finished)) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("*/result.json")}
+    assert "### K = 16" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused(files, finished, capsys):
+    assert main(arguments(files, finished, "--set", "max_train_steps=5")) == 1
+    assert "holds a run with other settings" in capsys.readouterr().err
+
+
+def test_a_part_of_it_goes_on_after_an_interruption(files, tmp_path, monkeypatch, capsys):
+    from vpvae_hf.training.loop import Trainer
+
+    whole = Trainer._forward_backward
+
+    def interrupted(self, original):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return whole(self, original)
+
+    some = ("--methods", "fsp", "--codebook-sizes", "16")
+    monkeypatch.setattr(Trainer, "_forward_backward", interrupted)
+    assert main(arguments(files, tmp_path, *some)) == 130
+    assert not list(tmp_path.glob("*/result.json"))
+    monkeypatch.setattr(Trainer, "_forward_backward", whole)
+    assert main(arguments(files, tmp_path, *some)) == 0
+    assert [path.parent.name for path in tmp_path.glob("*/result.json")] == ["fsp-16-seed0"]
+    # It went on from the checkpoint of step 2.
+    rows = (tmp_path / "fsp-16-seed0/training/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(files, tmp_path, capsys):
+    import fcntl
+
+    folder = tmp_path / "fsp-16-seed0"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(arguments(files, tmp_path, "--methods", "fsp", "--codebook-sizes", "16")) == 1
+    captured = capsys.readouterr()
+    assert "1 of 1 runs are being made by other processes" in captured.out
+    assert "no run of the comparison is finished" in captured.err
+
+
+def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path, capsys):
+    for option, value, there in (
+        ("--methods", "fsq", "bridge, fsp, none, vp"),
+        ("--codebook-sizes", "64", "16, 32"),
+        ("--seeds", "7", "0, 1"),
+    ):
+        assert main(arguments(files, tmp_path, option, value)) == 1
+        assert f"{value}; it has {there}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modality": "video"}, "modality must be image or audio, got 'video'"),
+        ({"trainign": "x"}, r"unknown key 'trainign'; did you mean 'training'\?"),
+        ({"methods": {"a": {"quantiser": {}}}}, r"methods\.a: unknown key 'quantiser'; did you mean 'quantizer'"),
+        ({"methods": {"a": {"quantizer": {}}}}, r"methods\.a\.quantizer names no kind"),
+        ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [5]}}}, r"settings of K=5.*16, 32"),
+        ({"out_of_domain": {"split": "test"}}, "out_of_domain lacks name"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(changed, values, message):
+    with pytest.raises(ValueError, match=message):
+        read_comparison(changed(**values))
+
+
+def test_missing_files_are_named(changed, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        read_comparison(tmp_path / "nowhere.yaml")
+    with pytest.raises(FileNotFoundError, match=r"other\.yaml, named as training by"):
+        read_comparison(changed(training="other.yaml"))
+
+
+def test_a_wrong_quantizer_shows_before_the_first_run(changed):
+    comparison = read_comparison(changed(methods={"a": {"quantizer": {"kind": "vp", "ota": 1}}}))
+    with pytest.raises(ValueError, match="unknown field 'ota'"):
+        planned_runs(comparison)
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("recipes/*/compare_*.yaml")), ids=str)
+def test_recipes_are_valid(file):
+    comparison = read_comparison(file)
+    runs = planned_runs(comparison)
+    assert {run.method for run in runs} == comparison.methods.keys()
+    assert {run.size for run in runs} == comparison.latent_dims.keys()
+    for run in runs:
+        method = comparison.methods[run.method]
+        assert not method.paper or paper_figures(comparison.modality, run.size, method.paper) or run.size != 1024

@@ -1,0 +1,303 @@
+import os
+import subprocess
+import sys
+
+import evaluate
+import numpy as np
+import pystoi
+import pytest
+import torch
+from pesq import pesq
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from speech import RATE, noisy, speech
+
+from vpvae_hf.evaluation import load_metric, mel_distance
+from vpvae_hf.losses import perceptual
+
+NAMES = ["code_usage", "lpips", "mel_distance", "pesq", "psnr", "ssim", "stoi"]
+# Half of SSIM's 11-pixel window.
+BORDER = 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Where evaluate copies the modules to; and no connection is made."""
+
+    def connect(*_):
+        raise OSError("there is no network")
+
+    folder = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder / "modules")
+        patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
+        patch.setattr(sys, "path", [*sys.path])
+        patch.setattr("socket.socket.connect", connect)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Five parts of a photograph with more and more noise, and without."""
+    photograph = torch.from_numpy(data.astronaut().copy()).movedim(-1, 0).float() / 127.5 - 1
+    original = torch.stack([photograph[:, 64 * i : 64 * i + 48, 200:264] for i in range(5)])
+    noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
+    return (original + torch.linspace(0.02, 0.3, 5).view(-1, 1, 1, 1) * noise).clamp(-1, 1), original
+
+
+@pytest.fixture(scope="module")
+def clips() -> tuple[torch.Tensor, torch.Tensor]:
+    original = torch.stack([speech(1, pitch, seed) for seed, pitch in enumerate((100, 140, 200))])[:, None]
+    return torch.cat([noisy(clip[None], 0.002 * 4**i) for i, clip in enumerate(original)]), original
+
+
+class MeanDifference(torch.nn.Module):
+    """In the place of LPIPS' network, which has tests of its own."""
+
+    def forward(self, made: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        return (made - original).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def added(metric, made: torch.Tensor, original: torch.Tensor, sizes: list[int], **numbers: int):
+    for part in zip(made.split(sizes), original.split(sizes), strict=True):
+        metric.add_batch(predictions=part[0], references=part[1], **numbers)
+    return metric
+
+
+def unit_pairs(made: torch.Tensor, original: torch.Tensor):
+    """[C, H, W] float64 in [0, 1], image by image."""
+    return list(zip(*(((x.double() + 1) / 2).numpy() for x in (made, original)), strict=True))
+
+
+def psnr_by_skimage(made: np.ndarray, original: np.ndarray) -> float:
+    return peak_signal_noise_ratio(original, made, data_range=1)
+
+
+def ssim_by_skimage(made: np.ndarray, original: np.ndarray) -> float:
+    """scikit-image averages over the pixels whose window lies within the image; mirrored outside, these are all."""
+    margin = ((0, 0), (BORDER, BORDER), (BORDER, BORDER))
+    made, original = (np.pad(image, margin, mode="reflect") for image in (made, original))
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return structural_similarity(made, original, **window, channel_axis=0, data_range=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "tolerance"), [("psnr", psnr_by_skimage, 1e-4), ("ssim", ssim_by_skimage, 1e-4)]
+)
+def test_image_metrics_agree_with_scikit_image(name, reference, tolerance, images):
+    expected = np.mean([reference(*pair) for pair in unit_pairs(*images)])
+    for sizes in ([5], [2, 3], [1] * 5):
+        result = added(load_metric(name), *images, sizes).compute()
+        assert result == {name: pytest.approx(expected, abs=tolerance), "items": 5, "undefined": 0}
+
+
+def test_lpips_is_of_each_image_and_of_clipped_values(images, monkeypatch):
+    monkeypatch.setattr(perceptual, "load_lpips_network", MeanDifference)
+    made, original = images
+    expected = float((made - original).abs().mean())
+    for sizes in ([5], [2, 3]):
+        result = added(load_metric("lpips"), torch.where(made == 1, 4, made), original, sizes).compute()
+        assert result == {"lpips": pytest.approx(expected, rel=1e-5), "items": 5, "undefined": 0}
+
+
+def test_lpips_without_torchvision_says_what_it_needs(images, monkeypatch):
+    perceptual.load_lpips_network.cache_clear()
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    metric = load_metric("lpips")
+    with pytest.raises(ImportError, match=r"LPIPS needs torchmetrics and a torchvision built for torch .*pip install"):
+        metric.add_batch(predictions=images[0], references=images[1])
+    with pytest.raises(ValueError, match="nothing was added to lpips"):
+        metric.compute()
+
+
+def pesq_by_its_package(made: np.ndarray, original: np.ndarray) -> float:
+    return pesq(RATE, original, made, "wb")
+
+
+def stoi_by_its_package(made: np.ndarray, original: np.ndarray) -> float:
+    return pystoi.stoi(original, made, RATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"), [("pesq", pesq_by_its_package), ("stoi", stoi_by_its_package)], ids=["pesq", "stoi"]
+)
+def test_speech_metrics_agree_with_their_packages_and_leave_out_silence(name, reference, clips):
+    pairs = zip(*(x[:, 0].numpy() for x in clips), strict=True)
+    expected = np.mean([reference(*pair) for pair in pairs])
+    silence = torch.zeros(1, *clips[0].shape[1:])
+    with_silence = [torch.cat([x[:1], silence, x[1:]]) for x in clips]
+    for sizes in ([4], [1, 1, 2]):
+        result = added(load_metric(name), *with_silence, sizes, sampling_rate=RATE).compute()
+        assert result == {name: pytest.approx(expected, rel=1e-5), "items": 4, "undefined": 1}
+    metric = added(load_metric(name), silence, silence, [1], sampling_rate=RATE)
+    assert metric.compute() == {name: pytest.approx(float("nan"), nan_ok=True), "items": 1, "undefined": 1}
+
+
+@pytest.mark.parametrize("sizes", [[3], [1, 2]], ids=["one batch", "two"])
+def test_mel_distance_is_the_mean_of_the_plain_function(sizes, clips):
+    """Which is compared with the protocol, computed by hand, in a test of its own."""
+    made = clips[0].clone()
+    made[1, 0, 100] = torch.nan
+    result = added(load_metric("mel_distance"), made, clips[1], sizes, sampling_rate=RATE).compute()
+    expected = float(mel_distance(*clips, RATE)[[0, 2]].double().mean())
+    assert result == {"mel_distance": pytest.approx(expected, rel=1e-6), "items": 3, "undefined": 1}
+
+
+def test_code_usage_by_hand():
+    size = 50
+    codes = np.random.default_rng(0).binomial(size - 1, 0.3, (6, 4, 5))
+    shares = np.array([(codes == code).mean() for code in range(size)])
+    perplexity = np.exp(-sum(share * np.log(share) for share in shares if share))
+    expected = {
+        "code_usage": pytest.approx(perplexity / size),
+        "perplexity": pytest.approx(perplexity),
+        "codes_used": pytest.approx(len(np.unique(codes)) / size),
+        "tokens": 120,
+    }
+    metric = load_metric("code_usage")
+    for kind in (torch.from_numpy, np.asarray, lambda codes: codes.astype(np.uint16)):
+        for at in ([], [1, 3]):
+            for part in np.split(codes, at):
+                metric.add_batch(predictions=kind(part), codebook_size=size)
+            assert metric.compute() == expected
+    for row in codes:
+        metric.add(prediction=row, codebook_size=size)
+    assert metric.compute() == expected
+
+
+def test_arrays_single_items_and_arguments_of_compute_are_as_batches_of_tensors(images):
+    expected = added(load_metric("psnr"), *images, [5]).compute()
+    metric = load_metric("psnr")
+    made, original = (x.numpy() for x in images)
+    assert metric.compute(predictions=made, references=original) == expected
+    for item in zip(made, original, strict=True):
+        metric.add(prediction=item[0], reference=item[1])
+    assert metric.compute() == pytest.approx(expected, rel=1e-9)
+    mirrored = metric.compute(predictions=made[..., ::-1], references=original[..., ::-1])
+    assert mirrored == pytest.approx(expected, rel=1e-6)
+    fixed = made.copy()
+    fixed.setflags(write=False)
+    metric.add_batch(predictions=fixed[:2], references=original[:2])
+    learned = images[0][2:].clone().requires_grad_()
+    assert metric.compute(predictions=learned, references=images[1][2:]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_metrics_are_combined_by_evaluate(images, clips):
+    together = evaluate.combine([load_metric("psnr"), load_metric("ssim")])
+    together.add_batch(predictions=images[0], references=images[1])
+    result = together.compute()
+    assert result["psnr"] == added(load_metric("psnr"), *images, [5]).compute()["psnr"]
+    assert result["ssim_items"] == 5
+    together = evaluate.combine([load_metric("stoi"), load_metric("mel_distance")])
+    together.add_batch(predictions=clips[0], references=clips[1], sampling_rate=RATE)
+    assert together.compute()["mel_distance_items"] == 3
+
+
+def test_no_examples_are_kept(images, cache):
+    metric = added(load_metric("psnr"), *images, [1] * 5)
+    assert list(cache.rglob("*.arrow")) == []
+    held = [value for value in vars(metric).values() if isinstance(value, torch.Tensor)]
+    assert [(value.numel(), value.dtype) for value in held] == [(3, torch.float64)]
+
+
+def test_sums_are_in_float64():
+    """In float32 a sum of a million would lose the small values."""
+    metric = load_metric("psnr")
+    totals = metric.totals_of(torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5))
+    assert totals.dtype == torch.float64
+    assert metric.figures(torch.tensor([2.0**40 + 2**-12, 1, 1], dtype=torch.float64))["psnr"] == 2.0**40 + 2**-12
+
+
+def test_compute_starts_anew(images):
+    metric = added(load_metric("ssim"), *images, [5])
+    metric.compute()
+    assert added(metric, *(x[:2] for x in images), [2]).compute()["items"] == 2
+    with pytest.raises(ValueError, match="nothing was added to ssim: call add_batch"):
+        metric.compute()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_module_says_what_it_measures(name):
+    metric = load_metric(name)
+    assert metric.name == name
+    assert f'"{name}"' in metric.description
+    assert metric.citation
+    assert "predictions: " in metric.inputs_description
+
+
+def test_another_name_raises():
+    with pytest.raises(ValueError, match=f"no metric module 'fid'; there are {', '.join(NAMES)}"):
+        load_metric("fid")
+
+
+def test_without_evaluate_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(ImportError, match=r"pip install 'vpvae_hf\[eval\]'"):
+        load_metric("psnr")
+
+
+def test_ranks_in_files_are_refused():
+    with pytest.raises(ValueError, match=r"num_process must be 1, got 2: pass across_ranks=True"):
+        load_metric("psnr", num_process=2, process_id=1)
+
+
+CLIP = torch.zeros(1, 1, 4000)
+CODES = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("psnr", {"references": torch.zeros(1, 3, 16, 16)}, "psnr needs predictions"),
+        ("psnr", {"predictions": torch.zeros(1, 3, 16, 16)}, "psnr needs references"),
+        (
+            "ssim",
+            {"predictions": np.zeros((1, 3, 16, 16), np.uint8), "references": torch.zeros(1, 3, 16, 16)},
+            r"floats in \[-1, 1\], got predictions of torch.uint8",
+        ),
+        ("pesq", {"predictions": CLIP, "references": CLIP, "sampling_rate": 24000}, "PESQ is defined at 16000 Hz"),
+        (
+            "stoi",
+            {"predictions": CLIP, "references": CLIP[..., :9], "sampling_rate": RATE},
+            "the shape of the original",
+        ),
+        ("code_usage", {"predictions": CODES, "codebook_size": 1}, r"codes must lie in 0..0, got 1"),
+        ("code_usage", {"predictions": CODES - 1, "codebook_size": 4}, r"codes must lie in 0..3, got -1"),
+        ("code_usage", {"predictions": CODES.float(), "codebook_size": 4}, "integers, got torch.float32"),
+        ("code_usage", {"predictions": CODES, "references": CODES, "codebook_size": 4}, "takes no references"),
+    ],
+)
+def test_wrong_batches_raise_and_are_not_counted(name, given, message):
+    metric = load_metric(name)
+    for add in (metric.add_batch, metric.compute):
+        with pytest.raises(ValueError, match=message):
+            add(**given)
+    with pytest.raises(ValueError, match="nothing was added"):
+        metric.compute()
+
+
+def test_batches_have_to_agree_in_their_numbers():
+    metric = load_metric("mel_distance")
+    metric.add_batch(predictions=CLIP, references=CLIP, sampling_rate=16000)
+    with pytest.raises(ValueError, match=r"agree in sampling_rate, got .*16000.*24000.*: load a metric for each"):
+        metric.add_batch(predictions=CLIP, references=CLIP, sampling_rate=24000)
+    assert metric.compute() == {"mel_distance": 0, "items": 1, "undefined": 0}
+    assert metric.compute(predictions=CLIP, references=CLIP, sampling_rate=24000)["items"] == 1
+
+
+def test_code_usage_of_no_codes_raises():
+    with pytest.raises(ValueError, match="code usage of no codes"):
+        load_metric("code_usage").compute(predictions=CODES[:0], codebook_size=4)
+
+
+def test_offline_in_a_process_that_has_not_imported_evaluate(tmp_path):
+    program = (
+        "import sys, torch, vpvae_hf\n"
+        "from vpvae_hf.evaluation import load_metric\n"
+        "assert 'evaluate' not in sys.modules\n"
+        "metric = load_metric('code_usage')\n"
+        "print(metric.compute(predictions=torch.arange(4), codebook_size=8)['codes_used'])\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "0.5\n"
