@@ -157,3 +157,16 @@ def test_levels_follow_the_codebook_size(size, levels):
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         build_quantizer({"kind": "fsp", **settings})
+
+
+def test_variance_scale_is_that_of_the_target():
+    features = torch.randn(100_000, 2)
+    losses = {}
+    for scale, spread in ((1.0, 1.0), (1 / 3, 1.0), (1 / 3, 3**-0.5)):
+        settings = {"kind": "fsp", "levels": [5, 5], "activation": "normal", "mean_weight": 0, "variance_scale": scale}
+        built = build_quantizer({**settings, "variance_weight": 1.0}).train()
+        losses[scale, spread] = float(built(spread * features).loss)
+    # The variance of 100,000 normal values is off by 0.0045, its square counts.
+    assert losses[1.0, 1.0] == pytest.approx(0, abs=5e-4)
+    assert losses[1 / 3, 3**-0.5] == pytest.approx(0, abs=5e-4)
+    assert losses[1 / 3, 1.0] == pytest.approx((2 / 3) ** 2, rel=0.05)
