@@ -7,8 +7,8 @@ A latent of one dimension, uniform before it is quantized, passes through the tr
   since vector-quantize-pytorch refuses noise (`noise_dropout`) without `preserve_symmetry`;
 - symmetric FSQ with noise as vector-quantize-pytorch has it, `preserve_symmetry` with `noise_dropout`. Its noise is
   added to the rounded latent, is 1 wide at any number of levels (a cell is 2 / (L - 1)), and is clamped to [-1, 1];
-- symmetric FSQ with noise by the formula of arXiv 2411.19842 section 3.2: tanh(a) + U(-1, 1) / (L - 1) in place of
-  rounding. Formed here too, since the panel before it is another method;
+- symmetric FSQ with noise by the formula of arXiv 2411.19842 section 3.2, this package: tanh(a) + U(-1, 1) / (L - 1) in
+  place of rounding. The panel before it is another method;
 - FSP, arXiv 2602.17133 eqs. (15) to (17), this package.
 
 Every panel has the scale its code returns, FSP's divided by sqrt(3), so that all are nominally in [-1, 1]. Shapes: n
@@ -125,26 +125,23 @@ def symmetric_of_library(unit: Tensor, levels: int) -> Passed:
 
 
 def symmetric_of_paper(unit: Tensor, levels: int) -> Passed:
-    """Symmetric FSQ with noise, as arXiv 2411.19842 section 3.2 has it, from [n] uniform in (0, 1)."""
-    quantizer = FSQ(levels=[levels], preserve_symmetry=True).train()
-    before = (2 * unit - 1).numpy()
-    rounded = _forward(quantizer, torch.atanh(2 * unit - 1))
-    noise = before + (2 * torch.rand(unit.shape) - 1).numpy() / (levels - 1)
-    training = np.where((torch.rand(unit.shape) < _NOISE_PROBABILITY).numpy(), noise, rounded)
-    return Passed(_fsq_codes(quantizer), (-1, 1), before, training, noise)
+    """Symmetric FSQ with noise as this package has it, after arXiv 2411.19842, from [n] uniform in (0, 1)."""
+    return _of_package(unit, {"kind": "fsq", "levels": [levels]}, "noise_probability", 1.0)
 
 
 def fsp(unit: Tensor, levels: int) -> Passed:
     """FSP of this package from [n] uniform in (0, 1)."""
+    return _of_package(unit, {"kind": "fsp", "levels": [levels]}, "perturb_probability", 3**0.5)
+
+
+def _of_package(unit: Tensor, settings: dict, probability: str, reach: float) -> Passed:
+    """A quantizer with tanh whose latents lie in +-reach, which becomes +-1; `probability` names its share of noise."""
     features = torch.atanh(2 * unit - 1).unsqueeze(-1)
-    quantizer, always = (
-        build_quantizer({"kind": "fsp", "levels": [levels], "activation": "tanh", "perturb_probability": p}).train()
-        for p in (_NOISE_PROBABILITY, 1.0)
-    )
+    quantizer, always = (build_quantizer({**settings, probability: p}).train() for p in (_NOISE_PROBABILITY, 1.0))
     codes, before, training, noise = (
-        (latents.squeeze(-1) / 3**0.5).numpy()
+        (latents.squeeze(-1) / reach).numpy()
         for latents in (
-            quantizer.decode(torch.arange(levels)),
+            quantizer.decode(torch.arange(quantizer.codebook_size)),
             quantizer.to_latents(features),
             quantizer(features).latents,
             always(features).latents,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_codecs import noise, tiny_codec
 
-from vpvae_hf import AutoencoderVP, VPCodecModel
+from vpvae_hf import AutoencoderVP, StreamingDecoder, StreamingEncoder, VPCodecModel
 from vpvae_hf.evaluation import evaluate_reconstruction, image_quality
 from vpvae_hf.quantizers import QUANTIZERS, NoCodesError
 
@@ -171,8 +171,6 @@ def test_the_quantizer_may_be_changed(start):
 
 def test_token_bridge_streams():
     codec = VPCodecModel(tiny_codec(KINDS["token-bridge"], fitted=False, causal=True).config).eval()
-    from vpvae_hf import StreamingDecoder, StreamingEncoder
-
     audio = inputs_for(codec)
     whole = codec.encode(audio).audio_codes
     encoder, decoder = StreamingEncoder(codec), StreamingDecoder(codec)

@@ -232,7 +232,6 @@ def test_codebook_sizes_are_drawn_anew_each_step(monkeypatch, generator):
     ("changes", "message"),
     [
         ({"codebook_size_range": [64, 16]}, "the lesser first"),
-        ({"codebook_size_range": [64, 256]}, "codebook_size=32 lies outside"),
         ({"codebook_size_range": [16, 64], "perturbation": "metropolis"}, 'for perturbation "resampled"'),
         ({"radius_exponent": 2}, r"radius_exponent must be a number in \[0, 1\], got 2"),
         ({"lloyd_latents_per_code": -1}, "lloyd_latents_per_code must be an integer of at least 0, got -1"),
@@ -241,3 +240,12 @@ def test_codebook_sizes_are_drawn_anew_each_step(monkeypatch, generator):
 def test_settings_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         build_quantizer({"kind": "vp", "codebook_size": 32, "latent_dim": 2, "perturbation": "resampled", **changes})
+
+
+def test_any_size_can_be_fitted_after_training_for_a_range():
+    settings = {"kind": "vp", "codebook_size": 32, "latent_dim": 2, "perturbation": "resampled"}
+    for size in (8, 32, 300):
+        built = build_quantizer({**settings, "codebook_size_range": [16, 256]})
+        built.set_codebook(torch.randn(size, 2))
+        assert built.codebook_size == size
+        assert built.queue.capacity == 16 * max(size, 256) * 2

@@ -39,14 +39,12 @@ class Method:
     Attributes:
         quantizer: settings with their kind; the size and the dimension are filled in unless given.
         by_size: further settings of the quantizer for some K.
-        settings: of training, that differ from the others'.
         codebook_sizes, seeds: where it has fewer, or other ones, than the comparison.
         paper: the paper's name of it, where the paper has it.
     """
 
     quantizer: dict[str, Any]
     by_size: dict[int, dict[str, Any]] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
     codebook_sizes: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
     paper: str | None = None

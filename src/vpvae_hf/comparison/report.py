@@ -148,6 +148,6 @@ def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict])
             points.setdefault(bits or math.log2(run["size"]), []).append(run["in_domain"][quality])
         line = sorted((bits, statistics.fmean(values)) for bits, values in points.items())
         style = "--" if runs[0]["codebook_size"] is None else "-"
-        axes.plot(*zip(*line, strict=True), style, color=f"C{number % 10}", marker="o", label=method)
+        axes.plot(*zip(*line, strict=True), style, color=f"C{number}", marker="o", label=method)
     axes.set(xlabel="bits a token, log2 K", ylabel=_SHOWN[quality][0], title="Quality over rate, in domain")
     axes.legend(fontsize="small")

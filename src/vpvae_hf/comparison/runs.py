@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from vpvae_hf.data import SampleLoader, SampleStream, check_readable
 from vpvae_hf.evaluation import evaluate_reconstruction
-from vpvae_hf.models import AutoencoderVP, VPCodecModel
 from vpvae_hf.quantizers import quantizer_config
 from vpvae_hf.training.arguments import parse_config
 from vpvae_hf.training.config import TrainingConfig
@@ -29,7 +28,6 @@ from .config import Comparison, Method, Place
 _log = logging.getLogger(__name__)
 
 _RESULT = "result.json"
-_MODELS = {"image": AutoencoderVP, "audio": VPCodecModel}
 
 
 @dataclass(frozen=True)
@@ -121,15 +119,7 @@ def _settings(comparison: Comparison, method: Method, size: int, seed: int) -> d
     quantizer = {"codebook_size": size, "latent_dim": comparison.latent_dims[size]}
     quantizer |= method.quantizer | method.by_size.get(size, {})
     quantizer_config(quantizer)  # so that what is wrong with it shows before the first run
-    return _merged(comparison.settings, method.settings) | {"quantizer": quantizer, "seed": seed}
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merged(merged[name], value) if both else value
-    return merged
+    return comparison.settings | {"quantizer": quantizer, "seed": seed}
 
 
 @contextlib.contextmanager
@@ -169,7 +159,7 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
         config, output_dir=str(run.folder / "training"), resume_from_checkpoint="latest", checkpoints_total_limit=1
     )
     tokenizer = train_tokenizer(config)
-    model = _MODELS[comparison.modality].from_pretrained(tokenizer).eval()
+    model = modality_of(config).load(str(tokenizer)).eval()
     evaluation = json.loads((tokenizer / "results.json").read_text(encoding="utf-8"))["evaluation"]
     place = comparison.out_of_domain
     quantizer = model.quantize

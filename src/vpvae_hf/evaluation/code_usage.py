@@ -13,16 +13,7 @@ def code_usage(codes: Tensor, codebook_size: int) -> float:
     Raises:
         ValueError: no codes.
     """
-    return usage_of_counts(torch.bincount(codes.flatten(), minlength=codebook_size))
-
-
-def usage_of_counts(counts: Tensor) -> float:
-    """CVU from how often each code was used, [K].
-
-    Raises:
-        ValueError: none was.
-    """
-    return code_statistics(counts)["code_usage"]
+    return code_statistics(torch.bincount(codes.flatten(), minlength=codebook_size))["code_usage"]
 
 
 def code_statistics(counts: Tensor) -> dict[str, float]:

@@ -48,7 +48,7 @@ class StreamingEncoder:
         frames = audio.shape[-1] // hop
         self._rest = audio[..., frames * hop :].clone()
         if frames == 0:
-            return torch.empty(len(audio), codec.config.num_codebooks, 0, dtype=torch.long, device=audio.device)
+            return torch.empty(len(audio), codec.quantize.code_groups, 0, dtype=torch.long, device=audio.device)
         features = codec.encode_part(
             audio[..., : frames * hop].contiguous(), CausalPadding(self._past), past=self._attended
         )
@@ -58,7 +58,7 @@ class StreamingEncoder:
         """[B, G, N] the code of what is left, filled up with zeros; N is 0 where the last hop was complete."""
         if self._rest is None or self._rest.shape[-1] == 0:
             count = 1 if self._rest is None else len(self._rest)
-            return torch.empty(count, self._codec.config.num_codebooks, 0, dtype=torch.long, device=self._codec.device)
+            return torch.empty(count, self._codec.quantize.code_groups, 0, dtype=torch.long, device=self._codec.device)
         missing = self._codec.config.hop_length - self._rest.shape[-1]
         return self.encode(self._rest.new_zeros(*self._rest.shape[:-1], missing))
 
@@ -88,7 +88,7 @@ class StreamingDecoder:
             ValueError: another shape, another B than before, or codes out of range.
             CodebookNotFittedError: no codebook has been fitted.
         """
-        groups = self._codec.config.num_codebooks
+        groups = self._codec.quantize.code_groups
         if audio_codes.ndim != 3 or audio_codes.shape[1] != groups:
             raise ValueError(f"codes must be [B, {groups}, N], got shape {tuple(audio_codes.shape)}")
         _check_same_batch(self._batch, len(audio_codes))

@@ -143,8 +143,10 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         latents = self.quantize.to_latents(self._features(audio, valid))
         mask = self._frame_mask(valid, latents.shape[1])
         codes = self.quantize.encode(latents)
+        if mask is not None:
+            codes[~mask] = 0
         output = VPCodecEncoderOutput(
-            audio_codes=self.codes_first(codes if mask is None else _where(mask, codes)),
+            audio_codes=self.codes_first(codes),
             audio_codes_mask=mask,
             latents=latents.transpose(1, 2),
         )
@@ -425,9 +427,8 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         latents = latents.masked_scatter(mask[..., None], output.latents)
         codes = output.codes
         if codes is not None:
-            shape = (*mask.shape, *codes.shape[1:])
-            place = mask if codes.ndim == 1 else mask[..., None]
-            codes = codes.new_zeros(shape).masked_scatter(place, codes)
+            codes = codes.new_zeros(*mask.shape, *codes.shape[1:])
+            codes[mask] = output.codes
         return QuantizerOutput(latents=latents, codes=codes, loss=output.loss, metrics=output.metrics)
 
     def codes_first(self, codes: Tensor) -> Tensor:
@@ -440,7 +441,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
 
     def _latents_of(self, audio_codes: Tensor, force_not_quantize: bool) -> Tensor:
         """[B, N, d] from codes [B, G, N] or latents [B, d, N]."""
-        floating, dim, groups = audio_codes.is_floating_point(), self.config.codebook_dim, self.config.num_codebooks
+        floating, dim, groups = audio_codes.is_floating_point(), self.config.codebook_dim, self.quantize.code_groups
         if audio_codes.ndim != 3 or audio_codes.shape[1] != (dim if floating else groups) or audio_codes.shape[-1] < 1:
             raise ValueError(
                 f"decode takes codes [B, {groups}, N] of an integer dtype or floating latents [B, {dim}, N], N at "
@@ -464,11 +465,6 @@ def _check_shapes(name: str | os.PathLike, mismatched: Iterable[tuple[str, torch
             f"{name}: weights and config do not belong together ({', '.join(shapes[:3])}{more}); "
             "save the model again with save_pretrained, or restore the config.json it was saved with"
         )
-
-
-def _where(mask: Tensor, codes: Tensor) -> Tensor:
-    """Codes [B, N] or [B, N, G], 0 where the mask [B, N] is not."""
-    return codes.masked_fill(~(mask if codes.ndim == 2 else mask[..., None]), 0)
 
 
 def _part_of(valid: Tensor | None, start: int, end: int) -> Tensor | None:

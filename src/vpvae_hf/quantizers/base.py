@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from .moments import rms_length
+
 
 class NoCodesError(RuntimeError):
     """Codes were asked of a quantizer that has none."""
@@ -129,8 +131,7 @@ class Quantizer(nn.Module, ABC):
                 return QuantizerOutput(latents=latents, codes=None, loss=latents.new_zeros(()), metrics={})
             codes = self.encode(latents)
             quantized = self.decode(codes)
-            error = (quantized - latents.float()).square().sum(dim=-1).mean().sqrt()
-            metrics = {"quantizer/quantization_error_rms": error.detach()}
+            metrics = {"quantizer/quantization_error_rms": rms_length(quantized - latents.float())}
             return QuantizerOutput(latents=quantized, codes=codes, loss=quantized.new_zeros(()), metrics=metrics)
 
     def encode(self, latents: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from vpvae_hf.neighbors import nearest_point
 
 from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
 from .levels import complete_levels
+from .moments import rms_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ class _LearnedCodebook(Quantizer):
         return self._codebook()[codes]
 
     def _output(self, features: Tensor, latents: Tensor, codes: Tensor, loss: Tensor) -> QuantizerOutput:
-        moved = (latents.detach() - features.detach()).square().sum(dim=-1).mean().sqrt()
+        moved = rms_length(latents - features)
         metrics = {"quantizer/displacement_rms": moved, "quantizer/quantization_error_rms": moved}
         return QuantizerOutput(latents=latents, codes=codes, loss=loss, metrics=metrics)
 
@@ -262,8 +263,8 @@ class FiniteScalarQuantization(Quantizer):
             latents = torch.where(token < self.config.noise_probability, noisy, rounded)
         codes = self.nearest_codes(continuous.detach())
         metrics = {
-            "quantizer/displacement_rms": _rms(latents.detach() - continuous.detach()),
-            "quantizer/quantization_error_rms": _rms(rounded.detach() - continuous.detach()),
+            "quantizer/displacement_rms": rms_length(latents - continuous),
+            "quantizer/quantization_error_rms": rms_length(rounded - continuous),
         }
         return QuantizerOutput(latents=latents, codes=codes, loss=features.new_zeros(()), metrics=metrics)
 
@@ -318,8 +319,3 @@ def _check_sizes(config: QuantizerConfig) -> None:
         value = getattr(config, name)
         require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
     require(config.fitted is True, "fitted", config.fitted, "true: the codebook is learned in training")
-
-
-def _rms(difference: Tensor) -> Tensor:
-    """Root mean square length of [..., d]."""
-    return difference.square().sum(dim=-1).mean().sqrt()

@@ -1,4 +1,4 @@
-"""The normalization loss, eqs. (11) and (14)."""
+"""Moments of latents: the normalization loss, eqs. (11) and (14), and root mean squares."""
 
 from torch import Tensor
 
@@ -21,3 +21,8 @@ def normalization_loss(
     mean = latents.mean(dim=0)
     variance = latents.var(dim=0, correction=0)
     return mean_weight * mean.square().mean() + variance_weight * (variance - target_variance).square().mean()
+
+
+def rms_length(vectors: Tensor) -> Tensor:
+    """Root mean square Euclidean length of vectors [..., d], [] without a gradient."""
+    return vectors.detach().square().sum(dim=-1).mean().sqrt()

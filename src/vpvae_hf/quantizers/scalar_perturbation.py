@@ -15,7 +15,7 @@ from vpvae_hf.codebook import ScalarGrid
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_number, require
 from .levels import complete_levels
-from .moments import normalization_loss
+from .moments import normalization_loss, rms_length
 
 # Standard deviation 1 for a uniform latent in [0, 1].
 _OUTPUT_SCALE = math.sqrt(12)
@@ -124,8 +124,8 @@ class ScalarPerturbation(Quantizer):
         flat = features.reshape(-1, self.latent_dim)
         # The displacement is that of perturbed tokens, the quantization error that of rounding any of them.
         metrics = {
-            "quantizer/displacement_rms": _rms(perturbed - unit.detach()),
-            "quantizer/quantization_error_rms": _rms(centroids - unit.detach()),
+            "quantizer/displacement_rms": _OUTPUT_SCALE * rms_length(perturbed - unit),
+            "quantizer/quantization_error_rms": _OUTPUT_SCALE * rms_length(centroids - unit),
             "quantizer/acceptance": kept.float().mean(),
         }
         return QuantizerOutput(
@@ -165,8 +165,3 @@ def _from_unit(unit: Tensor) -> Tensor:
 
 def _to_unit(latents: Tensor) -> Tensor:
     return latents / _OUTPUT_SCALE + 0.5
-
-
-def _rms(difference: Tensor) -> Tensor:
-    """Root mean square length of [..., d] in units of the latents."""
-    return difference.square().sum(dim=-1).mean().sqrt() * _OUTPUT_SCALE

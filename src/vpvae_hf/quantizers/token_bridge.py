@@ -14,6 +14,7 @@ from torch import Tensor
 from vpvae_hf.codebook import ScalarGrid
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .moments import rms_length
 
 # Beyond it a variance, or the inverse of one, tells nothing but overflows.
 _LOG_VARIANCE_LIMIT = 20.0
@@ -81,8 +82,8 @@ class TokenBridge(Quantizer):
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=-1).mean()
         quantized = self.lookup(self.nearest_codes(mean.detach()))
         metrics = {
-            "quantizer/displacement_rms": _rms(displacement.detach()),
-            "quantizer/quantization_error_rms": _rms(quantized - mean.detach()),
+            "quantizer/displacement_rms": rms_length(displacement),
+            "quantizer/quantization_error_rms": rms_length(quantized - mean),
             "quantizer/divergence": divergence.detach(),
         }
         return QuantizerOutput(
@@ -104,8 +105,3 @@ def _bin_means(bins: int) -> list[float]:
     edges = torch.special.ndtri(torch.arange(bins + 1, dtype=torch.float64, device="cpu") / bins)
     density = (-edges.square() / 2).exp() / math.sqrt(2 * math.pi)
     return ((density[:-1] - density[1:]) * bins).tolist()
-
-
-def _rms(difference: Tensor) -> Tensor:
-    """Root mean square length of [..., d]."""
-    return difference.square().sum(dim=-1).mean().sqrt()

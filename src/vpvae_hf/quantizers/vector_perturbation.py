@@ -43,7 +43,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         lloyd_latents_per_code: "resampled" moves each drawn latent once to the mean of its cell, of as many further
             latents of the queue a code; 0 leaves the draw as it is.
         codebook_size_range: least and greatest K of "resampled", drawn anew each step with a uniform logarithm, so that
-            one model serves codebooks of all sizes in between; None for codebook_size alone.
+            one model serves codebooks of all sizes in between; None for codebook_size alone, which the share is
+            measured for in either case.
         density_rank: k of the density estimate, eq. (4).
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents a code;
@@ -114,7 +115,7 @@ class VectorPerturbationConfig(QuantizerConfig):
     @property
     def largest_codebook(self) -> int:
         """The greatest K that it is trained for."""
-        return self.codebook_size if self.codebook_size_range is None else self.codebook_size_range[1]
+        return max(self.codebook_size, *(self.codebook_size_range or ()), 0)
 
     @property
     def queue_size(self) -> int:
@@ -128,11 +129,6 @@ class VectorPerturbationConfig(QuantizerConfig):
         valid = len(limits) == 2 and all(map(is_integer, limits)) and 2 <= limits[0] <= limits[1]
         require(valid, "codebook_size_range", self.codebook_size_range, "two integers of at least 2, the lesser first")
         object.__setattr__(self, "codebook_size_range", limits)
-        if not limits[0] <= self.codebook_size <= limits[1]:
-            raise ValueError(
-                f"codebook_size={self.codebook_size} lies outside codebook_size_range {limits}; it is the size that "
-                "the perturbation is measured at, and that is fitted by default"
-            )
         if self.perturbation != "resampled":
             raise ValueError(
                 f'codebook_size_range is for perturbation "resampled", got {self.perturbation!r}: the search for it '

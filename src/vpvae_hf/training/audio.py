@@ -37,7 +37,7 @@ class AudioModality(Modality):
     def _new_model(self, config: AudioTrainingConfig) -> VPCodecModel:
         return VPCodecModel(VPCodecConfig(**config.model.architecture, quantizer=dict(config.quantizer) or None))
 
-    def _load(self, name: str, **places: str) -> VPCodecModel:
+    def load(self, name: str, **places: str) -> VPCodecModel:
         return VPCodecModel.from_pretrained(name, **places)
 
     def losses(self, config: AudioTrainingConfig, model: VPCodecModel) -> Mapping[str, Loss]:

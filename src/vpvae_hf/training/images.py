@@ -31,7 +31,7 @@ class ImageModality(Modality):
         size = config.data.validation_size or config.data.size
         return AutoencoderVP(**{"sample_size": size, **config.model.architecture}, quantizer=quantizer)
 
-    def _load(self, name: str, **places: str) -> AutoencoderVP:
+    def load(self, name: str, **places: str) -> AutoencoderVP:
         return AutoencoderVP.from_pretrained(name, **places)
 
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:

@@ -159,7 +159,6 @@ class Trainer:
                 if validates:
                     figures = self._validate(self.step)
                     self._append({f"validation/{name}": value for name, value in figures.items()})
-                    self._stopwatch.seconds()  # neither is the quantizer's time in it
                     interval = _Interval()
                 bar.set_postfix(self._shown())
                 if saves:

@@ -42,7 +42,7 @@ class Modality(ABC):
         """
         if config.model.pretrained is None:
             return self._new_model(config)
-        model = self._load(config.model.pretrained, **places(config.model))
+        model = self.load(config.model.pretrained, **places(config.model))
         present = model.quantize.config.to_dict()
         wanted = dict(config.quantizer) if "kind" in config.quantizer else {**present, **config.quantizer}
         if wanted != present:
@@ -54,7 +54,8 @@ class Modality(ABC):
     def _new_model(self, config: TrainingConfig): ...
 
     @abstractmethod
-    def _load(self, name: str, **places: str): ...
+    def load(self, name: str, **places: str):
+        """A saved tokenizer, from a folder or a hub id."""
 
     @abstractmethod
     def losses(self, config: TrainingConfig, model) -> Mapping[str, Loss]:
