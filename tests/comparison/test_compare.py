@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from image_runs import ARCHITECTURE, write_pictures
+from safetensors.torch import load_file
 
 from vpvae_hf.cli.main import main
 from vpvae_hf.comparison import planned_runs, read_comparison
@@ -38,6 +40,13 @@ COMPARISON = {
         "bridge": {
             "quantizer": {"kind": "token_bridge", "codebook_size": 4},
             "by_size": {16: {"latent_dim": 2}},
+            "codebook_sizes": [16],
+            "seeds": [0],
+        },
+        "vp_decoder": {
+            "quantizer": {"kind": "vp"},
+            "starts_from": "vp",
+            "settings": {"train_only": "decoder", "max_train_steps": 2},
             "codebook_sizes": [16],
             "seeds": [0],
         },
@@ -86,6 +95,7 @@ def changed(files, tmp_path):
 
 def test_every_run_has_its_tokenizer_and_result(finished):
     names = {"none-16-seed0", "vp-16-seed0", "vp-16-seed1", "fsp-16-seed0", "fsp-32-seed0", "bridge-16-seed0"}
+    names.add("vp_decoder-16-seed0")
     assert {path.parent.name for path in finished.glob("*/result.json")} == names
     assert {path.parents[2].name for path in finished.glob("*/training/tokenizer/config.json")} == names
     result = json.loads((finished / "vp-16-seed1/result.json").read_text())
@@ -98,8 +108,26 @@ def test_every_run_has_its_tokenizer_and_result(finished):
     assert [row["step"] for row in result["validation"]] == [2, 4]
 
 
+def test_a_method_goes_on_from_the_tokenizer_of_another(finished):
+    before, after = (
+        load_file(finished / name / "training/tokenizer/diffusion_pytorch_model.safetensors")
+        for name in ("vp-16-seed0", "vp_decoder-16-seed0")
+    )
+    assert torch.equal(before["quantize.codebook"], after["quantize.codebook"])
+    assert torch.equal(before["encoder.conv_in.weight"], after["encoder.conv_in.weight"])
+    assert not torch.equal(before["decoder.conv_in.weight"], after["decoder.conv_in.weight"])
+    assert json.loads((finished / "vp_decoder-16-seed0/result.json").read_text())["steps"] == 2
+
+
+def test_a_method_waits_for_the_one_that_it_goes_on_from(files, tmp_path, caplog, capsys):
+    assert main(arguments(files, tmp_path, "--methods", "vp_decoder")) == 1
+    assert "vp-16-seed0, which is not finished; left for another time" in caplog.text
+    assert "no run of the comparison is finished" in capsys.readouterr().err
+
+
 def test_methods_share_everything_but_the_quantizer(finished):
-    found = [json.loads((folder / "training/settings.json").read_text()) for folder in finished.glob("*-16-seed0")]
+    folders = [folder for folder in finished.glob("*-16-seed0") if "decoder" not in folder.name]
+    found = [json.loads((folder / "training/settings.json").read_text()) for folder in folders]
     for settings in found:
         for differs in ("quantizer", "output_dir"):
             settings.pop(differs)
@@ -119,7 +147,7 @@ def test_table_and_curves(finished):
     assert "PSNR below none" in rows["method"]
     assert "| fsp | 32 |" in large
     results = json.loads((finished / "results.json").read_text())
-    assert len(results) == 6
+    assert len(results) == 7
     for name in ("cvu_over_training.png", "rate_distortion.png"):
         assert (finished / name).stat().st_size > 5000
 
@@ -165,13 +193,13 @@ def test_a_run_that_another_process_is_at_is_left_to_it(files, tmp_path, capsys)
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(arguments(files, tmp_path, "--methods", "fsp", "--codebook-sizes", "16")) == 1
     captured = capsys.readouterr()
-    assert "1 of 1 runs are being made by other processes" in captured.out
+    assert "1 of 1 runs are left: other processes are at them" in captured.out
     assert "no run of the comparison is finished" in captured.err
 
 
 def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path, capsys):
     for option, value, there in (
-        ("--methods", "fsq", "bridge, fsp, none, vp"),
+        ("--methods", "fsq", "bridge, fsp, none, vp, vp_decoder"),
         ("--codebook-sizes", "64", "16, 32"),
         ("--seeds", "7", "0, 1"),
     ):
@@ -187,6 +215,7 @@ def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path,
         ({"methods": {"a": {"quantiser": {}}}}, r"methods\.a: unknown key 'quantiser'; did you mean 'quantizer'"),
         ({"methods": {"a": {"quantizer": {}}}}, r"methods\.a\.quantizer names no kind"),
         ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [5]}}}, r"settings of K=5.*16, 32"),
+        ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "starts_from": "b"}}}, "starts from 'b', which must be"),
         ({"out_of_domain": {"split": "test"}}, "out_of_domain lacks name"),
     ],
 )

@@ -15,6 +15,7 @@ from audio_files import RATE
 from audio_runs import ARCHITECTURE, VECTOR, configured, settings, write_speech
 from image_runs import metrics
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from vpvae_hf import VPCodecConfig, VPCodecModel
@@ -85,6 +86,14 @@ def test_a_killed_run_goes_on_with_the_same_losses(whole, data, tmp_path):
     assert not (output / "tokenizer").exists()
     train_tokenizer(configured(values | {"resume_from_checkpoint": "latest"}))
     assert metrics(output) == metrics(whole)
+
+
+def test_the_decoder_alone_learns_to_read_the_codes(whole, data, tmp_path):
+    values = settings(data, tmp_path / "run", train_only="decoder", model={"pretrained": str(whole / "tokenizer")})
+    train_tokenizer(configured(values))
+    first, second = (load_file(run / "tokenizer/model.safetensors") for run in (whole, tmp_path / "run"))
+    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {"post_quant_proj", "decoder_transformer", "decoder"}
 
 
 def test_training_brings_the_reconstruction_nearer(data, tmp_path):

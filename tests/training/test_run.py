@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from image_runs import VECTOR, configured, metrics, settings, write_pictures
+from image_runs import ARCHITECTURE, VECTOR, configured, metrics, settings, write_pictures
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -206,6 +207,47 @@ def test_fine_tuning_on_other_images_raises_psnr_on_them(whole, tmp_path):
         assert results["training"]["base_model"] == start["pretrained"]
         psnr.append(results["evaluation"][0]["metrics"]["psnr"])
     assert psnr[1] > psnr[0] + 1
+
+
+def decoder_run(whole: Path, source: str, output: Path, **changes) -> dict:
+    start = {"pretrained": str(whole / "tokenizer")}
+    return settings(source, output, **{"model": start, "train_only": "decoder", "learning_rate": 5e-4} | changes)
+
+
+def test_the_decoder_alone_learns_to_read_the_codes(whole, data, tmp_path):
+    values = decoder_run(whole, data, tmp_path / "run", max_train_steps=60, checkpointing_steps=100)
+    before, after = whole / "tokenizer", train_tokenizer(configured(values))
+    first, second = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (before, after))
+    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {"post_quant_conv", "decoder"}
+    psnr = [
+        json.loads((folder / "results.json").read_text())["evaluation"][0]["metrics"]["psnr"]
+        for folder in (before, after)
+    ]
+    assert psnr[1] > psnr[0] + 0.5
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["validation/psnr"] == pytest.approx(psnr[1], abs=0.01)  # with the codebook that was there
+    assert "quantizer/quantization_error_rms" in rows[0]
+    assert "quantizer/displacement_rms" not in rows[0]
+
+
+def test_training_of_the_decoder_alone_goes_on_from_a_checkpoint(whole, data, tmp_path):
+    in_one = decoder_run(whole, data, tmp_path / "one", data={"workers": 1})
+    in_two = decoder_run(whole, data, tmp_path / "two", data={"workers": 1})
+    train_tokenizer(configured(in_one))
+    shutil.copytree(tmp_path / "one" / "checkpoint-8", tmp_path / "two" / "checkpoint-8")
+    train_tokenizer(configured(in_two | {"resume_from_checkpoint": "latest"}))
+    name = "tokenizer/diffusion_pytorch_model.safetensors"
+    assert same_weights(tmp_path / "one" / name, tmp_path / "two" / name)
+
+
+def test_training_the_decoder_alone_needs_a_fitted_tokenizer(data, tmp_path):
+    with pytest.raises(ValueError, match="name one with --model"):
+        configured(settings(data, tmp_path / "run", train_only="decoder"))
+    AutoencoderVP(**ARCHITECTURE, quantizer=VECTOR).save_pretrained(tmp_path / "unfitted")
+    values = settings(data, tmp_path / "run", train_only="decoder", model={"pretrained": str(tmp_path / "unfitted")})
+    with pytest.raises(ValueError, match="unfitted has none; fit one first: vpvae fit"):
+        train_tokenizer(configured(values))
 
 
 @pytest.mark.parametrize(

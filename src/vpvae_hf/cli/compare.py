@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> None:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         finished = run_all(comparison, chosen, arguments)
         if len(finished) < len(chosen):
-            print(f"{len(chosen) - len(finished)} of {len(chosen)} runs are being made by other processes")
+            left = len(chosen) - len(finished)
+            print(f"{left} of {len(chosen)} runs are left: other processes are at them, or they wait for others")
     # Of all runs that are there, whichever were chosen now.
     files = write_report(comparison, [each for each in everything if each.result is not None])
     print(files[1].read_text(encoding="utf-8"))

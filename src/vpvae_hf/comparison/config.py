@@ -39,12 +39,16 @@ class Method:
     Attributes:
         quantizer: settings with their kind; the size and the dimension are filled in unless given.
         by_size: further settings of the quantizer for some K.
+        settings: of training, that change those of the comparison.
+        starts_from: a method named before, whose tokenizer of equal K and seed is gone on from.
         codebook_sizes, seeds: where it has fewer, or other ones, than the comparison.
         paper: the paper's name of it, where the paper has it.
     """
 
     quantizer: dict[str, Any]
     by_size: dict[int, dict[str, Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    starts_from: str | None = None
     codebook_sizes: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
     paper: str | None = None
@@ -105,7 +109,13 @@ def read_comparison(file: Path) -> Comparison:
     if not training.is_file():
         raise FileNotFoundError(f"no such file: {training}, named as training by {file}")
     latent_dims = {int(size): int(dim) for size, dim in values["latent_dims"].items()}
-    methods = {name: _method(name, each, file, latent_dims) for name, each in values["methods"].items()}
+    methods: dict[str, Method] = {}
+    for name, each in values["methods"].items():
+        methods[name] = _method(name, each, file, latent_dims)
+        start = methods[name].starts_from
+        if start is not None and (start == name or start not in methods):
+            before = ", ".join(methods.keys() - {name}) or "there is none"
+            raise ValueError(f"{file}: methods.{name} starts from {start!r}, which must be named before it: {before}")
     place = values["out_of_domain"]
     return Comparison(
         modality=values["modality"],

@@ -28,6 +28,7 @@ from .config import Comparison, Method, Place
 _log = logging.getLogger(__name__)
 
 _RESULT = "result.json"
+_TOKENIZER = "training/tokenizer"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Run:
         method, size, seed: its name, the K that it is compared at, and its seed.
         folder: for its settings, checkpoints, tokenizer and result.
         settings: of its training, as nested mappings.
+        start: folder of the run whose tokenizer it goes on from; None for a new one.
     """
 
     method: str
@@ -45,6 +47,7 @@ class Run:
     seed: int
     folder: Path
     settings: dict[str, Any]
+    start: Path | None = None
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -70,8 +73,8 @@ def planned_runs(
         for size in method.codebook_sizes or comparison.latent_dims:
             for seed in method.seeds or comparison.seeds:
                 folder = comparison.output_dir / f"{name}-{size}-seed{seed}"
-                settings = _settings(comparison, method, size, seed)
-                runs.append(Run(name, size, seed, folder, settings))
+                start = method.starts_from and comparison.output_dir / f"{method.starts_from}-{size}-seed{seed}"
+                runs.append(Run(name, size, seed, folder, _settings(comparison, method, size, seed), start))
     for what, wanted, there in (
         ("method", methods, {run.method for run in runs}),
         ("codebook size", codebook_sizes, {run.size for run in runs}),
@@ -109,7 +112,9 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
         for run in todo:
             bar.set_postfix_str(f"{run.method}, K={run.size}, seed {run.seed}")
             with _claimed(run.folder) as mine:
-                if mine and run.result is None:
+                if run.start is not None and not (run.start / _RESULT).exists():
+                    _log.warning("%s needs %s, which is not finished; left for another time", run.folder, run.start)
+                elif mine and run.result is None:
                     _train_and_measure(comparison, run, arguments)
             bar.update()
     return [run for run in runs if run.result is not None]
@@ -119,7 +124,7 @@ def _settings(comparison: Comparison, method: Method, size: int, seed: int) -> d
     quantizer = {"codebook_size": size, "latent_dim": comparison.latent_dims[size]}
     quantizer |= method.quantizer | method.by_size.get(size, {})
     quantizer_config(quantizer)  # so that what is wrong with it shows before the first run
-    return comparison.settings | {"quantizer": quantizer, "seed": seed}
+    return comparison.settings | method.settings | {"quantizer": quantizer, "seed": seed}
 
 
 @contextlib.contextmanager
@@ -152,7 +157,8 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
     from omegaconf import OmegaConf
 
     overlay = run.folder / "settings.yaml"
-    OmegaConf.save(OmegaConf.create({"base": str(comparison.training), **run.settings}), overlay)
+    start = {} if run.start is None else {"model": {"pretrained": str(run.start / _TOKENIZER)}}
+    OmegaConf.save(OmegaConf.create({"base": str(comparison.training), **run.settings, **start}), overlay)
     _write_json(run.folder / "run.json", _record(run, arguments))
     config = parse_config(comparison.config_class, ["--config", str(overlay), *arguments])
     config = dataclasses.replace(

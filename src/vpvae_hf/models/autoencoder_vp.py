@@ -381,6 +381,9 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
         self.register_to_config(**settings, _use_default_values=defaults)
 
+    def _encoder_parts(self) -> tuple[nn.Module, ...]:
+        return self.encoder, self.quant_conv
+
     def _replace_projections(self) -> None:
         place = {"device": self.quant_conv.weight.device, "dtype": self.quant_conv.weight.dtype}
         encoder_out, decoder_in = self.quant_conv.in_channels, self.post_quant_conv.out_channels

@@ -338,6 +338,9 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
     def _follow_quantizer(self) -> None:
         self.config.quantizer = self.quantize.config.to_dict()
 
+    def _encoder_parts(self) -> tuple[nn.Module, ...]:
+        return self.encoder, self.encoder_transformer, self.quant_norm, self.quant_proj
+
     def _replace_projections(self) -> None:
         place = {"device": self.quant_proj.weight.device, "dtype": self.quant_proj.weight.dtype}
         hidden_size, config = self.config.hidden_size, self.quantize.config

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quantizer, quantizer_config
 
@@ -14,7 +14,7 @@ from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quant
 class QuantizerOwner:
     """A model with a `Quantizer` as `quantize`, and a projection before it and after it.
 
-    Models write `_follow_quantizer` and `_replace_projections`.
+    Models write `_encoder_parts`, `_follow_quantizer` and `_replace_projections`.
     """
 
     quantize: Quantizer
@@ -56,6 +56,15 @@ class QuantizerOwner:
             if not same_dims:
                 self._replace_projections()
         self._follow_quantizer()
+
+    def freeze_encoder(self) -> None:
+        """Let the decoder alone be trained: no weight before it, and none of the quantizer's, needs a gradient."""
+        for part in (*self._encoder_parts(), self.quantize):
+            part.requires_grad_(False)
+
+    def _encoder_parts(self) -> tuple[nn.Module, ...]:
+        """What is computed before the quantizer."""
+        raise NotImplementedError
 
     def _follow_quantizer(self) -> None:
         """Write the quantizer's settings into the config."""

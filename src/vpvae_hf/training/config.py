@@ -129,6 +129,9 @@ class TrainingConfig:
         {}, "settings with their kind; without a kind they change those of the model that is gone on from"
     )
     data: DataConfig = field(default_factory=DataConfig)
+    train_only: Literal["decoder"] | None = _option(
+        None, "decoder: encoder, quantizer and codebook of model.pretrained stay, its decoder learns to read the codes"
+    )
     losses: dict[str, float] = _option({}, "weight of each reconstruction loss; l1 alone where empty")
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     max_train_steps: int = _option(100_000, "optimizer steps")
@@ -175,6 +178,10 @@ class TrainingConfig:
         limit = self.checkpoints_total_limit
         _require(limit is None or limit >= 1, "checkpoints_total_limit", limit, "at least 1, or null")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+        if self.train_only is not None and self.model.pretrained is None:
+            raise ValueError(
+                f"train_only={self.train_only} goes on from a fitted tokenizer; name one with --model.pretrained"
+            )
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs a repository; add --hub_model_id NAME/REPOSITORY")
 

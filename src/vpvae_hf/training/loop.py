@@ -73,6 +73,8 @@ class Trainer:
         self.step = self.examples = 0
         self._batches, self._output, self._validate = batches, output, validate
         self._losses, self._adversarial = losses, adversarial
+        if config.train_only == "decoder":
+            model.freeze_encoder()
         if config.gradient_checkpointing:
             next(getattr(model, name) for name in _CHECKPOINTING if hasattr(model, name))()
         if config.torch_compile:
@@ -80,8 +82,9 @@ class Trainer:
             model.encoder.compile()
             model.decoder.compile()
         betas = (config.adam_beta1, config.adam_beta2)
+        trained = [weights for weights in model.parameters() if weights.requires_grad]
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay
+            trained, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay
         )
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         # Not prepared: Accelerate would step it once for each rank.
@@ -136,7 +139,7 @@ class Trainer:
             ValueError: NaN or infinite latents, or data that cannot be read.
         """
         config, last = self.config, self.config.max_train_steps
-        self.model.train()
+        self._train_mode()
         interval = _Interval()
         with tqdm(
             total=last, initial=self.step, desc="Training", unit="step", disable=not self.accelerator.is_main_process
@@ -158,6 +161,7 @@ class Trainer:
                     interval = _Interval()
                 if validates:
                     figures = self._validate(self.step)
+                    self._train_mode()
                     self._append({f"validation/{name}": value for name, value in figures.items()})
                     interval = _Interval()
                 bar.set_postfix(self._shown())
@@ -168,6 +172,11 @@ class Trainer:
         if self._ema is not None:
             self._ema.copy_to(self.model.parameters())
         return self.log
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.train_only == "decoder":
+            self.model.quantize.eval()  # real codes, not what stands for them in training
 
     def _forward_backward(self, original: Tensor) -> dict[str, Tensor]:
         """One forward and backward pass, and an optimizer step where enough were accumulated; detached figures."""

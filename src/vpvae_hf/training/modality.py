@@ -35,7 +35,8 @@ class Modality(ABC):
     def build_model(self, config: TrainingConfig):
         """A new model, or one that goes on from a saved tokenizer.
 
-        Where one is gone on from, quantizer settings without a kind change the present ones; empty, they leave them.
+        Where one is gone on from, quantizer settings without a kind change the present ones; empty, or where only the
+        decoder is trained, they leave them.
 
         Raises:
             ValueError: invalid settings, or a start that cannot be loaded.
@@ -43,6 +44,8 @@ class Modality(ABC):
         if config.model.pretrained is None:
             return self._new_model(config)
         model = self.load(config.model.pretrained, **places(config.model))
+        if config.train_only is not None:
+            return model
         present = model.quantize.config.to_dict()
         wanted = dict(config.quantizer) if "kind" in config.quantizer else {**present, **config.quantizer}
         if wanted != present:

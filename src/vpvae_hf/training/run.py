@@ -70,6 +70,11 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     # Every rank the same weights, then each its own perturbations.
     set_seed(config.seed)
     model = modality.build_model(config).to(accelerator.device)
+    if config.train_only is not None and not model.quantize.config.fitted:
+        raise ValueError(
+            f"train_only={config.train_only} needs a fitted codebook, and {config.model.pretrained} has none; "
+            f"fit one first: vpvae fit {config.model.pretrained} --dataset NAME --codebook-size K"
+        )
     data = TrainingData(modality, model, config, accelerator)
     set_seed(config.seed, device_specific=True)
     validation = Validation(modality, model, data, output, config, accelerator)
@@ -159,7 +164,7 @@ def _finish(
 ) -> Path:
     """Fit, evaluate, save with results and card, and push."""
     fit = None
-    if model.quantize.needs_fitting:
+    if model.quantize.needs_fitting and config.train_only is None:
         fit = fit_codebook(
             model,
             data.fitting(),

@@ -47,10 +47,15 @@ class Validation:
             self._shown = data.shown(config.validation_pictures)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Quality with the codebook that the queue would give now; nothing while the queue is too short for one."""
-        codebook = preview_codebook(self._model.quantize)
-        if self._model.quantize.needs_fitting and codebook is None:
-            return {}
+        """Quality with the codebook that the queue would give now, or with that of a model whose codebook stays.
+
+        Nothing while the queue is too short for a codebook.
+        """
+        codebook = None
+        if self._model.quantize.needs_fitting and self._config.train_only is None:
+            codebook = preview_codebook(self._model.quantize)
+            if codebook is None:
+                return {}
         figures = self._evaluated(self._config.data.validation_examples, codebook, final=False).figures
         picture = self.picture(codebook)
         if picture is not None:
