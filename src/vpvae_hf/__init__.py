@@ -14,7 +14,7 @@ from .models import (
     VPCodecModel,
 )
 from .quantizers import CodebookNotFittedError, build_quantizer
-from .training import fit_codebook
+from .training import fit_codebook, measure_scaling_factor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "VPCodecModel",
     "build_quantizer",
     "fit_codebook",
+    "measure_scaling_factor",
 ]
 
 # diffusers loads a pipeline's component only from libraries listed here, and its AutoModel only from its own names.

@@ -75,6 +75,7 @@ def _settings(inputs: Inputs, column: str, files: int) -> dict[str, Any]:
         "tokenizer": options.tokenizer,
         "tokenizer_revision": options.revision,
         "tokenizer_sha256": tokenizer_hash(model),
+        "code_fingerprint": model.code_fingerprint(),
         "codebook_size": model.quantize.codebook_size,
         "code_groups": model.quantize.code_groups,
         **inputs.scale(),

@@ -62,11 +62,14 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
         latent_channels: the quantizer's latent_dim; may be left out.
         sample_size: side of the images it is trained on, and of a tile.
-        scaling_factor: what latents are multiplied by for a diffusion model.
+        scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
+            `fit_codebook` and the recipes measure it.
         norm_type: "group", or "spatial" for a decoder whose normalization reads the latents (MoVQ).
         force_upcast: for pipelines that ask: whether float16 is too narrow for the decoder.
         encoder_out_channels: channels between the encoder and the bottleneck; block_out_channels[-1] by default.
         decoder_in_channels: channels between the bottleneck and the decoder; likewise.
+        force_not_quantize: `decode` takes latents as they are where it is not told otherwise, so that pipelines decode
+            what a diffusion model makes without quantizing it.
 
     Raises:
         ValueError: latent_channels that contradict the quantizer, or invalid quantizer settings.
@@ -98,6 +101,7 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         quantizer: Mapping[str, Any] | None = None,
         encoder_out_channels: int | None = None,
         decoder_in_channels: int | None = None,
+        force_not_quantize: bool = False,
     ):
         super().__init__()
         settings = quantizer_config({"kind": "vp"} if quantizer is None else quantizer)
@@ -165,7 +169,7 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
     def decode(
         self,
         h: Tensor,
-        force_not_quantize: bool = False,
+        force_not_quantize: bool | None = None,
         return_dict: bool = True,
         shape: tuple[int, ...] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
@@ -174,7 +178,8 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         Args:
             h: codes [B, H/f, W/f] of an integer dtype (of kind "token_bridge" [B, H/f, W/f, d]), or latents
                 [B, d, H/f, W/f], floating.
-            force_not_quantize: decode latents as they are. Codes are looked up in any case.
+            force_not_quantize: decode latents as they are; None for what the config says. Codes are looked up in any
+                case, and latents of a quantizer of kind "none" are never quantized.
             shape: where codes come flat, (B, H/f, W/f) or (B, H/f, W/f, d).
 
         Returns:
@@ -193,7 +198,9 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
             if not torch.isfinite(h).all():
                 raise ValueError(f"{int((~torch.isfinite(h)).sum())} of {h.numel()} latent values are NaN or infinite")
             latents = h.movedim(1, -1)
-            latents = latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
+            as_it_is = self.config.force_not_quantize if force_not_quantize is None else force_not_quantize
+            if self.quantize.has_codes and not as_it_is:
+                latents = self.quantize.decode(self.quantize.encode(latents))
         else:
             group = () if self.quantize.code_groups == 1 else (self.quantize.code_groups,)
             codes = h if shape is None else h.reshape(*shape[:3], *group)
@@ -376,8 +383,10 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         return super().extract_init_dict(config_dict, **kwargs)
 
     def _follow_quantizer(self) -> None:
-        """Write the quantizer's settings into the config, no longer as defaults."""
-        settings = {"quantizer": self.quantize.config.to_dict(), "latent_channels": self.quantize.latent_dim}
+        self._set_config(quantizer=self.quantize.config.to_dict(), latent_channels=self.quantize.latent_dim)
+
+    def _set_config(self, **settings) -> None:
+        # No longer as defaults, which diffusers would leave out.
         defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
         self.register_to_config(**settings, _use_default_values=defaults)
 

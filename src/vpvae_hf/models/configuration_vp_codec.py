@@ -36,6 +36,8 @@ class VPCodecConfig(PreTrainedConfig):
         chunk_length_s: longer audio is encoded and decoded in parts of this length, in seconds, with all the context
             that the whole would give them.
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
+        scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
+            `fit_codebook` and the recipes measure it.
 
     Attributes:
         hop_length: samples a code stands for.
@@ -71,6 +73,7 @@ class VPCodecConfig(PreTrainedConfig):
     causal: bool = False
     chunk_length_s: float | int = 10.0
     quantizer: dict[str, Any] | None = None
+    scaling_factor: float = 1.0
 
     def __post_init__(self, **kwargs):
         self._refuse_others(kwargs)

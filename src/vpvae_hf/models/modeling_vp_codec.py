@@ -336,7 +336,11 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
             super()._init_weights(module)
 
     def _follow_quantizer(self) -> None:
-        self.config.quantizer = self.quantize.config.to_dict()
+        self._set_config(quantizer=self.quantize.config.to_dict())
+
+    def _set_config(self, **settings) -> None:
+        for name, value in settings.items():
+            setattr(self.config, name, value)
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.encoder_transformer, self.quant_norm, self.quant_proj

@@ -1,6 +1,8 @@
 """What every tokenizer model has in common: its quantizer, which may be fitted, changed, and must be sound."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +16,7 @@ from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quant
 class QuantizerOwner:
     """A model with a `Quantizer` as `quantize`, and a projection before it and after it.
 
-    Models write `_encoder_parts`, `_follow_quantizer` and `_replace_projections`.
+    Models write `_encoder_parts`, `_follow_quantizer`, `_set_config` and `_replace_projections`.
     """
 
     quantize: Quantizer
@@ -62,12 +64,47 @@ class QuantizerOwner:
         for part in (*self._encoder_parts(), self.quantize):
             part.requires_grad_(False)
 
+    def set_scaling_factor(self, scaling_factor: float) -> None:
+        """Write into the config what latents are multiplied by for a diffusion model.
+
+        Raises:
+            ValueError: it is not positive and finite.
+        """
+        if not 0 < scaling_factor < float("inf"):
+            raise ValueError(
+                f"scaling_factor must be positive and finite, got {scaling_factor}; are all latents equal?"
+            )
+        self._set_config(scaling_factor=scaling_factor)
+
+    def code_fingerprint(self) -> dict[str, str]:
+        """What codes mean, to tell later whether they still do.
+
+        Returns:
+            SHA-256 of "codes", what the quantizer makes of a latent, and where the model is float32 of the "encoder",
+            what makes latents. A decoder that learns on leaves both as they are.
+        """
+        config = self.quantize.config.to_dict()
+        named = {name: config[name] for name in ("kind", "codebook_size", "latent_dim", "levels") if name in config}
+        fingerprint = {"codes": _sha256(json.dumps(named, sort_keys=True), self.quantize.state_dict())}
+        if self.dtype == torch.float32:
+            parts = {
+                f"{number}.{name}": weights
+                for number, part in enumerate(self._encoder_parts())
+                for name, weights in part.state_dict().items()
+            }
+            fingerprint["encoder"] = _sha256("", parts)
+        return fingerprint
+
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         """What is computed before the quantizer."""
         raise NotImplementedError
 
     def _follow_quantizer(self) -> None:
         """Write the quantizer's settings into the config."""
+        raise NotImplementedError
+
+    def _set_config(self, **settings) -> None:
+        """Write values into the config."""
         raise NotImplementedError
 
     def _replace_projections(self) -> None:
@@ -94,3 +131,11 @@ class QuantizerOwner:
                 f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
                 "values; run vpvae_hf.fit_codebook again and save"
             )
+
+
+def _sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -4,6 +4,6 @@ Fitting is here. A whole run is `vpvae_hf.training.run.train_tokenizer`, the loo
 `vpvae_hf.training.loop.Trainer`; they are imported on their own, since using a tokenizer needs neither.
 """
 
-from .fit import CodebookFit, fit_codebook
+from .fit import CodebookFit, fit_codebook, measure_scaling_factor
 
-__all__ = ["CodebookFit", "fit_codebook"]
+__all__ = ["CodebookFit", "fit_codebook", "measure_scaling_factor"]

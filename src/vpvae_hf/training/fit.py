@@ -62,6 +62,8 @@ def fit_codebook(
 ) -> CodebookFit:
     """Encode a fresh pass over data, cluster the latents, and install the codebook in the model and its config.
 
+    The config's `scaling_factor` becomes one over the latents' standard deviation.
+
     Reads batches until `latents_per_code` latents a code are found, and a ninth more to measure on, or the batches end;
     so the batches should be shuffled. The same data and seed give the same codebook. May be called again, also with
     another codebook size, for which later training is then perturbed.
@@ -110,6 +112,7 @@ def fit_codebook(
     if across_ranks:
         errors, codes = distributed.rows_of_all_ranks(errors), distributed.rows_of_all_ranks(codes)
     model.set_codebook(result.centroids)
+    model.set_scaling_factor(_scaling_factor(latents, across_ranks))
     fit = CodebookFit(
         codebook_size=codebook_size,
         fitted_latents=fitted_count,
@@ -121,6 +124,47 @@ def fit_codebook(
     )
     _log.info("fitted %s", fit)
     return fit
+
+
+def measure_scaling_factor(
+    model,
+    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    *,
+    latents: int = 65_536,
+    across_ranks: bool = False,
+    progress: bool = True,
+) -> float:
+    """Measure what makes latents have unit variance, and write it into the model's config as `scaling_factor`.
+
+    For models whose codes need no fitting; `fit_codebook` does the same.
+
+    Args:
+        model: a tokenizer; it keeps its mode and device.
+        batches: as `fit_codebook` takes them.
+        latents: how many to measure.
+        across_ranks: in a distributed job, measure the latents of all ranks together; every rank must make this call.
+        progress: show a bar on stderr.
+
+    Returns:
+        One over the standard deviation of all values of the latents.
+
+    Raises:
+        ValueError: no batches, or latents that are all equal.
+    """
+    wanted = math.ceil(latents / (distributed.world_size() if across_ranks else 1))
+    with distributed.failing_together(across_ranks):
+        found = _collect(model, batches, wanted, progress and (not across_ranks or distributed.rank() == 0))
+    factor = _scaling_factor(found, across_ranks)
+    model.set_scaling_factor(factor)
+    return factor
+
+
+def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
+    values = latents.double()
+    sums = torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()]).cpu()
+    count, total, squares = (distributed.sum_over_ranks(sums) if across_ranks else sums).tolist()
+    variance = squares / count - (total / count) ** 2
+    return variance**-0.5 if variance > 0 else math.inf
 
 
 def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:

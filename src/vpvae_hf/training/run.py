@@ -19,7 +19,7 @@ from vpvae_hf.hub import push_folder, write_results
 from .audio import AudioModality
 from .checkpoint import checkpoints, find_checkpoint
 from .config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
-from .fit import CodebookFit, fit_codebook
+from .fit import CodebookFit, fit_codebook, measure_scaling_factor
 from .images import ImageModality
 from .loop import Trainer
 from .modality import Modality
@@ -173,6 +173,8 @@ def _finish(
             seed=config.seed,
             across_ranks=True,
         )
+    elif config.train_only is None:
+        measure_scaling_factor(model, data.fitting(), across_ranks=True)
     model.eval()
     folder = Path(config.output_dir) / "tokenizer"
     with distributed.failing_together():
