@@ -3,8 +3,15 @@
 import diffusers
 from diffusers import ModelMixin
 from diffusers.pipelines import pipeline_loading_utils as _pipelines
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization, PreTrainedModel
 
+from .generation import (
+    CodeVocabulary,
+    VPAudioGenerationPipeline,
+    VPImageGenerationPipeline,
+    VPMaskedAudioPipeline,
+    VPMaskedImagePipeline,
+)
 from .models import (
     AutoencoderVP,
     StreamingDecoder,
@@ -19,21 +26,36 @@ from .training import fit_codebook, measure_scaling_factor
 __version__ = "0.1.0"
 __all__ = [
     "AutoencoderVP",
+    "CodeVocabulary",
     "CodebookNotFittedError",
-    "ModelMixin",  # diffusers looks for it here when it loads a pipeline that holds one of our models
+    "ModelMixin",  # diffusers looks for these two here when it loads a pipeline that holds one of our models
+    "PreTrainedModel",
     "StreamingDecoder",
     "StreamingEncoder",
+    "VPAudioGenerationPipeline",
     "VPCodecConfig",
     "VPCodecFeatureExtractor",
     "VPCodecModel",
+    "VPImageGenerationPipeline",
+    "VPMaskedAudioPipeline",
+    "VPMaskedImagePipeline",
     "build_quantizer",
     "fit_codebook",
     "measure_scaling_factor",
 ]
 
-# diffusers loads a pipeline's component only from libraries listed here, and its AutoModel only from its own names.
-_pipelines.LOADABLE_CLASSES["vpvae_hf"] = {"ModelMixin": ["save_pretrained", "from_pretrained"]}
-diffusers.AutoencoderVP = AutoencoderVP
+# diffusers loads a pipeline's component only from libraries listed here, and pipelines and what its AutoModel loads only
+# from its own names.
+_ways = ["save_pretrained", "from_pretrained"]
+_pipelines.LOADABLE_CLASSES["vpvae_hf"] = {"ModelMixin": _ways, "PreTrainedModel": _ways}
+for _class in (
+    AutoencoderVP,
+    VPAudioGenerationPipeline,
+    VPImageGenerationPipeline,
+    VPMaskedAudioPipeline,
+    VPMaskedImagePipeline,
+):
+    setattr(diffusers, _class.__name__, _class)
 
 AutoConfig.register(VPCodecConfig.model_type, VPCodecConfig)
 AutoModel.register(VPCodecConfig, VPCodecModel)

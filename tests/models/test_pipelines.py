@@ -5,42 +5,142 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DiTPipeline, DiTTransformer2DModel
-from test_autoencoder_vp import tiny
+from diffusers import DiffusionPipeline
+from test_autoencoder_vp import FSP, VP, tiny
+
+from tiny_pipelines import BUILDERS, assert_same, built, pixels, tokenizer_of
+
+NONE = {"kind": "none", "latent_dim": 3}
+# As the tokenizer of Kandinsky's own models is.
+MOVQ = {
+    "norm_type": "spatial",
+    "block_out_channels": (32, 32, 32),
+    "up_block_types": ("AttnUpDecoderBlock2D",) * 3,
+}
+TOKENIZERS = {
+    "vp": {"quantizer": VP},
+    "fsp": {"quantizer": FSP},
+    "none": {"quantizer": NONE},
+    "vp in MoVQ": {"quantizer": VP, **MOVQ},
+}
+# Those that ask the tokenizer's config how to decode.
+ASKING = ["LDM", "DiT"]
 
 
 @pytest.fixture
-def pipeline():
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=3, out_channels=3, num_layers=1, sample_size=8,
-        patch_size=2, norm_num_groups=4, num_embeds_ada_norm=1000,
-    )  # fmt: skip
-    made = DiTPipeline(transformer=transformer.eval(), vae=tiny(), scheduler=DDIMScheduler())
-    made.set_progress_bar_config(disable=True)
-    return made
+def reloaded(tmp_path):
+    def save_and_load(pipeline):
+        pipeline.save_pretrained(tmp_path)
+        loaded = DiffusionPipeline.from_pretrained(tmp_path)
+        assert type(loaded) is type(pipeline)
+        assert type(tokenizer_of(loaded)).__module__ == "vpvae_hf.models.autoencoder_vp"
+        return loaded
+
+    return save_and_load
 
 
-def generated(pipeline):
-    generator = torch.Generator().manual_seed(0)
-    return pipeline(class_labels=[1], generator=generator, num_inference_steps=2, output_type="np").images
+@pytest.fixture
+def decoded(monkeypatch):
+    """What a pipeline gives its tokenizer to decode."""
+
+    def run(pipeline):
+        vae, given = tokenizer_of(pipeline), []
+        decode = vae.decode
+        with monkeypatch.context() as patch:
+            patch.setattr(vae, "decode", lambda h, **settings: given.append(h) or decode(h, **settings))
+            pixels(pipeline)
+        (latents,) = given
+        return latents
+
+    return run
 
 
-def test_pipeline_survives_saving(pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path)
-    loaded = DiffusionPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    assert type(loaded.vae).__module__ == "vpvae_hf.models.autoencoder_vp"
-    assert torch.equal(loaded.vae.quantize.codebook, pipeline.vae.quantize.codebook)
-    assert (generated(loaded) == generated(pipeline)).all()
+def shown(sample):
+    """Pixels of what a decoder gives."""
+    return (sample / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()
 
 
-def test_fresh_process_needs_only_the_import(pipeline, tmp_path):
-    pipeline.save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    # Amused makes codes.
+    [(name, tokenizer) for name in BUILDERS for tokenizer in TOKENIZERS if (name, tokenizer) != ("Amused", "none")],
+)
+def test_pipeline_survives_saving(reloaded, name, tokenizer):
+    pipeline = built(name, tiny(**TOKENIZERS[tokenizer]))
+    wanted = pixels(pipeline)
+    assert wanted.shape == (1, 32, 32, 3)
+    assert wanted.std() > 0.05
+    assert (pixels(pipeline) == wanted).all()
+    assert_same(pixels(reloaded(pipeline)), wanted)
+
+
+def test_amused_pipeline_decodes_codes(decoded):
+    pipeline = built("Amused", tiny(force_not_quantize=True))
+    codes = decoded(pipeline)
+    assert not codes.is_floating_point()
+    assert len(codes.unique()) > 4
+    wanted = (
+        pipeline.vqvae.detokenize(codes).clamp(0, 1).movedim(1, -1).numpy()
+    )  # it takes the decoder's range for [0, 1]
+    assert (pixels(pipeline) == wanted).all()
+
+
+def test_kandinsky_pipeline_never_quantizes(decoded):
+    pipeline = built("Kandinsky", tiny(**MOVQ))
+    with torch.no_grad():
+        wanted = pipeline.movq.decode(decoded(pipeline), force_not_quantize=True).sample
+    assert (pixels(pipeline) == shown(wanted)).all()
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_config_says_whether_the_latents_are_quantized(reloaded, name):
+    pipeline = built(name, tiny())
+    quantized = pixels(pipeline)
+    tokenizer_of(pipeline).register_to_config(force_not_quantize=True)
+    as_they_are = pixels(pipeline)
+    assert abs(as_they_are - quantized).max() > 0.01
+    assert (pixels(built(name, tiny(force_not_quantize=True))) == as_they_are).all()
+    assert_same(pixels(reloaded(pipeline)), as_they_are)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_codebook_is_not_needed_to_decode_latents_as_they_are(name):
+    wanted = pixels(built(name, tiny(force_not_quantize=True)))
+    assert (pixels(built(name, tiny(fitted=False, force_not_quantize=True))) == wanted).all()
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_without_codes_latents_are_decoded_as_they_are(decoded, name):
+    pipeline = built(name, tiny(NONE))
+    vectors = decoded(pipeline).movedim(1, -1)
+    assert (pixels(pipeline) == shown(tokenizer_of(pipeline).decode_vectors(vectors))).all()
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_scale_of_the_latents_is_undone(decoded, reloaded, name):
+    plain = built(name, tiny(force_not_quantize=True))
+    scaled = built(name, tiny(force_not_quantize=True, scaling_factor=0.25))
+    assert torch.equal(decoded(scaled), decoded(plain) / 0.25)
+    wanted = pixels(scaled)
+    assert abs(wanted - pixels(plain)).max() > 0.01
+    tokenizer_of(plain).set_scaling_factor(0.25)
+    assert (pixels(plain) == wanted).all()
+    loaded = reloaded(plain)
+    assert tokenizer_of(loaded).config.scaling_factor == 0.25
+    assert_same(pixels(loaded), wanted)
+
+
+def test_fresh_process_needs_only_the_import(tmp_path):
+    for name in BUILDERS:
+        built(name, tiny()).save_pretrained(tmp_path / name)
     program = (
         "import sys, vpvae_hf; from diffusers import AutoModel, DiffusionPipeline;"
-        "loaded = DiffusionPipeline.from_pretrained(sys.argv[1]);"
-        "assert isinstance(loaded.vae, vpvae_hf.AutoencoderVP);"
-        "assert isinstance(AutoModel.from_pretrained(sys.argv[1], subfolder='vae'), vpvae_hf.AutoencoderVP)"
+        "loaded = [DiffusionPipeline.from_pretrained(folder) for folder in sys.argv[1:]];"
+        "assert all("
+        "    any(isinstance(part, vpvae_hf.AutoencoderVP) for part in pipeline.components.values())"
+        "    for pipeline in loaded"
+        ");"
+        "assert isinstance(AutoModel.from_pretrained(sys.argv[1], subfolder='vqvae'), vpvae_hf.AutoencoderVP)"
     )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+    folders = [str(tmp_path / name) for name in BUILDERS]
+    subprocess.run([sys.executable, "-c", program, *folders], check=True)

@@ -148,7 +148,7 @@ class Quantizer(nn.Module, ABC):
             CodebookNotFittedError: no codebook has been fitted.
             NoCodesError: there are no codes.
         """
-        self._check_fitted()
+        self.check_codes()
         _check_vectors(latents, self.latent_dim, "latents")
         with torch.autocast(latents.device.type, enabled=False):
             return self.nearest_codes(latents.float())
@@ -168,7 +168,7 @@ class Quantizer(nn.Module, ABC):
             CodebookNotFittedError: no codebook has been fitted.
             NoCodesError: there are no codes.
         """
-        self._check_fitted()
+        self.check_codes()
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
         groups = self.code_groups
@@ -201,7 +201,13 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, codes: Tensor) -> Tensor:
         """[..., d] float32 from [...] or [..., G] int64 in range."""
 
-    def _check_fitted(self) -> None:
+    def check_codes(self) -> None:
+        """See that there are codes.
+
+        Raises:
+            CodebookNotFittedError: no codebook has been fitted.
+            NoCodesError: there are no codes.
+        """
         if not self.config.fitted:
             raise CodebookNotFittedError(
                 f"this {self.config.kind!r} quantizer has no fitted codebook, so it has no codes yet; "

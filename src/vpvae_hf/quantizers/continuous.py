@@ -64,7 +64,7 @@ class Continuous(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         raise AssertionError("there are no codes")
 
-    def _check_fitted(self) -> None:
+    def check_codes(self) -> None:
         raise NoCodesError(
             "a quantizer of the kind 'none' is continuous and has no codes; use encode() and "
             "decode(latents, force_not_quantize=True) of the model, or give it another kind by set_quantizer"

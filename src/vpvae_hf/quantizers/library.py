@@ -195,8 +195,8 @@ class VectorQuantization(_LearnedCodebook):
     def _codebook(self) -> Tensor:
         return self.library.codebook
 
-    def _check_fitted(self) -> None:
-        super()._check_fitted()
+    def check_codes(self) -> None:
+        super().check_codes()
         if not self.library._codebook.initted:
             raise CodebookNotFittedError(
                 "the codebook starts from the first batch of training (kmeans_start), and none was seen yet; train "

@@ -194,8 +194,8 @@ class VectorPerturbation(Quantizer):
             metrics=metrics,
         )
 
-    def _check_fitted(self) -> None:
-        super()._check_fitted()
+    def check_codes(self) -> None:
+        super().check_codes()
         if not self.codebook.any():
             raise CodebookNotFittedError(
                 "the settings say that the codebook is fitted, but it holds only zeros, as where a model is made from "

@@ -1,0 +1,28 @@
+"""Transformers over codes: what their ids mean, how they are trained and measured, and what they generate."""
+
+from .autoregressive import VPAudioGenerationPipeline, VPImageGenerationPipeline
+from .constraint import CodeConstraint
+from .decoding import GeneratedAudio, GeneratedImages
+from .likelihood import CodeLikelihood, causal_likelihood, masked_likelihood
+from .masked import VPMaskedAudioPipeline, VPMaskedImagePipeline, code_logits
+from .sequences import CausalBatches, CodeFolder, CodeSequences, MaskedBatches
+from .vocabulary import CodeVocabulary
+
+__all__ = [
+    "CausalBatches",
+    "CodeConstraint",
+    "CodeFolder",
+    "CodeLikelihood",
+    "CodeSequences",
+    "CodeVocabulary",
+    "GeneratedAudio",
+    "GeneratedImages",
+    "MaskedBatches",
+    "VPAudioGenerationPipeline",
+    "VPImageGenerationPipeline",
+    "VPMaskedAudioPipeline",
+    "VPMaskedImagePipeline",
+    "causal_likelihood",
+    "code_logits",
+    "masked_likelihood",
+]

@@ -1,0 +1,115 @@
+"""How well a transformer knows the codes: bits for each token on data that it was not trained on.
+
+Shapes as in `vocabulary`.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .masked import code_logits
+from .sequences import IGNORED
+from .vocabulary import CodeVocabulary
+
+
+@dataclass(frozen=True)
+class CodeLikelihood:
+    """Negative log-likelihood of codes.
+
+    Attributes:
+        bits: of all of them.
+        tokens: how many tokens they are; a token may have several codes.
+        unigram_bits: what the best model that knows only how often each code occurs in these very data would need.
+    """
+
+    bits: float
+    tokens: int
+    unigram_bits: float
+
+    @property
+    def bits_per_token(self) -> float:
+        return self.bits / self.tokens
+
+    @property
+    def unigram_bits_per_token(self) -> float:
+        return self.unigram_bits / self.tokens
+
+
+@torch.no_grad()
+def causal_likelihood(model, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary) -> CodeLikelihood:
+    """Of a causal language model over `CausalBatches`; each code among codes alone, as `generate` is held to."""
+    device, nats, counts = model.device, 0.0, _Counts(vocabulary)
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1, vocabulary.first_code : vocabulary.begin]
+        codes = torch.where((labels >= vocabulary.first_code) & (labels < vocabulary.begin), labels, IGNORED)
+        codes = torch.where(codes == IGNORED, codes, codes - vocabulary.first_code)
+        nats += float(functional.cross_entropy(logits.flatten(0, 1).double(), codes.flatten(), reduction="sum"))
+        counts.add(codes[codes != IGNORED])
+    model.train(was_training)
+    return counts.likelihood(nats)
+
+
+@torch.no_grad()
+def masked_likelihood(
+    model, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary, *, draws: int = 4, seed: int = 0
+) -> CodeLikelihood:
+    """An upper bound of a masked language model, over `CausalBatches`.
+
+    Of a sequence of L codes a number l is drawn uniformly from 1..L, and l of them are masked; L / l times the negative
+    log-likelihood of those has the bound as its mean (the any-order autoregressive bound, e.g. arXiv 2110.02037).
+
+    Args:
+        draws: of each sequence.
+        seed: of the draws.
+    """
+    device, nats, counts = model.device, 0.0, _Counts(vocabulary)
+    random = torch.Generator().manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    for batch in batches:
+        for row in batch["labels"]:
+            ids = row[(row >= vocabulary.first_code) & (row < vocabulary.begin)]
+            counts.add(ids - vocabulary.first_code)
+        for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+            places = (labels >= vocabulary.first_code) & (labels < vocabulary.begin)
+            ids, length = labels[places], int(places.sum())
+            condition = row[:1] if vocabulary.condition_size else torch.tensor([vocabulary.unconditional])
+            masked = torch.zeros(draws, length, dtype=torch.bool)
+            numbers = torch.randint(1, length + 1, (draws,), generator=random)
+            for number, mask in zip(numbers.tolist(), masked, strict=True):
+                mask[torch.randperm(length, generator=random)[:number]] = True
+            noisy = torch.where(masked, vocabulary.mask, ids).to(device)
+            logits = code_logits(model, vocabulary, noisy, condition.expand(draws, -1).to(device)).double()
+            target = (ids - vocabulary.first_code).expand(draws, -1).to(device)
+            each = functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").cpu()
+            nats += float(((each * masked).sum(dim=1) * length / numbers).mean())
+    model.train(was_training)
+    return counts.likelihood(nats)
+
+
+class _Counts:
+    """How often each code occurs; groups apart from each other."""
+
+    def __init__(self, vocabulary: CodeVocabulary):
+        self._groups = vocabulary.code_groups
+        self._counts = torch.zeros(self._groups, vocabulary.codebook_size, dtype=torch.float64)
+
+    def add(self, codes: Tensor) -> None:
+        for group, counts in enumerate(self._counts):
+            counts += torch.bincount(codes[group :: self._groups].cpu(), minlength=len(counts))
+
+    def likelihood(self, nats: float) -> CodeLikelihood:
+        tokens = int(self._counts[0].sum())
+        if tokens == 0:
+            raise ValueError("no codes to measure on")
+        shares = self._counts / tokens
+        unigram = -tokens * float(torch.special.xlogy(shares, shares).sum())
+        return CodeLikelihood(bits=nats / math.log(2), tokens=tokens, unigram_bits=unigram / math.log(2))

@@ -1,0 +1,294 @@
+"""Images and audio by refining masked codes, many at once, with a bidirectional transformer of transformers.
+
+Discrete diffusion by masking (MaskGIT, arXiv 2202.04200). Shapes as in `autoregressive`; L ids of codes of a sequence.
+"""
+
+import torch
+from diffusers import AmusedScheduler, BlockRefinementScheduler, DiffusionPipeline
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vpvae_hf.models import AutoencoderVP, VPCodecModel
+
+from .autoregressive import check_parts, tokens_of
+from .decoding import GeneratedAudio, GeneratedImages, check_output_type, decoded_audio, decoded_images
+from .vocabulary import CodeVocabulary
+
+Scheduler = BlockRefinementScheduler | AmusedScheduler
+
+
+def code_logits(transformer: PreTrainedModel, vocabulary: CodeVocabulary, ids: Tensor, conditions: Tensor) -> Tensor:
+    """Logits [B, L, K] over codes alone of ids [B, L], masked where unknown, after condition ids [B, n]."""
+    sequences = torch.cat([conditions, ids], dim=1)
+    logits = transformer(input_ids=sequences, attention_mask=torch.ones_like(sequences)).logits
+    return logits[:, conditions.shape[1] :, vocabulary.first_code : vocabulary.begin]
+
+
+class _MaskedPipeline(DiffusionPipeline):
+    """A bidirectional transformer that fills in masked codes, and a scheduler that says which to keep."""
+
+    transformer: PreTrainedModel
+    scheduler: Scheduler
+
+    @property
+    def vocabulary(self) -> CodeVocabulary:
+        """What the transformer's ids stand for."""
+        return CodeVocabulary.of(self.transformer)
+
+    @torch.no_grad()
+    def _refined(
+        self,
+        conditions: Tensor | list[int] | None,
+        number: int,
+        codes: Tensor | None,
+        known: Tensor | None,
+        *,
+        length: int,
+        steps: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        guidance_scale: float,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Ids [B, L] of codes; those of `codes` [B, L] that `known` [B, L] names stay."""
+        vocabulary, device = self.vocabulary, self.transformer.device
+        if conditions is not None:
+            conditions = torch.as_tensor(conditions)
+            number = len(conditions)
+        elif guidance_scale != 1:
+            raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to; give them")
+        if number < 1 or steps < 1:
+            raise ValueError(f"at least one must be generated in at least one step, got {number} in {steps}")
+        if temperature < 0:
+            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        with_conditions = vocabulary.condition_ids(conditions, batch_size=number).to(device)
+        without = vocabulary.condition_ids(batch_size=number).to(device)
+        # Codes as the scheduler knows them: 0..K-1, and K where they are unknown.
+        unknown = vocabulary.codebook_size
+        sample = torch.full((number, length), unknown, device=device)
+        if codes is not None:
+            if codes.shape != sample.shape:
+                raise ValueError(f"known codes must be those of {number} sequences of {length}, got {list(codes.shape)}")
+            sample = torch.where(known.to(device), (codes - vocabulary.first_code).to(device), sample)
+        masked = int((sample == unknown).sum(dim=1).max())
+        if masked == 0:
+            return (sample + vocabulary.first_code).cpu()
+        steps = min(steps, masked)
+        self._prepare(steps, masked, temperature, device)
+        for step in self.progress_bar(range(steps)):
+            ids = torch.where(sample == unknown, vocabulary.mask, sample + vocabulary.first_code)
+            logits = code_logits(self.transformer, vocabulary, ids, with_conditions)
+            if guidance_scale != 1:
+                others = code_logits(self.transformer, vocabulary, ids, without)
+                logits = others + guidance_scale * (logits - others)
+            sample = self._step(logits.float(), step, sample, temperature, top_k, top_p, generator)
+        return (sample + vocabulary.first_code).cpu()
+
+    def _prepare(self, steps: int, masked: int, temperature: float, device: torch.device) -> None:
+        if isinstance(self.scheduler, AmusedScheduler):
+            self._check_mask_id()
+            self.scheduler.set_timesteps(steps, temperature=(temperature, 0), device=device)
+        else:
+            self.scheduler.set_timesteps(steps, device=device, block_length=masked)
+
+    def _step(
+        self,
+        logits: Tensor,
+        step: int,
+        sample: Tensor,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        if isinstance(self.scheduler, AmusedScheduler):
+            if top_k is not None or top_p is not None:
+                raise ValueError("AmusedScheduler takes neither top_k nor top_p; use BlockRefinementScheduler for those")
+            return self.scheduler.step(logits, self.scheduler.timesteps[step], sample, generator=generator).prev_sample
+        return self.scheduler.step(
+            logits,
+            step,
+            sample,
+            mask_token_id=self.vocabulary.codebook_size,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generator=generator,
+        ).prev_sample
+
+    def _check_mask_id(self) -> None:
+        mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
+        if mask != size:
+            raise ValueError(
+                f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, so that it is no code; "
+                f"make it with AmusedScheduler(mask_token_id={size})"
+            )
+
+
+class VPMaskedImagePipeline(_MaskedPipeline):
+    """Images by a bidirectional transformer over the codes of an `AutoencoderVP`; also fills in parts of images.
+
+    Saved, loaded and pushed as every pipeline of diffusers.
+
+    Args:
+        vae: with a codebook.
+        transformer: a masked language model of transformers, trained on the vae's codes, with its `CodeVocabulary` in
+            its config.
+        scheduler: `BlockRefinementScheduler`, or `AmusedScheduler(mask_token_id=K)`.
+
+    Raises:
+        ValueError: the model was trained on other codes, has too few ids or positions, or no vocabulary.
+        CodebookNotFittedError, NoCodesError: the vae has no codes.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+
+    def __init__(self, vae: AutoencoderVP, transformer: PreTrainedModel, scheduler: Scheduler):
+        super().__init__()
+        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
+        check_parts(vae, transformer, dimensions=2)
+
+    def __call__(
+        self,
+        class_labels: Tensor | list[int] | None = None,
+        *,
+        num_images: int = 1,
+        num_inference_steps: int = 16,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float = 1.0,
+        image: Tensor | None = None,
+        mask_image: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "pil",
+    ) -> GeneratedImages:
+        """Generate images of the size that the model was trained on, or fill in what a mask covers.
+
+        Args:
+            class_labels: [B] one an image, or [B, n] ids of a text; None for none.
+            num_images: B where there are neither class labels nor images.
+            num_inference_steps: in which all codes are found; at most as many as there are codes.
+            temperature: the logits are divided by it; 0 takes the likeliest codes. Of `AmusedScheduler` the noise in the
+                choice of the codes that are kept, which falls to 0.
+            top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
+            guidance_scale: classifier-free guidance; 1 for none.
+            image: [B, C, H, W] in [-1, 1] to fill in.
+            mask_image: [B, 1, H, W] or [1, 1, H, W], above 0.5 where the image is to be made anew. A code is made anew
+                where any of its pixels is.
+            generator: source of the randomness, on the CPU or the transformer's device.
+            output_type: "pil", "np", "pt", or "codes" for codes alone.
+
+        Raises:
+            ValueError: an argument out of its range, an image of another size, or one without a mask.
+        """
+        check_output_type(output_type)
+        vocabulary, codes, known = self.vocabulary, None, None
+        if (image is None) != (mask_image is None):
+            raise ValueError("image and mask_image go together: the image to fill in, and where")
+        if image is not None:
+            codes = vocabulary.ids_of(self.vae.tokenize(image.to(self.vae.device)))
+            known = self._known(mask_image, image)
+            num_images = len(codes)
+        ids = self._refined(
+            class_labels,
+            num_images,
+            codes,
+            known,
+            length=vocabulary.length,
+            steps=num_inference_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=guidance_scale,
+            generator=generator,
+        )
+        return decoded_images(self.vae, vocabulary.codes_of(ids), output_type)
+
+    def _known(self, mask_image: Tensor, image: Tensor) -> Tensor:
+        """[B, L] true for codes of which no pixel is to be made anew."""
+        size = tuple(image.shape[-2:])
+        if mask_image.ndim != 4 or mask_image.shape[1] != 1 or tuple(mask_image.shape[-2:]) != size:
+            raise ValueError(f"mask_image must be [B, 1, {size[0]}, {size[1]}], as the image, got {list(mask_image.shape)}")
+        factor = self.vae.downsample_factor
+        anew = nn.functional.max_pool2d((mask_image > 0.5).float(), factor) > 0
+        known = ~anew.flatten(1).repeat_interleave(self.vocabulary.code_groups, dim=1)
+        return known.expand(len(image), -1)
+
+
+class VPMaskedAudioPipeline(_MaskedPipeline):
+    """Audio by a bidirectional transformer over the codes of a `VPCodecModel`; also fills in parts of clips.
+
+    Saved, loaded and pushed as every pipeline of diffusers.
+
+    Args:
+        codec: with a codebook.
+        transformer, scheduler: as of `VPMaskedImagePipeline`.
+
+    Raises:
+        ValueError, CodebookNotFittedError, NoCodesError: as `VPMaskedImagePipeline`.
+    """
+
+    model_cpu_offload_seq = "transformer->codec"
+
+    def __init__(self, codec: VPCodecModel, transformer: PreTrainedModel, scheduler: Scheduler):
+        super().__init__()
+        self.register_modules(codec=codec, transformer=transformer, scheduler=scheduler)
+        check_parts(codec, transformer, dimensions=1)
+
+    def __call__(
+        self,
+        class_labels: Tensor | list[int] | None = None,
+        *,
+        num_clips: int = 1,
+        duration_s: float | None = None,
+        num_inference_steps: int = 16,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float = 1.0,
+        codes: Tensor | None = None,
+        known: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_type: str = "np",
+    ) -> GeneratedAudio:
+        """Generate audio, or fill in what is not known of it.
+
+        Args:
+            class_labels, num_inference_steps, temperature, top_k, top_p, guidance_scale, generator: as of
+                `VPMaskedImagePipeline`.
+            num_clips: B where there are neither class labels nor codes.
+            duration_s: length of the clips, seconds; as long as the model was trained on where None, or as `codes`.
+            codes: [B, n] (with several codes a token [B, n, G]) of clips to fill in.
+            known: [B, n] true for codes that stay.
+            output_type: "np", or "codes" for codes alone.
+
+        Raises:
+            ValueError: an argument out of its range, or codes without `known`.
+        """
+        check_output_type(output_type, audio=True)
+        vocabulary, ids = self.vocabulary, None
+        if (codes is None) != (known is None):
+            raise ValueError("codes and known go together: the clips' codes, and which of them stay")
+        length = tokens_of(duration_s, vocabulary, self.codec, "duration_s") * vocabulary.code_groups
+        if codes is not None:
+            if known.shape != codes.shape[:2]:
+                raise ValueError(f"known must be {list(codes.shape[:2])}, as the codes, got {list(known.shape)}")
+            ids = vocabulary.ids_of(codes)
+            num_clips, length = ids.shape
+            known = known.repeat_interleave(vocabulary.code_groups, dim=1)
+        made = self._refined(
+            class_labels,
+            num_clips,
+            ids,
+            known,
+            length=length,
+            steps=num_inference_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=guidance_scale,
+            generator=generator,
+        )
+        return decoded_audio(self.codec, list(vocabulary.codes_of(made)), output_type)
