@@ -7,6 +7,7 @@ import sys
 
 from vpvae_hf.training.config import AudioTrainingConfig
 from vpvae_hf.training.recipe import run_recipe
+from vpvae_hf.training.run import train_tokenizer
 
 if __name__ == "__main__":
-    sys.exit(run_recipe(AudioTrainingConfig, __doc__, sys.argv[1:]))
+    sys.exit(run_recipe(AudioTrainingConfig, train_tokenizer, __doc__, sys.argv[1:]))

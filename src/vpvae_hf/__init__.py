@@ -44,8 +44,8 @@ __all__ = [
     "measure_scaling_factor",
 ]
 
-# diffusers loads a pipeline's component only from libraries listed here, and pipelines and what its AutoModel loads only
-# from its own names.
+# diffusers loads a pipeline's component only from libraries listed here, and pipelines, and what its AutoModel loads,
+# only from its own names.
 _ways = ["save_pretrained", "from_pretrained"]
 _pipelines.LOADABLE_CLASSES["vpvae_hf"] = {"ModelMixin": _ways, "PreTrainedModel": _ways}
 for _class in (

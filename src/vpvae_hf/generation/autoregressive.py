@@ -208,7 +208,9 @@ class VPAudioGenerationPipeline(_CausalPipeline):
         check_output_type(output_type, audio=True)
         vocabulary = self.vocabulary
         longest = tokens_of(duration_s, vocabulary, self.codec, "duration_s")
-        shortest = longest if min_duration_s is None else tokens_of(min_duration_s, vocabulary, self.codec, "min_duration_s")
+        shortest = (
+            longest if min_duration_s is None else tokens_of(min_duration_s, vocabulary, self.codec, "min_duration_s")
+        )
         if shortest > longest:
             raise ValueError(f"min_duration_s={min_duration_s} is more than duration_s={duration_s}")
         ids = self._continued(
@@ -254,7 +256,9 @@ def tokens_of(seconds: float | None, vocabulary: CodeVocabulary, codec: VPCodecM
     most, rate = vocabulary.grid[0], codec.config.frame_rate
     tokens = most if seconds is None else math.ceil(seconds * rate - 1e-6)
     if not 1 <= tokens <= most:
-        raise ValueError(f"{name} must be above 0 and at most {most / rate:.3f}, as the model was trained, got {seconds}")
+        raise ValueError(
+            f"{name} must be above 0 and at most {most / rate:.3f}, as the model was trained, got {seconds}"
+        )
     return tokens
 
 

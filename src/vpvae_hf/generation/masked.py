@@ -69,7 +69,9 @@ class _MaskedPipeline(DiffusionPipeline):
         sample = torch.full((number, length), unknown, device=device)
         if codes is not None:
             if codes.shape != sample.shape:
-                raise ValueError(f"known codes must be those of {number} sequences of {length}, got {list(codes.shape)}")
+                raise ValueError(
+                    f"known codes must be those of {number} sequences of {length}, got {list(codes.shape)}"
+                )
             sample = torch.where(known.to(device), (codes - vocabulary.first_code).to(device), sample)
         masked = int((sample == unknown).sum(dim=1).max())
         if masked == 0:
@@ -104,7 +106,9 @@ class _MaskedPipeline(DiffusionPipeline):
     ) -> Tensor:
         if isinstance(self.scheduler, AmusedScheduler):
             if top_k is not None or top_p is not None:
-                raise ValueError("AmusedScheduler takes neither top_k nor top_p; use BlockRefinementScheduler for those")
+                raise ValueError(
+                    "AmusedScheduler takes neither top_k nor top_p; use BlockRefinementScheduler for those"
+                )
             return self.scheduler.step(logits, self.scheduler.timesteps[step], sample, generator=generator).prev_sample
         return self.scheduler.step(
             logits,
@@ -121,7 +125,7 @@ class _MaskedPipeline(DiffusionPipeline):
         mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
         if mask != size:
             raise ValueError(
-                f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, so that it is no code; "
+                f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
                 f"make it with AmusedScheduler(mask_token_id={size})"
             )
 
@@ -170,8 +174,8 @@ class VPMaskedImagePipeline(_MaskedPipeline):
             class_labels: [B] one an image, or [B, n] ids of a text; None for none.
             num_images: B where there are neither class labels nor images.
             num_inference_steps: in which all codes are found; at most as many as there are codes.
-            temperature: the logits are divided by it; 0 takes the likeliest codes. Of `AmusedScheduler` the noise in the
-                choice of the codes that are kept, which falls to 0.
+            temperature: the logits are divided by it; 0 takes the likeliest codes. With `AmusedScheduler` it is the
+                noise in the choice of the codes that are kept, which falls to 0.
             top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
             guidance_scale: classifier-free guidance; 1 for none.
             image: [B, C, H, W] in [-1, 1] to fill in.
@@ -210,7 +214,9 @@ class VPMaskedImagePipeline(_MaskedPipeline):
         """[B, L] true for codes of which no pixel is to be made anew."""
         size = tuple(image.shape[-2:])
         if mask_image.ndim != 4 or mask_image.shape[1] != 1 or tuple(mask_image.shape[-2:]) != size:
-            raise ValueError(f"mask_image must be [B, 1, {size[0]}, {size[1]}], as the image, got {list(mask_image.shape)}")
+            raise ValueError(
+                f"mask_image must be [B, 1, {size[0]}, {size[1]}], as the image, got {list(mask_image.shape)}"
+            )
         factor = self.vae.downsample_factor
         anew = nn.functional.max_pool2d((mask_image > 0.5).float(), factor) > 0
         known = ~anew.flatten(1).repeat_interleave(self.vocabulary.code_groups, dim=1)

@@ -151,7 +151,9 @@ class CausalBatches:
         conditions = kept_conditions(vocabulary, items, self.drop_condition)
         for item, condition in zip(items, conditions, strict=True):
             # A window from within a clip has no begin, but an id in its place, so that all have as many.
-            before = torch.cat([condition, torch.tensor([vocabulary.begin if item["begins"] else vocabulary.unconditional])])
+            before = torch.cat(
+                [condition, torch.tensor([vocabulary.begin if item["begins"] else vocabulary.unconditional])]
+            )
             after = torch.tensor([vocabulary.end] if item["ends"] else [], dtype=torch.long)
             sequences.append(torch.cat([before, item["ids"], after]))
             labels.append(torch.cat([torch.full_like(before, IGNORED), item["ids"], after]))
@@ -177,10 +179,12 @@ class MaskedBatches:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         vocabulary = self.vocabulary
-        conditions = torch.stack([
-            condition if len(condition) else torch.tensor([vocabulary.unconditional])
-            for condition in kept_conditions(vocabulary, items, self.drop_condition)
-        ])
+        conditions = torch.stack(
+            [
+                condition if len(condition) else torch.tensor([vocabulary.unconditional])
+                for condition in kept_conditions(vocabulary, items, self.drop_condition)
+            ]
+        )
         ids = pad_sequence([item["ids"] for item in items], batch_first=True, padding_value=vocabulary.pad)
         ids = torch.cat([conditions, ids], dim=1)
         attended = (ids != vocabulary.pad).long()

@@ -1,7 +1,7 @@
 """Codes as ids of a transformer, and back.
 
-Shapes: B sequences; *grid the codes of an image [h, w], or of a clip [n]; G codes a token; K codes in all; C conditions;
-L = h * w * G or n * G ids of codes.
+Shapes: B sequences; *grid the codes of an image [h, w], or of a clip [n]; G codes a token; K codes in all; C
+conditions; L = h * w * G or n * G ids of codes.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ class CodeVocabulary:
     """What each id of a transformer over codes stands for.
 
     Ids are, in this order: C conditions (classes, or all ids of a text tokenizer), K codes, and the special ones below.
-    An autoregressive sequence is [condition...] begin codes [end]; a masked one is condition, then codes. "unconditional"
-    stands in a condition's place where there is none, and for "begin" before codes from within a clip.
+    An autoregressive sequence is [condition...] begin codes [end]; a masked one is condition, then codes.
+    "unconditional" stands in a condition's place where there is none, and for "begin" before codes from within a clip.
 
     Attributes:
         codebook_size: K.
@@ -108,8 +108,8 @@ class CodeVocabulary:
             if len(self.grid) == 1:
                 wanted[1] = f"1..{wanted[1]}"
             raise ValueError(
-                f"codes must be [{', '.join(wanted)}] for this vocabulary, got {list(codes.shape)}; the model was trained "
-                "on that grid, encode images or clips of its size"
+                f"codes must be [{', '.join(wanted)}] for this vocabulary, got {list(codes.shape)}; the model was "
+                "trained on that grid, encode images or clips of its size"
             )
         return self._ids(codes)
 
@@ -208,8 +208,8 @@ class CodeVocabulary:
         positions, needed = getattr(model.config, "max_position_embeddings", None), self.length + 3
         if positions is not None and positions < needed:
             raise ValueError(
-                f"the {type(model).__name__} has {positions} positions, and {self.length} codes with what is around them "
-                f"need {needed}; make it with max_position_embeddings={needed} or more"
+                f"the {type(model).__name__} has {positions} positions, and {self.length} codes with what is around "
+                f"them need {needed}; make it with max_position_embeddings={needed} or more"
             )
 
     @classmethod

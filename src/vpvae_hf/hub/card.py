@@ -14,7 +14,7 @@ from .privacy import hub_id, without_local_paths
 from .saved_tokenizer import CARD, PICTURE, SavedTokenizer, read_saved
 
 # A card that has this line is ours to write anew.
-_MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
+MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
 _PAPER = "2602.17133"
 _METHODS = {
     "vp": "VP-VAE: trained by displacing latents, the codebook fitted to them afterwards",
@@ -88,7 +88,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license
 
 def is_generated(card: str | os.PathLike) -> bool:
     """Whether a card is one of ours that nobody took over."""
-    return _MARKER in Path(card).read_text(encoding="utf-8").splitlines()
+    return MARKER in Path(card).read_text(encoding="utf-8").splitlines()
 
 
 def render_card(
@@ -97,12 +97,10 @@ def render_card(
     """The card's text; arguments as of `write_card`, and the branch that it is for."""
     name = saved.folder.resolve().name if repo_id is None else repo_id
     title = name.split("/")[-1]
-    templates = Environment(
-        loader=FunctionLoader(_template), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return templates.get_template("template.md").render(
+    return rendered(
+        "template.md",
         card_data=_metadata(saved, title, license or _present_license(saved)).to_yaml(),
-        marker=_MARKER,
+        marker=MARKER,
         name=name,
         title=title,
         modality=saved.modality,
@@ -121,9 +119,17 @@ def render_card(
         codebook=_rows(saved.results.get("codebook"), _CODEBOOK),
         metrics=_metric_names(saved),
         evaluations=_evaluations(saved),
-        format=_number,
+        format=format_number,
         paper=_PAPER if _is_of_paper(saved) else None,
     )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """The text of a template of `model_cards`, all of whose values must be given."""
+    templates = Environment(
+        loader=FunctionLoader(_template), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template(template).render(**values)
 
 
 def _template(name: str) -> str:
@@ -190,7 +196,7 @@ def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) ->
 
 def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[str, str]]:
     record = without_local_paths(record or {})
-    return [(label, _number(record[key])) for key, label in names.items() if record.get(key) is not None]
+    return [(label, format_number(record[key])) for key, label in names.items() if record.get(key) is not None]
 
 
 def _settings(saved: SavedTokenizer) -> str | None:
@@ -218,7 +224,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _number(value: Any) -> str:
+def format_number(value: Any) -> str:
     """Four digits of a fraction, thousands apart; None as a dash."""
     if value is None:
         return "-"

@@ -76,7 +76,7 @@ class Trainer:
         if config.train_only == "decoder":
             model.freeze_encoder()
         if config.gradient_checkpointing:
-            next(getattr(model, name) for name in _CHECKPOINTING if hasattr(model, name))()
+            checkpoint_activations(model)
         if config.torch_compile:
             # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
             model.encoder.compile()
@@ -240,6 +240,11 @@ class Trainer:
         state = self._batches.state_dict() if hasattr(self._batches, "state_dict") else None
         position = {"readers": self._readers(), "state": state}
         save_checkpoint(self.accelerator, self._output, self.step, position, self.config.checkpoints_total_limit)
+
+
+def checkpoint_activations(model) -> None:
+    """Have a model of diffusers or transformers save memory by computing its activations twice."""
+    next(getattr(model, name) for name in _CHECKPOINTING if hasattr(model, name))()
 
 
 class _Interval:

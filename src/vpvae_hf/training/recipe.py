@@ -1,19 +1,25 @@
-"""The command line of a recipe: settings in, a trained tokenizer out."""
+"""The command line of a recipe: settings in, what was trained out."""
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from .arguments import describe, parse_config
-from .config import TrainingConfig
-from .run import train_tokenizer
+from .config import RunConfig
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
-def run_recipe(config_class: type[TrainingConfig], description: str, arguments: Sequence[str]) -> int:
+def run_recipe(
+    config_class: type[Config], train: Callable[[Config], Path], description: str, arguments: Sequence[str]
+) -> int:
     """Train as the arguments say; errors that a user can mend are printed in one line.
 
     Args:
         config_class: of the settings.
+        train: `train_tokenizer` or `train_generator`.
         description: what --help begins with.
 
     Returns:
@@ -26,7 +32,7 @@ def run_recipe(config_class: type[TrainingConfig], description: str, arguments: 
         print(f"{description}\nSettings: --config FILE.yaml, as often as wanted, and\n{describe(config_class)}")
         return 0
     try:
-        train_tokenizer(parse_config(config_class, arguments))
+        train(parse_config(config_class, arguments))
     except KeyboardInterrupt:
         return 130
     except (ValueError, ImportError, OSError) as error:

@@ -1,0 +1,109 @@
+"""The model card of a saved pipeline that generates, and its way to the Hub."""
+
+import json
+import os
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCardData, hf_hub_url
+
+from .card import MARKER, format_number, is_generated, rendered
+from .errors import hub_errors
+from .privacy import hub_id, without_local_paths
+from .saved_tokenizer import CARD, RESULTS
+
+_INDEX = "model_index.json"
+_SAMPLES = ("samples.png", "samples.flac")
+_MEASURED = {
+    "bits_per_token": "Bits a token, held out",
+    "unigram_bits_per_token": "By the codes' frequencies alone",
+    "bits_per_pixel": "Bits a pixel",
+    "bits_per_second": "Bits a second",
+    "tokens": "Tokens that were measured",
+}
+
+
+def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
+    """Write the card of a saved pipeline into its folder; one that somebody wrote or took over is left as it is.
+
+    Args:
+        folder: as a generation recipe leaves it, with model_index.json and results.json.
+        repo_id: repository that it is for; None while that is not known.
+
+    Raises:
+        ValueError: it is no such folder.
+    """
+    folder = Path(folder)
+    for name in (_INDEX, RESULTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no pipeline of a generation recipe: it has no {name}")
+    path = folder / CARD
+    if path.exists() and not is_generated(path):
+        return path
+    class_name = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["_class_name"]
+    recorded = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    results = without_local_paths(recorded)
+    name = folder.resolve().name if repo_id is None else repo_id
+    image, masked = len(results["vocabulary"]["grid"]) == 2, results["method"] == "masked"
+    samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
+    if samples is not None and not image and repo_id is not None and "/" in repo_id:
+        samples = hf_hub_url(repo_id, samples)
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation" if image else "text-to-audio",
+        tags=["vpvae_hf", f"{results['method']}-generation"],
+        datasets=[each] if (each := hub_id(recorded["dataset"])) else None,
+        base_model=hub_id(recorded["tokenizer"]),
+    )
+    text = rendered(
+        "pipeline.md",
+        card_data=data.to_yaml(),
+        marker=MARKER,
+        title=name.split("/")[-1],
+        name=name,
+        class_name=class_name,
+        image=image,
+        masked=masked,
+        article="an" if results["model_type"][0] in "aeiou" else "a",
+        samples=samples,
+        results=results,
+        vocabulary=results["vocabulary"],
+        measured=_rows(results, masked=masked),
+        settings=json.dumps(results["settings"], indent=2),
+        format=format_number,
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def push_pipeline(
+    folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, token: str | None = None
+) -> str:
+    """Push a saved pipeline with its parts, samples and card, in one commit; gives the web address.
+
+    Args:
+        folder: as a generation recipe leaves it.
+        repo_id: "owner/name", or "name" for the token's owner. Made where it does not exist.
+        private: whether a new repository is private; None for the owner's default.
+        token: None for the one of `hf auth login`.
+
+    Raises:
+        ValueError: it is no such folder, or the repository's name is malformed.
+        PermissionError: the token is refused.
+        ConnectionError: the hub cannot be reached or is down.
+    """
+    api = HfApi(token=token)
+    with hub_errors(repo_id, doing="push"):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        write_pipeline_card(folder, repo_id)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload pipeline")
+    return f"{api.endpoint}/{repo_id}"
+
+
+def _rows(results: dict, *, masked: bool) -> list[tuple[str, str]]:
+    measured = results["evaluation"] or {}
+    bound = " (at most)" if masked else ""
+    return [
+        (label + (bound if name.startswith("bits") else ""), format_number(measured[name]))
+        for name, label in _MEASURED.items()
+        if name in measured
+    ]

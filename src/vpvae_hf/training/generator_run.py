@@ -1,0 +1,357 @@
+"""A training run of a transformer over codes, from files of codes to a saved pipeline that generates."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import BlockRefinementScheduler
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from vpvae_hf.evaluation import image_grid
+from vpvae_hf.generation import (
+    CausalBatches,
+    CodeFolder,
+    CodeLikelihood,
+    CodeSequences,
+    CodeVocabulary,
+    MaskedBatches,
+    VPAudioGenerationPipeline,
+    VPImageGenerationPipeline,
+    VPMaskedAudioPipeline,
+    VPMaskedImagePipeline,
+    causal_likelihood,
+    masked_likelihood,
+)
+from vpvae_hf.hub import push_pipeline, write_pipeline_card
+from vpvae_hf.models import AutoencoderVP, VPCodecModel
+
+from .generator_config import AutoregressiveConfig, GeneratorConfig
+from .loop import checkpoint_activations
+
+_log = logging.getLogger(__name__)
+
+_STATE = "trainer_state.json"  # the last that a checkpoint gets
+_RESULTS = "results.json"
+# What decides the ids and the number of positions of a new model, whatever its type calls the latter.
+_POSITIONS = ("max_position_embeddings", "n_positions")
+
+
+def train_generator(config: GeneratorConfig) -> Path:
+    """Train, measure, generate samples, save, and push where asked; gives the pipeline's folder.
+
+    Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, settings.json, trackers'
+    logs, and the pipeline with its card, results.json and samples.
+
+    Args:
+        config: an `AutoregressiveConfig` or a `MaskedConfig`.
+
+    Raises:
+        ValueError: settings that miss or contradict something, codes of another tokenizer, or too small a model.
+        FileExistsError: the output folder holds another run.
+        FileNotFoundError: no such folder of codes, tokenizer, model or checkpoint.
+    """
+    for name, value in (("output_dir", config.output_dir), ("data.tokens", config.data.tokens)):
+        if not value:
+            raise ValueError(f"{name} is not set; add --{name} ...")
+    output = Path(config.output_dir)
+    folder = CodeFolder(config.data.tokens, config.data.condition_column)
+    held_out = None
+    if config.data.validation_tokens is not None:
+        held_out = CodeFolder(config.data.validation_tokens, config.data.condition_column)
+        folder.check_same_codes(held_out)
+    tokenizer = _load_tokenizer(config, folder)
+    vocabulary = _vocabulary(config, folder)
+    vocabulary.check_tokenizer(tokenizer)
+    arguments = _arguments(config)
+    checkpoint = _start(output, config, arguments)
+    set_seed(config.seed)
+    model = _model(config, vocabulary)
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+    trainer = _CodeTrainer(model, arguments, config, vocabulary, folder, held_out)
+    if trainer.is_world_process_zero():
+        start = "" if checkpoint is None else f"; going on from {checkpoint}"
+        print(
+            f"{model.num_parameters() / 1e6:.1f} million weights, {vocabulary.codebook_size} codes, sequences of "
+            f"{vocabulary.length}; {len(trainer.train_dataset)} of them; results in {output}{start}"
+        )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model = trainer.model.eval()
+    likelihood = trainer.likelihood() if held_out is not None else None
+    pipeline_folder = output / "pipeline"
+    if trainer.is_world_process_zero():
+        pipeline = _pipeline(config, tokenizer.to(model.device), model)
+        pipeline.save_pretrained(pipeline_folder)
+        results = _results(config, folder, vocabulary, trainer, likelihood)
+        (pipeline_folder / _RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        _write_samples(pipeline, pipeline_folder, config, folder, vocabulary)
+        write_pipeline_card(pipeline_folder, config.hub_model_id)
+        print(_summary(results, pipeline_folder, pipeline))
+        if config.push_to_hub:
+            print(f"pushed to {push_pipeline(pipeline_folder, config.hub_model_id, private=config.hub_private)}")
+    trainer.accelerator.end_training()
+    return pipeline_folder
+
+
+class _CodeTrainer(Trainer):
+    """transformers' trainer, with the loss over codes alone where they are masked, and bits a token as validation."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arguments: TrainingArguments,
+        config: GeneratorConfig,
+        vocabulary: CodeVocabulary,
+        folder: CodeFolder,
+        held_out: CodeFolder | None,
+    ):
+        self._vocabulary, self._causal = vocabulary, isinstance(config, AutoregressiveConfig)
+        self._measured = None if held_out is None else CodeSequences(held_out, vocabulary)
+        drop = config.data.drop_condition
+        if self._causal:
+            collate = CausalBatches(vocabulary, drop)
+        else:
+            collate = MaskedBatches(vocabulary, BlockRefinementScheduler(), drop)
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=collate,
+            train_dataset=CodeSequences(folder, vocabulary),
+            eval_dataset=self._measured,
+            compute_loss_func=None if self._causal else self._masked_loss,
+        )
+
+    def _masked_loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        vocabulary = self._vocabulary
+        logits = outputs.logits[..., vocabulary.first_code : vocabulary.begin].flatten(0, 1).float()
+        codes = torch.where(labels >= 0, labels - vocabulary.first_code, labels).flatten()
+        if num_items_in_batch is None:
+            return functional.cross_entropy(logits, codes)
+        return functional.cross_entropy(logits, codes, reduction="sum") / num_items_in_batch
+
+    def likelihood(self) -> CodeLikelihood:
+        """Of the codes that are held out; every rank measures all of them."""
+        batches = DataLoader(
+            self._measured, batch_size=self.args.per_device_train_batch_size, collate_fn=CausalBatches(self._vocabulary)
+        )
+        measure = causal_likelihood if self._causal else masked_likelihood
+        return measure(self.accelerator.unwrap_model(self.model), batches, self._vocabulary)
+
+    def evaluate(self, *unused, **also_unused) -> dict[str, float]:
+        likelihood = self.likelihood()
+        figures = {
+            "eval_bits_per_token": likelihood.bits_per_token,
+            "eval_unigram_bits_per_token": likelihood.unigram_bits_per_token,
+        }
+        self.log(figures)
+        return figures
+
+
+def _load_tokenizer(config: GeneratorConfig, folder: CodeFolder):
+    kind = VPCodecModel if folder.is_audio else AutoencoderVP
+    name = config.tokenizer or folder.manifest["tokenizer"]
+    revision = None if config.tokenizer else folder.manifest["tokenizer_revision"]
+    if not config.tokenizer and not Path(name).is_dir() and name.count("/") != 1:
+        raise FileNotFoundError(
+            f"the codes were made with the tokenizer {name}, which is no longer there; name it with --tokenizer"
+        )
+    return kind.from_pretrained(name, **({} if revision is None else {"revision": revision})).eval()
+
+
+def _vocabulary(config: GeneratorConfig, folder: CodeFolder) -> CodeVocabulary:
+    grid = folder.grid
+    if config.data.window is not None:
+        if not folder.is_audio:
+            raise ValueError(f"data.window={config.data.window} is for audio; images are always whole, leave it out")
+        grid = (min(config.data.window, grid[0]),)
+    return CodeVocabulary(
+        codebook_size=folder.manifest["codebook_size"],
+        grid=grid,
+        code_groups=folder.manifest["code_groups"],
+        condition_size=folder.condition_size,
+        fingerprint=folder.manifest["code_fingerprint"],
+    )
+
+
+def _model(config: GeneratorConfig, vocabulary: CodeVocabulary) -> PreTrainedModel:
+    kind = AutoModelForCausalLM if isinstance(config, AutoregressiveConfig) else AutoModelForMaskedLM
+    if config.model.pretrained is not None:
+        model = kind.from_pretrained(config.model.pretrained)
+        model.resize_token_embeddings(max(vocabulary.size, model.get_input_embeddings().num_embeddings))
+    else:
+        special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
+        try:
+            settings = AutoConfig.for_model(config.model.type, vocab_size=vocabulary.size, **special)
+        except ValueError as error:
+            raise ValueError(f"model.type: transformers has no {config.model.type!r}") from error
+        positions = next(name for name in _POSITIONS if hasattr(settings, name))
+        for name, value in ({positions: vocabulary.length + 3} | config.model.config).items():
+            if not hasattr(settings, name):
+                raise ValueError(f"model.config.{name} is no argument of {type(settings).__name__}")
+            setattr(settings, name, value)
+        model = kind.from_config(settings)
+    vocabulary.attach(model)
+    return model
+
+
+def _arguments(config: GeneratorConfig) -> TrainingArguments:
+    validates = config.data.validation_tokens is not None
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        max_steps=config.max_train_steps,
+        per_device_train_batch_size=config.train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.lr_warmup_steps,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        weight_decay=config.adam_weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        fp16=config.mixed_precision == "fp16",
+        bf16=config.mixed_precision == "bf16",
+        seed=config.seed,
+        logging_steps=config.logging_steps,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=config.validation_steps if validates else None,
+        save_steps=config.checkpointing_steps,
+        save_total_limit=config.checkpoints_total_limit,
+        report_to=list(config.report_to) or "none",
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        remove_unused_columns=False,
+    )
+
+
+def _start(output: Path, config: GeneratorConfig, arguments: TrainingArguments) -> Path | None:
+    """Make the output folder; the checkpoint to go on from, None to start anew."""
+    there = sorted(
+        (folder for folder in output.glob("checkpoint-*") if (folder / _STATE).is_file()),
+        key=lambda folder: int(folder.name.rpartition("-")[2]),
+    )
+    checkpoint = None
+    if config.resume_from_checkpoint == "latest":
+        checkpoint = there[-1] if there else None
+    elif config.resume_from_checkpoint is not None:
+        checkpoint = Path(config.resume_from_checkpoint)
+        if not (checkpoint / _STATE).is_file():
+            names = ", ".join(folder.name for folder in there) or "none"
+            raise FileNotFoundError(f"{checkpoint} is no checkpoint of this trainer; {output} holds {names}")
+    with arguments.main_process_first(desc="making the output folder"):
+        if arguments.process_index == 0:
+            if output.exists() and not output.is_dir():
+                raise FileExistsError(f"{output} is a file; name a folder with --output_dir")
+            if config.overwrite_output_dir and checkpoint is None:
+                for made in (*output.glob("checkpoint-*"), output / "pipeline"):
+                    shutil.rmtree(made, ignore_errors=True)
+            elif checkpoint is None and (there or (output / "pipeline").exists()):
+                raise FileExistsError(
+                    f"{output} holds another run; go on with --resume_from_checkpoint latest, start anew with "
+                    "--overwrite_output_dir, or name another folder with --output_dir"
+                )
+            output.mkdir(parents=True, exist_ok=True)
+            settings = json.dumps(dataclasses.asdict(config), indent=2)
+            (output / "settings.json").write_text(settings + "\n", encoding="utf-8")
+    return checkpoint
+
+
+def _pipeline(config: GeneratorConfig, tokenizer, model: PreTrainedModel):
+    audio = isinstance(tokenizer, VPCodecModel)
+    if isinstance(config, AutoregressiveConfig):
+        return (VPAudioGenerationPipeline if audio else VPImageGenerationPipeline)(tokenizer, model)
+    scheduler = BlockRefinementScheduler()
+    return (VPMaskedAudioPipeline if audio else VPMaskedImagePipeline)(tokenizer, model, scheduler)
+
+
+def _write_samples(
+    pipeline, folder: Path, config: GeneratorConfig, codes: CodeFolder, vocabulary: CodeVocabulary
+) -> None:
+    """samples.png, or samples.flac one clip after the other; their conditions are those of the first examples."""
+    if config.samples == 0:
+        return
+    generator = torch.Generator().manual_seed(config.seed)
+    labels = None
+    if vocabulary.condition_size:
+        count = len(codes.rows)
+        labels = [int(codes.rows[number % count][codes.condition_column]) for number in range(config.samples)]
+    if not codes.is_audio:
+        made = pipeline(labels, num_images=config.samples, generator=generator, output_type="pt").images
+        Image.fromarray(image_grid([made * 2 - 1])).save(folder / "samples.png")
+        return
+    import soundfile
+
+    made = pipeline(labels, num_clips=config.samples, generator=generator)
+    pause = np.zeros(made.sampling_rate // 2, np.float32)
+    joined = np.concatenate([part for clip in made.audios for part in (clip, pause)])
+    soundfile.write(folder / "samples.flac", joined.clip(-1, 1), made.sampling_rate)
+
+
+def _results(
+    config: GeneratorConfig,
+    folder: CodeFolder,
+    vocabulary: CodeVocabulary,
+    trainer: Trainer,
+    likelihood: CodeLikelihood | None,
+) -> dict[str, Any]:
+    """What the model card tells."""
+    manifest = folder.manifest
+    measured = None
+    if likelihood is not None:
+        per_token = likelihood.bits_per_token
+        if folder.is_audio:
+            signal = {"bits_per_second": per_token * manifest["sampling_rate"] / manifest["hop_length"]}
+        else:
+            signal = {"bits_per_pixel": per_token / manifest["downsample_factor"] ** 2}
+        measured = {
+            "tokens": likelihood.tokens,
+            "bits_per_token": per_token,
+            "unigram_bits_per_token": likelihood.unigram_bits_per_token,
+            **signal,
+        }
+    return {
+        "method": "autoregressive" if isinstance(config, AutoregressiveConfig) else "masked",
+        "model_type": trainer.model.config.model_type,
+        "parameters": trainer.model.num_parameters(),
+        "vocabulary": dataclasses.asdict(vocabulary),
+        "dataset": manifest["dataset"],
+        "split": manifest["split"],
+        "tokenizer": config.tokenizer or manifest["tokenizer"],
+        "steps": trainer.state.global_step,
+        "evaluation": measured,
+        "settings": dataclasses.asdict(config),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", "transformers", "diffusers")
+        },
+    }
+
+
+def _summary(results: dict[str, Any], folder: Path, pipeline) -> str:
+    measured, lines = results["evaluation"], []
+    if measured is not None:
+        bound = "" if results["method"] == "autoregressive" else "at most "
+        signal = next(name for name in measured if name.startswith("bits_per_") and name != "bits_per_token")
+        lines.append(
+            f"{bound}{measured['bits_per_token']:.3f} bits a token on {measured['tokens']} held-out tokens, "
+            f"{measured['unigram_bits_per_token']:.3f} by their frequencies alone; "
+            f"{measured[signal]:.4g} {signal.replace('_', ' ').replace('per', 'a')}"
+        )
+    lines.append(f'pipeline: {folder}; {type(pipeline).__name__}.from_pretrained("{folder}")')
+    return "\n".join(lines)
