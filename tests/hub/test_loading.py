@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from hub_server import Repo
 from huggingface_hub import constants
 
+from tiny_pipelines import assert_same, built, pixels, tokenizer_of
 from vpvae_hf import AutoencoderVP, VPCodecModel
 from vpvae_hf.hub import push_folder
 
@@ -69,6 +71,19 @@ def test_fresh_process_needs_only_the_import(hub, pipeline, folder, codec, wavef
         "HF_HUB_DISABLE_XET": "1",
     }
     subprocess.run([sys.executable, "-c", program], env=os.environ | mine, check=True)
+
+
+@pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # of diffusers' card
+@pytest.mark.parametrize("name", ["LDM", "Kandinsky", "Amused"])
+def test_pipeline_is_loaded_by_its_id(hub, vae, name):
+    vae.set_scaling_factor(0.5)
+    pipeline = built(name, vae)
+    pipeline.push_to_hub("alice/painter", private=True)
+    loaded = DiffusionPipeline.from_pretrained("alice/painter")
+    assert type(loaded) is type(pipeline)
+    assert isinstance(tokenizer_of(loaded), AutoencoderVP)
+    assert tokenizer_of(loaded).config.scaling_factor == 0.5
+    assert_same(pixels(loaded), pixels(pipeline))
 
 
 @pytest.mark.parametrize(

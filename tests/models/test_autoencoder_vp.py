@@ -19,6 +19,8 @@ from vpvae_hf import AutoencoderVP, CodebookNotFittedError
 
 VP = {"kind": "vp", "codebook_size": 16, "latent_dim": 3}
 FSP = {"kind": "fsp", "levels": [4, 3, 3]}
+FSQ = {"kind": "fsq", "levels": [4, 3, 3]}
+NONE = {"kind": "none", "latent_dim": 3}
 
 
 def tiny(quantizer=VP, fitted=True, **settings):
@@ -71,6 +73,26 @@ def test_dtype_tells_codes_from_latents(vae, images):
     assert torch.equal(vae.decode(codes.flatten(1), shape=(2, 8, 12, 3)).sample, from_codes)
     assert torch.equal(vae.decode(latents).sample, from_codes)
     assert not torch.equal(vae.decode(latents, force_not_quantize=True).sample, from_codes)
+
+
+def test_config_says_what_is_done_with_latents_where_the_call_does_not(vae, images, tmp_path):
+    latents, codes = vae.encode(images).latents, vae.tokenize(images)
+    quantized, from_latents = (vae.decode(latents, force_not_quantize=force).sample for force in (False, True))
+    assert torch.equal(vae.decode(latents).sample, quantized)
+    vae.register_to_config(force_not_quantize=True)
+    vae.save_pretrained(tmp_path)
+    for model in (vae, AutoencoderVP.from_pretrained(tmp_path)):
+        torch.testing.assert_close(model.decode(latents).sample, from_latents)
+        torch.testing.assert_close(model.decode(latents, force_not_quantize=False).sample, quantized)
+        torch.testing.assert_close(model.decode(codes).sample, quantized)
+        torch.testing.assert_close(model(images).sample, quantized)
+
+
+@pytest.mark.parametrize("force", [None, False, True])
+def test_without_codes_nothing_is_quantized(images, force):
+    vae = tiny(NONE)
+    latents = vae.encode(images).latents
+    assert torch.equal(vae.decode(latents, force_not_quantize=force).sample, vae(images).sample)
 
 
 def test_forward_in_eval_mode_goes_through_codes(vae, images):
@@ -169,6 +191,68 @@ def test_save_and_load(vae, images, tmp_path):
         diffusers.AutoModel.from_pretrained(str(tmp_path / "saved")).tokenize(images), vae.tokenize(images)
     )
     assert AutoencoderVP.from_config(vae.config).config["quantizer"] == vae.config["quantizer"]
+
+
+def test_fingerprint_survives_saving(vae, tmp_path):
+    vae.save_pretrained(tmp_path)
+    fingerprint = vae.code_fingerprint()
+    assert fingerprint.keys() == {"codes", "encoder"}
+    assert AutoencoderVP.from_pretrained(tmp_path).code_fingerprint() == fingerprint
+    only_codes = {"codes": fingerprint["codes"]}
+    assert AutoencoderVP.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).code_fingerprint() == only_codes
+    assert vae.to(torch.bfloat16).code_fingerprint() == only_codes
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("encoder.conv_in", {"encoder"}),
+        ("quant_conv", {"encoder"}),
+        ("post_quant_conv", set()),
+        ("decoder.conv_out", set()),
+    ],
+)
+def test_fingerprint_tells_which_weights_have_changed(vae, part, changed):
+    before = vae.code_fingerprint()
+    with torch.no_grad():
+        vae.get_submodule(part).weight[0, 0, 0, 0] += 1e-3
+    after = vae.code_fingerprint()
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_fingerprint_tells_another_order_of_codes():
+    vae = tiny()
+    before = vae.code_fingerprint()
+    vae.set_codebook(vae.quantize.codebook.flip(0))
+    after = vae.code_fingerprint()
+    assert after["codes"] != before["codes"]
+    assert after["encoder"] == before["encoder"]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes"),
+    [
+        (FSP, {"levels": [3, 4, 3]}),
+        (FSP, {"kind": "fsq"}),
+        (FSP, {"activation": "sigmoid"}),
+        (FSQ, {"feature_scale": 0.8}),
+        (FSQ, {"symmetric": False, "noise_probability": 0}),
+    ],
+)
+def test_fingerprint_tells_quantizers_apart_that_give_other_codes(images, quantizer, changes):
+    one, other = tiny(quantizer), tiny(quantizer | changes)
+    assert not torch.equal(one.tokenize(images), other.tokenize(images))
+    assert one.code_fingerprint() != other.code_fingerprint()
+
+
+def test_what_matters_in_training_alone_is_not_in_the_fingerprint(images):
+    vae = tiny()
+    before = vae.code_fingerprint()
+    vae.train()(images)
+    assert len(vae.quantize.queue) > 0
+    assert vae.code_fingerprint() == before
+    vae.set_quantizer(vae.config["quantizer"] | {"mean_weight": 0.2})
+    assert vae.code_fingerprint() == before
 
 
 def test_default_quantizer_survives_a_round_trip():

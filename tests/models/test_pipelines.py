@@ -6,11 +6,10 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from test_autoencoder_vp import FSP, VP, tiny
+from test_autoencoder_vp import FSP, NONE, VP, tiny
 
 from tiny_pipelines import BUILDERS, assert_same, built, pixels, tokenizer_of
 
-NONE = {"kind": "none", "latent_dim": 3}
 # As the tokenizer of Kandinsky's own models is.
 MOVQ = {
     "norm_type": "spatial",

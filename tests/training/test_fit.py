@@ -6,7 +6,11 @@ import pytest
 import torch
 from audio_runs import ARCHITECTURE as AUDIO
 
-from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel, fit_codebook
+from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel, fit_codebook, measure_scaling_factor
+
+VP = {"kind": "vp", "codebook_size": 32, "latent_dim": 2}
+FSP = {"kind": "fsp", "levels": [6, 6]}
+NONE = {"kind": "none", "latent_dim": 2}
 
 
 def tiny(quantizer):
@@ -22,9 +26,26 @@ def tiny(quantizer):
     )
 
 
+def tiny_codec(quantizer):
+    torch.manual_seed(0)
+    return VPCodecModel(VPCodecConfig(**AUDIO, quantizer=quantizer)).eval()
+
+
 @pytest.fixture
 def vae():
-    return tiny({"kind": "vp", "codebook_size": 32, "latent_dim": 2})
+    return tiny(VP)
+
+
+@pytest.fixture(params=["image", "audio"])
+def modality(request):
+    """How a tiny model is made for a quantizer, and batches for it."""
+    return {"image": (tiny, batches), "audio": (tiny_codec, clips)}[request.param]
+
+
+def clips(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield 0.3 * torch.randn(4, 1, 96 * 40, generator=generator)
 
 
 def batches(count, seed=0):
@@ -153,8 +174,7 @@ def test_fixed_codes_need_no_fitting():
 
 
 def test_padding_of_audio_is_not_fitted():
-    torch.manual_seed(0)
-    codec = VPCodecModel(VPCodecConfig(**AUDIO, quantizer={"kind": "vp", "codebook_size": 8, "latent_dim": 3})).eval()
+    codec = tiny_codec({"kind": "vp", "codebook_size": 8, "latent_dim": 3})
     clips = [0.1 * torch.randn(1, 1, 96 * frames) for frames in (60, 20)]
     padded = {"input_values": torch.cat([clips[0], torch.nn.functional.pad(clips[1], (0, 96 * 40))])}
     padded["padding_mask"] = (torch.arange(96 * 60) < torch.tensor([[96 * 60], [96 * 20]])).long()
@@ -164,3 +184,79 @@ def test_padding_of_audio_is_not_fitted():
     with pytest.warns(UserWarning, match="fitting 8 codes to 72 latents"):
         fit_codebook(codec, clips, progress=False)
     torch.testing.assert_close(together, codec.quantize.codebook, atol=1e-4, rtol=0)
+
+
+def spread(latents):
+    """One over the standard deviation of all values."""
+    return pytest.approx(1 / latents.double().std(unbiased=False).item(), rel=1e-5)
+
+
+def test_fit_measures_the_scale_of_the_latents(modality, tmp_path):
+    made, data = modality
+    model = made(VP)
+    assert model.config.scaling_factor == 1
+    quietly(model, data(3))
+    factor = model.config.scaling_factor
+    assert factor == spread(torch.cat([model.latent_vectors(batch) for batch in data(3)]))
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.scaling_factor == factor
+
+
+@pytest.mark.parametrize("quantizer", [FSP, NONE], ids=["fsp", "none"])
+def test_scale_is_measured_without_a_fit(modality, tmp_path, quantizer):
+    made, data = modality
+    model = made(quantizer).train()
+    factor = measure_scaling_factor(model, ({"input_values": batch} for batch in data(3)), progress=False)
+    assert model.training
+    assert factor == model.config.scaling_factor
+    assert factor == spread(torch.cat([model.eval().latent_vectors(batch) for batch in data(3)]))
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).config.scaling_factor == factor
+
+
+def test_scale_is_measured_on_as_many_latents_as_asked_for():
+    vae, read = tiny(FSP), []
+    data = (read.append(batch) or batch for batch in batches(5))
+    factor = measure_scaling_factor(vae, data, latents=3000, progress=False)
+    assert len(read) == 2
+    assert factor == spread(torch.cat([vae.latent_vectors(batch).flatten(0, -2) for batch in read])[:3000])
+
+
+def test_scale_is_not_measured_on_padding():
+    codec = tiny_codec(FSP)
+    (audio,) = clips(1)
+    padded = {"input_values": torch.nn.functional.pad(audio, (0, 96 * 30))}
+    padded["padding_mask"] = (torch.arange(96 * 70) < 96 * 40).long().expand(4, -1)
+    assert measure_scaling_factor(codec, [padded], progress=False) == spread(codec.latent_vectors(audio))
+
+
+# Of 1500 times 0.3 rounding alone makes a variance that is not zero.
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_equal_latents_have_no_scale(value):
+    vae = tiny(NONE)
+    torch.nn.init.zeros_(vae.quant_conv.weight)
+    torch.nn.init.constant_(vae.quant_conv.bias, value)
+    with pytest.raises(ValueError, match="scaling_factor must be positive and finite"):
+        measure_scaling_factor(vae, batches(1), latents=1500, progress=False)
+    assert vae.config.scaling_factor == 1
+
+
+def test_nothing_to_measure():
+    with pytest.raises(ValueError, match="no batches"):
+        measure_scaling_factor(tiny(FSP), [], progress=False)
+
+
+def test_refit_changes_the_fingerprint_of_the_codes(modality, tmp_path):
+    made, data = modality
+    model = made(VP)
+    prints = []
+    for seed in (0, 0, 1):
+        quietly(model, data(3), seed=seed)
+        prints.append(model.code_fingerprint())
+    first, same, other = prints
+    assert first == same
+    assert other["codes"] != first["codes"]
+    assert other["encoder"] == first["encoder"]
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).code_fingerprint() == other
+    assert model.to(torch.bfloat16).code_fingerprint() == {"codes": other["codes"]}

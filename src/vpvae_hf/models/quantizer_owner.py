@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quantizer, quantizer_config
 
+# Settings of quantizers that decide which code features have, beside weights and buffers.
+_DECIDE_CODES = ("kind", "codebook_size", "latent_dim", "levels", "symmetric", "activation", "feature_scale")
+
 
 class QuantizerOwner:
     """A model with a `Quantizer` as `quantize`, and a projection before it and after it.
@@ -80,11 +83,11 @@ class QuantizerOwner:
         """What codes mean, to tell later whether they still do.
 
         Returns:
-            SHA-256 of "codes", what the quantizer makes of a latent, and where the model is float32 of the "encoder",
-            what makes latents. A decoder that learns on leaves both as they are.
+            SHA-256 of "codes", what the quantizer makes of features, and where the model is float32 of the "encoder",
+            what makes those. A decoder that learns on leaves both as they are, and so does what only training knows.
         """
         config = self.quantize.config.to_dict()
-        named = {name: config[name] for name in ("kind", "codebook_size", "latent_dim", "levels") if name in config}
+        named = {name: config[name] for name in _DECIDE_CODES if name in config}
         fingerprint = {"codes": _sha256(json.dumps(named, sort_keys=True), self.quantize.state_dict())}
         if self.dtype == torch.float32:
             parts = {

@@ -164,7 +164,8 @@ def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
     sums = torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()]).cpu()
     count, total, squares = (distributed.sum_over_ranks(sums) if across_ranks else sums).tolist()
     variance = squares / count - (total / count) ** 2
-    return variance**-0.5 if variance > 0 else math.inf
+    # Rounding leaves some of equal values.
+    return variance**-0.5 if variance > 1e-12 * squares / count else math.inf
 
 
 def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
