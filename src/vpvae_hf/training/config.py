@@ -171,7 +171,19 @@ class RunConfig:
 
 
 @dataclass
-class TrainingConfig(RunConfig):
+class LoopConfig(RunConfig):
+    """What this package's own training loop is told beside."""
+
+    use_ema: bool = option(False, "publish a moving average of the weights")
+    ema_decay: float = option(0.999, "of the moving average")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+
+
+@dataclass
+class TrainingConfig(LoopConfig):
     """A training run, from data to a saved tokenizer; a run is one of its two kinds below."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -185,14 +197,11 @@ class TrainingConfig(RunConfig):
     losses: dict[str, float] = option({}, "weight of each reconstruction loss; l1 alone where empty")
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     torch_compile: bool = option(False, "compile encoder and decoder")
-    use_ema: bool = option(False, "publish a moving average of the weights")
-    ema_decay: float = option(0.999, "of the moving average")
     validation_pictures: int = option(8, "images or clips shown at each validation")
 
     def __post_init__(self):
         super().__post_init__()
         require(self.validation_pictures >= 0, "validation_pictures", self.validation_pictures, "at least 0")
-        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
         if self.train_only is not None and self.model.pretrained is None:
             raise ValueError(
                 f"train_only={self.train_only} goes on from a fitted tokenizer; name one with --model.pretrained"

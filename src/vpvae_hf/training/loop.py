@@ -3,14 +3,14 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
@@ -18,7 +18,7 @@ from vpvae_hf.losses import Loss
 
 from .adversary import Adversary
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import AdversarialConfig, TrainingConfig
+from .config import AdversarialConfig, LoopConfig
 from .metrics_log import MetricsLog
 from .stopwatch import Stopwatch
 
@@ -32,14 +32,16 @@ _SHOWN = {
     "psnr": "validation/psnr",
     "pesq": "validation/pesq",
     "cvu": "validation/code_usage",
+    "error": "validation/denoising_error",
 }
 
 
 class Trainer:
-    """Trains a tokenizer with AdamW; makes checkpoints, validates and logs.
+    """Trains a model with AdamW; makes checkpoints, validates and logs.
 
     Args:
-        model: a tokenizer; trained through its `forward`, eq. (10).
+        model: a tokenizer with its quantizer as `quantize`, trained through its `forward`, eq. (10); or anything whose
+            `forward` gives a loss and metrics, where there are no other losses.
         batches: endless batches of this rank, as the model takes them. With `state_dict` and `load_state_dict`, its
             position is part of a checkpoint; "skipped" is reported.
         config: settings; those of data, losses and output folder are the caller's affair.
@@ -48,9 +50,10 @@ class Trainer:
         accelerator: made with the settings' precision and accumulation.
         output: folder for checkpoints and metrics.jsonl; None to write neither.
         validate: called with a step on every rank, model in train mode; gives figures by name.
+        kept_in_eval: parts of the model that are in eval mode while the others train.
 
     Attributes:
-        model: the tokenizer, without wrappers.
+        model: the model, without wrappers.
         log: `MetricsLog` of all rows.
         step: optimizer steps that were taken.
         examples: that were trained on, by all ranks.
@@ -60,27 +63,22 @@ class Trainer:
         self,
         model,
         batches: Iterable[Tensor],
-        config: TrainingConfig,
+        config: LoopConfig,
         *,
         losses: Mapping[str, Loss],
         adversarial: AdversarialConfig | None = None,
         accelerator: Accelerator | None = None,
         output: Path | None = None,
         validate: Callable[[int], dict[str, float]] | None = None,
+        kept_in_eval: Sequence[nn.Module] = (),
     ):
         self.accelerator = accelerator = accelerator or Accelerator()
         self.config, self.model = config, model
         self.step = self.examples = 0
         self._batches, self._output, self._validate = batches, output, validate
-        self._losses, self._adversarial = losses, adversarial
-        if config.train_only == "decoder":
-            model.freeze_encoder()
+        self._losses, self._adversarial, self._kept_in_eval = losses, adversarial, kept_in_eval
         if config.gradient_checkpointing:
             checkpoint_activations(model)
-        if config.torch_compile:
-            # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
-            model.encoder.compile()
-            model.decoder.compile()
         betas = (config.adam_beta1, config.adam_beta2)
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -98,11 +96,12 @@ class Trainer:
         if adversarial is not None:
             self._adversary = Adversary(adversarial, model.config.out_channels, betas, accelerator)
         self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
-        training_state = getattr(model.quantize, "training_state", None)
+        quantizer = getattr(model, "quantize", None)
+        training_state = getattr(quantizer, "training_state", None)
         for part in (self, self._schedule, self._ema, training_state):
             if part is not None:
                 accelerator.register_for_checkpointing(part)
-        self._stopwatch = Stopwatch(model.quantize, accelerator.device)
+        self._stopwatch = None if quantizer is None else Stopwatch(quantizer, accelerator.device)
         writes = output is not None and accelerator.is_main_process
         self.log = MetricsLog(output / "metrics.jsonl" if writes else None)
 
@@ -175,8 +174,8 @@ class Trainer:
 
     def _train_mode(self) -> None:
         self.model.train()
-        if self.config.train_only == "decoder":
-            self.model.quantize.eval()  # real codes, not what stands for them in training
+        for part in self._kept_in_eval:
+            part.eval()
 
     def _forward_backward(self, original: Tensor) -> dict[str, Tensor]:
         """One forward and backward pass, and an optimizer step where enough were accumulated; detached figures."""
@@ -188,7 +187,7 @@ class Trainer:
             output = self._wrapped(original)
             figures = {f"loss/{name}": loss(output.sample, original) for name, loss in self._losses.items()}
             total = output.loss + sum(config.loss_weights[name] * figures[f"loss/{name}"] for name in self._losses)
-            figures["loss/quantizer"] = output.loss
+            figures["loss/own" if self._stopwatch is None else "loss/quantizer"] = output.loss
             if adversary is not None:
                 figures["loss/adversarial"] = adversary.judge(output.sample)
                 total = total + adversarial.weight * figures["loss/adversarial"]
@@ -217,9 +216,11 @@ class Trainer:
         row = dict(zip(means, stacked.tolist(), strict=True))
         row["learning_rate"] = self._schedule.get_last_lr()[0]
         row["examples"] = self.examples
-        seconds, quantizing = interval.seconds(), self._stopwatch.seconds()
+        seconds = interval.seconds()
         row["examples_per_second"] = examples / seconds
-        row["quantizer/share_of_time"] = quantizing / seconds  # of the first rank, in the forward pass
+        if self._stopwatch is not None:
+            # Of the first rank, in the forward pass.
+            row["quantizer/share_of_time"] = self._stopwatch.seconds() / seconds
         if hasattr(self._batches, "skipped"):
             row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
         self._append(row)

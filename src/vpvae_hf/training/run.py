@@ -2,27 +2,25 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 
 from vpvae_hf import distributed
 from vpvae_hf.evaluation import ReconstructionQuality
 from vpvae_hf.hub import push_folder, write_results
 
 from .audio import AudioModality
-from .checkpoint import checkpoints, find_checkpoint
 from .config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
 from .fit import CodebookFit, fit_codebook, measure_scaling_factor
 from .images import ImageModality
 from .loop import Trainer
 from .modality import Modality
+from .output_folder import prepare_output, telling_of_checkpoints
 from .splits import TrainingData
 from .validation import Validation
 
@@ -66,7 +64,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         project_dir=config.output_dir,
     )
     output = Path(config.output_dir)
-    checkpoint = _prepare_output(output, config, accelerator)
+    checkpoint = prepare_output(output, config, accelerator, made=("validation", "tokenizer"))
     # Every rank the same weights, then each its own perturbations.
     set_seed(config.seed)
     model = modality.build_model(config).to(accelerator.device)
@@ -75,6 +73,12 @@ def train_tokenizer(config: TrainingConfig) -> Path:
             f"train_only={config.train_only} needs a fitted codebook, and {config.model.pretrained} has none; "
             f"fit one first: vpvae fit {config.model.pretrained} --dataset NAME --codebook-size K"
         )
+    if config.train_only == "decoder":
+        model.freeze_encoder()
+    if config.torch_compile:
+        # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
+        model.encoder.compile()
+        model.decoder.compile()
     data = TrainingData(modality, model, config, accelerator)
     set_seed(config.seed, device_specific=True)
     validation = Validation(modality, model, data, output, config, accelerator)
@@ -87,55 +91,19 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         accelerator=accelerator,
         output=output,
         validate=validation.measure if data.validates else None,
+        # Its decoder is to read real codes, not what stands for them in training.
+        kept_in_eval=[model.quantize] if config.train_only == "decoder" else [],
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
     _announce(modality, accelerator, model, config, checkpoint)
     tensorboard = {"tensorboard": {"purge_step": trainer.step + 1}} if "tensorboard" in config.report_to else {}
     accelerator.init_trackers("logs", init_kwargs=tensorboard)
-    try:
+    with telling_of_checkpoints(output, trainer):
         trainer.run()
-    except KeyboardInterrupt:
-        newest = next(reversed(checkpoints(output)), None)
-        kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
-        _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
-        raise
     folder = _finish(modality, model, data, validation, trainer, config, accelerator)
     accelerator.end_training()  # also ends the ranks' process group
     return folder
-
-
-def _prepare_output(output: Path, config: TrainingConfig, accelerator: Accelerator) -> Path | None:
-    """Make the output folder; the checkpoint to go on from, None to start anew."""
-    decided: list[Any] = [None]
-    with distributed.failing_together():
-        if accelerator.is_main_process:
-            decided[0] = _decide_start(output, config)
-    broadcast_object_list(decided)
-    return decided[0]
-
-
-def _decide_start(output: Path, config: TrainingConfig) -> Path | None:
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; name a folder with --output_dir")
-    checkpoint = None
-    if config.resume_from_checkpoint is not None:
-        checkpoint = find_checkpoint(output, config.resume_from_checkpoint)
-    if config.overwrite_output_dir and checkpoint is None:
-        for made in (*checkpoints(output), output / "validation", output / "logs", output / "tokenizer"):
-            shutil.rmtree(made, ignore_errors=True)
-        (output / "metrics.jsonl").unlink(missing_ok=True)
-    elif checkpoint is None and ((output / "metrics.jsonl").exists() or checkpoints(output)):
-        if checkpoints(output):
-            raise FileExistsError(
-                f"{output} holds another run; go on with --resume_from_checkpoint latest, start anew with "
-                "--overwrite_output_dir, or name another folder with --output_dir"
-            )
-        (output / "metrics.jsonl").unlink()  # of a run that ended before its first checkpoint
-    output.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(dataclasses.asdict(config), indent=2)
-    (output / "settings.json").write_text(settings + "\n", encoding="utf-8")
-    return checkpoint
 
 
 def _announce(

@@ -1,0 +1,204 @@
+"""A training run of a latent diffusion model, from images to a saved `LDMPipeline`.
+
+Shapes: B images, d latent dimensions, h x w latents of an image.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vpvae_hf import distributed
+from vpvae_hf.data import SampleLoader
+from vpvae_hf.evaluation import image_grid
+from vpvae_hf.models import AutoencoderVP
+
+from .diffusion_config import DiffusionConfig
+from .images import ImageModality
+from .loop import Trainer
+from .output_folder import prepare_output, telling_of_checkpoints
+from .splits import TrainingData
+
+
+def train_diffusion(config: DiffusionConfig) -> Path:
+    """Train a UNet to denoise continuous latents, generate samples, and save a pipeline; gives its folder.
+
+    Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, metrics.jsonl, settings.json,
+    trackers' logs, and the pipeline with samples.png, whose upper row is decoded as it is and whose lower row through
+    the nearest codes.
+
+    Raises:
+        ValueError: settings that miss or contradict something, data that cannot be read.
+        FileExistsError: the output folder holds another run.
+        FileNotFoundError: no such data set, tokenizer or checkpoint.
+    """
+    for name in ("output_dir", "tokenizer"):
+        if not getattr(config, name):
+            raise ValueError(f"{name} is not set; add --{name} ...")
+    if not config.data.name:
+        raise ValueError("data.name is not set; add --data.name ...")
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir,
+    )
+    vae = AutoencoderVP.from_pretrained(config.tokenizer).eval().requires_grad_(False).to(accelerator.device)
+    if config.quantize:
+        vae.quantize.check_codes()
+    if vae.config.scaling_factor == 1:
+        accelerator.print(
+            f"{config.tokenizer} has a scaling_factor of 1; where its latents have no unit variance, measure it first: "
+            "vpvae_hf.measure_scaling_factor(vae, batches), then save"
+        )
+    output = Path(config.output_dir)
+    checkpoint = prepare_output(output, config, accelerator, made=("pipeline",))
+    set_seed(config.seed)
+    scheduler = DDIMScheduler(**{"clip_sample": False} | config.scheduler)
+    denoiser = _Denoiser(_unet(config, vae), scheduler).to(accelerator.device)
+    data = TrainingData(ImageModality(), vae, config, accelerator)
+    set_seed(config.seed, device_specific=True)
+    trainer = Trainer(
+        denoiser,
+        _Latents(data.training(), vae),
+        config,
+        losses={},
+        accelerator=accelerator,
+        output=output,
+        validate=lambda step: _validated(denoiser, vae, data, config) if data.validates else {},
+    )
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    weights = sum(parameter.numel() for parameter in denoiser.parameters())
+    start = "" if checkpoint is None else f"; going on from {checkpoint}"
+    accelerator.print(f"{weights / 1e6:.1f} million weights, scaling_factor {vae.config.scaling_factor:.4g}{start}")
+    accelerator.init_trackers("logs")
+    with telling_of_checkpoints(output, trainer):
+        trainer.run()
+    folder = output / "pipeline"
+    with distributed.failing_together():
+        if accelerator.is_main_process:
+            vae.register_to_config(force_not_quantize=not config.quantize)
+            pipeline = LDMPipeline(vqvae=vae, unet=denoiser.unet.eval(), scheduler=scheduler)
+            pipeline.save_pretrained(folder)
+            if config.samples:
+                Image.fromarray(_samples(pipeline, config)).save(folder / "samples.png")
+            accelerator.print(f'pipeline: {folder}; LDMPipeline.from_pretrained("{folder}") after import vpvae_hf')
+            if config.push_to_hub:
+                url = pipeline.push_to_hub(config.hub_model_id, private=config.hub_private)
+                accelerator.print(f"pushed to {url}")
+    accelerator.end_training()
+    return folder
+
+
+@dataclass
+class _Denoised:
+    """What the trainer reads of a forward pass."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    sample: None = None
+
+
+class _Denoiser(nn.Module):
+    """A UNet that predicts noise (DDPM, arXiv 2006.11239), or what else the scheduler's `prediction_type` says."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler):
+        super().__init__()
+        self.unet, self._scheduler = unet, scheduler
+
+    def forward(self, latents: Tensor, generator: torch.Generator | None = None) -> _Denoised:
+        """The mean squared error on latents [B, d, h, w] of unit variance, at random times with random noise."""
+        scheduler, device = self._scheduler, latents.device
+        # Drawn on the CPU where a generator is given, which is one of the CPU.
+        place = device if generator is None else "cpu"
+        noise = torch.randn(latents.shape, generator=generator, device=place).to(device)
+        steps = scheduler.config.num_train_timesteps
+        times = torch.randint(steps, (len(latents),), generator=generator, device=place).to(device)
+        predicted = self.unet(scheduler.add_noise(latents, noise, times), times).sample
+        target = noise
+        if scheduler.config.prediction_type == "v_prediction":
+            target = scheduler.get_velocity(latents, noise, times)
+        elif scheduler.config.prediction_type == "sample":
+            target = latents
+        return _Denoised(loss=functional.mse_loss(predicted.float(), target.float()))
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.unet.enable_gradient_checkpointing()
+
+
+class _Latents:
+    """Batches of images as latents of unit variance; their position is that of the images."""
+
+    def __init__(self, images: SampleLoader, vae: AutoencoderVP):
+        self._images, self._vae = images, vae
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (_scaled(self._vae, batch) for batch in self._images)
+
+    @property
+    def skipped(self) -> int:
+        return self._images.skipped
+
+    def state_dict(self) -> dict:
+        return self._images.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self._images.load_state_dict(state)
+
+
+@torch.no_grad()
+def _scaled(vae: AutoencoderVP, pixel_values: Tensor) -> Tensor:
+    return vae.encode(pixel_values.to(vae.device)).latents * vae.config.scaling_factor
+
+
+def _unet(config: DiffusionConfig, vae: AutoencoderVP) -> UNet2DModel:
+    size, factor = config.data.size, vae.downsample_factor
+    if size % factor:
+        raise ValueError(f"data.size must be a multiple of the tokenizer's factor {factor}, got {size}")
+    channels = vae.config.latent_channels
+    follows = {"sample_size": size // factor, "in_channels": channels, "out_channels": channels}
+    return UNet2DModel(**follows | config.unet)
+
+
+@torch.no_grad()
+def _validated(
+    denoiser: _Denoiser, vae: AutoencoderVP, data: TrainingData, config: DiffusionConfig
+) -> dict[str, float]:
+    """The error on held-out images, at the same times and with the same noise each time."""
+    generator = torch.Generator().manual_seed(config.seed)
+    denoiser.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    for batch in data.held_out(config.data.validation_examples):
+        loss = denoiser(_scaled(vae, batch), generator).loss
+        sums += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
+    denoiser.train()
+    total, count = distributed.sum_over_ranks(sums).tolist()
+    return {"denoising_error": total / count if count else math.nan}
+
+
+def _samples(pipeline: LDMPipeline, config: DiffusionConfig):
+    """Rows of the same latents, decoded as they are, and through codes where there are such."""
+    vae, rows = pipeline.vqvae, []
+    kept = vae.config.force_not_quantize
+    for as_they_are in [True, False] if vae.quantize.has_codes and vae.quantize.config.fitted else [True]:
+        vae.register_to_config(force_not_quantize=as_they_are)
+        generator = torch.Generator().manual_seed(config.seed)
+        made = pipeline(
+            batch_size=config.samples,
+            num_inference_steps=config.num_inference_steps,
+            generator=generator,
+            output_type="np",
+        ).images
+        rows.append(torch.from_numpy(made).movedim(-1, 1) * 2 - 1)
+    vae.register_to_config(force_not_quantize=kept)
+    return image_grid(rows)

@@ -1,0 +1,74 @@
+"""The output folder of a run: never written over another run."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from vpvae_hf import distributed
+
+from .checkpoint import checkpoints, find_checkpoint
+from .config import LoopConfig
+from .loop import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+def prepare_output(output: Path, config: LoopConfig, accelerator: Accelerator, *, made: Sequence[str]) -> Path | None:
+    """Make the output folder, with settings.json; the checkpoint to go on from, None to start anew.
+
+    Args:
+        made: what a run leaves in it beside checkpoints, metrics and logs; deleted where the run is overwritten.
+
+    Raises:
+        FileExistsError: it is a file, or holds another run.
+        FileNotFoundError: no such checkpoint.
+    """
+    decided: list[Any] = [None]
+    with distributed.failing_together():
+        if accelerator.is_main_process:
+            decided[0] = _decide_start(output, config, made)
+    broadcast_object_list(decided)
+    return decided[0]
+
+
+def _decide_start(output: Path, config: LoopConfig, made: Sequence[str]) -> Path | None:
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is a file; name a folder with --output_dir")
+    checkpoint = None
+    if config.resume_from_checkpoint is not None:
+        checkpoint = find_checkpoint(output, config.resume_from_checkpoint)
+    if config.overwrite_output_dir and checkpoint is None:
+        for folder in (*checkpoints(output), output / "logs", *(output / name for name in made)):
+            shutil.rmtree(folder, ignore_errors=True)
+        (output / "metrics.jsonl").unlink(missing_ok=True)
+    elif checkpoint is None and ((output / "metrics.jsonl").exists() or checkpoints(output)):
+        if checkpoints(output):
+            raise FileExistsError(
+                f"{output} holds another run; go on with --resume_from_checkpoint latest, start anew with "
+                "--overwrite_output_dir, or name another folder with --output_dir"
+            )
+        (output / "metrics.jsonl").unlink()  # of a run that ended before its first checkpoint
+    output.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps(dataclasses.asdict(config), indent=2)
+    (output / "settings.json").write_text(settings + "\n", encoding="utf-8")
+    return checkpoint
+
+
+@contextlib.contextmanager
+def telling_of_checkpoints(output: Path, trainer: Trainer) -> Iterator[None]:
+    """Where training is interrupted within it, say from where it can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        newest = next(reversed(checkpoints(output)), None)
+        kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
+        _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
+        raise
