@@ -12,12 +12,15 @@ import torch
 from measuring import DIMENSIONS, write
 from tqdm.auto import tqdm
 
+import generation
+
 _COMPARISONS = {
     "search": search.compare,
     "encoding": encoding.compare,
     "clustering": clustering.compare,
     "perturbing": perturbing.compare,
     "audio": audio.compare,
+    "generation": generation.compare,
 }
 
 
