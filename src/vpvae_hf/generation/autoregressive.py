@@ -66,7 +66,8 @@ class _CausalPipeline(DiffusionPipeline):
             max_new_tokens=longest - start,
             do_sample=samples,
             bos_token_id=vocabulary.begin,
-            eos_token_id=vocabulary.end if shortest < longest else None,
+            # Never None, for which generate() takes what the model's own settings say, some code's id perhaps.
+            eos_token_id=vocabulary.end,
             pad_token_id=vocabulary.pad,
             **({"temperature": float(temperature), "top_k": top_k or 0, "top_p": top_p or 1.0} if samples else {}),
         )

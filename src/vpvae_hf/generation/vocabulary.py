@@ -188,8 +188,11 @@ class CodeVocabulary:
         """
         self.check_model(model)
         setattr(model.config, _FIELD, dataclasses.asdict(self) | {"grid": list(self.grid)})
-        model.config.bos_token_id, model.config.eos_token_id = self.begin, self.end
-        model.config.pad_token_id = self.pad
+        # A causal model has settings of its own for generate(), made when it was made.
+        for settings in (model.config, getattr(model, "generation_config", None)):
+            if settings is not None:
+                settings.bos_token_id, settings.eos_token_id = self.begin, self.end
+                settings.pad_token_id = self.pad
 
     def check_model(self, model) -> None:
         """See that a model has room for the vocabulary and its sequences.
