@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
-from .autoregressive import check_parts, tokens_of
 from .decoding import GeneratedAudio, GeneratedImages, check_output_type, decoded_audio, decoded_images
+from .parts import check_parts, tokens_of
 from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
