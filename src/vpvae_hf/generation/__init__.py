@@ -5,7 +5,7 @@ from .constraint import CodeConstraint
 from .decoding import GeneratedAudio, GeneratedImages
 from .likelihood import CodeLikelihood, causal_likelihood, masked_likelihood
 from .masked import VPMaskedAudioPipeline, VPMaskedImagePipeline, code_logits
-from .sequences import CausalBatches, CodeFolder, CodeSequences, MaskedBatches
+from .sequences import CausalBatches, CodeFolder, CodeSequences, MaskedBatches, drop_conditions, mask_codes
 from .vocabulary import CodeVocabulary
 
 __all__ = [
@@ -24,5 +24,7 @@ __all__ = [
     "VPMaskedImagePipeline",
     "causal_likelihood",
     "code_logits",
+    "drop_conditions",
+    "mask_codes",
     "masked_likelihood",
 ]

@@ -3,6 +3,9 @@
 Shapes: B sequences, [h, w] or [n] codes with G a token, K codes in all; f the image tokenizer's factor.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -13,7 +16,7 @@ from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 from .constraint import CodeConstraint
 from .decoding import GeneratedAudio, GeneratedImages, check_output_type, decoded_audio, decoded_images
-from .parts import check_parts, tokens_of
+from .parts import check_parts, check_sampling, tokens_of
 from .randomness import seeded_by
 from .vocabulary import CodeVocabulary
 
@@ -49,12 +52,7 @@ class _CausalPipeline(DiffusionPipeline):
             shortest, longest: ids of codes of a sequence.
         """
         vocabulary, model = self.vocabulary, self.language_model
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}; 0 takes the likeliest code each time")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {top_p}; None for no limit")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}; None for no limit")
+        check_sampling(temperature, top_k, top_p)
         prompt, unconditional = _prompts(vocabulary, conditions, number, prefix, guidance_scale)
         start = 0 if prefix is None else vocabulary.ids_of_some(prefix).shape[1]
         if start >= longest:
@@ -65,7 +63,6 @@ class _CausalPipeline(DiffusionPipeline):
             max_new_tokens=longest - start,
             do_sample=samples,
             bos_token_id=vocabulary.begin,
-            # Never None, for which generate() takes what the model's own settings say, some code's id perhaps.
             eos_token_id=vocabulary.end,
             pad_token_id=vocabulary.pad,
             **({"temperature": float(temperature), "top_k": top_k or 0, "top_p": top_p or 1.0} if samples else {}),
@@ -76,7 +73,11 @@ class _CausalPipeline(DiffusionPipeline):
             guidance = {"guidance_scale": guidance_scale, "negative_prompt_ids": unconditional.to(model.device)}
             guidance["negative_prompt_attention_mask"] = torch.ones_like(guidance["negative_prompt_ids"])
         prompt = prompt.to(model.device)
-        with self.progress_bar(total=longest - start) as bar, seeded_by(generator, model.device):
+        with (
+            self.progress_bar(total=longest - start) as bar,
+            seeded_by(generator, model.device),
+            _without_settings(model),
+        ):
             ids = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -252,6 +253,16 @@ def _prompts(
     if len(ids) != number:
         raise ValueError(f"prefix has {len(ids)} sequences for {number} to generate; give one for each")
     return torch.cat([prompts[0], ids], dim=1), torch.cat([prompts[1], ids], dim=1)
+
+
+@contextlib.contextmanager
+def _without_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model has no settings of its own for `generate()`, which would change what is sampled."""
+    kept, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = kept
 
 
 class _Progress(BaseStreamer):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 from .decoding import GeneratedAudio, GeneratedImages, check_output_type, decoded_audio, decoded_images
-from .parts import check_parts, tokens_of
+from .parts import check_parts, check_sampling, tokens_of
 from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
@@ -60,8 +60,7 @@ class _MaskedPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to; give them")
         if number < 1 or steps < 1:
             raise ValueError(f"at least one must be generated in at least one step, got {number} in {steps}")
-        if temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {temperature}")
+        check_sampling(temperature, top_k, top_p)
         with_conditions = vocabulary.condition_ids(conditions, batch_size=number).to(device)
         without = vocabulary.condition_ids(batch_size=number).to(device)
         # Codes as the scheduler knows them: 0..K-1, and K where they are unknown.
@@ -73,6 +72,7 @@ class _MaskedPipeline(DiffusionPipeline):
                     f"known codes must be those of {number} sequences of {length}, got {list(codes.shape)}"
                 )
             sample = torch.where(known.to(device), (codes - vocabulary.first_code).to(device), sample)
+        given, stays = sample, sample != unknown
         masked = int((sample == unknown).sum(dim=1).max())
         if masked == 0:
             return (sample + vocabulary.first_code).cpu()
@@ -85,6 +85,8 @@ class _MaskedPipeline(DiffusionPipeline):
                 others = code_logits(self.transformer, vocabulary, ids, without)
                 logits = others + guidance_scale * (logits - others)
             sample = self._step(logits.float(), step, sample, temperature, top_k, top_p, generator)
+            # AmusedScheduler masks at least one code of each sequence, be it known.
+            sample = torch.where(stays, given, sample)
         return (sample + vocabulary.first_code).cpu()
 
     def _prepare(self, steps: int, masked: int, temperature: float, device: torch.device) -> None:
@@ -217,6 +219,8 @@ class VPMaskedImagePipeline(_MaskedPipeline):
             raise ValueError(
                 f"mask_image must be [B, 1, {size[0]}, {size[1]}], as the image, got {list(mask_image.shape)}"
             )
+        if len(mask_image) not in (1, len(image)):
+            raise ValueError(f"mask_image must hold 1 mask or one an image, {len(image)}, got {len(mask_image)}")
         factor = self.vae.downsample_factor
         anew = nn.functional.max_pool2d((mask_image > 0.5).float(), factor) > 0
         known = ~anew.flatten(1).repeat_interleave(self.vocabulary.code_groups, dim=1)

@@ -1,4 +1,4 @@
-"""Whether the parts of a pipeline belong together, and how long a clip may be."""
+"""What pipelines are held to: that their parts belong together, and that they are asked for what can be."""
 
 import math
 
@@ -39,3 +39,13 @@ def tokens_of(seconds: float | None, vocabulary: CodeVocabulary, codec: VPCodecM
             f"{name} must be above 0 and at most {most / rate:.3f}, as the model was trained, got {seconds}"
         )
     return tokens
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise a ValueError for what nothing can be sampled with."""
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0, got {temperature}; 0 takes the likeliest code each time")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}; None for no limit")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1], got {top_p}; None for no limit")

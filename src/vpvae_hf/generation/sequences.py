@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import BlockRefinementScheduler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -82,9 +83,10 @@ class CodeFolder:
         kind = self.rows.features[self.condition_column]
         if hasattr(kind, "names"):
             return len(kind.names)
-        values = np.asarray(self.rows[self.condition_column][:])
-        if values.min() < 0:
-            raise ValueError(f"column {self.condition_column!r} must hold whole numbers from 0 on, got {values.min()}")
+        values = np.asarray(self.rows[self.condition_column][:], dtype=float)
+        if not values.min() >= 0:  # NaN where a value is missing
+            found = "missing values" if np.isnan(values).any() else values.min()
+            raise ValueError(f"column {self.condition_column!r} must hold whole numbers from 0 on, got {found}")
         return int(values.max()) + 1
 
     def codes(self, number: int) -> Tensor:
@@ -93,13 +95,23 @@ class CodeFolder:
         return codes.transpose(0, 1) if self.is_audio and codes.ndim == 2 else codes
 
     def check_same_codes(self, other: "CodeFolder") -> None:
-        """Raise a ValueError where another folder's codes are those of another tokenizer."""
+        """Raise a ValueError where another folder's codes are of another tokenizer, grid, or range of conditions."""
         for name in ("code_fingerprint", "codebook_size", "code_groups"):
             if self.manifest[name] != other.manifest[name]:
                 raise ValueError(
                     f"the two folders hold codes of different tokenizers: {self.manifest['tokenizer']} and "
                     f"{other.manifest['tokenizer']} ({name} differs); tokenize both with the same one"
                 )
+        if not self.is_audio and self.grid != other.grid:
+            raise ValueError(
+                f"the two folders hold codes of different sizes, {list(self.grid)} and {list(other.grid)} an image; "
+                "tokenize both with the same --size"
+            )
+        if other.condition_size > self.condition_size:
+            raise ValueError(
+                f"column {self.condition_column!r} goes to {other.condition_size - 1} in the second folder, only to "
+                f"{self.condition_size - 1} in the first, which is trained on"
+            )
 
 
 class CodeSequences(Dataset):
@@ -136,24 +148,16 @@ class CodeSequences(Dataset):
 
 @dataclass(frozen=True)
 class CausalBatches:
-    """Batches for a causal language model: "input_ids", "attention_mask" and "labels" [B, P + L + 1].
-
-    Attributes:
-        drop_condition: share of the sequences whose condition is left out, so that the model can be guided; drawn from
-            torch's global generator.
-    """
+    """Batches for a causal language model: "input_ids", "attention_mask" and "labels" [B, P + L + 1]."""
 
     vocabulary: CodeVocabulary
-    drop_condition: float = 0.0
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         vocabulary, sequences, labels = self.vocabulary, [], []
-        conditions = kept_conditions(vocabulary, items, self.drop_condition)
-        for item, condition in zip(items, conditions, strict=True):
+        for item in items:
             # A window from within a clip has no begin, but an id in its place, so that all have as many.
-            before = torch.cat(
-                [condition, torch.tensor([vocabulary.begin if item["begins"] else vocabulary.unconditional])]
-            )
+            begin = vocabulary.begin if item["begins"] else vocabulary.unconditional
+            before = torch.cat([_condition(vocabulary, item), torch.tensor([begin])])
             after = torch.tensor([vocabulary.end] if item["ends"] else [], dtype=torch.long)
             sequences.append(torch.cat([before, item["ids"], after]))
             labels.append(torch.cat([torch.full_like(before, IGNORED), item["ids"], after]))
@@ -167,39 +171,51 @@ class CausalBatches:
 
 @dataclass(frozen=True)
 class MaskedBatches:
-    """Batches for a masked language model: "input_ids", "attention_mask" and "labels" [B, 1 + L].
-
-    Of each sequence a share is masked that is drawn anew, uniformly on [0, 1], by the scheduler with which codes are
-    generated later; labels are what is masked. All draws are from torch's global generator.
-    """
+    """Batches for a masked language model, "input_ids", "attention_mask" and "labels" [B, 1 + L], nothing masked."""
 
     vocabulary: CodeVocabulary
-    scheduler: Any
-    drop_condition: float = 0.0
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        vocabulary = self.vocabulary
-        conditions = torch.stack(
-            [
-                condition if len(condition) else torch.tensor([vocabulary.unconditional])
-                for condition in kept_conditions(vocabulary, items, self.drop_condition)
-            ]
-        )
-        ids = pad_sequence([item["ids"] for item in items], batch_first=True, padding_value=vocabulary.pad)
-        ids = torch.cat([conditions, ids], dim=1)
-        attended = (ids != vocabulary.pad).long()
-        noisy, _, masked, _ = self.scheduler.add_noise(
-            ids, attended, prompt_length=1, block_length=ids.shape[1] - 1, mask_token_id=vocabulary.mask
-        )
-        return {"input_ids": noisy, "attention_mask": attended, "labels": torch.where(masked, ids, IGNORED)}
+        vocabulary, sequences = self.vocabulary, []
+        for item in items:
+            condition = _condition(vocabulary, item)
+            condition = condition if len(condition) else torch.tensor([vocabulary.unconditional])
+            sequences.append(torch.cat([condition, item["ids"]]))
+        ids = pad_sequence(sequences, batch_first=True, padding_value=vocabulary.pad)
+        is_code = (ids >= vocabulary.first_code) & (ids < vocabulary.begin)
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != vocabulary.pad).long(),
+            "labels": torch.where(is_code, ids, IGNORED),
+        }
 
 
-def kept_conditions(vocabulary: CodeVocabulary, items: Sequence[Mapping[str, Any]], drop: float) -> list[Tensor]:
-    """Ids [1] of each item's condition, "unconditional" where it is dropped; [0] where the vocabulary has none."""
+def drop_conditions(batch: dict[str, Tensor], vocabulary: CodeVocabulary, share: float) -> dict[str, Tensor]:
+    """A batch in which so many sequences, drawn from torch's global generator, lack their condition."""
+    if vocabulary.condition_size == 0 or share == 0:
+        return batch
+    ids = batch["input_ids"].clone()
+    ids[torch.rand(len(ids), device=ids.device) < share, 0] = vocabulary.unconditional
+    return batch | {"input_ids": ids}
+
+
+def mask_codes(
+    batch: dict[str, Tensor], vocabulary: CodeVocabulary, scheduler: BlockRefinementScheduler
+) -> dict[str, Tensor]:
+    """A batch of `MaskedBatches` with codes masked; the labels are those.
+
+    Of each sequence a share is masked that is drawn anew, uniformly on [0, 1], by the scheduler that later generates.
+    All draws are from torch's global generator.
+    """
+    ids = batch["input_ids"]
+    noisy, _, masked, _ = scheduler.add_noise(
+        ids, batch["attention_mask"], prompt_length=1, block_length=ids.shape[1] - 1, mask_token_id=vocabulary.mask
+    )
+    return batch | {"input_ids": noisy, "labels": torch.where(masked, ids, IGNORED)}
+
+
+def _condition(vocabulary: CodeVocabulary, item: Mapping[str, Any]) -> Tensor:
+    """Ids [1] of an item's condition; [0] where the vocabulary has none."""
     if vocabulary.condition_size == 0:
-        return [torch.empty(0, dtype=torch.long)] * len(items)
-    dropped = torch.rand(len(items)) < drop
-    return [
-        vocabulary.condition_ids(None if off else torch.tensor([item["condition"]]))[0]
-        for item, off in zip(items, dropped, strict=True)
-    ]
+        return torch.empty(0, dtype=torch.long)
+    return vocabulary.condition_ids(torch.tensor([item["condition"]]))[0]

@@ -4,11 +4,12 @@ import json
 import os
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCardData, hf_hub_url
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, hf_hub_url
 
 from .card import MARKER, format_number, is_generated, rendered
 from .errors import hub_errors
 from .privacy import hub_id, without_local_paths
+from .push import check_repo_id
 from .saved_tokenizer import CARD, RESULTS
 
 _INDEX = "model_index.json"
@@ -32,10 +33,7 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
     Raises:
         ValueError: it is no such folder.
     """
-    folder = Path(folder)
-    for name in (_INDEX, RESULTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no pipeline of a generation recipe: it has no {name}")
+    folder = _checked(folder)
     path = folder / CARD
     if path.exists() and not is_generated(path):
         return path
@@ -91,12 +89,34 @@ def push_pipeline(
         PermissionError: the token is refused.
         ConnectionError: the hub cannot be reached or is down.
     """
+    folder = _checked(folder)
+    check_repo_id(repo_id)
     api = HfApi(token=token)
     with hub_errors(repo_id, doing="push"):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         write_pipeline_card(folder, repo_id)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload pipeline")
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+        api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path.relative_to(folder).as_posix(), _public(path)) for path in files],
+            commit_message="Upload pipeline",
+        )
     return f"{api.endpoint}/{repo_id}"
+
+
+def _checked(folder: str | os.PathLike) -> Path:
+    folder = Path(folder)
+    for name in (_INDEX, RESULTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no pipeline of a generation recipe: it has no {name}")
+    return folder
+
+
+def _public(path: Path) -> Path | bytes:
+    """What of a file is for the public: settings without the paths of this computer."""
+    if path.suffix != ".json":
+        return path
+    return json.dumps(without_local_paths(json.loads(path.read_text(encoding="utf-8"))), indent=2).encode()
 
 
 def _rows(results: dict, *, masked: bool) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from .card import is_generated, render_card
 from .errors import hub_errors
 from .privacy import without_local_paths
-from .saved_tokenizer import CARD, RESULTS, SavedTokenizer, read_saved, weights_set
+from .saved_tokenizer import CARD, CONFIG, RESULTS, SavedTokenizer, read_saved, weights_set
 
 
 def push_folder(
@@ -50,7 +50,11 @@ def push_folder(
         PermissionError: the token is refused.
         ConnectionError: the hub cannot be reached or is down.
     """
-    _check_target(repo_id, revision, create_pr)
+    check_repo_id(repo_id)
+    if create_pr and revision is not None:
+        raise ValueError(
+            f"create_pr opens a pull request to the main branch, so revision={revision!r} must be left out"
+        )
     saved = read_saved(folder)
     if not (saved.is_fitted or allow_unfitted):
         raise ValueError(
@@ -78,7 +82,8 @@ def push_folder(
     return commit.pr_url or f"{api.endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
 
 
-def _check_target(repo_id: str, revision: str | None, create_pr: bool) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Raise a ValueError for what is no repository's name."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -86,10 +91,6 @@ def _check_target(repo_id: str, revision: str | None, create_pr: bool) -> None:
             f"{repo_id!r} is no repository id; give 'name' or 'owner/name', of at most 96 letters, digits, '-', '_' "
             "and '.', neither '-' nor '.' first or last, no '--' or '..'"
         ) from error
-    if create_pr and revision is not None:
-        raise ValueError(
-            f"create_pr opens a pull request to the main branch, so revision={revision!r} must be left out"
-        )
 
 
 def _operations(api: HfApi, saved: SavedTokenizer, repo_id: str, revision: str | None) -> list:
@@ -97,6 +98,8 @@ def _operations(api: HfApi, saved: SavedTokenizer, repo_id: str, revision: str |
     contents = {file.name: file for file in saved.files}
     if RESULTS in contents:
         contents[RESULTS] = json.dumps(without_local_paths(saved.results), indent=2).encode()
+    if (config := without_local_paths(saved.config)) != saved.config:
+        contents[CONFIG] = json.dumps(config, indent=2).encode()
     if CARD not in contents or is_generated(contents[CARD]):
         contents[CARD] = render_card(saved, repo_id, revision=revision).encode()
         if CARD in there and not is_generated(api.hf_hub_download(repo_id, CARD, revision=revision)):

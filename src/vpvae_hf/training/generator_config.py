@@ -7,15 +7,6 @@ from vpvae_hf.training.config import RunConfig, option, require
 
 
 @dataclass
-class GeneratorModelConfig:
-    """Which transformer to train over codes; a new one unless a start is named."""
-
-    type: str = option("llama", "model type of transformers, e.g. llama, gpt2, qwen2; bert or modernbert where masked")
-    config: dict[str, Any] = option({}, "arguments of its config; ids and positions follow from the codes")
-    pretrained: str | None = option(None, "folder or hub id of a model to go on from")
-
-
-@dataclass
 class GeneratorDataConfig:
     """Which codes to train and validate on."""
 
@@ -30,27 +21,41 @@ class GeneratorDataConfig:
         require(self.window is None or self.window >= 1, "data.window", self.window, "at least 1, or null")
 
 
+# 25 million weights and 1024 codes. transformers' own defaults are those of the largest models.
+_SHAPE = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
+_CAUSAL = {"kind": "llama", "intermediate_size": 1376, "num_key_value_heads": 8, **_SHAPE}
+_MASKED = {"kind": "modernbert", "intermediate_size": 1024, "layer_types": ["full_attention"] * 8, **_SHAPE}
+_TRANSFORMER = (
+    "model type of transformers as kind, and arguments of its config; ids and positions follow from the codes"
+)
+
+
 @dataclass
 class GeneratorConfig(RunConfig):
     """A training run of a transformer over codes; a run is one of its two kinds below."""
 
-    model: GeneratorModelConfig = field(default_factory=GeneratorModelConfig)
-    data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
+    transformer: dict[str, Any] = option({}, _TRANSFORMER)
+    pretrained: str | None = option(None, "folder or hub id of a transformer to go on from, in place of a new one")
     tokenizer: str | None = option(None, "folder or hub id of the tokenizer; where null the one that made the codes")
+    data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
     samples: int = option(8, "images or clips to generate at the end")
 
     def __post_init__(self):
         super().__post_init__()
+        if "kind" not in self.transformer:
+            raise ValueError(f"transformer must name its kind, e.g. {{kind: llama}}, got {self.transformer}")
         require(self.samples >= 0, "samples", self.samples, "at least 0")
 
 
 @dataclass
 class AutoregressiveConfig(GeneratorConfig):
-    """A training run of a causal language model over codes."""
+    """A training run of a causal language model over codes, such as llama, gpt2 or qwen2."""
+
+    transformer: dict[str, Any] = option(_CAUSAL, _TRANSFORMER)
 
 
 @dataclass
 class MaskedConfig(GeneratorConfig):
-    """A training run of a masked language model over codes."""
+    """A training run of a masked language model over codes, such as modernbert or bert."""
 
-    model: GeneratorModelConfig = field(default_factory=lambda: GeneratorModelConfig(type="bert"))
+    transformer: dict[str, Any] = option(_MASKED, _TRANSFORMER)

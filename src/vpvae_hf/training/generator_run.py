@@ -38,8 +38,11 @@ from vpvae_hf.generation import (
     VPMaskedAudioPipeline,
     VPMaskedImagePipeline,
     causal_likelihood,
+    drop_conditions,
+    mask_codes,
     masked_likelihood,
 )
+from vpvae_hf.generation.sequences import IGNORED
 from vpvae_hf.hub import push_pipeline, write_pipeline_card
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
@@ -51,7 +54,8 @@ _log = logging.getLogger(__name__)
 _STATE = "trainer_state.json"  # the last that a checkpoint gets
 _RESULTS = "results.json"
 # What decides the ids and the number of positions of a new model, whatever its type calls the latter.
-_POSITIONS = ("max_position_embeddings", "n_positions")
+_POSITIONS = ("n_positions", "max_position_embeddings")
+_TEXT_IDS = ("cls_token_id", "sep_token_id")
 
 
 def train_generator(config: GeneratorConfig) -> Path:
@@ -124,56 +128,74 @@ class _CodeTrainer(Trainer):
         held_out: CodeFolder | None,
     ):
         self._vocabulary, self._causal = vocabulary, isinstance(config, AutoregressiveConfig)
+        self._drop, self._scheduler = config.data.drop_condition, BlockRefinementScheduler()
         self._measured = None if held_out is None else CodeSequences(held_out, vocabulary)
-        drop = config.data.drop_condition
-        if self._causal:
-            collate = CausalBatches(vocabulary, drop)
-        else:
-            collate = MaskedBatches(vocabulary, BlockRefinementScheduler(), drop)
+        self._latest: tuple[int, CodeLikelihood] | None = None
         super().__init__(
             model=model,
             args=arguments,
-            data_collator=collate,
+            data_collator=(CausalBatches if self._causal else MaskedBatches)(vocabulary),
             train_dataset=CodeSequences(folder, vocabulary),
             eval_dataset=self._measured,
-            compute_loss_func=None if self._causal else self._masked_loss,
         )
+        # Means over a batch, as of what is masked in it.
+        self.loss_is_scaled_for_ga = None if self._causal else False
 
-    def _masked_loss(self, outputs, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        vocabulary = self._vocabulary
-        logits = outputs.logits[..., vocabulary.first_code : vocabulary.begin].flatten(0, 1).float()
-        codes = torch.where(labels >= 0, labels - vocabulary.first_code, labels).flatten()
-        if num_items_in_batch is None:
-            return functional.cross_entropy(logits, codes)
-        return functional.cross_entropy(logits, codes, reduction="sum") / num_items_in_batch
+    def compute_loss(
+        self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor | tuple[Tensor, Any]:
+        # Drawn here and not when batches are made, which is a step ahead, so that a resumed run draws the same.
+        inputs = drop_conditions(inputs, self._vocabulary, self._drop)
+        if self._causal:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = mask_codes(inputs, self._vocabulary, self._scheduler)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        first, last = self._vocabulary.first_code, self._vocabulary.begin
+        logits = outputs.logits[..., first:last].flatten(0, 1).float()
+        codes = torch.where(labels == IGNORED, labels, labels - first).flatten()
+        masked = (codes != IGNORED).sum().clamp(min=1)
+        loss = functional.cross_entropy(logits, codes, ignore_index=IGNORED, reduction="sum") / masked
+        return (loss, outputs) if return_outputs else loss
 
     def likelihood(self) -> CodeLikelihood:
         """Of the codes that are held out; every rank measures all of them."""
+        if self._latest is not None and self._latest[0] == self.state.global_step:
+            return self._latest[1]
         batches = DataLoader(
-            self._measured, batch_size=self.args.per_device_train_batch_size, collate_fn=CausalBatches(self._vocabulary)
+            self._measured,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=CausalBatches(self._vocabulary),
+            generator=torch.Generator(),  # or it would draw from the one that training draws from
         )
         measure = causal_likelihood if self._causal else masked_likelihood
-        return measure(self.accelerator.unwrap_model(self.model), batches, self._vocabulary)
+        likelihood = measure(self.accelerator.unwrap_model(self.model), batches, self._vocabulary)
+        self._latest = self.state.global_step, likelihood
+        return likelihood
 
     def evaluate(self, *unused, **also_unused) -> dict[str, float]:
+        seen = self._latest is not None and self._latest[0] == self.state.global_step
         likelihood = self.likelihood()
         figures = {
             "eval_bits_per_token": likelihood.bits_per_token,
             "eval_unigram_bits_per_token": likelihood.unigram_bits_per_token,
         }
-        self.log(figures)
+        if not seen:
+            self.log(figures)
         return figures
 
 
 def _load_tokenizer(config: GeneratorConfig, folder: CodeFolder):
     kind = VPCodecModel if folder.is_audio else AutoencoderVP
-    name = config.tokenizer or folder.manifest["tokenizer"]
-    revision = None if config.tokenizer else folder.manifest["tokenizer_revision"]
-    if not config.tokenizer and not Path(name).is_dir() and name.count("/") != 1:
-        raise FileNotFoundError(
-            f"the codes were made with the tokenizer {name}, which is no longer there; name it with --tokenizer"
-        )
-    return kind.from_pretrained(name, **({} if revision is None else {"revision": revision})).eval()
+    if config.tokenizer:
+        return kind.from_pretrained(config.tokenizer).eval()
+    name, revision = folder.manifest["tokenizer"], folder.manifest["tokenizer_revision"]
+    try:
+        return kind.from_pretrained(name, **({} if revision is None else {"revision": revision})).eval()
+    except (FileNotFoundError, PermissionError, ConnectionError, ValueError) as error:
+        raise type(error)(
+            f"the tokenizer that the codes were made with, {name}, cannot be loaded; name it with --tokenizer ({error})"
+        ) from error
 
 
 def _vocabulary(config: GeneratorConfig, folder: CodeFolder) -> CodeVocabulary:
@@ -192,24 +214,58 @@ def _vocabulary(config: GeneratorConfig, folder: CodeFolder) -> CodeVocabulary:
 
 
 def _model(config: GeneratorConfig, vocabulary: CodeVocabulary) -> PreTrainedModel:
-    kind = AutoModelForCausalLM if isinstance(config, AutoregressiveConfig) else AutoModelForMaskedLM
-    if config.model.pretrained is not None:
-        model = kind.from_pretrained(config.model.pretrained)
+    causal = isinstance(config, AutoregressiveConfig)
+    kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+    if config.pretrained is not None:
+        model = kind.from_pretrained(config.pretrained)
         model.resize_token_embeddings(max(vocabulary.size, model.get_input_embeddings().num_embeddings))
     else:
-        special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
-        try:
-            settings = AutoConfig.for_model(config.model.type, vocab_size=vocabulary.size, **special)
-        except ValueError as error:
-            raise ValueError(f"model.type: transformers has no {config.model.type!r}") from error
-        positions = next(name for name in _POSITIONS if hasattr(settings, name))
-        for name, value in ({positions: vocabulary.length + 3} | config.model.config).items():
-            if not hasattr(settings, name):
-                raise ValueError(f"model.config.{name} is no argument of {type(settings).__name__}")
-            setattr(settings, name, value)
-        model = kind.from_config(settings)
+        model = _new_model(kind, dict(config.transformer), vocabulary)
     vocabulary.attach(model)
+    _check_direction(model, vocabulary, causal=causal)
     return model
+
+
+def _new_model(kind, settings: dict[str, Any], vocabulary: CodeVocabulary) -> PreTrainedModel:
+    name = settings.pop("kind")
+    try:
+        defaults = AutoConfig.for_model(name)
+    except ValueError as error:
+        raise ValueError(f"transformer: transformers has no kind {name!r}") from error
+    for field in settings:
+        if not hasattr(defaults, field):
+            raise ValueError(f"transformer.{field} is no argument of {type(defaults).__name__}")
+    special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
+    # Some models have more special ids, whose defaults are ids of texts.
+    special |= {field: None for field in _TEXT_IDS if hasattr(defaults, field)}
+    shape = {"vocab_size": vocabulary.size}
+    positions = next((field for field in _POSITIONS if hasattr(defaults, field)), None)
+    if positions is not None:
+        shape[positions] = vocabulary.length + 3
+    try:
+        return kind.from_config(AutoConfig.for_model(name, **shape | special | settings))
+    # Whatever is raised: each kind has its own way to find that its arguments, or the ids of codes, do not fit.
+    except Exception as error:
+        raise ValueError(f"a transformer of kind {name!r} cannot be made with {shape | settings}: {error}") from error
+
+
+@torch.no_grad()
+def _check_direction(model: PreTrainedModel, vocabulary: CodeVocabulary, *, causal: bool) -> None:
+    """See that a causal model does not read what it is to predict, and that another reads both ways."""
+    ids = torch.full((2, 4), vocabulary.first_code)
+    ids[1, -1] = vocabulary.mask
+    was_training = model.training
+    first, second = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
+    model.train(was_training)
+    if causal and not torch.allclose(first, second, atol=1e-4):
+        raise ValueError(
+            f"a {type(model).__name__} of these settings reads codes that it is to predict; name a causal kind, such "
+            "as llama, or set is_decoder: true where the kind has it"
+        )
+    if not causal and torch.equal(first, second):
+        raise ValueError(
+            f"a {type(model).__name__} reads one way only; name a kind that reads both, such as modernbert"
+        )
 
 
 def _arguments(config: GeneratorConfig) -> TrainingArguments:

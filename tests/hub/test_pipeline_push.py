@@ -1,0 +1,210 @@
+"""Pipelines that generate, pushed to a hub with their card and loaded from there."""
+
+import dataclasses
+import json
+
+import datasets
+import pytest
+import torch
+from diffusers import BlockRefinementScheduler, DiffusionPipeline
+from hub_server import metadata_errors
+from huggingface_hub import ModelCard
+from PIL import Image
+from test_generator_run import image_tokenizer, tokenize, train, write_pictures
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
+
+from vpvae_hf import (
+    CodeVocabulary,
+    VPAudioGenerationPipeline,
+    VPImageGenerationPipeline,
+    VPMaskedAudioPipeline,
+    VPMaskedImagePipeline,
+)
+from vpvae_hf.hub import push_pipeline, write_pipeline_card
+
+# Of the libraries beneath.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning"),
+]
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+OWN_CARD = "---\nlicense: mit\n---\n\nMy own words.\n"
+SECRET = "/home/someone/secret"
+ALL = [VPImageGenerationPipeline, VPMaskedImagePipeline, VPAudioGenerationPipeline, VPMaskedAudioPipeline]
+
+
+def built(pipeline_class, tokenizer, condition_size=0):
+    """A pipeline of 2 x 2 codes or 3, that shows no progress."""
+    image, masked = "Image" in pipeline_class.__name__, "Masked" in pipeline_class.__name__
+    vocabulary = CodeVocabulary(
+        codebook_size=16,
+        grid=(2, 2) if image else (3,),
+        condition_size=condition_size,
+        fingerprint=tokenizer.code_fingerprint(),
+    )
+    torch.manual_seed(0)
+    sizes = {"vocab_size": vocabulary.size, "max_position_embeddings": vocabulary.length + 3} | SIZES
+    model = (
+        BertForMaskedLM(BertConfig(**sizes, pad_token_id=vocabulary.pad))
+        if masked
+        else LlamaForCausalLM(LlamaConfig(**sizes))
+    )
+    vocabulary.attach(model)
+    parts = [tokenizer, model.eval(), *([BlockRefinementScheduler()] if masked else [])]
+    pipeline = pipeline_class(*parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def results_of(pipeline):
+    image = len(pipeline.vocabulary.grid) == 2
+    signal = {"bits_per_pixel": 0.25} if image else {"bits_per_second": 512.5}
+    return {
+        "method": "masked" if "Masked" in type(pipeline).__name__ else "autoregressive",
+        "model_type": "llama",
+        "parameters": 12345,
+        "vocabulary": dataclasses.asdict(pipeline.vocabulary),
+        "dataset": "owner/photographs",
+        "split": "train",
+        "tokenizer": f"{SECRET}/tokenizer",
+        "steps": 400,
+        "evaluation": {"tokens": 640, "bits_per_token": 3.0625, "unigram_bits_per_token": 3.75, **signal},
+        "settings": {"output_dir": f"{SECRET}/run", "data": {"tokens": f"{SECRET}/codes"}},
+        "versions": {"vpvae_hf": "0.1.0", "torch": "2.13.0"},
+    }
+
+
+def saved(pipeline, folder):
+    """A folder as a run leaves it."""
+    pipeline.save_pretrained(folder)
+    (folder / "results.json").write_text(json.dumps(results_of(pipeline)))
+    Image.new("RGB", (8, 8), "red").save(folder / "samples.png")
+    return folder
+
+
+def tokenizer_for(pipeline_class, vae, codec):
+    return vae if "Image" in pipeline_class.__name__ else codec
+
+
+def codes_of(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    count = {"num_images" if "Image" in type(pipeline).__name__ else "num_clips": 8}
+    return list(pipeline(**count, generator=torch.Generator().manual_seed(0), output_type="codes").codes)
+
+
+@pytest.mark.parametrize("pipeline_class", ALL, ids=lambda each: each.__name__)
+def test_a_pushed_pipeline_makes_the_same_codes(hub, vae, codec, pipeline_class, tmp_path):
+    pipeline = built(pipeline_class, tokenizer_for(pipeline_class, vae, codec))
+    folder = saved(pipeline, tmp_path / "pipeline")
+    assert push_pipeline(folder, "alice/painter", private=True) == f"{hub.endpoint}/alice/painter"
+    assert hub.repos["alice/painter"].private
+    wanted = codes_of(pipeline)
+    for loader in (pipeline_class, DiffusionPipeline):
+        loaded = loader.from_pretrained("alice/painter")
+        assert type(loaded) is pipeline_class
+        assert loaded.vocabulary == pipeline.vocabulary
+        assert all(torch.equal(one, other) for one, other in zip(codes_of(loaded), wanted, strict=True))
+    assert len([request for request in hub.requests if "/commit/" in request]) == 1
+    parts = ["transformer", "scheduler"] if "Masked" in pipeline_class.__name__ else ["language_model"]
+    files = hub.repos["alice/painter"].files()
+    assert {"README.md", "model_index.json", "results.json", "samples.png"} <= files.keys()
+    assert {name.partition("/")[0] for name in files if "/" in name} == {
+        *parts,
+        "vae" if "Image" in pipeline_class.__name__ else "codec",
+    }
+
+
+@pytest.mark.parametrize("pipeline_class", ALL, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("condition_size", [0, 3])
+def test_the_card_on_the_hub(hub, vae, codec, pipeline_class, condition_size, tmp_path):
+    pipeline = built(pipeline_class, tokenizer_for(pipeline_class, vae, codec), condition_size)
+    push_pipeline(saved(pipeline, tmp_path / "pipeline"), "painter", token="hf_alice")
+    card = ModelCard.load("alice/painter")
+    assert metadata_errors(card.data.to_yaml()) == []
+    assert card.data.library_name == "diffusers"
+    assert card.data.datasets == ["owner/photographs"]
+    assert f'{pipeline_class.__name__}.from_pretrained("alice/painter")' in card.text
+    assert ("class_labels" in card.text) == (condition_size > 0)
+    assert "3.062" in card.text
+    assert ("(at most)" in card.text) == ("Masked" in pipeline_class.__name__)
+
+
+@pytest.mark.parametrize("pipeline_class", ALL, ids=lambda each: each.__name__)
+def test_what_the_card_tells_to_run_runs(hub, vae, codec, pipeline_class, tmp_path, monkeypatch):
+    pipeline = built(pipeline_class, tokenizer_for(pipeline_class, vae, codec), condition_size=3)
+    push_pipeline(saved(pipeline, tmp_path / "pipeline"), "alice/painter")
+    program = ModelCard.load("alice/painter").text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(program, names)
+    assert type(names["pipeline"]) is pipeline_class
+
+
+def test_nothing_of_the_computer_is_pushed(hub, vae, tmp_path):
+    """Neither paths in the results, nor from where the tokenizer was loaded."""
+    vae.save_pretrained(tmp_path / "tokenizer")
+    pipeline = built(VPImageGenerationPipeline, type(vae).from_pretrained(tmp_path / "tokenizer"))
+    push_pipeline(saved(pipeline, tmp_path / "pipeline"), "alice/painter")
+    telling = {
+        name: path
+        for name, content in hub.repos["alice/painter"].files().items()
+        for path in (SECRET, str(tmp_path))
+        if path.encode() in content
+    }
+    assert telling == {}
+
+
+def test_a_card_of_ones_own_is_kept(hub, vae, tmp_path):
+    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    (folder / "README.md").write_text(OWN_CARD)
+    push_pipeline(folder, "alice/painter")
+    assert hub.repos["alice/painter"].files()["README.md"].decode() == OWN_CARD
+
+
+def test_a_card_is_written_anew_with_its_repository(hub, vae, tmp_path):
+    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    write_pipeline_card(folder)
+    assert 'from_pretrained("pipeline")' in (folder / "README.md").read_text()
+    push_pipeline(folder, "alice/painter")
+    assert b'from_pretrained("alice/painter")' in hub.repos["alice/painter"].files()["README.md"]
+
+
+@pytest.mark.parametrize("missing", ["model_index.json", "results.json"])
+def test_no_pipeline(hub, vae, missing, tmp_path):
+    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    (folder / missing).unlink()
+    with pytest.raises(ValueError, match=f"is no pipeline of a generation recipe: it has no {missing}"):
+        push_pipeline(folder, "alice/painter")
+    assert "alice/painter" not in hub.repos
+
+
+@pytest.mark.parametrize(
+    ("down", "token", "error", "message"),
+    [
+        ("", "hf_alice", ConnectionError, "cannot push alice/painter: .* answered 503"),
+        (None, "hf_wrong", PermissionError, "refused the token"),
+        (None, "hf_bob", PermissionError, "refused the token"),
+    ],
+)
+def test_a_push_that_fails_can_be_repeated(hub, vae, tmp_path, down, token, error, message):
+    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    hub.down = down
+    with pytest.raises(error, match=message):
+        push_pipeline(folder, "alice/painter", token=token)
+    hub.down = None
+    push_pipeline(folder, "alice/painter")
+    assert "model_index.json" in hub.repos["alice/painter"].files()
+
+
+def test_a_training_run_pushes_what_it_made(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    data = write_pictures(tmp_path / "pictures")
+    codes = tokenize(image_tokenizer(), data, tmp_path / "codes", "--size", "8", "--shortest-side", "8")
+    settings = {"push_to_hub": True, "hub_model_id": "alice/painter", "hub_private": True, "max_train_steps": 2}
+    folder = train(codes, tmp_path / "run", **settings)
+    assert f"pushed to {hub.endpoint}/alice/painter" in capsys.readouterr().out
+    assert hub.repos["alice/painter"].private
+    pushed, local = (VPImageGenerationPipeline.from_pretrained(name) for name in ("alice/painter", folder))
+    assert all(torch.equal(one, other) for one, other in zip(codes_of(pushed), codes_of(local), strict=True))
+    assert metadata_errors(ModelCard.load("alice/painter").data.to_yaml()) == []
