@@ -65,10 +65,27 @@ def test_the_mask_of_amused_must_be_no_code(vae):
             silent(other)()
 
 
-@pytest.mark.parametrize("limit", [{"top_k": 3}, {"top_p": 0.5}])
-def test_amused_takes_no_limits(vae, limit):
-    with pytest.raises(ValueError, match="AmusedScheduler takes neither top_k nor top_p; use BlockRefinementScheduler"):
-        masked_pipeline(vae, "amused")(**limit)
+def test_amused_with_one_likeliest_code_takes_it(vae):
+    pipeline = masked_pipeline(vae, "amused")
+    likeliest = codes_of(pipeline, temperature=0, num_inference_steps=1)
+    for limit in ({"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}):
+        for seed in (0, 1):
+            made = codes_of(pipeline, num_inference_steps=1, generator=seeded(seed), **limit)
+            assert torch.equal(made, likeliest)
+    assert not torch.equal(codes_of(pipeline, num_inference_steps=1, generator=seeded(0)), likeliest)
+
+
+def test_the_choice_of_what_is_kept_has_its_own_temperature(vae):
+    amused, block = masked_pipeline(vae, "amused"), masked_pipeline(vae, "block")
+    settings = {"temperature": 0, "num_inference_steps": 4}
+    sure = [codes_of(amused, choice_temperature=0, generator=seeded(seed), **settings) for seed in (0, 1)]
+    assert torch.equal(*sure)
+    noisy = [codes_of(amused, choice_temperature=100, generator=seeded(seed), **settings) for seed in range(4)]
+    assert any(not torch.equal(each, sure[0]) for each in noisy)
+    with pytest.raises(ValueError, match="choice_temperature must be at least 0, got -1"):
+        codes_of(amused, choice_temperature=-1)
+    with pytest.raises(ValueError, match="choice_temperature is for AmusedScheduler"):
+        codes_of(block, choice_temperature=1.0)
 
 
 def test_the_schedulers_may_be_exchanged(vae):

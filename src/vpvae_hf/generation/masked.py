@@ -6,7 +6,7 @@ Discrete diffusion by masking (MaskGIT, arXiv 2202.04200). Shapes as in `autoreg
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler, DiffusionPipeline
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
@@ -16,12 +16,27 @@ from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
 
+# MaskGIT's; without noise the surest codes come first, which are those of flat areas and silence.
+_CHOICE_TEMPERATURE = 4.5
+
 
 def code_logits(transformer: PreTrainedModel, vocabulary: CodeVocabulary, ids: Tensor, conditions: Tensor) -> Tensor:
     """Logits [B, L, K] over codes alone of ids [B, L], masked where unknown, after condition ids [B, n]."""
     sequences = torch.cat([conditions, ids], dim=1)
     logits = transformer(input_ids=sequences, attention_mask=torch.ones_like(sequences)).logits
     return logits[:, conditions.shape[1] :, vocabulary.first_code : vocabulary.begin]
+
+
+def _limited(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits [N, K] that are sampled from, for a scheduler that knows no such limits."""
+    if temperature == 0:
+        top_k, top_p, temperature = 1, None, 1.0
+    warpers = [TemperatureLogitsWarper(float(temperature))]
+    warpers += [] if top_k is None else [TopKLogitsWarper(top_k)]
+    warpers += [] if top_p is None else [TopPLogitsWarper(float(top_p))]
+    for warper in warpers:
+        logits = warper(None, logits)
+    return logits
 
 
 class _MaskedPipeline(DiffusionPipeline):
@@ -48,6 +63,7 @@ class _MaskedPipeline(DiffusionPipeline):
         temperature: float,
         top_k: int | None,
         top_p: float | None,
+        choice_temperature: float | None,
         guidance_scale: float,
         generator: torch.Generator | None,
     ) -> Tensor:
@@ -77,7 +93,7 @@ class _MaskedPipeline(DiffusionPipeline):
         if masked == 0:
             return (sample + vocabulary.first_code).cpu()
         steps = min(steps, masked)
-        self._prepare(steps, masked, temperature, device)
+        self._prepare(steps, masked, choice_temperature, device)
         for step in self.progress_bar(range(steps)):
             ids = torch.where(sample == unknown, vocabulary.mask, sample + vocabulary.first_code)
             logits = code_logits(self.transformer, vocabulary, ids, with_conditions)
@@ -89,10 +105,17 @@ class _MaskedPipeline(DiffusionPipeline):
             sample = torch.where(stays, given, sample)
         return (sample + vocabulary.first_code).cpu()
 
-    def _prepare(self, steps: int, masked: int, temperature: float, device: torch.device) -> None:
+    def _prepare(self, steps: int, masked: int, choice_temperature: float | None, device: torch.device) -> None:
         if isinstance(self.scheduler, AmusedScheduler):
             self._check_mask_id()
-            self.scheduler.set_timesteps(steps, temperature=(temperature, 0), device=device)
+            noise = _CHOICE_TEMPERATURE if choice_temperature is None else choice_temperature
+            if noise < 0:
+                raise ValueError(f"choice_temperature must be at least 0, got {noise}")
+            self.scheduler.set_timesteps(steps, temperature=(noise, 0), device=device)
+        elif choice_temperature is not None:
+            raise ValueError(
+                "choice_temperature is for AmusedScheduler; others always keep the surest codes, leave it out"
+            )
         else:
             self.scheduler.set_timesteps(steps, device=device, block_length=masked)
 
@@ -107,11 +130,8 @@ class _MaskedPipeline(DiffusionPipeline):
         generator: torch.Generator | None,
     ) -> Tensor:
         if isinstance(self.scheduler, AmusedScheduler):
-            if top_k is not None or top_p is not None:
-                raise ValueError(
-                    "AmusedScheduler takes neither top_k nor top_p; use BlockRefinementScheduler for those"
-                )
-            return self.scheduler.step(logits, self.scheduler.timesteps[step], sample, generator=generator).prev_sample
+            limited = _limited(logits.flatten(0, 1), temperature, top_k, top_p).view_as(logits)
+            return self.scheduler.step(limited, self.scheduler.timesteps[step], sample, generator=generator).prev_sample
         return self.scheduler.step(
             logits,
             step,
@@ -141,7 +161,8 @@ class VPMaskedImagePipeline(_MaskedPipeline):
         vae: with a codebook.
         transformer: a masked language model of transformers, trained on the vae's codes, with its `CodeVocabulary` in
             its config.
-        scheduler: `BlockRefinementScheduler`, or `AmusedScheduler(mask_token_id=K)`.
+        scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
+            `BlockRefinementScheduler`, which keeps the surest.
 
     Raises:
         ValueError: the model was trained on other codes, has too few ids or positions, or no vocabulary.
@@ -164,6 +185,7 @@ class VPMaskedImagePipeline(_MaskedPipeline):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        choice_temperature: float | None = None,
         guidance_scale: float = 1.0,
         image: Tensor | None = None,
         mask_image: Tensor | None = None,
@@ -176,9 +198,10 @@ class VPMaskedImagePipeline(_MaskedPipeline):
             class_labels: [B] one an image, or [B, n] ids of a text; None for none.
             num_images: B where there are neither class labels nor images.
             num_inference_steps: in which all codes are found; at most as many as there are codes.
-            temperature: the logits are divided by it; 0 takes the likeliest codes. With `AmusedScheduler` it is the
-                noise in the choice of the codes that are kept, which falls to 0.
+            temperature: the logits are divided by it; 0 takes the likeliest codes.
             top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
+            choice_temperature: noise in the choice of the codes that a step keeps, which falls to 0; 4.5 where None.
+                For `AmusedScheduler` alone.
             guidance_scale: classifier-free guidance; 1 for none.
             image: [B, C, H, W] in [-1, 1] to fill in.
             mask_image: [B, 1, H, W] or [1, 1, H, W], above 0.5 where the image is to be made anew. A code is made anew
@@ -207,6 +230,7 @@ class VPMaskedImagePipeline(_MaskedPipeline):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            choice_temperature=choice_temperature,
             guidance_scale=guidance_scale,
             generator=generator,
         )
@@ -257,6 +281,7 @@ class VPMaskedAudioPipeline(_MaskedPipeline):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
+        choice_temperature: float | None = None,
         guidance_scale: float = 1.0,
         codes: Tensor | None = None,
         known: Tensor | None = None,
@@ -266,8 +291,8 @@ class VPMaskedAudioPipeline(_MaskedPipeline):
         """Generate audio, or fill in what is not known of it.
 
         Args:
-            class_labels, num_inference_steps, temperature, top_k, top_p, guidance_scale, generator: as of
-                `VPMaskedImagePipeline`.
+            class_labels, num_inference_steps, temperature, top_k, top_p, choice_temperature, guidance_scale, generator:
+                as of `VPMaskedImagePipeline`.
             num_clips: B where there are neither class labels nor codes.
             duration_s: length of the clips, seconds; as long as the model was trained on where None, or as `codes`.
             codes: [B, n] (with several codes a token [B, n, G]) of clips to fill in.
@@ -298,6 +323,7 @@ class VPMaskedAudioPipeline(_MaskedPipeline):
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            choice_temperature=choice_temperature,
             guidance_scale=guidance_scale,
             generator=generator,
         )

@@ -1,7 +1,7 @@
 """What a training run of a transformer over codes is told."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vpvae_hf.training.config import RunConfig, option, require
 
@@ -59,3 +59,6 @@ class MaskedConfig(GeneratorConfig):
     """A training run of a masked language model over codes, such as modernbert or bert."""
 
     transformer: dict[str, Any] = option(_MASKED, _TRANSFORMER)
+    scheduler: Literal["amused", "block_refinement"] = option(
+        "amused", "of diffusers, that the pipeline generates with"
+    )

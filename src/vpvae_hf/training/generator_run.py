@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import BlockRefinementScheduler
+from diffusers import AmusedScheduler, BlockRefinementScheduler
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -333,7 +333,10 @@ def _pipeline(config: GeneratorConfig, tokenizer, model: PreTrainedModel):
     audio = isinstance(tokenizer, VPCodecModel)
     if isinstance(config, AutoregressiveConfig):
         return (VPAudioGenerationPipeline if audio else VPImageGenerationPipeline)(tokenizer, model)
-    scheduler = BlockRefinementScheduler()
+    if config.scheduler == "amused":
+        scheduler = AmusedScheduler(mask_token_id=tokenizer.quantize.codebook_size)
+    else:
+        scheduler = BlockRefinementScheduler()
     return (VPMaskedAudioPipeline if audio else VPMaskedImagePipeline)(tokenizer, model, scheduler)
 
 
