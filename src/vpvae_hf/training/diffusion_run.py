@@ -27,6 +27,8 @@ from .loop import Trainer
 from .output_folder import prepare_output, telling_of_checkpoints
 from .splits import TrainingData
 
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
 
 def train_diffusion(config: DiffusionConfig) -> Path:
     """Train a UNet to denoise continuous latents, generate samples, and save a pipeline; gives its folder.
@@ -61,10 +63,10 @@ def train_diffusion(config: DiffusionConfig) -> Path:
             "vpvae_hf.measure_scaling_factor(vae, batches), then save"
         )
     output = Path(config.output_dir)
-    checkpoint = prepare_output(output, config, accelerator, made=("pipeline",))
     set_seed(config.seed)
-    scheduler = DDIMScheduler(**{"clip_sample": False} | config.scheduler)
+    scheduler = _scheduler(config)
     denoiser = _Denoiser(_unet(config, vae), scheduler).to(accelerator.device)
+    checkpoint = prepare_output(output, config, accelerator, made=("pipeline",))
     data = TrainingData(ImageModality(), vae, config, accelerator)
     set_seed(config.seed, device_specific=True)
     trainer = Trainer(
@@ -74,7 +76,7 @@ def train_diffusion(config: DiffusionConfig) -> Path:
         losses={},
         accelerator=accelerator,
         output=output,
-        validate=lambda step: _validated(denoiser, vae, data, config) if data.validates else {},
+        validate=(lambda step: _validated(denoiser, vae, data, config)) if data.validates else None,
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
@@ -161,13 +163,44 @@ def _scaled(vae: AutoencoderVP, pixel_values: Tensor) -> Tensor:
     return vae.encode(pixel_values.to(vae.device)).latents * vae.config.scaling_factor
 
 
+def _scheduler(config: DiffusionConfig) -> DDIMScheduler:
+    try:
+        scheduler = DDIMScheduler(**{"clip_sample": False} | config.scheduler)
+    except (TypeError, NotImplementedError) as error:
+        raise ValueError(f"scheduler={config.scheduler} is no DDIMScheduler: {error}") from error
+    prediction, steps = scheduler.config.prediction_type, scheduler.config.num_train_timesteps
+    if prediction not in _PREDICTIONS:
+        raise ValueError(f"scheduler.prediction_type must be one of {', '.join(_PREDICTIONS)}, got {prediction!r}")
+    if config.num_inference_steps > steps:
+        raise ValueError(
+            f"num_inference_steps must be at most scheduler.num_train_timesteps={steps}, got "
+            f"{config.num_inference_steps}"
+        )
+    return scheduler
+
+
+@torch.no_grad()
 def _unet(config: DiffusionConfig, vae: AutoencoderVP) -> UNet2DModel:
-    size, factor = config.data.size, vae.downsample_factor
-    if size % factor:
-        raise ValueError(f"data.size must be a multiple of the tokenizer's factor {factor}, got {size}")
-    channels = vae.config.latent_channels
-    follows = {"sample_size": size // factor, "in_channels": channels, "out_channels": channels}
-    return UNet2DModel(**follows | config.unet)
+    """A new UNet, which takes latents of the sizes that it will be given."""
+    factor, channels, data = vae.downsample_factor, vae.config.latent_channels, config.data
+    sizes = {"data.size": data.size, "data.validation_size": data.validation_size or data.size}
+    for name, size in sizes.items():
+        if size % factor:
+            raise ValueError(f"{name} must be a multiple of the tokenizer's factor {factor}, got {size}")
+    follows = {"sample_size": data.size // factor, "in_channels": channels, "out_channels": channels}
+    try:
+        unet = UNet2DModel(**follows | config.unet)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"unet={config.unet} is no UNet2DModel: {error}") from error
+    for name, size in sizes.items():
+        try:
+            unet(torch.zeros(1, channels, size // factor, size // factor), torch.zeros(1, dtype=torch.long))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the UNet cannot take latents of {size // factor} x {size // factor}, as {name}={size} makes them; "
+                f"halve them less often, with fewer unet.block_out_channels, or give another size ({error})"
+            ) from error
+    return unet
 
 
 @torch.no_grad()

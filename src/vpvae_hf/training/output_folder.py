@@ -25,7 +25,8 @@ def prepare_output(output: Path, config: LoopConfig, accelerator: Accelerator, *
     """Make the output folder, with settings.json; the checkpoint to go on from, None to start anew.
 
     Args:
-        made: what a run leaves in it beside checkpoints, metrics and logs; deleted where the run is overwritten.
+        made: what a run leaves in it beside checkpoints, metrics and logs, its result last; deleted where the run is
+            overwritten.
 
     Raises:
         FileExistsError: it is a file, or holds another run.
@@ -49,13 +50,13 @@ def _decide_start(output: Path, config: LoopConfig, made: Sequence[str]) -> Path
         for folder in (*checkpoints(output), output / "logs", *(output / name for name in made)):
             shutil.rmtree(folder, ignore_errors=True)
         (output / "metrics.jsonl").unlink(missing_ok=True)
-    elif checkpoint is None and ((output / "metrics.jsonl").exists() or checkpoints(output)):
-        if checkpoints(output):
+    elif checkpoint is None:
+        if checkpoints(output) or (output / made[-1]).exists():
             raise FileExistsError(
                 f"{output} holds another run; go on with --resume_from_checkpoint latest, start anew with "
                 "--overwrite_output_dir, or name another folder with --output_dir"
             )
-        (output / "metrics.jsonl").unlink()  # of a run that ended before its first checkpoint
+        (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     output.mkdir(parents=True, exist_ok=True)
     settings = json.dumps(dataclasses.asdict(config), indent=2)
     (output / "settings.json").write_text(settings + "\n", encoding="utf-8")

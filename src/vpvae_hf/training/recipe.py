@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vpvae_hf.quantizers import NoCodesError
+
 from .arguments import describe, parse_config
 from .config import RunConfig
 
@@ -35,7 +37,7 @@ def run_recipe(
         train(parse_config(config_class, arguments))
     except KeyboardInterrupt:
         return 130
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, ImportError, OSError, NoCodesError) as error:
         logging.getLogger("train").error(error)
         return 1
     return 0
