@@ -238,6 +238,8 @@ def test_a_unet_that_knows_the_answer_makes_no_error(pictures, tokenizer, predic
         return add_noise(self, latents, noise, times)
 
     def knowing(self, sample, timestep):
+        if not told:
+            return None  # whether latents of this size fit is tried beforehand
         assert timestep.tolist() == all_times[-len(sample) :]
         return SimpleNamespace(sample=told[-1] + 0 * sum(weights.sum() for weights in self.parameters()))
 
