@@ -88,6 +88,21 @@ def test_the_choice_of_what_is_kept_has_its_own_temperature(vae):
         codes_of(block, choice_temperature=1.0)
 
 
+def test_amused_fills_a_hole_as_evenly_as_a_whole_image(vae, monkeypatch):
+    pipeline = masked_pipeline(vae, "amused")
+    left, step = [], AmusedScheduler.step
+
+    def counting(self, logits, time, sample, **settings):
+        left.append(int((sample == 16).sum()))
+        return step(self, logits, time, sample, **settings)
+
+    monkeypatch.setattr(AmusedScheduler, "step", counting)
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8, :] = 1
+    codes_of(pipeline, image=torch.zeros(1, 3, 16, 16), mask_image=mask, num_inference_steps=4, generator=seeded(0))
+    assert left == [8, 7, 5, 3]  # 8 cos(pi t / 8), rounded down
+
+
 def test_the_schedulers_may_be_exchanged(vae):
     pipeline = masked_pipeline(vae, "block")
     block = codes_of(pipeline, num_images=4, generator=seeded(0))

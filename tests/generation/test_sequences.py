@@ -94,7 +94,7 @@ def test_codes_of_images(made, quantizer):
     rows = datasets.load_dataset(str(made["image", quantizer]), split="train")
     assert len(folder.rows) == len(rows) == 7
     for number, row in enumerate(rows):
-        codes = folder.codes(number)
+        codes = folder.codes(folder.rows[number])
         assert (codes.dtype, codes.shape[:2]) == (torch.int64, (SIDE, SIDE))
         assert torch.equal(codes, torch.tensor(row["codes"]))
         assert vae.detokenize(codes[None]).shape == (1, 3, 16, 16)
@@ -109,7 +109,7 @@ def test_codes_of_clips(made, quantizer):
         audio = torch.from_numpy(sound(samples)).float()[None, None]
         with torch.no_grad():
             expected = codec.encode(audio).audio_codes[0]  # [G, n], as the library has them
-        codes = folder.codes(number)
+        codes = folder.codes(folder.rows[number])
         assert codes.shape == ((length,) if quantizer == "one code" else (length, 2))
         assert torch.equal(codes, expected[0] if quantizer == "one code" else expected.T)
 
@@ -143,7 +143,7 @@ def test_a_sequence_for_each_image(made, quantizer):
     for number in range(7):
         item = items[number]
         assert (item["begins"], item["ends"]) == (True, True)
-        assert torch.equal(vocabulary.codes_of(item["ids"][None])[0], folder.codes(number))
+        assert torch.equal(vocabulary.codes_of(item["ids"][None])[0], folder.codes(folder.rows[number]))
 
 
 @QUANTIZERS
@@ -164,7 +164,7 @@ def test_windows_cover_each_code_of_the_clips_once(made, quantizer, window):
             parts = []
     assert not parts
     assert len(clips) == len(LENGTHS)
-    assert all(torch.equal(clip, folder.codes(number)) for number, clip in enumerate(clips))
+    assert all(torch.equal(clip, folder.codes(folder.rows[number])) for number, clip in enumerate(clips))
 
 
 def items_of(folder, window, condition=None):

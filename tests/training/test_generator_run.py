@@ -278,8 +278,26 @@ def test_a_checkpoint_by_its_folder(images, tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     again = train(images, tmp_path / "again", resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-2"))
     assert same_weights(again, whole)
-    with pytest.raises(FileNotFoundError, match=r"checkpoint-3 is no checkpoint of .* holds checkpoint-2, .*-4, .*-6$"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*checkpoint-3; .* holds checkpoint-2, .*-4, .*-6$"):
         train(images, tmp_path / "again", resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-3"))
+
+
+@METHODS
+def test_a_finished_run_goes_no_step_further(images, method, tmp_path):
+    first = train(images, tmp_path / "run", method, lr_scheduler="constant", samples=0)
+    before = weights_of(first)
+    again = train(images, tmp_path / "run", method, lr_scheduler="constant", resume_from_checkpoint="latest")
+    assert results_of(again)["steps"] == 6
+    assert all(torch.equal(weights, before[name]) for name, weights in weights_of(again).items())
+    assert (again / "samples.png").exists()
+    assert not (tmp_path / "run" / "checkpoint-7").exists()
+
+
+def test_a_model_of_other_codes_is_not_gone_on_from(images, tmp_path):
+    first = train(images, tmp_path / "first", max_train_steps=1, samples=0)
+    start = {"pretrained": str(first / "language_model"), "data": {"condition_column": "label"}}
+    with pytest.raises(ValueError, match="trained on other codes: its condition_size is 0, here it is 60"):
+        train(images, tmp_path / "second", **start)
 
 
 def test_a_run_is_never_written_over(images, tmp_path):
@@ -409,7 +427,7 @@ def test_gradient_checkpointing_trains_alike(images, tmp_path):
         ),
         ({"transformer": model_of("autoregressive", vocab_size=36)}, ValueError, "36 ids, .* need 37"),
         ({"tokenizer": "/nowhere/at/all"}, OSError, "/nowhere/at/all"),
-        ({"resume_from_checkpoint": "/nowhere"}, FileNotFoundError, "/nowhere is no checkpoint of this trainer"),
+        ({"resume_from_checkpoint": "/nowhere"}, FileNotFoundError, "no checkpoint /nowhere; .* holds none"),
     ],
     ids=str,
 )

@@ -5,10 +5,11 @@ from .constraint import CodeConstraint
 from .decoding import GeneratedAudio, GeneratedImages
 from .likelihood import CodeLikelihood, causal_likelihood, masked_likelihood
 from .masked import VPMaskedAudioPipeline, VPMaskedImagePipeline, code_logits
-from .sequences import CausalBatches, CodeFolder, CodeSequences, MaskedBatches, drop_conditions, mask_codes
+from .sequences import IGNORED, CausalBatches, CodeFolder, CodeSequences, MaskedBatches, drop_conditions, mask_codes
 from .vocabulary import CodeVocabulary
 
 __all__ = [
+    "IGNORED",
     "CausalBatches",
     "CodeConstraint",
     "CodeFolder",

@@ -104,8 +104,6 @@ class VPImageGenerationPipeline(_CausalPipeline):
         CodebookNotFittedError, NoCodesError: the vae has no codes.
     """
 
-    model_cpu_offload_seq = "language_model->vae"
-
     def __init__(self, vae: AutoencoderVP, language_model: PreTrainedModel):
         super().__init__()
         self.register_modules(vae=vae, language_model=language_model)
@@ -169,8 +167,6 @@ class VPAudioGenerationPipeline(_CausalPipeline):
     Raises:
         ValueError, CodebookNotFittedError, NoCodesError: as `VPImageGenerationPipeline`.
     """
-
-    model_cpu_offload_seq = "language_model->codec"
 
     def __init__(self, codec: VPCodecModel, language_model: PreTrainedModel):
         super().__init__()

@@ -51,7 +51,8 @@ def causal_likelihood(model, batches: Iterable[dict[str, Tensor]], vocabulary: C
         logits = model(**batch).logits[:, :-1, vocabulary.first_code : vocabulary.begin]
         codes = torch.where((labels >= vocabulary.first_code) & (labels < vocabulary.begin), labels, IGNORED)
         codes = torch.where(codes == IGNORED, codes, codes - vocabulary.first_code)
-        nats += float(functional.cross_entropy(logits.flatten(0, 1).double(), codes.flatten(), reduction="sum"))
+        each = functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none")
+        nats += float(each.double().sum())
         counts.add(codes[codes != IGNORED])
     model.train(was_training)
     return counts.likelihood(nats)

@@ -12,6 +12,7 @@ from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 from .decoding import GeneratedAudio, GeneratedImages, check_output_type, decoded_audio, decoded_images
 from .parts import check_parts, check_sampling, tokens_of
+from .randomness import seeded_by
 from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
@@ -89,6 +90,7 @@ class _MaskedPipeline(DiffusionPipeline):
                 )
             sample = torch.where(known.to(device), (codes - vocabulary.first_code).to(device), sample)
         given, stays = sample, sample != unknown
+        share = (~stays).sum(dim=1, keepdim=True) / length
         masked = int((sample == unknown).sum(dim=1).max())
         if masked == 0:
             return (sample + vocabulary.first_code).cpu()
@@ -96,11 +98,11 @@ class _MaskedPipeline(DiffusionPipeline):
         self._prepare(steps, masked, choice_temperature, device)
         for step in self.progress_bar(range(steps)):
             ids = torch.where(sample == unknown, vocabulary.mask, sample + vocabulary.first_code)
-            logits = code_logits(self.transformer, vocabulary, ids, with_conditions)
+            logits = code_logits(self.transformer, vocabulary, ids, with_conditions).float()
             if guidance_scale != 1:
-                others = code_logits(self.transformer, vocabulary, ids, without)
+                others = code_logits(self.transformer, vocabulary, ids, without).float()
                 logits = others + guidance_scale * (logits - others)
-            sample = self._step(logits.float(), step, sample, temperature, top_k, top_p, generator)
+            sample = self._step(logits, step, sample, share, temperature, top_k, top_p, generator)
             # AmusedScheduler masks at least one code of each sequence, be it known.
             sample = torch.where(stays, given, sample)
         return (sample + vocabulary.first_code).cpu()
@@ -124,24 +126,30 @@ class _MaskedPipeline(DiffusionPipeline):
         logits: Tensor,
         step: int,
         sample: Tensor,
+        share: Tensor,
         temperature: float,
         top_k: int | None,
         top_p: float | None,
         generator: torch.Generator | None,
     ) -> Tensor:
+        """The next sample; `share` [B, 1] of it was unknown at first."""
         if isinstance(self.scheduler, AmusedScheduler):
             limited = _limited(logits.flatten(0, 1), temperature, top_k, top_p).view_as(logits)
-            return self.scheduler.step(limited, self.scheduler.timesteps[step], sample, generator=generator).prev_sample
-        return self.scheduler.step(
-            logits,
-            step,
-            sample,
-            mask_token_id=self.vocabulary.codebook_size,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            generator=generator,
-        ).prev_sample
+            time = self.scheduler.timesteps[step]
+            return self.scheduler.step(
+                limited, time, sample, starting_mask_ratio=share, generator=generator
+            ).prev_sample
+        # It draws on the logits' device, where the generator need not be.
+        with seeded_by(generator, logits.device):
+            return self.scheduler.step(
+                logits,
+                step,
+                sample,
+                mask_token_id=self.vocabulary.codebook_size,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+            ).prev_sample
 
     def _check_mask_id(self) -> None:
         mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
@@ -168,8 +176,6 @@ class VPMaskedImagePipeline(_MaskedPipeline):
         ValueError: the model was trained on other codes, has too few ids or positions, or no vocabulary.
         CodebookNotFittedError, NoCodesError: the vae has no codes.
     """
-
-    model_cpu_offload_seq = "transformer->vae"
 
     def __init__(self, vae: AutoencoderVP, transformer: PreTrainedModel, scheduler: Scheduler):
         super().__init__()
@@ -264,8 +270,6 @@ class VPMaskedAudioPipeline(_MaskedPipeline):
         ValueError, CodebookNotFittedError, NoCodesError: as `VPMaskedImagePipeline`.
     """
 
-    model_cpu_offload_seq = "transformer->codec"
-
     def __init__(self, codec: VPCodecModel, transformer: PreTrainedModel, scheduler: Scheduler):
         super().__init__()
         self.register_modules(codec=codec, transformer=transformer, scheduler=scheduler)
@@ -310,9 +314,11 @@ class VPMaskedAudioPipeline(_MaskedPipeline):
         if codes is not None:
             if known.shape != codes.shape[:2]:
                 raise ValueError(f"known must be {list(codes.shape[:2])}, as the codes, got {list(known.shape)}")
+            if duration_s is not None:
+                raise ValueError(f"the codes say how long the clips are; leave duration_s={duration_s} out")
             ids = vocabulary.ids_of(codes)
             num_clips, length = ids.shape
-            known = known.repeat_interleave(vocabulary.code_groups, dim=1)
+            known = known.bool().repeat_interleave(vocabulary.code_groups, dim=1)
         made = self._refined(
             class_labels,
             num_clips,

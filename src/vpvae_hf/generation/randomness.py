@@ -18,6 +18,6 @@ def seeded_by(generator: torch.Generator | None, device: torch.device) -> Iterat
         yield
         return
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
         torch.manual_seed(int(seed))
         yield

@@ -89,9 +89,9 @@ class CodeFolder:
             raise ValueError(f"column {self.condition_column!r} must hold whole numbers from 0 on, got {found}")
         return int(values.max()) + 1
 
-    def codes(self, number: int) -> Tensor:
-        """[h, w] or [n] of an example, with several codes a token [..., G]."""
-        codes = torch.from_numpy(np.asarray(self.rows[number]["codes"]).astype(np.int64))
+    def codes(self, example: Mapping[str, Any]) -> Tensor:
+        """[h, w] or [n] of a row, with several codes a token [..., G]."""
+        codes = torch.from_numpy(np.asarray(example["codes"]).astype(np.int64))
         return codes.transpose(0, 1) if self.is_audio and codes.ndim == 2 else codes
 
     def check_same_codes(self, other: "CodeFolder") -> None:
@@ -136,13 +136,14 @@ class CodeSequences(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row, start = self._windows[number]
-        codes = self._folder.codes(row)
+        example = self._folder.rows[row]
+        codes = self._folder.codes(example)
         column, ends = self._folder.condition_column, True
         if self._folder.is_audio:
             stop = start + self._vocabulary.grid[0]
             codes, ends = codes[start:stop], stop >= len(codes)
         ids = self._vocabulary.ids_of(codes[None])[0]
-        condition = -1 if column is None else int(self._folder.rows[row][column])
+        condition = -1 if column is None else int(example[column])
         return {"ids": ids, "condition": condition, "begins": start == 0, "ends": ends}
 
 

@@ -230,6 +230,22 @@ class CodeVocabulary:
             )
         return cls(**fields)
 
+    def check_start(self, model) -> None:
+        """See that a model that is gone on from, if it knows codes, knows these by the same ids.
+
+        Raises:
+            ValueError: its vocabulary is another.
+        """
+        if getattr(model.config, _FIELD, None) is None:
+            return
+        present = CodeVocabulary.of(model)
+        for name in ("condition_size", "codebook_size", "code_groups", "fingerprint"):
+            if getattr(present, name) != getattr(self, name):
+                raise ValueError(
+                    f"the {type(model).__name__} was trained on other codes: its {name} is {getattr(present, name)}, "
+                    f"here it is {getattr(self, name)}; go on with the codes that it knows, or start with a new model"
+                )
+
     def check_tokenizer(self, tokenizer) -> None:
         """See that a tokenizer's codes are those that the model knows.
 

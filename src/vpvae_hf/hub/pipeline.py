@@ -4,13 +4,13 @@ import json
 import os
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData, hf_hub_url
 
 from .card import MARKER, format_number, is_generated, rendered
 from .errors import hub_errors
 from .privacy import hub_id, without_local_paths
-from .push import check_repo_id
-from .saved_tokenizer import CARD, RESULTS
+from .push import check_repo_id, ready_repository
+from .saved_tokenizer import CARD, RESULTS, weights_set
 
 _INDEX = "model_index.json"
 _SAMPLES = ("samples.png", "samples.flac")
@@ -20,6 +20,7 @@ _MEASURED = {
     "bits_per_pixel": "Bits a pixel",
     "bits_per_second": "Bits a second",
     "tokens": "Tokens that were measured",
+    "denoising_error": "Denoising error, held out",
 }
 
 
@@ -41,7 +42,8 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
     recorded = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     results = without_local_paths(recorded)
     name = folder.resolve().name if repo_id is None else repo_id
-    image, masked = len(results["vocabulary"]["grid"]) == 2, results["method"] == "masked"
+    diffusion = results["method"] == "diffusion"
+    image = diffusion or len(results["vocabulary"]["grid"]) == 2
     samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
     if samples is not None and not image and repo_id is not None and "/" in repo_id:
         samples = hf_hub_url(repo_id, samples)
@@ -52,23 +54,24 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
         datasets=[each] if (each := hub_id(recorded["dataset"])) else None,
         base_model=hub_id(recorded["tokenizer"]),
     )
-    text = rendered(
-        "pipeline.md",
-        card_data=data.to_yaml(),
-        marker=MARKER,
-        title=name.split("/")[-1],
-        name=name,
-        class_name=class_name,
-        image=image,
-        masked=masked,
-        article="an" if results["model_type"][0] in "aeiou" else "a",
-        samples=samples,
-        results=results,
-        vocabulary=results["vocabulary"],
-        measured=_rows(results, masked=masked),
-        settings=json.dumps(results["settings"], indent=2),
-        format=format_number,
-    )
+    values = {
+        "card_data": data.to_yaml(),
+        "marker": MARKER,
+        "title": name.split("/")[-1],
+        "name": name,
+        "samples": samples,
+        "results": results,
+        "measured": _rows(results),
+        "settings": json.dumps(results["settings"], indent=2),
+        "format": format_number,
+    }
+    if diffusion:
+        text = rendered("diffusion.md", **values)
+    else:
+        article = "an" if results["model_type"][0] in "aeiou" else "a"
+        masked, vocabulary = results["method"] == "masked", results["vocabulary"]
+        words = {"class_name": class_name, "image": image, "masked": masked, "article": article}
+        text = rendered("pipeline.md", **values, **words, vocabulary=vocabulary)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -93,15 +96,30 @@ def push_pipeline(
     check_repo_id(repo_id)
     api = HfApi(token=token)
     with hub_errors(repo_id, doing="push"):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = ready_repository(api, repo_id, private)
         write_pipeline_card(folder, repo_id)
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-        api.create_commit(
-            repo_id,
-            [CommitOperationAdd(path.relative_to(folder).as_posix(), _public(path)) for path in files],
-            commit_message="Upload pipeline",
-        )
+        api.create_commit(repo_id, _operations(api, folder, repo_id), commit_message="Upload pipeline")
     return f"{api.endpoint}/{repo_id}"
+
+
+def _operations(api: HfApi, folder: Path, repo_id: str) -> list:
+    there = set(api.list_repo_files(repo_id))
+    # Neither hidden files nor what lies in hidden folders.
+    paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = {name.as_posix(): path for name, path in paths.items() if not any(p.startswith(".") for p in name.parts)}
+    if is_generated(folder / CARD) and CARD in there and not is_generated(api.hf_hub_download(repo_id, CARD)):
+        del paths[CARD]
+    # Left there, an index or another format of earlier weights would be loaded in place of the new ones.
+    parts = {name.partition("/")[0] for name in paths if "/" in name}
+    stale = [name for name in sorted(there - paths.keys()) if name.partition("/")[0] in parts and _is_weights(name)]
+    return [
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=_public(path)) for name, path in paths.items()),
+        *(CommitOperationDelete(path_in_repo=name) for name in stale),
+    ]
+
+
+def _is_weights(name: str) -> bool:
+    return weights_set(name.rpartition("/")[2]) is not None
 
 
 def _checked(folder: str | os.PathLike) -> Path:
@@ -119,9 +137,9 @@ def _public(path: Path) -> Path | bytes:
     return json.dumps(without_local_paths(json.loads(path.read_text(encoding="utf-8"))), indent=2).encode()
 
 
-def _rows(results: dict, *, masked: bool) -> list[tuple[str, str]]:
+def _rows(results: dict) -> list[tuple[str, str]]:
     measured = results["evaluation"] or {}
-    bound = " (at most)" if masked else ""
+    bound = " (at most)" if results["method"] == "masked" else ""
     return [
         (label + (bound if name.startswith("bits") else ""), format_number(measured[name]))
         for name, label in _MEASURED.items()

@@ -63,13 +63,7 @@ def push_folder(
         )
     api = HfApi(token=token)
     with hub_errors(repo_id, doing="push", revision=revision):
-        # Its name is complete, where the one given may lack the owner.
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if private and not api.repo_info(repo_id).private:
-            raise ValueError(
-                f"{repo_id} is already public, and private=True makes only new repositories private; make it private "
-                "in its settings on the Hub, or push without private"
-            )
+        repo_id = ready_repository(api, repo_id, private)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.create_commit(
@@ -80,6 +74,21 @@ def push_folder(
             create_pr=create_pr,
         )
     return commit.pr_url or f"{api.endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
+
+
+def ready_repository(api: HfApi, repo_id: str, private: bool | None) -> str:
+    """Make the repository where there is none; gives its name with its owner.
+
+    Raises:
+        ValueError: it is public and is to be private.
+    """
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo_id).private:
+        raise ValueError(
+            f"{repo_id} is already public, and private=True makes only new repositories private; make it private "
+            "in its settings on the Hub, or push without private"
+        )
+    return repo_id
 
 
 def check_repo_id(repo_id: str) -> None:

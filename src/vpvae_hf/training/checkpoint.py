@@ -16,11 +16,14 @@ _log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STREAM = "stream_{}.pt"  # of each rank
+OWN_MARKER = _STREAM.format(0)  # a file that every complete checkpoint of this package's loop has
 
 
-def checkpoints(output: Path) -> list[Path]:
-    """Complete checkpoints of a run, the oldest first."""
-    found = [folder for folder in output.glob("checkpoint-*") if _NAME.fullmatch(folder.name)]
+def checkpoints(output: Path, marker: str = OWN_MARKER) -> list[Path]:
+    """Complete checkpoints of a run, which hold a file of the name `marker`, the oldest first."""
+    found = [
+        folder for folder in output.glob("checkpoint-*") if _NAME.fullmatch(folder.name) and (folder / marker).is_file()
+    ]
     return sorted(found, key=_step_of)
 
 
@@ -28,24 +31,24 @@ def _step_of(folder: Path) -> int:
     return int(_NAME.fullmatch(folder.name)[1])
 
 
-def find_checkpoint(output: Path, which: str) -> Path | None:
+def find_checkpoint(output: Path, which: str, marker: str = OWN_MARKER) -> Path | None:
     """The folder of "latest" (None where there is none yet), or of a path or of a name within the output.
 
     Raises:
         FileNotFoundError: no such folder, or one that is no checkpoint.
     """
     if which == "latest":
-        return next(reversed(checkpoints(output)), None)
+        return next(reversed(checkpoints(output, marker)), None)
     for folder in (Path(which), output / which):
         if folder.is_dir():
-            if not _NAME.fullmatch(folder.name) or not (folder / _STREAM.format(0)).is_file():
+            if not _NAME.fullmatch(folder.name) or not (folder / marker).is_file():
                 raise FileNotFoundError(
                     f"{folder} is no checkpoint of this trainer; those are folders checkpoint-STEP, and "
-                    "--resume_from_checkpoint latest takes the newest. To go on from a saved tokenizer use "
-                    "--model.pretrained"
+                    "--resume_from_checkpoint latest takes the newest. To go on from a saved model name it as the "
+                    "start, with --model.pretrained of a tokenizer, --pretrained of a transformer"
                 )
             return folder
-    there = ", ".join(folder.name for folder in checkpoints(output)) or "none"
+    there = ", ".join(folder.name for folder in checkpoints(output, marker)) or "none"
     raise FileNotFoundError(f"no checkpoint {which}; {output} holds {there}")
 
 

@@ -3,13 +3,16 @@
 Shapes: B images, d latent dimensions, h x w latents of an image.
 """
 
+import dataclasses
+import importlib.metadata
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel
 from PIL import Image
@@ -19,14 +22,17 @@ from torch.nn import functional
 from vpvae_hf import distributed
 from vpvae_hf.data import SampleLoader
 from vpvae_hf.evaluation import image_grid
+from vpvae_hf.hub import push_pipeline, write_pipeline_card
 from vpvae_hf.models import AutoencoderVP
 
 from .diffusion_config import DiffusionConfig
 from .images import ImageModality
+from .job import accelerator_for, require_settings, start_trackers
 from .loop import Trainer
 from .output_folder import prepare_output, telling_of_checkpoints
 from .splits import TrainingData
 
+_RESULTS = "results.json"
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -34,26 +40,16 @@ def train_diffusion(config: DiffusionConfig) -> Path:
     """Train a UNet to denoise continuous latents, generate samples, and save a pipeline; gives its folder.
 
     Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, metrics.jsonl, settings.json,
-    trackers' logs, and the pipeline with samples.png, whose upper row is decoded as it is and whose lower row through
-    the nearest codes.
+    trackers' logs, and the pipeline with its card, results.json and samples.png, whose upper row is decoded as it is,
+    whose lower row through the nearest codes.
 
     Raises:
         ValueError: settings that miss or contradict something, data that cannot be read.
         FileExistsError: the output folder holds another run.
         FileNotFoundError: no such data set, tokenizer or checkpoint.
     """
-    for name in ("output_dir", "tokenizer"):
-        if not getattr(config, name):
-            raise ValueError(f"{name} is not set; add --{name} ...")
-    if not config.data.name:
-        raise ValueError("data.name is not set; add --data.name ...")
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=list(config.report_to) or None,
-        project_dir=config.output_dir,
-    )
+    require_settings(output_dir=config.output_dir, tokenizer=config.tokenizer, data__name=config.data.name)
+    accelerator = accelerator_for(config)
     vae = AutoencoderVP.from_pretrained(config.tokenizer).eval().requires_grad_(False).to(accelerator.device)
     if config.quantize:
         vae.quantize.check_codes()
@@ -66,7 +62,7 @@ def train_diffusion(config: DiffusionConfig) -> Path:
     set_seed(config.seed)
     scheduler = _scheduler(config)
     denoiser = _Denoiser(_unet(config, vae), scheduler).to(accelerator.device)
-    checkpoint = prepare_output(output, config, accelerator, made=("pipeline",))
+    checkpoint = prepare_output(output, config, made=("pipeline",))
     data = TrainingData(ImageModality(), vae, config, accelerator)
     set_seed(config.seed, device_specific=True)
     trainer = Trainer(
@@ -76,27 +72,39 @@ def train_diffusion(config: DiffusionConfig) -> Path:
         losses={},
         accelerator=accelerator,
         output=output,
-        validate=(lambda step: _validated(denoiser, vae, data, config)) if data.validates else None,
+        validate=(
+            (lambda step: _validated(denoiser, vae, data, config, limit=config.data.validation_examples))
+            if data.validates
+            else None
+        ),
     )
     if checkpoint is not None:
         trainer.resume(checkpoint)
     weights = sum(parameter.numel() for parameter in denoiser.parameters())
     start = "" if checkpoint is None else f"; going on from {checkpoint}"
     accelerator.print(f"{weights / 1e6:.1f} million weights, scaling_factor {vae.config.scaling_factor:.4g}{start}")
-    accelerator.init_trackers("logs")
+    start_trackers(accelerator, config, trainer.step)
     with telling_of_checkpoints(output, trainer):
         trainer.run()
+    # Of the weights that are published, an average where there is one, on all of what is held out.
+    measured = _validated(denoiser, vae, data, config, limit=None) if data.validates else None
     folder = output / "pipeline"
     with distributed.failing_together():
         if accelerator.is_main_process:
             vae.register_to_config(force_not_quantize=not config.quantize)
             pipeline = LDMPipeline(vqvae=vae, unet=denoiser.unet.eval(), scheduler=scheduler)
             pipeline.save_pretrained(folder)
+            results = _results(config, pipeline, trainer, measured)
+            (folder / _RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             if config.samples:
                 Image.fromarray(_samples(pipeline, config)).save(folder / "samples.png")
-            accelerator.print(f'pipeline: {folder}; LDMPipeline.from_pretrained("{folder}") after import vpvae_hf')
+            write_pipeline_card(folder, config.hub_model_id)
+            error = "" if measured is None else f"denoising error {measured['denoising_error']:.4f}; "
+            accelerator.print(
+                f'{error}pipeline: {folder}; LDMPipeline.from_pretrained("{folder}") after import vpvae_hf'
+            )
             if config.push_to_hub:
-                url = pipeline.push_to_hub(config.hub_model_id, private=config.hub_private)
+                url = push_pipeline(folder, config.hub_model_id, private=config.hub_private)
                 accelerator.print(f"pushed to {url}")
     accelerator.end_training()
     return folder
@@ -205,25 +213,54 @@ def _unet(config: DiffusionConfig, vae: AutoencoderVP) -> UNet2DModel:
 
 @torch.no_grad()
 def _validated(
-    denoiser: _Denoiser, vae: AutoencoderVP, data: TrainingData, config: DiffusionConfig
+    denoiser: _Denoiser, vae: AutoencoderVP, data: TrainingData, config: DiffusionConfig, *, limit: int | None
 ) -> dict[str, float]:
     """The error on held-out images, at the same times and with the same noise each time."""
     generator = torch.Generator().manual_seed(config.seed)
     denoiser.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    for batch in data.held_out(config.data.validation_examples):
-        loss = denoiser(_scaled(vae, batch), generator).loss
-        sums += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
+    with distributed.failing_together():
+        for batch in data.held_out(limit):
+            loss = denoiser(_scaled(vae, batch), generator).loss
+            sums += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
     denoiser.train()
     total, count = distributed.sum_over_ranks(sums).tolist()
     return {"denoising_error": total / count if count else math.nan}
+
+
+def _results(
+    config: DiffusionConfig, pipeline: LDMPipeline, trainer: Trainer, measured: dict[str, float] | None
+) -> dict[str, Any]:
+    """What the model card tells."""
+    vae, unet = pipeline.vqvae, pipeline.unet
+    side = unet.config.sample_size
+    return {
+        "method": "diffusion",
+        "parameters": sum(weights.numel() for weights in unet.parameters()),
+        "size": config.data.size,
+        "latents": [vae.config.latent_channels, side, side],
+        "quantize": config.quantize,
+        "has_codes": _has_codes(vae),
+        "dataset": config.data.name,
+        "split": config.data.split,
+        "tokenizer": config.tokenizer,
+        "steps": trainer.step,
+        "evaluation": measured,
+        "settings": dataclasses.asdict(config),
+        "versions": {name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", "diffusers")},
+    }
+
+
+def _has_codes(vae: AutoencoderVP) -> bool:
+    return vae.quantize.has_codes and vae.quantize.config.fitted
 
 
 def _samples(pipeline: LDMPipeline, config: DiffusionConfig):
     """Rows of the same latents, decoded as they are, and through codes where there are such."""
     vae, rows = pipeline.vqvae, []
     kept = vae.config.force_not_quantize
-    for as_they_are in [True, False] if vae.quantize.has_codes and vae.quantize.config.fitted else [True]:
+    # The pipeline has no way to decode the same latents twice.
+    for as_they_are in [True, False] if _has_codes(vae) else [True]:
         vae.register_to_config(force_not_quantize=as_they_are)
         generator = torch.Generator().manual_seed(config.seed)
         made = pipeline(

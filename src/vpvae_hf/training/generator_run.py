@@ -4,7 +4,6 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,10 @@ from transformers import (
     set_seed,
 )
 
+from vpvae_hf import distributed
 from vpvae_hf.evaluation import image_grid
 from vpvae_hf.generation import (
+    IGNORED,
     CausalBatches,
     CodeFolder,
     CodeLikelihood,
@@ -42,12 +43,13 @@ from vpvae_hf.generation import (
     mask_codes,
     masked_likelihood,
 )
-from vpvae_hf.generation.sequences import IGNORED
 from vpvae_hf.hub import push_pipeline, write_pipeline_card
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 from .generator_config import AutoregressiveConfig, GeneratorConfig
+from .job import require_settings
 from .loop import checkpoint_activations
+from .output_folder import prepare_output
 
 _log = logging.getLogger(__name__)
 
@@ -72,9 +74,7 @@ def train_generator(config: GeneratorConfig) -> Path:
         FileExistsError: the output folder holds another run.
         FileNotFoundError: no such folder of codes, tokenizer, model or checkpoint.
     """
-    for name, value in (("output_dir", config.output_dir), ("data.tokens", config.data.tokens)):
-        if not value:
-            raise ValueError(f"{name} is not set; add --{name} ...")
+    require_settings(output_dir=config.output_dir, data__tokens=config.data.tokens)
     output = Path(config.output_dir)
     folder = CodeFolder(config.data.tokens, config.data.condition_column)
     held_out = None
@@ -85,9 +85,11 @@ def train_generator(config: GeneratorConfig) -> Path:
     vocabulary = _vocabulary(config, folder)
     vocabulary.check_tokenizer(tokenizer)
     arguments = _arguments(config)
-    checkpoint = _start(output, config, arguments)
+    checkpoint = prepare_output(output, config, made=("pipeline",), marker=_STATE)
+    # transformers' trainer would take a step more.
+    ended = checkpoint is not None and _step_of(checkpoint) >= config.max_train_steps
     set_seed(config.seed)
-    model = _model(config, vocabulary)
+    model = _model(dataclasses.replace(config, pretrained=str(checkpoint)) if ended else config, vocabulary)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
     trainer = _CodeTrainer(model, arguments, config, vocabulary, folder, held_out)
@@ -97,20 +99,24 @@ def train_generator(config: GeneratorConfig) -> Path:
             f"{model.num_parameters() / 1e6:.1f} million weights, {vocabulary.codebook_size} codes, sequences of "
             f"{vocabulary.length}; {len(trainer.train_dataset)} of them; results in {output}{start}"
         )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if ended:
+        trainer.state.global_step = _step_of(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     model = trainer.model.eval()
     likelihood = trainer.likelihood() if held_out is not None else None
     pipeline_folder = output / "pipeline"
-    if trainer.is_world_process_zero():
-        pipeline = _pipeline(config, tokenizer.to(model.device), model)
-        pipeline.save_pretrained(pipeline_folder)
-        results = _results(config, folder, vocabulary, trainer, likelihood)
-        (pipeline_folder / _RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        _write_samples(pipeline, pipeline_folder, config, folder, vocabulary)
-        write_pipeline_card(pipeline_folder, config.hub_model_id)
-        print(_summary(results, pipeline_folder, pipeline))
-        if config.push_to_hub:
-            print(f"pushed to {push_pipeline(pipeline_folder, config.hub_model_id, private=config.hub_private)}")
+    with distributed.failing_together():
+        if trainer.is_world_process_zero():
+            pipeline = _pipeline(config, tokenizer.to(model.device), model)
+            pipeline.save_pretrained(pipeline_folder)
+            results = _results(config, folder, vocabulary, trainer, likelihood)
+            (pipeline_folder / _RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            _write_samples(pipeline, pipeline_folder, config, folder, vocabulary)
+            write_pipeline_card(pipeline_folder, config.hub_model_id)
+            print(_summary(results, pipeline_folder, pipeline))
+            if config.push_to_hub:
+                print(f"pushed to {push_pipeline(pipeline_folder, config.hub_model_id, private=config.hub_private)}")
     trainer.accelerator.end_training()
     return pipeline_folder
 
@@ -218,6 +224,7 @@ def _model(config: GeneratorConfig, vocabulary: CodeVocabulary) -> PreTrainedMod
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     if config.pretrained is not None:
         model = kind.from_pretrained(config.pretrained)
+        vocabulary.check_start(model)
         model.resize_token_embeddings(max(vocabulary.size, model.get_input_embeddings().num_embeddings))
     else:
         model = _new_model(kind, dict(config.transformer), vocabulary)
@@ -268,6 +275,10 @@ def _check_direction(model: PreTrainedModel, vocabulary: CodeVocabulary, *, caus
         )
 
 
+def _step_of(checkpoint: Path) -> int:
+    return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["global_step"]
+
+
 def _arguments(config: GeneratorConfig) -> TrainingArguments:
     validates = config.data.validation_tokens is not None
     return TrainingArguments(
@@ -295,38 +306,6 @@ def _arguments(config: GeneratorConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.accelerator.is_available(),
         remove_unused_columns=False,
     )
-
-
-def _start(output: Path, config: GeneratorConfig, arguments: TrainingArguments) -> Path | None:
-    """Make the output folder; the checkpoint to go on from, None to start anew."""
-    there = sorted(
-        (folder for folder in output.glob("checkpoint-*") if (folder / _STATE).is_file()),
-        key=lambda folder: int(folder.name.rpartition("-")[2]),
-    )
-    checkpoint = None
-    if config.resume_from_checkpoint == "latest":
-        checkpoint = there[-1] if there else None
-    elif config.resume_from_checkpoint is not None:
-        checkpoint = Path(config.resume_from_checkpoint)
-        if not (checkpoint / _STATE).is_file():
-            names = ", ".join(folder.name for folder in there) or "none"
-            raise FileNotFoundError(f"{checkpoint} is no checkpoint of this trainer; {output} holds {names}")
-    with arguments.main_process_first(desc="making the output folder"):
-        if arguments.process_index == 0:
-            if output.exists() and not output.is_dir():
-                raise FileExistsError(f"{output} is a file; name a folder with --output_dir")
-            if config.overwrite_output_dir and checkpoint is None:
-                for made in (*output.glob("checkpoint-*"), output / "pipeline"):
-                    shutil.rmtree(made, ignore_errors=True)
-            elif checkpoint is None and (there or (output / "pipeline").exists()):
-                raise FileExistsError(
-                    f"{output} holds another run; go on with --resume_from_checkpoint latest, start anew with "
-                    "--overwrite_output_dir, or name another folder with --output_dir"
-                )
-            output.mkdir(parents=True, exist_ok=True)
-            settings = json.dumps(dataclasses.asdict(config), indent=2)
-            (output / "settings.json").write_text(settings + "\n", encoding="utf-8")
-    return checkpoint
 
 
 def _pipeline(config: GeneratorConfig, tokenizer, model: PreTrainedModel):

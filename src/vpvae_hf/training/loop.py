@@ -118,6 +118,8 @@ class Trainer:
             ValueError: the checkpoint belongs to other settings.
         """
         position = load_checkpoint(self.accelerator, folder)
+        if self._ema is not None:
+            self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
         readers = self._readers()
         if position is None or position["readers"] != readers:
             _log.warning(

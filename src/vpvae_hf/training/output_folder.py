@@ -9,24 +9,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from vpvae_hf import distributed
 
-from .checkpoint import checkpoints, find_checkpoint
-from .config import LoopConfig
+from .checkpoint import OWN_MARKER, checkpoints, find_checkpoint
+from .config import RunConfig
 from .loop import Trainer
 
 _log = logging.getLogger(__name__)
 
 
-def prepare_output(output: Path, config: LoopConfig, accelerator: Accelerator, *, made: Sequence[str]) -> Path | None:
+def prepare_output(output: Path, config: RunConfig, *, made: Sequence[str], marker: str = OWN_MARKER) -> Path | None:
     """Make the output folder, with settings.json; the checkpoint to go on from, None to start anew.
 
     Args:
         made: what a run leaves in it beside checkpoints, metrics and logs, its result last; deleted where the run is
             overwritten.
+        marker: the name of a file that every complete checkpoint has.
 
     Raises:
         FileExistsError: it is a file, or holds another run.
@@ -34,28 +34,31 @@ def prepare_output(output: Path, config: LoopConfig, accelerator: Accelerator, *
     """
     decided: list[Any] = [None]
     with distributed.failing_together():
-        if accelerator.is_main_process:
-            decided[0] = _decide_start(output, config, made)
-    broadcast_object_list(decided)
+        if distributed.rank() == 0:
+            decided[0] = _decide_start(output, config, made, marker)
+    if distributed.world_size() > 1:
+        broadcast_object_list(decided)
     return decided[0]
 
 
-def _decide_start(output: Path, config: LoopConfig, made: Sequence[str]) -> Path | None:
+def _decide_start(output: Path, config: RunConfig, made: Sequence[str], marker: str) -> Path | None:
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is a file; name a folder with --output_dir")
     checkpoint = None
     if config.resume_from_checkpoint is not None:
-        checkpoint = find_checkpoint(output, config.resume_from_checkpoint)
+        checkpoint = find_checkpoint(output, config.resume_from_checkpoint, marker)
+    there, finished = checkpoints(output, marker), (output / made[-1]).exists()
     if config.overwrite_output_dir and checkpoint is None:
-        for folder in (*checkpoints(output), output / "logs", *(output / name for name in made)):
+        for folder in (*output.glob("checkpoint-*"), output / "logs", *(output / name for name in made)):
             shutil.rmtree(folder, ignore_errors=True)
         (output / "metrics.jsonl").unlink(missing_ok=True)
+    elif checkpoint is None and (there or finished):
+        go_on = "go on with --resume_from_checkpoint latest, " if there else ""
+        raise FileExistsError(
+            f"{output} holds another run; {go_on}start anew with --overwrite_output_dir, or name another folder with "
+            "--output_dir"
+        )
     elif checkpoint is None:
-        if checkpoints(output) or (output / made[-1]).exists():
-            raise FileExistsError(
-                f"{output} holds another run; go on with --resume_from_checkpoint latest, start anew with "
-                "--overwrite_output_dir, or name another folder with --output_dir"
-            )
         (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     output.mkdir(parents=True, exist_ok=True)
     settings = json.dumps(dataclasses.asdict(config), indent=2)

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -18,6 +17,7 @@ from .audio import AudioModality
 from .config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
 from .fit import CodebookFit, fit_codebook, measure_scaling_factor
 from .images import ImageModality
+from .job import accelerator_for, require_settings, start_trackers
 from .loop import Trainer
 from .modality import Modality
 from .output_folder import prepare_output, telling_of_checkpoints
@@ -51,20 +51,11 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         FileExistsError: the output folder holds another run.
         FileNotFoundError: no such data set, model or checkpoint.
     """
-    for name, value in (("output_dir", config.output_dir), ("data.name", config.data.name)):
-        if not value:
-            raise ValueError(f"{name} is not set; add --{name} ...")
+    require_settings(output_dir=config.output_dir, data__name=config.data.name)
     modality = modality_of(config)
-    accelerator = Accelerator(
-        # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=list(config.report_to) or None,
-        project_dir=config.output_dir,
-    )
+    accelerator = accelerator_for(config)
     output = Path(config.output_dir)
-    checkpoint = prepare_output(output, config, accelerator, made=("validation", "tokenizer"))
+    checkpoint = prepare_output(output, config, made=("validation", "tokenizer"))
     # Every rank the same weights, then each its own perturbations.
     set_seed(config.seed)
     model = modality.build_model(config).to(accelerator.device)
@@ -97,8 +88,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     if checkpoint is not None:
         trainer.resume(checkpoint)
     _announce(modality, accelerator, model, config, checkpoint)
-    tensorboard = {"tensorboard": {"purge_step": trainer.step + 1}} if "tensorboard" in config.report_to else {}
-    accelerator.init_trackers("logs", init_kwargs=tensorboard)
+    start_trackers(accelerator, config, trainer.step)
     with telling_of_checkpoints(output, trainer):
         trainer.run()
     folder = _finish(modality, model, data, validation, trainer, config, accelerator)
