@@ -6,10 +6,11 @@ import json
 import datasets
 import pytest
 import torch
-from diffusers import BlockRefinementScheduler, DiffusionPipeline
+from diffusers import BlockRefinementScheduler, DiffusionPipeline, LDMPipeline
 from hub_server import metadata_errors
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
+from test_diffusion_run import train as train_diffusion
 from test_generator_run import image_tokenizer, tokenize, train, write_pictures
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
@@ -170,6 +171,37 @@ def test_a_card_is_written_anew_with_its_repository(hub, vae, tmp_path):
     assert b'from_pretrained("alice/painter")' in hub.repos["alice/painter"].files()["README.md"]
 
 
+def test_a_card_that_was_written_on_the_hub_is_kept(hub, vae, tmp_path):
+    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    push_pipeline(folder, "alice/painter")
+    HfApi().upload_file(path_or_fileobj=OWN_CARD.encode(), path_in_repo="README.md", repo_id="alice/painter")
+    push_pipeline(folder, "alice/painter")
+    assert hub.repos["alice/painter"].files()["README.md"].decode() == OWN_CARD
+
+
+def test_a_public_repository_takes_nothing_that_should_be_private(hub, vae, tmp_path):
+    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    HfApi().create_repo("alice/painter", private=False)
+    with pytest.raises(ValueError, match="alice/painter is already public"):
+        push_pipeline(folder, "alice/painter", private=True)
+    assert "model_index.json" not in hub.repos["alice/painter"].files()
+
+
+def test_weights_of_an_earlier_push_do_not_stay(hub, vae, tmp_path):
+    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    (folder / "language_model" / "pytorch_model.bin").write_bytes(b"old")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "note").write_text("hidden")
+    push_pipeline(folder, "alice/painter")
+    assert "language_model/pytorch_model.bin" in hub.repos["alice/painter"].files()
+    (folder / "language_model" / "pytorch_model.bin").unlink()
+    push_pipeline(folder, "alice/painter")
+    names = hub.repos["alice/painter"].files()
+    assert "language_model/pytorch_model.bin" not in names
+    assert "language_model/model.safetensors" in names
+    assert not any(name.startswith(".cache") for name in names)
+
+
 @pytest.mark.parametrize("missing", ["model_index.json", "results.json"])
 def test_no_pipeline(hub, vae, missing, tmp_path):
     folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
@@ -208,3 +240,26 @@ def test_a_training_run_pushes_what_it_made(hub, tmp_path, monkeypatch, capsys):
     pushed, local = (VPImageGenerationPipeline.from_pretrained(name) for name in ("alice/painter", folder))
     assert all(torch.equal(one, other) for one, other in zip(codes_of(pushed), codes_of(local), strict=True))
     assert metadata_errors(ModelCard.load("alice/painter").data.to_yaml()) == []
+
+
+def test_a_run_of_latent_diffusion_pushes_what_it_made(hub, tmp_path, capsys):
+    image_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    pictures = write_pictures(tmp_path / "pictures")
+    settings = {"push_to_hub": True, "hub_model_id": "alice/dreamer", "max_train_steps": 2, "samples": 2}
+    folder = train_diffusion(pictures, tmp_path / "tokenizer", tmp_path / "run", data={"size": 8}, **settings)
+    assert f"pushed to {hub.endpoint}/alice/dreamer" in capsys.readouterr().out
+    files = hub.repos["alice/dreamer"].files()
+    assert {"samples.png", "results.json", "unet/config.json", "vqvae/config.json"} <= files.keys()
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    card = files["README.md"].decode()
+    assert 'LDMPipeline.from_pretrained("alice/dreamer")' in card
+    assert "| Denoising error, held out | " in card
+    assert metadata_errors(ModelCard.load("alice/dreamer").data.to_yaml()) == []
+    pushed, local = (LDMPipeline.from_pretrained(name) for name in ("alice/dreamer", folder))
+    made = []
+    for pipeline in (pushed, local):
+        pipeline.set_progress_bar_config(disable=True)
+        made.append(
+            pipeline(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
+        )
+    assert abs(made[0] - made[1]).max() < 1e-5
