@@ -14,9 +14,9 @@ from tiny_generators import GROUPED, HOP, SIDE, tiny_codec, tiny_vae, vector
 
 from vpvae_hf import CodeVocabulary
 from vpvae_hf.cli.main import main
+from vpvae_hf.data import CodeFolder
 from vpvae_hf.generation import (
     CausalBatches,
-    CodeFolder,
     CodeSequences,
     MaskedBatches,
     drop_conditions,

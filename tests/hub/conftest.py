@@ -7,11 +7,12 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 from hub_server import Hub
 from PIL import Image
 from saved_codecs import tiny_codec
 from saved_tokenizers import RESULTS, tiny
+
+from tiny_pipelines import built
 
 
 @pytest.fixture
@@ -31,12 +32,7 @@ def waveforms():
 
 @pytest.fixture
 def pipeline(vae):
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=8, in_channels=3, out_channels=3, num_layers=1, sample_size=8,
-        patch_size=2, norm_num_groups=4, num_embeds_ada_norm=1000,
-    )  # fmt: skip
-    return DiTPipeline(transformer=transformer.eval(), vae=vae, scheduler=DDIMScheduler())
+    return built("DiT", vae)
 
 
 @pytest.fixture(scope="session")

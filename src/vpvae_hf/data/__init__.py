@@ -2,6 +2,7 @@
 
 from .audio_decoding import read_audio
 from .code_files import CodeFiles
+from .code_folder import CodeFolder
 from .code_manifest import claim_folder, tokenizer_hash, write_totals
 from .coders import AudioCoder, Coder, ImageCoder, code_dtype
 from .crops import center_crops, random_crops, to_pixel_values
@@ -17,6 +18,7 @@ __all__ = [
     "AudioCoder",
     "AudioSegment",
     "CodeFiles",
+    "CodeFolder",
     "Coder",
     "Cut",
     "ImageCoder",

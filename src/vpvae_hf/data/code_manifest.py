@@ -1,22 +1,22 @@
 """`tokenizer.json` beside files of codes: what made them, so that they are never mixed with those of another run."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-_NAME = "tokenizer.json"
+from vpvae_hf.models.fingerprint import sha256_of
+
+MANIFEST = "tokenizer.json"
 # Where the tokenizer lies may change, what it is may not; counts come when all files are there.
 _MAY_DIFFER = frozenset(("tokenizer", "tokenizer_revision", "images", "unreadable_images", "clips", "unreadable_clips"))
 
 
 def tokenizer_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's config, weights and codebook; of about 1 GB a second."""
+    """SHA-256 of a model's config, weights and codebook."""
     config = model.config
     if isinstance(config, Mapping):
         fields = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -25,11 +25,7 @@ def tokenizer_hash(model: nn.Module) -> str:
         fields = {
             name: value for name, value in config.to_dict().items() if name in vars(type(config))["__annotations__"]
         }
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
+    return sha256_of(fields, model.state_dict())
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -45,13 +41,13 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / _NAME).exists():
+    if not (folder / MANIFEST).exists():
         # Another rank may be writing the manifest, aside.
-        others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{_NAME}")]
-        if others and not (folder / _NAME).exists():
-            raise FileExistsError(f"{folder} holds other files ({min(others)}) and no {_NAME}; name another folder")
+        others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{MANIFEST}")]
+        if others and not (folder / MANIFEST).exists():
+            raise FileExistsError(f"{folder} holds other files ({min(others)}) and no {MANIFEST}; name another folder")
         _write(folder, settings)
-    held = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+    held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name, value in settings.items():
         if name not in _MAY_DIFFER and held.get(name) != value:
             raise ValueError(
@@ -62,15 +58,11 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 def write_totals(folder: Path, **counts: int) -> None:
     """Add the counts of a finished run: `images` and `unreadable_images`, or `clips` and `unreadable_clips`."""
-    held = json.loads((folder / _NAME).read_text(encoding="utf-8"))
+    held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     _write(folder, held | counts)
 
 
 def _write(folder: Path, manifest: dict[str, Any]) -> None:
-    aside = folder / f".{_NAME}.{os.getpid()}"
+    aside = folder / f".{MANIFEST}.{os.getpid()}"
     aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / _NAME)
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    os.replace(aside, folder / MANIFEST)

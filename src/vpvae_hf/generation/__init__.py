@@ -5,14 +5,13 @@ from .constraint import CodeConstraint
 from .decoding import GeneratedAudio, GeneratedImages
 from .likelihood import CodeLikelihood, causal_likelihood, masked_likelihood
 from .masked import VPMaskedAudioPipeline, VPMaskedImagePipeline, code_logits
-from .sequences import IGNORED, CausalBatches, CodeFolder, CodeSequences, MaskedBatches, drop_conditions, mask_codes
+from .sequences import IGNORED, CausalBatches, CodeSequences, MaskedBatches, drop_conditions, mask_codes
 from .vocabulary import CodeVocabulary
 
 __all__ = [
     "IGNORED",
     "CausalBatches",
     "CodeConstraint",
-    "CodeFolder",
     "CodeLikelihood",
     "CodeSequences",
     "CodeVocabulary",

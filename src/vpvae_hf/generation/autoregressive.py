@@ -54,7 +54,7 @@ class _CausalPipeline(DiffusionPipeline):
         vocabulary, model = self.vocabulary, self.language_model
         check_sampling(temperature, top_k, top_p)
         prompt, unconditional = _prompts(vocabulary, conditions, number, prefix, guidance_scale)
-        start = 0 if prefix is None else vocabulary.ids_of_some(prefix).shape[1]
+        start = 0 if prefix is None else prefix.shape[1] * vocabulary.code_groups
         if start >= longest:
             raise ValueError(f"the prefix has {start} ids of codes of {longest}, so nothing is left to generate")
         first = prompt.shape[1] - start

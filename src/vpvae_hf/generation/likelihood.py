@@ -76,12 +76,10 @@ def masked_likelihood(
     was_training = model.training
     model.eval()
     for batch in batches:
-        for row in batch["labels"]:
-            ids = row[(row >= vocabulary.first_code) & (row < vocabulary.begin)]
-            counts.add(ids - vocabulary.first_code)
         for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-            places = (labels >= vocabulary.first_code) & (labels < vocabulary.begin)
-            ids, length = labels[places], int(places.sum())
+            ids = labels[(labels >= vocabulary.first_code) & (labels < vocabulary.begin)]
+            codes, length = ids - vocabulary.first_code, len(ids)
+            counts.add(codes)
             condition = row[:1] if vocabulary.condition_size else torch.tensor([vocabulary.unconditional])
             masked = torch.zeros(draws, length, dtype=torch.bool)
             numbers = torch.randint(1, length + 1, (draws,), generator=random)
@@ -89,7 +87,7 @@ def masked_likelihood(
                 mask[torch.randperm(length, generator=random)[:number]] = True
             noisy = torch.where(masked, vocabulary.mask, ids).to(device)
             logits = code_logits(model, vocabulary, noisy, condition.expand(draws, -1).to(device)).double()
-            target = (ids - vocabulary.first_code).expand(draws, -1).to(device)
+            target = codes.expand(draws, -1).to(device)
             each = functional.cross_entropy(logits.transpose(1, 2), target, reduction="none").cpu()
             nats += float(((each * masked).sum(dim=1) * length / numbers).mean())
     model.train(was_training)

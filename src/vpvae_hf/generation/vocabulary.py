@@ -89,6 +89,10 @@ class CodeVocabulary:
         """L, how many ids the codes of an image, or of the longest clip, take."""
         return math.prod(self.grid) * self.code_groups
 
+    @property
+    def _group_shape(self) -> tuple[int, ...]:
+        return () if self.code_groups == 1 else (self.code_groups,)
+
     def ids_of(self, codes: Tensor) -> Tensor:
         """Ids [B, L] of codes in raster order; of clips as many as there are.
 
@@ -99,7 +103,7 @@ class CodeVocabulary:
             TypeError: codes are not integers.
             ValueError: another grid, or codes outside 0..K-1.
         """
-        groups = () if self.code_groups == 1 else (self.code_groups,)
+        groups = self._group_shape
         given = tuple(codes.shape[1 : 1 + len(self.grid)])
         fits = codes.ndim == 1 + len(self.grid) + len(groups) and tuple(codes.shape[1 + len(self.grid) :]) == groups
         fits = fits and (given == self.grid if len(self.grid) == 2 else 1 <= given[0] <= self.grid[0])
@@ -115,7 +119,7 @@ class CodeVocabulary:
 
     def ids_of_some(self, codes: Tensor) -> Tensor:
         """Ids of the first codes [B, m] or [B, m, G] in raster order; errors as of `ids_of`."""
-        groups = () if self.code_groups == 1 else (self.code_groups,)
+        groups = self._group_shape
         most = math.prod(self.grid)
         if codes.ndim != 2 + len(groups) or tuple(codes.shape[2:]) != groups or codes.shape[1] > most:
             wanted = ", ".join(["B", f"0..{most}", *map(str, groups)])
@@ -144,7 +148,7 @@ class CodeVocabulary:
             raise ValueError(
                 f"ids of codes lie in {self.first_code}..{self.begin - 1}, got {int(ids.min())}..{int(ids.max())}"
             )
-        groups = () if self.code_groups == 1 else (self.code_groups,)
+        groups = self._group_shape
         if len(self.grid) == 2 and ids.shape[1] != self.length:
             raise ValueError(f"an image has {self.length} ids of codes, got {ids.shape[1]}")
         if ids.shape[1] % self.code_groups:

@@ -2,7 +2,7 @@
 
 from .card import write_card
 from .errors import hub_errors
-from .pipeline import push_pipeline, write_pipeline_card
+from .pipeline import push_pipeline, write_pipeline_card, write_pipeline_results
 from .push import push_folder
 from .results import read_results, write_results
 from .saved_tokenizer import read_saved
@@ -15,5 +15,6 @@ __all__ = [
     "read_saved",
     "write_card",
     "write_pipeline_card",
+    "write_pipeline_results",
     "write_results",
 ]

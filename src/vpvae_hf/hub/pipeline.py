@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData, hf_hub_url
 
@@ -74,6 +75,17 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
         text = rendered("pipeline.md", **values, **words, vocabulary=vocabulary)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def write_pipeline_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id: str | None = None) -> None:
+    """Write results.json into a saved pipeline's folder, and the card anew.
+
+    Args:
+        results: of a generation recipe.
+        repo_id: repository that the card is for; None while that is not known.
+    """
+    (Path(folder) / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_pipeline_card(folder, repo_id)
 
 
 def push_pipeline(

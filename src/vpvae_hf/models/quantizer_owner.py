@@ -1,8 +1,6 @@
 """What every tokenizer model has in common: its quantizer, which may be fitted, changed, and must be sound."""
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +10,7 @@ from torch import Tensor, nn
 
 from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quantizer, quantizer_config
 
-# Settings of quantizers that decide which code features have, beside weights and buffers.
-_DECIDE_CODES = ("kind", "codebook_size", "latent_dim", "levels", "symmetric", "activation", "feature_scale")
+from .fingerprint import sha256_of
 
 
 class QuantizerOwner:
@@ -86,16 +83,16 @@ class QuantizerOwner:
             SHA-256 of "codes", what the quantizer makes of features, and where the model is float32 of the "encoder",
             what makes those. A decoder that learns on leaves both as they are, and so does what only training knows.
         """
-        config = self.quantize.config.to_dict()
-        named = {name: config[name] for name in _DECIDE_CODES if name in config}
-        fingerprint = {"codes": _sha256(json.dumps(named, sort_keys=True), self.quantize.state_dict())}
+        config = self.quantize.config
+        deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.decides_codes}
+        fingerprint = {"codes": sha256_of(deciding, self.quantize.state_dict())}
         if self.dtype == torch.float32:
             parts = {
                 f"{number}.{name}": weights
                 for number, part in enumerate(self._encoder_parts())
                 for name, weights in part.state_dict().items()
             }
-            fingerprint["encoder"] = _sha256("", parts)
+            fingerprint["encoder"] = sha256_of({}, parts)
         return fingerprint
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
@@ -134,11 +131,3 @@ class QuantizerOwner:
                 f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
                 "values; run vpvae_hf.fit_codebook again and save"
             )
-
-
-def _sha256(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()

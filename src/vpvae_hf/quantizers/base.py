@@ -46,12 +46,14 @@ class QuantizerConfig:
     """Settings of a quantizer; a plain dictionary in JSON. Every kind has these three fields.
 
     Attributes:
+        decides_codes: the fields that decide, beside weights and buffers, which code features have.
         codebook_size: K; None where there are no codes.
         latent_dim: d.
         fitted: whether the codebook holds fitted codes.
     """
 
     kind: ClassVar[str]
+    decides_codes: ClassVar[tuple[str, ...]] = ("codebook_size", "latent_dim")
     codebook_size: int | None
     latent_dim: int
     fitted: bool

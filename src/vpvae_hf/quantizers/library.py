@@ -119,6 +119,7 @@ class FiniteScalarQuantizationConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "fsq"
+    decides_codes: ClassVar[tuple[str, ...]] = (*QuantizerConfig.decides_codes, "levels", "symmetric", "feature_scale")
     codebook_size: int | None = None
     latent_dim: int | None = None
     levels: tuple[int, ...] | None = None

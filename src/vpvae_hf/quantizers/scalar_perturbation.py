@@ -69,6 +69,7 @@ class ScalarPerturbationConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "fsp"
+    decides_codes: ClassVar[tuple[str, ...]] = (*QuantizerConfig.decides_codes, "levels", "activation")
     codebook_size: int | None = None
     latent_dim: int | None = None
     levels: tuple[int, ...] | None = None

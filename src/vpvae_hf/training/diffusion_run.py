@@ -5,7 +5,6 @@ Shapes: B images, d latent dimensions, h x w latents of an image.
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from torch.nn import functional
 from vpvae_hf import distributed
 from vpvae_hf.data import SampleLoader
 from vpvae_hf.evaluation import image_grid
-from vpvae_hf.hub import push_pipeline, write_pipeline_card
+from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.models import AutoencoderVP
 
 from .diffusion_config import DiffusionConfig
@@ -32,7 +31,6 @@ from .loop import Trainer
 from .output_folder import prepare_output, telling_of_checkpoints
 from .splits import TrainingData
 
-_RESULTS = "results.json"
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -48,7 +46,7 @@ def train_diffusion(config: DiffusionConfig) -> Path:
         FileExistsError: the output folder holds another run.
         FileNotFoundError: no such data set, tokenizer or checkpoint.
     """
-    require_settings(output_dir=config.output_dir, tokenizer=config.tokenizer, data__name=config.data.name)
+    require_settings(config, "output_dir", "tokenizer", "data.name")
     accelerator = accelerator_for(config)
     vae = AutoencoderVP.from_pretrained(config.tokenizer).eval().requires_grad_(False).to(accelerator.device)
     if config.quantize:
@@ -94,11 +92,10 @@ def train_diffusion(config: DiffusionConfig) -> Path:
             vae.register_to_config(force_not_quantize=not config.quantize)
             pipeline = LDMPipeline(vqvae=vae, unet=denoiser.unet.eval(), scheduler=scheduler)
             pipeline.save_pretrained(folder)
-            results = _results(config, pipeline, trainer, measured)
-            (folder / _RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             if config.samples:
                 Image.fromarray(_samples(pipeline, config)).save(folder / "samples.png")
-            write_pipeline_card(folder, config.hub_model_id)
+            results = _results(config, pipeline, trainer, measured)
+            write_pipeline_results(folder, results, repo_id=config.hub_model_id)
             error = "" if measured is None else f"denoising error {measured['denoising_error']:.4f}; "
             accelerator.print(
                 f'{error}pipeline: {folder}; LDMPipeline.from_pretrained("{folder}") after import vpvae_hf'
@@ -116,7 +113,6 @@ class _Denoised:
 
     loss: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    sample: None = None
 
 
 class _Denoiser(nn.Module):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vpvae_hf.training.config import RunConfig, option, require
+from .config import RunConfig, option, require
 
 
 @dataclass
@@ -21,7 +21,7 @@ class GeneratorDataConfig:
         require(self.window is None or self.window >= 1, "data.window", self.window, "at least 1, or null")
 
 
-# 25 million weights and 1024 codes. transformers' own defaults are those of the largest models.
+# About 25 million weights. transformers' own defaults are those of the largest models.
 _SHAPE = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
 _CAUSAL = {"kind": "llama", "intermediate_size": 1376, "num_key_value_heads": 8, **_SHAPE}
 _MASKED = {"kind": "modernbert", "intermediate_size": 1024, "layer_types": ["full_attention"] * 8, **_SHAPE}

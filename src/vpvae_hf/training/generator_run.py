@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from transformers import (
 )
 
 from vpvae_hf import distributed
+from vpvae_hf.data import CodeFolder
 from vpvae_hf.evaluation import image_grid
 from vpvae_hf.generation import (
     IGNORED,
     CausalBatches,
-    CodeFolder,
     CodeLikelihood,
     CodeSequences,
     CodeVocabulary,
@@ -43,7 +42,7 @@ from vpvae_hf.generation import (
     mask_codes,
     masked_likelihood,
 )
-from vpvae_hf.hub import push_pipeline, write_pipeline_card
+from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 from .generator_config import AutoregressiveConfig, GeneratorConfig
@@ -51,10 +50,7 @@ from .job import require_settings
 from .loop import checkpoint_activations
 from .output_folder import prepare_output
 
-_log = logging.getLogger(__name__)
-
 _STATE = "trainer_state.json"  # the last that a checkpoint gets
-_RESULTS = "results.json"
 # What decides the ids and the number of positions of a new model, whatever its type calls the latter.
 _POSITIONS = ("n_positions", "max_position_embeddings")
 _TEXT_IDS = ("cls_token_id", "sep_token_id")
@@ -74,7 +70,7 @@ def train_generator(config: GeneratorConfig) -> Path:
         FileExistsError: the output folder holds another run.
         FileNotFoundError: no such folder of codes, tokenizer, model or checkpoint.
     """
-    require_settings(output_dir=config.output_dir, data__tokens=config.data.tokens)
+    require_settings(config, "output_dir", "data.tokens")
     output = Path(config.output_dir)
     folder = CodeFolder(config.data.tokens, config.data.condition_column)
     held_out = None
@@ -110,10 +106,9 @@ def train_generator(config: GeneratorConfig) -> Path:
         if trainer.is_world_process_zero():
             pipeline = _pipeline(config, tokenizer.to(model.device), model)
             pipeline.save_pretrained(pipeline_folder)
-            results = _results(config, folder, vocabulary, trainer, likelihood)
-            (pipeline_folder / _RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             _write_samples(pipeline, pipeline_folder, config, folder, vocabulary)
-            write_pipeline_card(pipeline_folder, config.hub_model_id)
+            results = _results(config, folder, vocabulary, trainer, likelihood)
+            write_pipeline_results(pipeline_folder, results, repo_id=config.hub_model_id)
             print(_summary(results, pipeline_folder, pipeline))
             if config.push_to_hub:
                 print(f"pushed to {push_pipeline(pipeline_folder, config.hub_model_id, private=config.hub_private)}")

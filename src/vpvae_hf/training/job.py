@@ -1,9 +1,11 @@
-"""How a run begins on its devices and tells its trackers."""
+"""How a run begins: what it must be told, its devices and its trackers."""
+
+from operator import attrgetter
 
 import torch
 from accelerate import Accelerator
 
-from .config import LoopConfig
+from .config import LoopConfig, RunConfig
 
 
 def accelerator_for(config: LoopConfig) -> Accelerator:
@@ -24,9 +26,8 @@ def start_trackers(accelerator: Accelerator, config: LoopConfig, step: int) -> N
     accelerator.init_trackers("logs", init_kwargs=settings)
 
 
-def require_settings(**values: str | None) -> None:
-    """Raise a ValueError for the first setting without a value; "__" in a name stands for a dot."""
-    for name, value in values.items():
-        if not value:
-            key = name.replace("__", ".")
+def require_settings(config: RunConfig, *keys: str) -> None:
+    """Raise a ValueError for the first of some settings, named as on the command line, that has no value."""
+    for key in keys:
+        if not attrgetter(key)(config):
             raise ValueError(f"{key} is not set; add --{key} ...")

@@ -189,7 +189,8 @@ class Trainer:
             output = self._wrapped(original)
             figures = {f"loss/{name}": loss(output.sample, original) for name, loss in self._losses.items()}
             total = output.loss + sum(config.loss_weights[name] * figures[f"loss/{name}"] for name in self._losses)
-            figures["loss/own" if self._stopwatch is None else "loss/quantizer"] = output.loss
+            if self._stopwatch is not None:
+                figures["loss/quantizer"] = output.loss
             if adversary is not None:
                 figures["loss/adversarial"] = adversary.judge(output.sample)
                 total = total + adversarial.weight * figures["loss/adversarial"]

@@ -21,7 +21,7 @@ def run_recipe(
 
     Args:
         config_class: of the settings.
-        train: `train_tokenizer` or `train_generator`.
+        train: `train_tokenizer`, `train_generator` or `train_diffusion`.
         description: what --help begins with.
 
     Returns:

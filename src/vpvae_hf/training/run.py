@@ -51,7 +51,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         FileExistsError: the output folder holds another run.
         FileNotFoundError: no such data set, model or checkpoint.
     """
-    require_settings(output_dir=config.output_dir, data__name=config.data.name)
+    require_settings(config, "output_dir", "data.name")
     modality = modality_of(config)
     accelerator = accelerator_for(config)
     output = Path(config.output_dir)
