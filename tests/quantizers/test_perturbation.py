@@ -233,7 +233,7 @@ def test_codebook_sizes_are_drawn_anew_each_step(monkeypatch, generator):
     [
         ({"codebook_size_range": [64, 16]}, "the lesser first"),
         ({"codebook_size_range": [16, 64], "perturbation": "metropolis"}, 'for perturbation "resampled"'),
-        ({"radius_exponent": 2}, r"radius_exponent must be a number in \[0, 1\], got 2"),
+        ({"radius_exponent": 2}, r'radius_exponent must be a number in \[0, 1\] or "auto", got 2'),
         ({"lloyd_latents_per_code": -1}, "lloyd_latents_per_code must be an integer of at least 0, got -1"),
     ],
 )

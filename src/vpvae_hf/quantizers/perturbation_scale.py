@@ -1,5 +1,6 @@
 """How large a perturbation is: a fixed number, or as large as the quantization error it stands for."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.neighbors import build_index, nearest_point
 
 # One part in this many of the queue is kept out of the codebook and measures its error: on the latents that a
 # codebook was fitted to the error is too small, by 12% with 16 d latents a code.
@@ -25,12 +26,30 @@ _LEEWAY = 1.5
 _GAIN = 0.2
 
 
+def fitted_exponent(errors: Tensor, mass_radii: Tensor) -> float:
+    """beta in [0, 1] such that errors of quantization are as c * D_M^beta: the slope of one logarithm on the other.
+
+    Where a latent lies within its cell does not depend on D_M, so it scatters the errors but does not tilt the slope.
+
+    Args:
+        errors: distances to the nearest code, [N].
+        mass_radii: D_M of the same latents, [N].
+    """
+    kept = (errors > 0) & (mass_radii > 0)
+    error, radius = errors[kept].double().log(), mass_radii[kept].double().log()
+    radius = radius - radius.mean()
+    spread = float(radius.square().sum())
+    # One radius everywhere, as of a uniform density: every exponent is the same.
+    return min(max(float(radius @ error) / spread, 0.0), 1.0) if spread > 0 else 1.0
+
+
 class PerturbationScale:
-    """The factor eta (or share s) of a perturbation, and the two figures it is judged by.
+    """The factor eta (or share s) of a perturbation, its exponent beta, and the two figures they are judged by.
 
     With "auto", the root mean square displacement (zero where a proposal was rejected) is kept equal to the root mean
     square error of a K-means codebook of the queue. The error is measured again whenever half of the queue is new;
-    between measurements the factor follows the displacement that it is seen to cause.
+    between measurements the factor follows the displacement that it is seen to cause. An "auto" exponent is fitted to
+    the errors of the same codebook.
 
     In a distributed job every rank must call `measure` and `observe`, and all have the same figures: the first rank
     measures for the others, and the displacement is that of all tokens.
@@ -39,10 +58,19 @@ class PerturbationScale:
         setting: a positive number, or "auto".
         start: the factor used with "auto" until the first measurement.
         bounds: least and greatest factor, for a displacement proportional to it; None where they must be found.
+        exponent: a number in [0, 1], or "auto".
     """
 
-    def __init__(self, setting: float | Literal["auto"], start: float, bounds: tuple[float, float] | None = None):
+    def __init__(
+        self,
+        setting: float | Literal["auto"],
+        start: float,
+        bounds: tuple[float, float] | None = None,
+        exponent: float | Literal["auto"] = 1.0,
+    ):
         self.automatic = setting == "auto"
+        self.fits_exponent = exponent == "auto"
+        self.exponent = 1.0 if exponent == "auto" else float(exponent)
         self.value = start if self.automatic else float(setting)
         self.error_ms: float | None = None
         self._measured_at = 0
@@ -70,9 +98,9 @@ class PerturbationScale:
         with distributed.failing_together():
             if distributed.rank() == 0:
                 self._measure(queue, codebook_size, pushed, displacement_ms)
-                found = [self.value, self.error_ms, *(self._bounds or ())]
+                found = [self.value, self.exponent, self.error_ms, *(self._bounds or ())]
         found = distributed.from_first_rank(torch.tensor(found, dtype=torch.float64)).tolist()
-        self.value, self.error_ms, *bounds = found
+        self.value, self.exponent, self.error_ms, *bounds = found
         self._bounds = tuple(bounds) or None
         self._measured_at = pushed
 
@@ -85,6 +113,9 @@ class PerturbationScale:
         codebook = fit_kmeans(fitted, min(codebook_size, distinct), max_iterations=_MEASURING_ITERATIONS).centroids
         errors, _ = nearest_point(held_out, codebook)
         self.error_ms = float(errors.square().mean())
+        if self.fits_exponent:
+            mass_rank = math.ceil(len(fitted) / len(codebook))
+            self.exponent = fitted_exponent(errors, build_index(fitted).distances(held_out, (mass_rank,))[:, 0])
         if self.automatic and not self._proportional:
             if self._bounds is not None and self._bounds[0] < self.value < self._bounds[1]:
                 self._bounds = (self.value / _LEEWAY, min(self.value * _LEEWAY, _LADDER[-1]))
@@ -131,6 +162,7 @@ class PerturbationScale:
     def state_dict(self) -> dict:
         return {
             "value": self.value,
+            "exponent": self.exponent,
             "error_ms": self.error_ms,
             "measured_at": self._measured_at,
             "bounds": self._bounds,
@@ -140,3 +172,5 @@ class PerturbationScale:
         self.error_ms, self._measured_at = state["error_ms"], state["measured_at"]
         if self.automatic:
             self.value, self._bounds = state["value"], state["bounds"]
+        if self.fits_exponent:
+            self.exponent = state["exponent"]

@@ -38,7 +38,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         eta: scale of the radius of "metropolis" and "always_accept", eq. (3); "auto" keeps the displacement as
             large as the quantization error.
         radius_exponent: beta of the radius eta * D_M^beta. The paper's is 1; high-resolution theory has the error of
-            a codebook follow D_M^(d / (d + 2)), so that dense regions are moved more and sparse ones less.
+            a codebook follow D_M^(d / (d + 2)), so that dense regions are moved more and sparse ones less; "auto"
+            fits it to the errors of a codebook of the queue.
         share: share of the way that "resampled" moves, in (0, 1], or "auto", likewise.
         lloyd_latents_per_code: "resampled" moves each drawn latent once to the mean of its cell, of as many further
             latents of the queue a code; 0 leaves the draw as it is.
@@ -64,7 +65,7 @@ class VectorPerturbationConfig(QuantizerConfig):
     latent_dim: int = 4
     perturbation: Literal["metropolis", "always_accept", "resampled"] = "metropolis"
     eta: float | Literal["auto"] = "auto"
-    radius_exponent: float = 1.0
+    radius_exponent: float | Literal["auto"] = 1.0
     share: float | Literal["auto"] = "auto"
     lloyd_latents_per_code: int = 0
     codebook_size_range: tuple[int, int] | None = None
@@ -100,8 +101,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
         require(valid, "share", self.share, 'a number in (0, 1] or "auto"')
         exponent = self.radius_exponent
-        valid = is_number(exponent) and 0 <= exponent <= 1
-        require(valid, "radius_exponent", exponent, "a number in [0, 1]")
+        valid = exponent == "auto" or (is_number(exponent) and 0 <= exponent <= 1)
+        require(valid, "radius_exponent", exponent, 'a number in [0, 1] or "auto"')
         queue_share, refresh = self.queue_share, self.index_refresh
         require(is_number(queue_share) and 0 < queue_share <= 1, "queue_share", queue_share, "a number in (0, 1]")
         require(is_number(refresh) and 0 <= refresh <= 1, "index_refresh", refresh, "a number in [0, 1]")
@@ -172,14 +173,14 @@ class VectorPerturbation(Quantizer):
         return max(2 * self.config.largest_codebook, self.config.density_rank)
 
     def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
-        flat = features.reshape(-1, self.latent_dim)
+        config, flat = self.config, features.reshape(-1, self.latent_dim)
         perturbed, accepted = self._perturb(flat.detach(), generator)
         displacement = perturbed - flat.detach()
         displacement_ms = displacement.square().sum(dim=-1).mean()
         self.scale.observe(float(displacement_ms) * self._step_size_ratio, len(flat))
         self._enqueue(flat.detach(), generator)
         error_ms = self.scale.error_ms
-        scale_name = "share" if self.config.perturbation == "resampled" else "eta"
+        scale_name = "share" if config.perturbation == "resampled" else "eta"
         metrics = {
             "quantizer/displacement_rms": displacement_ms.sqrt(),
             "quantizer/quantization_error_rms": flat.new_tensor(math.nan if error_ms is None else error_ms**0.5),
@@ -187,10 +188,12 @@ class VectorPerturbation(Quantizer):
             f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
             "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
         }
+        if config.radius_exponent == "auto":
+            metrics["quantizer/radius_exponent"] = flat.new_tensor(self.scale.exponent)
         return QuantizerOutput(
             latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
             codes=None,
-            loss=normalization_loss(flat, self.config.mean_weight, self.config.variance_weight),
+            loss=normalization_loss(flat, config.mean_weight, config.variance_weight),
             metrics=metrics,
         )
 
@@ -299,7 +302,7 @@ class VectorPerturbation(Quantizer):
             density_rank=self.config.density_rank,
             mass_rank=math.ceil(len(index.points) / self.codebook_size),
             eta=eta,
-            exponent=self.config.radius_exponent,
+            exponent=self.scale.exponent,
             always_accept=self.config.perturbation == "always_accept",
             generator=generator,
         )
@@ -335,7 +338,7 @@ def _scale_settings(config: VectorPerturbationConfig) -> tuple:
 def _scale(config: VectorPerturbationConfig) -> PerturbationScale:
     if config.perturbation == "resampled":
         return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0))
-    return PerturbationScale(config.eta, start=1.0)
+    return PerturbationScale(config.eta, start=1.0, exponent=config.radius_exponent)
 
 
 class _TrainingState:
