@@ -136,7 +136,9 @@ def test_no_perturbation_before_the_queue_can_tell():
     assert len(quantizer.queue) == 1000 + 5
 
 
-@pytest.mark.parametrize(("perturbation", "exponent"), [("metropolis", 1.0), ("metropolis", "auto"), ("resampled", 1.0)])
+@pytest.mark.parametrize(
+    ("perturbation", "exponent"), [("metropolis", 1.0), ("metropolis", "auto"), ("resampled", 1.0)]
+)
 def test_training_state_resumes_exactly(perturbation, exponent):
     """A quantizer restored from its state makes the same latents as the one that went on."""
     quantizer, _ = trained(perturbation, gaussian, 256, 10, radius_exponent=exponent)
