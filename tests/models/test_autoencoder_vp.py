@@ -265,21 +265,25 @@ def test_default_quantizer_survives_a_round_trip():
     assert again.config.latent_channels == 4
 
 
-def test_another_process_gives_the_same_codes(vae, images, tmp_path):
-    vae.save_pretrained(tmp_path / "saved")
+def test_another_process_gives_the_same_codes(images, tmp_path):
+    dtypes, kinds = (torch.float32, torch.bfloat16, torch.float16), {"vp": VP, "fsp": FSP}
+    for name, kind in kinds.items():
+        tiny(kind).save_pretrained(tmp_path / name)
     torch.save(images, tmp_path / "images.pt")
     program = (
         "import sys, torch; from vpvae_hf import AutoencoderVP; torch.set_num_threads(1); folder = sys.argv[1];"
         "images = torch.load(folder + '/images.pt');"
         "dtypes = (torch.float32, torch.bfloat16, torch.float16);"
-        "models = [AutoencoderVP.from_pretrained(folder + '/saved', torch_dtype=dtype) for dtype in dtypes];"
-        "torch.save([model.tokenize(images) for model in models], folder + '/codes.pt')"
+        "load = lambda name, dtype: AutoencoderVP.from_pretrained(folder + '/' + name, torch_dtype=dtype);"
+        "codes = {name: [load(name, dtype).tokenize(images) for dtype in dtypes] for name in ('vp', 'fsp')};"
+        "torch.save(codes, folder + '/codes.pt')"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", program, str(tmp_path)], check=True)
     there = torch.load(tmp_path / "codes.pt")
-    for dtype, codes in zip((torch.float32, torch.bfloat16, torch.float16), there, strict=True):
-        here = AutoencoderVP.from_pretrained(tmp_path / "saved", torch_dtype=dtype)
-        assert torch.equal(here.tokenize(images), codes)
+    for name in kinds:
+        for dtype, codes in zip(dtypes, there[name], strict=True):
+            here = AutoencoderVP.from_pretrained(tmp_path / name, torch_dtype=dtype)
+            assert torch.equal(here.tokenize(images), codes)
 
 
 def test_quantizer_stays_float32(images, tmp_path):

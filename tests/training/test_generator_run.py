@@ -402,6 +402,17 @@ def test_gradient_checkpointing_trains_alike(images, tmp_path):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_no_mixed_precision_undoes_accelerates_own_setting(images, tmp_path, monkeypatch):
+    def trained(name, **changes):
+        return weights_of(train(images, tmp_path / name, max_train_steps=2, samples=0, **changes))
+
+    plain = trained("plain")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert any(not torch.equal(one, plain[name]) for name, one in trained("bf16").items())
+    undone = trained("undone", mixed_precision="no")
+    assert all(torch.equal(one, plain[name]) for name, one in undone.items())
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

@@ -276,7 +276,7 @@ def _step_of(checkpoint: Path) -> int:
 
 def _arguments(config: GeneratorConfig) -> TrainingArguments:
     validates = config.data.validation_tokens is not None
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=config.max_train_steps,
         per_device_train_batch_size=config.train_batch_size,
@@ -301,6 +301,9 @@ def _arguments(config: GeneratorConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.accelerator.is_available(),
         remove_unused_columns=False,
     )
+    if config.mixed_precision is not None:
+        arguments.mixed_precision = config.mixed_precision  # "no" would leave accelerate's own setting
+    return arguments
 
 
 def _pipeline(config: GeneratorConfig, tokenizer, model: PreTrainedModel):

@@ -132,7 +132,7 @@ def _finish(
             across_ranks=True,
         )
     elif config.train_only is None:
-        measure_scaling_factor(model, data.fitting(), across_ranks=True)
+        measure_scaling_factor(model, data.fitting(once=True), across_ranks=True)
     model.eval()
     folder = Path(config.output_dir) / "tokenizer"
     with distributed.failing_together():

@@ -45,10 +45,11 @@ class TrainingData:
         """Endless and shuffled."""
         return self._shuffled(self._training_cut, self._config.seed, passes=None)
 
-    def fitting(self) -> SampleLoader:
-        """A fresh pass, in another order; where cuts differ in each pass, there are as many as are wanted."""
+    def fitting(self, *, once: bool = False) -> SampleLoader:
+        """A fresh pass, in another order; where cuts differ in each pass, as many as are wanted, unless `once`."""
         cut = self._modality.fitting_cut(self._config, self._model)
-        return self._shuffled(cut, self._config.seed + 1, passes=None if self._modality.varies(self._config) else 1)
+        passes = None if self._modality.varies(self._config) and not once else 1
+        return self._shuffled(cut, self._config.seed + 1, passes=passes)
 
     def held_out(self, limit: int | None) -> Iterator[Tensor]:
         """Batches to measure, at most `limit` examples on all ranks."""
