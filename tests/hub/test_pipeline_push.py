@@ -7,11 +7,11 @@ import datasets
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, DiffusionPipeline, LDMPipeline
+from generator_runs import image_tokenizer, tokenize, train, write_pictures
 from hub_server import metadata_errors
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from test_diffusion_run import train as train_diffusion
-from test_generator_run import image_tokenizer, tokenize, train, write_pictures
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 from vpvae_hf import (

@@ -10,50 +10,30 @@ import numpy as np
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
-from torch.utils.data import DataLoader
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from vpvae_hf import distributed
 from vpvae_hf.data import CodeFolder
 from vpvae_hf.evaluation import image_grid
 from vpvae_hf.generation import (
-    IGNORED,
-    CausalBatches,
     CodeLikelihood,
-    CodeSequences,
     CodeVocabulary,
-    MaskedBatches,
     VPAudioGenerationPipeline,
     VPImageGenerationPipeline,
     VPMaskedAudioPipeline,
     VPMaskedImagePipeline,
-    causal_likelihood,
-    drop_conditions,
-    mask_codes,
-    masked_likelihood,
 )
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
+from .code_trainer import CodeTrainer
 from .generator_config import AutoregressiveConfig, GeneratorConfig
+from .generator_model import transformer_for
 from .job import require_settings
 from .loop import checkpoint_activations
 from .output_folder import prepare_output
 
 _STATE = "trainer_state.json"  # the last that a checkpoint gets
-# What decides the ids and the number of positions of a new model, whatever its type calls the latter.
-_POSITIONS = ("n_positions", "max_position_embeddings")
-_TEXT_IDS = ("cls_token_id", "sep_token_id")
 
 
 def train_generator(config: GeneratorConfig) -> Path:
@@ -85,10 +65,10 @@ def train_generator(config: GeneratorConfig) -> Path:
     # transformers' trainer would take a step more.
     ended = checkpoint is not None and _step_of(checkpoint) >= config.max_train_steps
     set_seed(config.seed)
-    model = _model(dataclasses.replace(config, pretrained=str(checkpoint)) if ended else config, vocabulary)
+    model = transformer_for(dataclasses.replace(config, pretrained=str(checkpoint)) if ended else config, vocabulary)
     if config.gradient_checkpointing:
         checkpoint_activations(model)
-    trainer = _CodeTrainer(model, arguments, config, vocabulary, folder, held_out)
+    trainer = CodeTrainer(model, arguments, config, vocabulary, folder, held_out)
     if trainer.is_world_process_zero():
         start = "" if checkpoint is None else f"; going on from {checkpoint}"
         print(
@@ -114,76 +94,6 @@ def train_generator(config: GeneratorConfig) -> Path:
                 print(f"pushed to {push_pipeline(pipeline_folder, config.hub_model_id, private=config.hub_private)}")
     trainer.accelerator.end_training()
     return pipeline_folder
-
-
-class _CodeTrainer(Trainer):
-    """transformers' trainer, with the loss over codes alone where they are masked, and bits a token as validation."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        arguments: TrainingArguments,
-        config: GeneratorConfig,
-        vocabulary: CodeVocabulary,
-        folder: CodeFolder,
-        held_out: CodeFolder | None,
-    ):
-        self._vocabulary, self._causal = vocabulary, isinstance(config, AutoregressiveConfig)
-        self._drop, self._scheduler = config.data.drop_condition, BlockRefinementScheduler()
-        self._measured = None if held_out is None else CodeSequences(held_out, vocabulary)
-        self._latest: tuple[int, CodeLikelihood] | None = None
-        super().__init__(
-            model=model,
-            args=arguments,
-            data_collator=(CausalBatches if self._causal else MaskedBatches)(vocabulary),
-            train_dataset=CodeSequences(folder, vocabulary),
-            eval_dataset=self._measured,
-        )
-        # Means over a batch, as of what is masked in it.
-        self.loss_is_scaled_for_ga = None if self._causal else False
-
-    def compute_loss(
-        self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor | tuple[Tensor, Any]:
-        # Drawn here and not when batches are made, which is a step ahead, so that a resumed run draws the same.
-        inputs = drop_conditions(inputs, self._vocabulary, self._drop)
-        if self._causal:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        inputs = mask_codes(inputs, self._vocabulary, self._scheduler)
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        first, last = self._vocabulary.first_code, self._vocabulary.begin
-        logits = outputs.logits[..., first:last].flatten(0, 1).float()
-        codes = torch.where(labels == IGNORED, labels, labels - first).flatten()
-        masked = (codes != IGNORED).sum().clamp(min=1)
-        loss = functional.cross_entropy(logits, codes, ignore_index=IGNORED, reduction="sum") / masked
-        return (loss, outputs) if return_outputs else loss
-
-    def likelihood(self) -> CodeLikelihood:
-        """Of the codes that are held out; every rank measures all of them."""
-        if self._latest is not None and self._latest[0] == self.state.global_step:
-            return self._latest[1]
-        batches = DataLoader(
-            self._measured,
-            batch_size=self.args.per_device_train_batch_size,
-            collate_fn=CausalBatches(self._vocabulary),
-            generator=torch.Generator(),  # or it would draw from the one that training draws from
-        )
-        measure = causal_likelihood if self._causal else masked_likelihood
-        likelihood = measure(self.accelerator.unwrap_model(self.model), batches, self._vocabulary)
-        self._latest = self.state.global_step, likelihood
-        return likelihood
-
-    def evaluate(self, *unused, **also_unused) -> dict[str, float]:
-        seen = self._latest is not None and self._latest[0] == self.state.global_step
-        likelihood = self.likelihood()
-        figures = {
-            "eval_bits_per_token": likelihood.bits_per_token,
-            "eval_unigram_bits_per_token": likelihood.unigram_bits_per_token,
-        }
-        if not seen:
-            self.log(figures)
-        return figures
 
 
 def _load_tokenizer(config: GeneratorConfig, folder: CodeFolder):
@@ -212,62 +122,6 @@ def _vocabulary(config: GeneratorConfig, folder: CodeFolder) -> CodeVocabulary:
         condition_size=folder.condition_size,
         fingerprint=folder.manifest["code_fingerprint"],
     )
-
-
-def _model(config: GeneratorConfig, vocabulary: CodeVocabulary) -> PreTrainedModel:
-    causal = isinstance(config, AutoregressiveConfig)
-    kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-    if config.pretrained is not None:
-        model = kind.from_pretrained(config.pretrained)
-        vocabulary.check_start(model)
-        model.resize_token_embeddings(max(vocabulary.size, model.get_input_embeddings().num_embeddings))
-    else:
-        model = _new_model(kind, dict(config.transformer), vocabulary)
-    vocabulary.attach(model)
-    _check_direction(model, vocabulary, causal=causal)
-    return model
-
-
-def _new_model(kind, settings: dict[str, Any], vocabulary: CodeVocabulary) -> PreTrainedModel:
-    name = settings.pop("kind")
-    try:
-        defaults = AutoConfig.for_model(name)
-    except ValueError as error:
-        raise ValueError(f"transformer: transformers has no kind {name!r}") from error
-    for field in settings:
-        if not hasattr(defaults, field):
-            raise ValueError(f"transformer.{field} is no argument of {type(defaults).__name__}")
-    special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
-    # Some models have more special ids, whose defaults are ids of texts.
-    special |= {field: None for field in _TEXT_IDS if hasattr(defaults, field)}
-    shape = {"vocab_size": vocabulary.size}
-    positions = next((field for field in _POSITIONS if hasattr(defaults, field)), None)
-    if positions is not None:
-        shape[positions] = vocabulary.length + 3
-    try:
-        return kind.from_config(AutoConfig.for_model(name, **shape | special | settings))
-    # Whatever is raised: each kind has its own way to find that its arguments, or the ids of codes, do not fit.
-    except Exception as error:
-        raise ValueError(f"a transformer of kind {name!r} cannot be made with {shape | settings}: {error}") from error
-
-
-@torch.no_grad()
-def _check_direction(model: PreTrainedModel, vocabulary: CodeVocabulary, *, causal: bool) -> None:
-    """See that a causal model does not read what it is to predict, and that another reads both ways."""
-    ids = torch.full((2, 4), vocabulary.first_code)
-    ids[1, -1] = vocabulary.mask
-    was_training = model.training
-    first, second = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
-    model.train(was_training)
-    if causal and not torch.allclose(first, second, atol=1e-4):
-        raise ValueError(
-            f"a {type(model).__name__} of these settings reads codes that it is to predict; name a causal kind, such "
-            "as llama, or set is_decoder: true where the kind has it"
-        )
-    if not causal and torch.equal(first, second):
-        raise ValueError(
-            f"a {type(model).__name__} reads one way only; name a kind that reads both, such as modernbert"
-        )
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -344,7 +198,7 @@ def _results(
     config: GeneratorConfig,
     folder: CodeFolder,
     vocabulary: CodeVocabulary,
-    trainer: Trainer,
+    trainer: CodeTrainer,
     likelihood: CodeLikelihood | None,
 ) -> dict[str, Any]:
     """What the model card tells."""
