@@ -231,6 +231,17 @@ def test_missing_files_are_named(changed, tmp_path):
         read_comparison(changed(training="other.yaml"))
 
 
+def test_a_comparison_may_change_another(changed):
+    whole = changed()
+    (whole.parent / "longer.yaml").write_text(f"base: {whole.name}\nsettings: {{max_train_steps: 9}}\nseeds: [5]\n")
+    comparison = read_comparison(whole.parent / "longer.yaml")
+    assert comparison.methods == read_comparison(whole).methods
+    assert (comparison.settings, comparison.seeds) == ({"max_train_steps": 9}, (5,))
+    (whole.parent / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"list\.yaml holds no settings"):
+        read_comparison(whole.parent / "list.yaml")
+
+
 def test_a_wrong_quantizer_shows_before_the_first_run(changed):
     comparison = read_comparison(changed(methods={"a": {"quantizer": {"kind": "vp", "ota": 1}}}))
     with pytest.raises(ValueError, match="unknown field 'ota'"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vpvae_hf.training.arguments import with_bases
 from vpvae_hf.training.config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
 
 _CONFIGS: dict[str, type[TrainingConfig]] = {"image": ImageTrainingConfig, "audio": AudioTrainingConfig}
@@ -84,7 +85,7 @@ class Comparison:
 
 
 def read_comparison(file: Path) -> Comparison:
-    """Read a comparison; a file that it names is looked for beside it.
+    """Read a comparison; a file that it names is looked for beside it, and it may change another, its `base`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -95,12 +96,8 @@ def read_comparison(file: Path) -> Comparison:
         from omegaconf import OmegaConf
     except ImportError as error:
         raise ImportError("omegaconf is missing; install it with: pip install 'vpvae_hf[train]'") from error
-    if not file.is_file():
-        raise FileNotFoundError(f"no such file: {file}")
-    content = OmegaConf.to_container(OmegaConf.load(file))
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no settings of a comparison")
-    values = {"settings": {}, "out_of_domain": None, "seeds": [0], **content}
+    content = OmegaConf.merge(*(content for _, content in with_bases(file)))
+    values = {"settings": {}, "out_of_domain": None, "seeds": [0], **OmegaConf.to_container(content)}
     known = [each.name for each in fields(Comparison)]
     _check_keys(values, known, str(file), needed=known)
     if values["modality"] not in _CONFIGS:

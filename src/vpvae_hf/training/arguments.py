@@ -31,7 +31,7 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
     config = OmegaConf.structured(config_class)
     files, settings = _split(arguments)
     for file in files:
-        for path, content in _chain(Path(file)):
+        for path, content in with_bases(Path(file)):
             config = _merged(config, content, str(path))
     for key, value in settings:
         if value is None:
@@ -73,8 +73,13 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | N
     return files, settings
 
 
-def _chain(path: Path) -> Iterator[tuple[Path, Any]]:
-    """A file's bases, the lowest first, and the file."""
+def with_bases(path: Path) -> Iterator[tuple[Path, Any]]:
+    """The settings of a file's bases, the lowest first, and its own, each with its path.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no mapping in it, or a file that is its own base.
+    """
     from omegaconf import OmegaConf
 
     seen: list[tuple[Path, Any]] = []
@@ -85,6 +90,8 @@ def _chain(path: Path) -> Iterator[tuple[Path, Any]]:
             named = f", named as base by {seen[-1][0]}" if seen else ""
             raise FileNotFoundError(f"no such file: {path}{named}")
         content = OmegaConf.load(path)
+        if not OmegaConf.is_dict(content):
+            raise ValueError(f"{path} holds no settings, which are a mapping")
         base = content.pop("base", None)
         seen.append((path, content))
         path = None if base is None else path.parent / base
