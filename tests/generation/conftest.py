@@ -1,4 +1,5 @@
 import pytest
+from tiny_generators import causal_pipeline, tiny_codec, tiny_vae
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -9,3 +10,25 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         yield
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return tiny_vae()
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return tiny_codec()
+
+
+@pytest.fixture(scope="module")
+def painter(vae):
+    """A pipeline of images of three classes."""
+    return causal_pipeline(vae, condition_size=3)
+
+
+@pytest.fixture(scope="module")
+def singer(codec):
+    """A pipeline of audio of three classes."""
+    return causal_pipeline(codec, condition_size=3)

@@ -3,19 +3,10 @@
 import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from tiny_generators import masked_pipeline, seeded, silent, tiny_vae
+from tiny_generators import codes_of, masked_pipeline, seeded, silent
 
 from vpvae_hf import VPMaskedImagePipeline
 from vpvae_hf.generation import code_logits
-
-
-@pytest.fixture(scope="module")
-def vae():
-    return tiny_vae()
-
-
-def codes_of(pipeline, *arguments, **settings):
-    return pipeline(*arguments, output_type="codes", **settings).codes
 
 
 def test_without_temperature_each_step_keeps_the_surest_of_the_likeliest_codes(vae):

@@ -24,7 +24,9 @@ from vpvae_hf import (
     VPMaskedImagePipeline,
 )
 
+CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
 HOP, RATE = 96, 16000
+TOKEN_S = HOP / RATE
 SIDE = 4  # of a grid of codes of an image of 16 x 16 pixels
 FRAMES = 6  # codes of the longest clip
 GROUPED = {"kind": "token_bridge", "codebook_size": 5, "latent_dim": 2}
@@ -180,3 +182,7 @@ def scheduler_of(name, tokenizer):
 def silent(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def codes_of(pipeline, *arguments, **settings):
+    return pipeline(*arguments, output_type="codes", **settings).codes
