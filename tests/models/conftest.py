@@ -1,4 +1,5 @@
 import pytest
+import tiny_autoencoders
 import torch
 from tiny_codecs import FSP, VP, tiny_codec
 
@@ -34,3 +35,13 @@ def own_codec(quantizer, causal):
 def vp_codec():
     """For tests that leave it as it is."""
     return tiny_codec()
+
+
+@pytest.fixture(params=[tiny_autoencoders.VP, tiny_autoencoders.FSP], ids=["vp", "fsp"])
+def vae(request):
+    return tiny_autoencoders.tiny(request.param)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1

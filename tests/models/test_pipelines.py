@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from test_autoencoder_vp import FSP, NONE, VP, tiny
+from tiny_autoencoders import FSP, NONE, VP, tiny
 
 from tiny_pipelines import BUILDERS, assert_same, built, pixels, tokenizer_of
 

@@ -56,13 +56,19 @@ def test_a_number_stays_as_given(perturbation, name, value):
 
 @pytest.mark.parametrize("sample", [gaussian, laplace, mixture])
 def test_fitted_exponent_is_near_what_high_resolution_theory_has(sample):
-    """d / (d + 2) = 0.667 for a codebook of least error; K-means on 56 latents a code has 0.75 to 0.79, far below 1.
+    """d / (d + 2) = 0.667 for a codebook of least error; K-means on 56 latents a code has 0.76 to 0.80, below 1.
 
-    The slope of 2,048 latents has a standard error of 0.02.
+    Twelve seeds differ with a standard deviation of 0.02 to 0.03; the limits are three or more of them away.
     """
     quantizer, metrics = trained("metropolis", sample, 256, 1, radius_exponent="auto")
-    assert quantizer.scale.exponent == pytest.approx(0.77, abs=0.07)
+    assert quantizer.scale.exponent == pytest.approx(0.78, abs=0.1)
     assert metrics[-1]["quantizer/radius_exponent"] == pytest.approx(quantizer.scale.exponent)
+
+
+def test_only_a_fitted_exponent_is_told():
+    for perturbation, exponent in (("metropolis", 0.5), ("resampled", "auto")):  # the latter has no radius
+        _, metrics = trained(perturbation, gaussian, 64, 1, radius_exponent=exponent)
+        assert "quantizer/radius_exponent" not in metrics[-1]
 
 
 def test_fitted_exponent_of_powers_and_of_one_radius():

@@ -188,7 +188,7 @@ class VectorPerturbation(Quantizer):
             f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
             "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
         }
-        if config.radius_exponent == "auto":
+        if self.scale.fits_exponent:
             metrics["quantizer/radius_exponent"] = flat.new_tensor(self.scale.exponent)
         return QuantizerOutput(
             latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
