@@ -50,6 +50,14 @@ COMPARISON = {
             "codebook_sizes": [16],
             "seeds": [0],
         },
+        "vp_refitted": {
+            "quantizer": {"kind": "vp", "perturbation": "resampled", "queue_share": 0.2, "latent_dim": 3},
+            "starts_from": "vp",
+            "start_size": 16,
+            "settings": {"max_train_steps": 0},
+            "codebook_sizes": [32],
+            "seeds": [0],
+        },
     },
 }
 
@@ -95,7 +103,7 @@ def changed(files, tmp_path):
 
 def test_every_run_has_its_tokenizer_and_result(finished):
     names = {"none-16-seed0", "vp-16-seed0", "vp-16-seed1", "fsp-16-seed0", "fsp-32-seed0", "bridge-16-seed0"}
-    names.add("vp_decoder-16-seed0")
+    names |= {"vp_decoder-16-seed0", "vp_refitted-32-seed0"}
     assert {path.parent.name for path in finished.glob("*/result.json")} == names
     assert {path.parents[2].name for path in finished.glob("*/training/tokenizer/config.json")} == names
     result = json.loads((finished / "vp-16-seed1/result.json").read_text())
@@ -117,6 +125,21 @@ def test_a_method_goes_on_from_the_tokenizer_of_another(finished):
     assert torch.equal(before["encoder.conv_in.weight"], after["encoder.conv_in.weight"])
     assert not torch.equal(before["decoder.conv_in.weight"], after["decoder.conv_in.weight"])
     assert json.loads((finished / "vp_decoder-16-seed0/result.json").read_text())["steps"] == 2
+
+
+def test_a_tokenizer_is_measured_with_codebooks_of_other_sizes(finished):
+    before, after = (
+        load_file(finished / name / "training/tokenizer/diffusion_pytorch_model.safetensors")
+        for name in ("vp-16-seed0", "vp_refitted-32-seed0")
+    )
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"quantize.codebook"}
+    assert after["quantize.codebook"].shape == (32, 3)
+    result, start = (
+        json.loads((finished / name / "result.json").read_text()) for name in ("vp_refitted-32-seed0", "vp-16-seed0")
+    )
+    assert (result["steps"], result["training_seconds"], result["validation"]) == (0, 0, [])
+    assert result["in_domain"]["psnr_unquantized"] == start["in_domain"]["psnr_unquantized"]
+    assert result["in_domain"]["quantization_error_rms"] < start["in_domain"]["quantization_error_rms"]
 
 
 def test_a_method_waits_for_the_one_that_it_goes_on_from(files, tmp_path, caplog, capsys):
@@ -147,7 +170,7 @@ def test_table_and_curves(finished):
     assert "PSNR below none" in rows["method"]
     assert "| fsp | 32 |" in large
     results = json.loads((finished / "results.json").read_text())
-    assert len(results) == 7
+    assert len(results) == 8
     for name in ("cvu_over_training.png", "rate_distortion.png"):
         assert (finished / name).stat().st_size > 5000
 
@@ -199,7 +222,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(files, tmp_path, capsys)
 
 def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path, capsys):
     for option, value, there in (
-        ("--methods", "fsq", "bridge, fsp, none, vp, vp_decoder"),
+        ("--methods", "fsq", "bridge, fsp, none, vp, vp_decoder, vp_refitted"),
         ("--codebook-sizes", "64", "16, 32"),
         ("--seeds", "7", "0, 1"),
     ):
@@ -216,6 +239,7 @@ def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path,
         ({"methods": {"a": {"quantizer": {}}}}, r"methods\.a\.quantizer names no kind"),
         ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [5]}}}, r"settings of K=5.*16, 32"),
         ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "starts_from": "b"}}}, "starts from 'b', which must be"),
+        ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "start_size": 16}}}, "None at K=16, which is not compared"),
         ({"out_of_domain": {"split": "test"}}, "out_of_domain lacks name"),
     ],
 )

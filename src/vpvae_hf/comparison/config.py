@@ -41,7 +41,8 @@ class Method:
         quantizer: settings with their kind; the size and the dimension are filled in unless given.
         by_size: further settings of the quantizer for some K.
         settings: of training, that change those of the comparison.
-        starts_from: a method named before, whose tokenizer of equal K and seed is gone on from.
+        starts_from: a method named before, whose tokenizer of equal seed is gone on from.
+        start_size: the K that it was compared at; the same where None.
         codebook_sizes, seeds: where it has fewer, or other ones, than the comparison.
         paper: the paper's name of it, where the paper has it.
     """
@@ -50,6 +51,7 @@ class Method:
     by_size: dict[int, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     starts_from: str | None = None
+    start_size: int | None = None
     codebook_sizes: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
     paper: str | None = None
@@ -113,6 +115,9 @@ def read_comparison(file: Path) -> Comparison:
         if start is not None and (start == name or start not in methods):
             before = ", ".join(methods.keys() - {name}) or "there is none"
             raise ValueError(f"{file}: methods.{name} starts from {start!r}, which must be named before it: {before}")
+        at = methods[name].start_size
+        if at is not None and (start is None or at not in (methods[start].codebook_sizes or latent_dims)):
+            raise ValueError(f"{file}: methods.{name} starts from {start!r} at K={at}, which is not compared")
     place = values["out_of_domain"]
     return Comparison(
         modality=values["modality"],

@@ -73,7 +73,8 @@ def planned_runs(
         for size in method.codebook_sizes or comparison.latent_dims:
             for seed in method.seeds or comparison.seeds:
                 folder = comparison.output_dir / f"{name}-{size}-seed{seed}"
-                start = method.starts_from and comparison.output_dir / f"{method.starts_from}-{size}-seed{seed}"
+                start = method.starts_from and f"{method.starts_from}-{method.start_size or size}-seed{seed}"
+                start = start and comparison.output_dir / start
                 runs.append(Run(name, size, seed, folder, _settings(comparison, method, size, seed), start))
     for what, wanted, there in (
         ("method", methods, {run.method for run in runs}),
@@ -162,14 +163,19 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
     _write_json(run.folder / "run.json", _record(run, arguments))
     config = parse_config(comparison.config_class, ["--config", str(overlay), *arguments])
     config = dataclasses.replace(
-        config, output_dir=str(run.folder / "training"), resume_from_checkpoint="latest", checkpoints_total_limit=1
+        config,
+        output_dir=str(run.folder / "training"),
+        resume_from_checkpoint="latest",
+        overwrite_output_dir=True,  # where it was interrupted before there was a checkpoint
+        checkpoints_total_limit=1,
     )
     tokenizer = train_tokenizer(config)
     model = modality_of(config).load(str(tokenizer)).eval()
     evaluation = json.loads((tokenizer / "results.json").read_text(encoding="utf-8"))["evaluation"]
     place = comparison.out_of_domain
     quantizer = model.quantize
-    rows = [json.loads(line) for line in (run.folder / "training/metrics.jsonl").read_text().splitlines()]
+    log = run.folder / "training/metrics.jsonl"  # not there where nothing was trained
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     result = {
         "method": run.method,
         "size": run.size,
@@ -209,7 +215,7 @@ def _times(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
             spent = (row["examples"] - before) / row["examples_per_second"]
             seconds, before = seconds + spent, row["examples"]
             quantizing += spent * row["quantizer/share_of_time"]
-    return {"training_seconds": seconds, "quantizer_share_of_time": quantizing / seconds}
+    return {"training_seconds": seconds, "quantizer_share_of_time": quantizing / seconds if seconds else 0.0}
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 _Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
@@ -125,6 +125,8 @@ class CodebookConfig:
 class RunConfig:
     """How anything is trained: where to, in how many steps, with what optimizer."""
 
+    _FEWEST_STEPS: ClassVar[int] = 1
+
     output_dir: str | None = option(None, "folder for checkpoints, metrics, pictures and what was trained")
     overwrite_output_dir: bool = option(False, "start anew in a folder that holds another run, which is deleted")
     resume_from_checkpoint: str | None = option(None, "a checkpoint's folder, or latest")
@@ -151,8 +153,9 @@ class RunConfig:
     hub_private: bool | None = option(None, "whether a new repository is private")
 
     def __post_init__(self):
+        fewest = self._FEWEST_STEPS
+        require(self.max_train_steps >= fewest, "max_train_steps", self.max_train_steps, f"at least {fewest}")
         positive = (
-            "max_train_steps",
             "train_batch_size",
             "gradient_accumulation_steps",
             "logging_steps",
@@ -184,7 +187,12 @@ class LoopConfig(RunConfig):
 
 @dataclass
 class TrainingConfig(LoopConfig):
-    """A training run, from data to a saved tokenizer; a run is one of its two kinds below."""
+    """A training run, from data to a saved tokenizer; a run is one of its two kinds below.
+
+    Of no steps, it fits and measures what it would go on from.
+    """
+
+    _FEWEST_STEPS: ClassVar[int] = 0
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quantizer: dict[str, Any] = option(
@@ -202,6 +210,9 @@ class TrainingConfig(LoopConfig):
     def __post_init__(self):
         super().__post_init__()
         require(self.validation_pictures >= 0, "validation_pictures", self.validation_pictures, "at least 0")
+        starts = (self.model.pretrained, getattr(self.model, "from_autoencoder_kl", None))
+        if self.max_train_steps == 0 and not any(starts):
+            raise ValueError("max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained")
         if self.train_only is not None and self.model.pretrained is None:
             raise ValueError(
                 f"train_only={self.train_only} goes on from a fitted tokenizer; name one with --model.pretrained"
