@@ -173,6 +173,7 @@ def test_training_state_resumes_exactly(perturbation, exponent):
         ({"index_refresh": -0.1}, "index_refresh"),
         ({"search_backend": "annoy"}, "auto or torch or kdtree or triton or faiss, got 'annoy'"),
         ({"mean_weight": -1}, "mean_weight"),
+        ({"normalization": "all"}, "normalization must be each or whole, got 'all'"),
         ({"variance_weight": float("nan")}, "variance_weight"),
     ],
 )
@@ -191,3 +192,12 @@ def test_normalization_is_equation_11():
     latents = torch.tensor([[1.0, 4.0], [3.0, 0.0]])  # means 2 and 2, variances 1 and 4
     expected = 0.1 * (4 + 4) / 2 + 0.07 * (0 + 9) / 2
     assert float(quantizer(latents).loss) == pytest.approx(expected)
+
+
+def test_normalization_as_a_whole_leaves_open_which_dimension_has_the_variance():
+    settings = {"kind": "vp", "latent_dim": 2, "mean_weight": 0.1, "variance_weight": 0.07, "normalization": "whole"}
+    quantizer = build_quantizer(settings)
+    latents = torch.tensor([[1.0, 4.0], [3.0, 0.0]])  # means 2 and 2, variances 1 and 4
+    expected = 0.1 * (4 + 4) / 2 + 0.07 * (2.5 - 1) ** 2
+    assert float(quantizer(latents).loss) == pytest.approx(expected)
+    assert float(quantizer(torch.tensor([[2.0**0.5, 0.0], [-(2.0**0.5), 0.0]])).loss) == pytest.approx(0, abs=1e-6)

@@ -54,6 +54,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         search_backend: search used by "metropolis" and "always_accept": "auto" (the fastest exact one) or a name in
             `vpvae_hf.neighbors.BACKENDS`, see `build_index`.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
+        normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" only their mean, so that
+            dimensions that tell more may take more room than others.
         fitted: whether the codebook has been fitted; set by `fit_codebook`.
 
     Raises:
@@ -76,6 +78,7 @@ class VectorPerturbationConfig(QuantizerConfig):
     search_backend: str = "auto"
     mean_weight: float = 0.1
     variance_weight: float = 0.07
+    normalization: Literal["each", "whole"] = "each"
     fitted: bool = False
 
     def __post_init__(self):
@@ -111,6 +114,7 @@ class VectorPerturbationConfig(QuantizerConfig):
         for name in ("mean_weight", "variance_weight"):
             value = getattr(self, name)
             require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+        require(self.normalization in ("each", "whole"), "normalization", self.normalization, "each or whole")
         require(isinstance(self.fitted, bool), "fitted", self.fitted, "true or false")
 
     @property
@@ -193,7 +197,9 @@ class VectorPerturbation(Quantizer):
         return QuantizerOutput(
             latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
             codes=None,
-            loss=normalization_loss(flat, config.mean_weight, config.variance_weight),
+            loss=normalization_loss(
+                flat, config.mean_weight, config.variance_weight, whole=config.normalization == "whole"
+            ),
             metrics=metrics,
         )
 
