@@ -73,8 +73,8 @@ def planned_runs(
         for size in method.codebook_sizes or comparison.latent_dims:
             for seed in method.seeds or comparison.seeds:
                 folder = comparison.output_dir / f"{name}-{size}-seed{seed}"
-                start = method.starts_from and f"{method.starts_from}-{method.start_size or size}-seed{seed}"
-                start = start and comparison.output_dir / start
+                start = f"{method.starts_from}-{method.start_size or size}-seed{seed}"
+                start = comparison.output_dir / start if method.starts_from else None
                 runs.append(Run(name, size, seed, folder, _settings(comparison, method, size, seed), start))
     for what, wanted, there in (
         ("method", methods, {run.method for run in runs}),
