@@ -47,6 +47,19 @@ def test_always_accepting_has_both_figures_too():
     assert rms(metrics, "displacement") == pytest.approx(rms(metrics, "quantization_error"), rel=0.05)
 
 
+@pytest.mark.parametrize("ratio", [0.5, 0.7])
+@pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
+def test_displacement_settles_at_the_ratio_of_the_quantization_error(perturbation, ratio):
+    _, metrics = trained(perturbation, gaussian, 256, displacement_ratio=ratio)
+    assert rms(metrics, "displacement") == pytest.approx(ratio * rms(metrics, "quantization_error"), rel=0.05)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, 2.5, float("nan"), True, "auto"])
+def test_a_ratio_out_of_range_is_refused_with_its_limits(ratio):
+    with pytest.raises(ValueError, match=r"displacement_ratio.*\(0, 2\]"):
+        build_quantizer({"kind": "vp", "displacement_ratio": ratio})
+
+
 @pytest.mark.parametrize(("perturbation", "name", "value"), [("metropolis", "eta", 0.5), ("resampled", "share", 0.3)])
 def test_a_number_stays_as_given(perturbation, name, value):
     _, metrics = trained(perturbation, gaussian, 256, 12, **{name: value})

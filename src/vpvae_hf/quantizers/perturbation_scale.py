@@ -46,10 +46,10 @@ def fitted_exponent(errors: Tensor, mass_radii: Tensor) -> float:
 class PerturbationScale:
     """The factor eta (or share s) of a perturbation, its exponent beta, and the two figures they are judged by.
 
-    With "auto", the root mean square displacement (zero where a proposal was rejected) is kept equal to the root mean
-    square error of a K-means codebook of the queue. The error is measured again whenever half of the queue is new;
-    between measurements the factor follows the displacement that it is seen to cause. An "auto" exponent is fitted to
-    the errors of the same codebook.
+    With "auto", the root mean square displacement (zero where a proposal was rejected) is kept at `ratio` times the
+    root mean square error of a K-means codebook of the queue. The error is measured again whenever half of the queue
+    is new; between measurements the factor follows the displacement that it is seen to cause. An "auto" exponent is
+    fitted to the errors of the same codebook.
 
     In a distributed job every rank must call `measure` and `observe`, and all have the same figures: the first rank
     measures for the others, and the displacement is that of all tokens.
@@ -59,6 +59,7 @@ class PerturbationScale:
         start: the factor used with "auto" until the first measurement.
         bounds: least and greatest factor, for a displacement proportional to it; None where they must be found.
         exponent: a number in [0, 1], or "auto".
+        ratio: of the displacement to the error.
     """
 
     def __init__(
@@ -67,15 +68,21 @@ class PerturbationScale:
         start: float,
         bounds: tuple[float, float] | None = None,
         exponent: float | Literal["auto"] = 1.0,
+        ratio: float = 1.0,
     ):
         self.automatic = setting == "auto"
         self.fits_exponent = exponent == "auto"
         self.exponent = 1.0 if exponent == "auto" else float(exponent)
         self.value = start if self.automatic else float(setting)
+        self.ratio = ratio
         self.error_ms: float | None = None
         self._measured_at = 0
         self._proportional = bounds is not None
         self._bounds = bounds
+
+    @property
+    def _wanted_ms(self) -> float:
+        return self.ratio**2 * self.error_ms
 
     def due(self, pushed: int, size: int) -> bool:
         """Whether enough of the queue is new to measure again: `pushed` latents ever, `size` of them held."""
@@ -132,7 +139,7 @@ class PerturbationScale:
         if displacement_ms == 0:
             return
         least, most = self._bounds
-        self.value = min(max(self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2), least), most)
+        self.value = min(max(self.value * (self._wanted_ms / displacement_ms) ** (_GAIN / 2), least), most)
 
     def forget(self) -> None:
         """Measure again at the next chance: the codebook size has changed."""
@@ -144,20 +151,20 @@ class PerturbationScale:
         """Climb the ladder of factors to the first whose displacement is large enough.
 
         A larger radius moves accepted latents farther but has more proposals rejected, so the displacement has a
-        greatest value; where that is below the error, its factor is the best there is.
+        greatest value; where that is below what is wanted, its factor is the best there is.
         """
         tried: list[tuple[float, float]] = []
         for factor in _LADDER:
             tried.append((displacement_ms(factor), factor))
-            if tried[-1][0] >= self.error_ms:
+            if tried[-1][0] >= self._wanted_ms:
                 break
         reached, best = max(tried, key=lambda pair: pair[0])
-        if reached > self.error_ms and len(tried) > 1:
+        if reached > self._wanted_ms and len(tried) > 1:
             (low_ms, low), (high_ms, high) = tried[-2:]
-            part = (self.error_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)
+            part = (self._wanted_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)
             best = low + part * (high - low)
         self.value = best
-        self._bounds = (best / _LEEWAY, best if reached < self.error_ms else best * _LEEWAY)
+        self._bounds = (best / _LEEWAY, best if reached < self._wanted_ms else best * _LEEWAY)
 
     def state_dict(self) -> dict:
         return {

@@ -41,6 +41,8 @@ class VectorPerturbationConfig(QuantizerConfig):
             a codebook follow D_M^(d / (d + 2)), so that dense regions are moved more and sparse ones less; "auto"
             fits it to the errors of a codebook of the queue.
         share: share of the way that "resampled" moves, in (0, 1], or "auto", likewise.
+        displacement_ratio: what "auto" keeps the root mean square displacement at, as a multiple of the quantization
+            error.
         lloyd_latents_per_code: "resampled" moves each drawn latent once to the mean of its cell, of as many further
             latents of the queue a code; 0 leaves the draw as it is.
         codebook_size_range: least and greatest K of "resampled", drawn anew each step with a uniform logarithm, so that
@@ -69,6 +71,7 @@ class VectorPerturbationConfig(QuantizerConfig):
     eta: float | Literal["auto"] = "auto"
     radius_exponent: float | Literal["auto"] = 1.0
     share: float | Literal["auto"] = "auto"
+    displacement_ratio: float = 1.0
     lloyd_latents_per_code: int = 0
     codebook_size_range: tuple[int, int] | None = None
     density_rank: int = 8
@@ -103,6 +106,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         require(valid, "eta", self.eta, 'a positive number or "auto"')
         valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
         require(valid, "share", self.share, 'a number in (0, 1] or "auto"')
+        ratio = self.displacement_ratio
+        require(is_number(ratio) and 0 < ratio <= 2, "displacement_ratio", ratio, "a number in (0, 2]")
         exponent = self.radius_exponent
         valid = exponent == "auto" or (is_number(exponent) and 0 <= exponent <= 1)
         require(valid, "radius_exponent", exponent, 'a number in [0, 1] or "auto"')
@@ -338,13 +343,15 @@ class VectorPerturbation(Quantizer):
 
 
 def _scale_settings(config: VectorPerturbationConfig) -> tuple:
-    return config.perturbation == "resampled", config.eta, config.radius_exponent, config.share
+    resampled = config.perturbation == "resampled"
+    return resampled, config.eta, config.radius_exponent, config.share, config.displacement_ratio
 
 
 def _scale(config: VectorPerturbationConfig) -> PerturbationScale:
+    ratio = config.displacement_ratio
     if config.perturbation == "resampled":
-        return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0))
-    return PerturbationScale(config.eta, start=1.0, exponent=config.radius_exponent)
+        return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0), ratio=ratio)
+    return PerturbationScale(config.eta, start=1.0, exponent=config.radius_exponent, ratio=ratio)
 
 
 class _TrainingState:
