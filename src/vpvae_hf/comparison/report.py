@@ -24,6 +24,7 @@ _SHOWN = {
 # What the curves show of each modality.
 _QUALITY = {"image": "psnr", "audio": "pesq"}
 _UNQUANTIZED = "none"
+_LINES = ("-", "--", ":", "-.")
 
 
 def write_report(comparison: Comparison, finished: Sequence[Run]) -> list[Path]:
@@ -117,9 +118,16 @@ def _draw(file: Path, comparison: Comparison, results: Sequence[dict], draw: Cal
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("matplotlib is missing; install it with: pip install matplotlib") from error
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     draw(figure.subplots(), comparison, results)
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(file, dpi=120)
+
+
+def _style(method: str, number: int) -> dict[str, str]:
+    """Of a method's line; what is not quantized is black."""
+    color = "black" if method == _UNQUANTIZED else f"C{number % 10}"
+    return {"color": color, "linestyle": _LINES[number // 10 % len(_LINES)], "marker": "."}
 
 
 def _draw_usage(axes, comparison: Comparison, results: Sequence[dict]) -> None:
@@ -132,14 +140,13 @@ def _draw_usage(axes, comparison: Comparison, results: Sequence[dict]) -> None:
         for first, run in enumerate(runs):
             points = [(row["step"], row[name]) for row in run["validation"] if name in row]
             if points:
-                axes.plot(*zip(*points, strict=True), color=f"C{number}", label=None if first else method, marker=".")
+                axes.plot(*zip(*points, strict=True), **_style(method, number), label=None if first else method)
     axes.set(xlabel="training step", ylabel="CVU on held-out data", title=f"Code usage over training, K = {size}")
     axes.set_ylim(0, 1)
-    axes.legend(fontsize="small")
 
 
 def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict]) -> None:
-    """Quality over bits a token: means over seeds; what has no codes is a line across."""
+    """Quality over bits a token: means over seeds; what has no codes stands at the K that it is compared at."""
     quality = _QUALITY[comparison.modality]
     for number, (method, runs) in enumerate(_by_method(comparison, results).items()):
         points = {}
@@ -147,7 +154,5 @@ def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict])
             bits = None if run["codebook_size"] is None else run["code_groups"] * math.log2(run["codebook_size"])
             points.setdefault(bits or math.log2(run["size"]), []).append(run["in_domain"][quality])
         line = sorted((bits, statistics.fmean(values)) for bits, values in points.items())
-        style = "--" if runs[0]["codebook_size"] is None else "-"
-        axes.plot(*zip(*line, strict=True), style, color=f"C{number}", marker="o", label=method)
+        axes.plot(*zip(*line, strict=True), **_style(method, number), label=method)
     axes.set(xlabel="bits a token, log2 K", ylabel=_SHOWN[quality][0], title="Quality over rate, in domain")
-    axes.legend(fontsize="small")
