@@ -47,11 +47,10 @@ def test_always_accepting_has_both_figures_too():
     assert rms(metrics, "displacement") == pytest.approx(rms(metrics, "quantization_error"), rel=0.05)
 
 
-@pytest.mark.parametrize("ratio", [0.5, 0.7])
 @pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
-def test_displacement_settles_at_the_ratio_of_the_quantization_error(perturbation, ratio):
-    _, metrics = trained(perturbation, gaussian, 256, displacement_ratio=ratio)
-    assert rms(metrics, "displacement") == pytest.approx(ratio * rms(metrics, "quantization_error"), rel=0.05)
+def test_displacement_settles_at_the_ratio_of_the_quantization_error(perturbation):
+    _, metrics = trained(perturbation, gaussian, 256, displacement_ratio=0.6)
+    assert rms(metrics, "displacement") == pytest.approx(0.6 * rms(metrics, "quantization_error"), rel=0.05)
 
 
 @pytest.mark.parametrize("ratio", [0, -1, 2.5, float("nan"), True, "auto"])

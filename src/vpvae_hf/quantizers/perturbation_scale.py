@@ -74,7 +74,7 @@ class PerturbationScale:
         self.fits_exponent = exponent == "auto"
         self.exponent = 1.0 if exponent == "auto" else float(exponent)
         self.value = start if self.automatic else float(setting)
-        self.ratio = ratio
+        self._ratio = ratio
         self.error_ms: float | None = None
         self._measured_at = 0
         self._proportional = bounds is not None
@@ -82,7 +82,7 @@ class PerturbationScale:
 
     @property
     def _wanted_ms(self) -> float:
-        return self.ratio**2 * self.error_ms
+        return self._ratio**2 * self.error_ms
 
     def due(self, pushed: int, size: int) -> bool:
         """Whether enough of the queue is new to measure again: `pushed` latents ever, `size` of them held."""
