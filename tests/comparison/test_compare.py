@@ -116,6 +116,13 @@ def test_every_run_has_its_tokenizer_and_result(finished):
     assert [row["step"] for row in result["validation"]] == [2, 4]
 
 
+def test_what_has_no_codes_can_be_reported_alone(files, finished, tmp_path):
+    shutil.copytree(finished / "none-16-seed0", tmp_path / "none-16-seed0")
+    assert main(arguments(files, tmp_path, "--report-only")) == 0
+    assert (tmp_path / "cvu_over_training.png").stat().st_size > 0
+    assert [row["method"] for row in json.loads((tmp_path / "results.json").read_text())] == ["none"]
+
+
 def test_a_method_goes_on_from_the_tokenizer_of_another(finished):
     before, after = (
         load_file(finished / name / "training/tokenizer/diffusion_pytorch_model.safetensors")

@@ -119,8 +119,10 @@ def _draw(file: Path, comparison: Comparison, results: Sequence[dict], draw: Cal
     except ImportError as error:
         raise ImportError("matplotlib is missing; install it with: pip install matplotlib") from error
     figure = Figure(figsize=(10, 6), layout="constrained")
-    draw(figure.subplots(), comparison, results)
-    figure.legend(loc="outside right upper", fontsize="small")
+    axes = figure.subplots()
+    draw(axes, comparison, results)
+    if axes.lines:  # what has no codes has no use of them either
+        figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(file, dpi=120)
 
 
