@@ -26,7 +26,7 @@ setup(
     package_dir={"": "src", "vpvae_hf.model_cards": "model_cards"},
     packages=[*find_packages("src"), "vpvae_hf.model_cards"],
     # The metric modules are no packages: evaluate loads each from its folder.
-    package_data={"vpvae_hf.model_cards": ["*.md"], "vpvae_hf.evaluation": ["metrics/*/*.py"]},
+    package_data={"vpvae_hf.model_cards": ["*.md"], "vpvae_hf.metrics": ["modules/*/*.py"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",

@@ -12,6 +12,8 @@ SOURCE = Path(vpvae_hf.__file__).parent
 # The package itself, `vpvae_hf/__init__.py`, lies above all of them except the command line.
 LAYERS = {
     "distributed": 0,
+    "settings": 0,
+    "files": 0.5,
     "resampling": 0,
     "neighbors": 0,
     "codebook": 1,
@@ -20,7 +22,7 @@ LAYERS = {
     "models": 3,
     "losses": 3,
     "data": 4,
-    "evaluation": 4,
+    "metrics": 4,
     "generation": 4,
     "training": 5,
     "comparison": 6,

@@ -164,7 +164,7 @@ def test_an_interrupted_run_goes_on(tokenizer, images, tmp_path, capsys):
     whole = {name: (output / name).read_bytes() for name in FILES}
     first, second, third = (output / name for name in FILES[:3])
     second.unlink()
-    partial = second.with_name(f".{second.name}.partial")
+    partial = second.with_name(f".{second.name}.0.partial")
     partial.write_bytes(whole[FILES[1]][:100])
     manifest = manifest_of(output) | {"images": None, "unreadable_images": None}
     (output / "tokenizer.json").write_text(json.dumps(manifest))

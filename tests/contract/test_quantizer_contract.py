@@ -269,7 +269,7 @@ def test_settings_survive_json(settings):
 
 
 def test_unknown_fields_are_refused_with_the_nearest(settings):
-    with pytest.raises(ValueError, match=r"'latent_dmi'.*did you mean 'latent_dim'.*Valid fields: codebook_size"):
+    with pytest.raises(ValueError, match=r"'latent_dmi'.*did you mean 'latent_dim'.*valid: codebook_size"):
         build_quantizer({**settings, "latent_dmi": 3})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vpvae_hf.evaluation import load_metric
+from vpvae_hf.metrics import load_metric
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:

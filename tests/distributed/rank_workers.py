@@ -9,7 +9,7 @@ import torch.distributed as dist
 from vpvae_hf import AutoencoderVP, fit_codebook
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.codebook.survey import survey
-from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
 
 
 def latents(count: int, dim: int = 3) -> torch.Tensor:
@@ -48,7 +48,7 @@ def error_of_dark_images(reconstruction: torch.Tensor, original: torch.Tensor) -
 
 def measured(model: AutoencoderVP, batches: list[torch.Tensor], across_ranks: bool) -> ReconstructionQuality:
     return evaluate_reconstruction(
-        model, batches, quality=error_of_dark_images, unquantized=("error",), across_ranks=across_ranks
+        model, batches, metric_fn=error_of_dark_images, unquantized=("error",), across_ranks=across_ranks
     )
 
 

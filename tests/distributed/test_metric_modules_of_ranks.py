@@ -5,7 +5,7 @@ import metric_workers
 import pytest
 import torch
 
-from vpvae_hf.evaluation import image_quality
+from vpvae_hf.metrics import image_quality
 
 
 def test_figures_are_those_of_all_ranks_items_together(tmp_path, monkeypatch):

@@ -99,8 +99,8 @@ def test_quality_is_that_of_all_ranks_items_together(ranks, case, batches):
     model = rank_workers.tiny_model()
     model.set_codebook(ranks[0]["codebook"])
     alone = rank_workers.measured(model, [rank_workers.images(0)[i] for i in batches], across_ranks=False)
-    assert ranks[0][case].figures == pytest.approx(alone.figures, rel=1e-6)
-    assert list(ranks[0][case].figures) == list(alone.figures)
+    assert ranks[0][case].metrics == pytest.approx(alone.metrics, rel=1e-6)
+    assert list(ranks[0][case].metrics) == list(alone.metrics)
     assert ranks[0][case].undefined == alone.undefined
     assert 0 < alone.undefined["error"] < 16
     assert (ranks[0][case].items, ranks[0][case].tokens) == (16, 16 * 64)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
-from vpvae_hf.evaluation import evaluate_reconstruction, image_quality
+from vpvae_hf.metrics import evaluate_reconstruction, image_quality
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "image" / "train.py"
 
@@ -69,8 +69,8 @@ def test_metrics_of_two_ranks_are_those_of_one_process(whole, data):
     source = open_images(data, split="validation")
     stream = SampleStream(source, ImageCrop(size=16, shortest_side=20))
     batches = SampleLoader(stream, batch_size=4)
-    alone = evaluate_reconstruction(vae, batches, quality=image_quality, unquantized=("psnr",))
-    assert results["metrics"] == pytest.approx(alone.figures, rel=1e-6)
+    alone = evaluate_reconstruction(vae, batches, metric_fn=image_quality, unquantized=("psnr",))
+    assert results["metrics"] == pytest.approx(alone.metrics, rel=1e-6)
 
 
 def test_a_killed_rank_ends_the_job_and_it_goes_on_exactly(whole, data, tmp_path):

@@ -43,7 +43,8 @@ def test_a_weight_of_zero_leaves_a_loss_out_and_its_network_unloaded(monkeypatch
     ],
 )
 def test_unknown_name(build, name, nearest):
-    message = f"no loss '{name}': valid names are {BUILDERS[build]}; the nearest is '{nearest or ''}"
+    hint = f"did you mean '{nearest}'\\? " if nearest else ""
+    message = f"no loss '{name}'; {hint}valid: {BUILDERS[build]}"
     with pytest.raises(ValueError, match=message):
         build({"l1": 1.0, name: 0.0})
 

@@ -5,7 +5,7 @@ import torch
 from tiny_codecs import noise, tiny_codec
 
 from vpvae_hf import AutoencoderVP, StreamingDecoder, StreamingEncoder, VPCodecModel
-from vpvae_hf.evaluation import evaluate_reconstruction, image_quality
+from vpvae_hf.metrics import evaluate_reconstruction, image_quality
 from vpvae_hf.quantizers import QUANTIZERS, NoCodesError
 
 KINDS = {
@@ -145,7 +145,7 @@ def test_it_is_measured(quantizer):
     vae = tiny_autoencoder(quantizer)
     images = inputs_for(vae)
     vae.train()(images)
-    figures = evaluate_reconstruction(vae.eval(), [images], quality=image_quality, unquantized=["psnr"]).figures
+    figures = evaluate_reconstruction(vae.eval(), [images], metric_fn=image_quality, unquantized=["psnr"]).metrics
     if quantizer["kind"] == "none":
         assert figures["psnr"] == figures["psnr_unquantized"]
         assert "code_usage" not in figures

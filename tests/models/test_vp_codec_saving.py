@@ -258,7 +258,7 @@ def test_failed_first_save_leaves_nothing(tmp_path, monkeypatch):
 
 def test_saving_into_a_file_is_refused(tmp_path):
     (tmp_path / "taken").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="it is a file; name a folder"):
+    with pytest.raises(FileExistsError, match="is a file; name a folder"):
         tiny_codec().save_pretrained(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
 

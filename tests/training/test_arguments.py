@@ -55,7 +55,7 @@ def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
         (["--data.sise", "1"], "data.sise is no setting; did you mean 'data.size'"),
         (["--pretrained", "x"], "pretrained is no setting; did you mean 'model.pretrained'"),
         (["--use_emma"], "use_emma is no setting; did you mean 'use_ema'"),
-        (["--xyz", "1"], "xyz is no setting; valid keys: output_dir"),
+        (["--xyz", "1"], "xyz is no setting; valid: output_dir"),
         (["--data.size", "abc"], "data.size: Value 'abc' of type 'str' could not be converted to Integer"),
         (["--data.crop", "middle"], "expected one of"),
         (["--data.segment_s", "1"], "data.segment_s is no setting"),

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from vpvae_hf import VPCodecModel
 from vpvae_hf.data import code_dtype, read_audio, tokenizer_hash
+from vpvae_hf.files import write_atomically
 
 from .inputs import add_audio_options
 from .tokenizers import load_tokenizer
@@ -78,7 +78,8 @@ def encode(options: argparse.Namespace) -> None:
         "codebook_size": str(codec.config.codebook_size),
     }
     dtype = getattr(torch, code_dtype(codec.config.codebook_size))
-    _write(output, lambda aside: save_file({"audio_codes": codes.to(dtype)}, aside, metadata=header))
+    with write_atomically(output) as aside:
+        save_file({"audio_codes": codes.to(dtype)}, aside, metadata=header)
     duration = len(waveform) / rate
     bitrate = codec.config.frame_rate * codec.config.num_codebooks * math.log2(codec.config.codebook_size)
     print(
@@ -110,7 +111,8 @@ def decode(options: argparse.Namespace) -> None:
         audio = codec.decode(codes.to(codec.device), torch.ones(1, length)).audio_values
     elapsed = time.monotonic() - started
     waveform = audio[0, 0].float().cpu().numpy()
-    _write(output, lambda aside: _write_audio(aside, np.clip(waveform, -1, 1), rate, kind))
+    with write_atomically(output) as aside:
+        _write_audio(aside, np.clip(waveform, -1, 1), rate, kind)
     print(f"{length / rate:.2f} s of audio decoded in {elapsed:.2f} s, {length / rate / elapsed:.1f} times real time")
     print(f"audio: {output}")
 
@@ -129,17 +131,6 @@ def _output(options: argparse.Namespace, default: Path) -> Path:
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"{output} exists; use --overwrite, or another file with --output")
     return output
-
-
-def _write(output: Path, write) -> None:
-    """Write a file aside and move it into place, so that an old one stays where that fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_name(f".{output.name}.partial")
-    try:
-        write(aside)
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _write_audio(file: Path, waveform: np.ndarray, rate: int, kind: str) -> None:

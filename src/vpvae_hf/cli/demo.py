@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 import subprocess
 import sys
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
-from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction, image_quality
+from vpvae_hf.files import claim_output_folder, write_json
 from vpvae_hf.losses import build_image_losses
+from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, fit_codebook
 from vpvae_hf.training.config import TrainingConfig
@@ -84,7 +84,7 @@ def add_parser(commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Do all of it; what is written where is printed."""
     started = time.monotonic()
-    _prepare_output(options.output, options.overwrite)
+    claim_output_folder(options.output, overwrite=options.overwrite)
     training, held_out = _images(options)
     torch.manual_seed(options.seed)
     vae = AutoencoderVP(**_ARCHITECTURE, sample_size=_HELD_OUT_CROP, quantizer=_quantizer_settings(options))
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> None:
     vae.save_pretrained(folder)
     results = _results(log, fit, quality, options)
     _write_pictures(options.output, vae, shown, log)
-    (options.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(options.output / "results.json", results)
     identical = _same_codes_after_reload(folder, shown, vae.tokenize(shown))
     print("\n" + _table(log, fit, quality) + "\n")
     if not identical:
@@ -145,14 +145,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
-
-
-def _prepare_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; name a folder with --output")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 def _quantizer_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -185,7 +177,7 @@ def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
 
 
 def _measured(vae: AutoencoderVP, crops: list[Tensor], codebook: Tensor | None = None) -> ReconstructionQuality:
-    return evaluate_reconstruction(vae, crops, codebook, quality=image_quality, unquantized=("psnr",))
+    return evaluate_reconstruction(vae, crops, codebook, metric_fn=image_quality, unquantized=("psnr",))
 
 
 def _validated(vae: AutoencoderVP, crops: list[Tensor]) -> dict[str, float]:
@@ -193,7 +185,7 @@ def _validated(vae: AutoencoderVP, crops: list[Tensor]) -> dict[str, float]:
     codebook = preview_codebook(vae.quantize)
     if vae.quantize.needs_fitting and codebook is None:
         return {}
-    return _measured(vae, crops, codebook).figures
+    return _measured(vae, crops, codebook).metrics
 
 
 def _middle_crops(images: list[np.ndarray]) -> Tensor:
@@ -237,7 +229,7 @@ def _results(
 ) -> dict[str, Any]:
     return {
         "settings": {name: str(value) for name, value in vars(options).items() if name != "run"},
-        "held_out": {**quality.figures, "lpips": None, "images": quality.items, "tokens": quality.tokens},
+        "held_out": {**quality.metrics, "lpips": None, "images": quality.items, "tokens": quality.tokens},
         "codebook_fit": None if fit is None else dataclasses.asdict(fit),
         "last_steps": {
             name: _json_number(log.last_mean(name, _LAST_ROWS))
@@ -247,7 +239,7 @@ def _results(
 
 
 def _table(log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQuality) -> str:
-    figures = quality.figures
+    figures = quality.metrics
     rows = [
         (f"On {quality.items} held-out crops", ""),
         ("PSNR, quantized", f"{figures['psnr']:.2f} dB"),

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from vpvae_hf.evaluation import ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.hub import read_results, write_results
+from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
 
 from .inputs import add_data_options, inputs_for
 from .tokenizers import load_tokenizer
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     model = load_tokenizer(options.tokenizer)
     inputs = inputs_for(model, options)
     measure = inputs.quality(lpips=options.lpips)
-    quality = evaluate_reconstruction(model, inputs.in_order(), quality=measure, unquantized=inputs.unquantized)
+    quality = evaluate_reconstruction(model, inputs.in_order(), metric_fn=measure, unquantized=inputs.unquantized)
     print(f"{options.dataset}, {options.split}: {quality.items} {inputs.measured}, {quality.tokens} tokens")
     _print_figures(quality)
     if options.save:
@@ -54,19 +54,19 @@ def run(options: argparse.Namespace) -> None:
         results = read_results(folder)
         same = (options.dataset, options.split)
         others = [old for old in results.get("evaluation", []) if (old["dataset"], old["split"]) != same]
-        results["evaluation"] = [*others, entry | {"tokens": quality.tokens, "metrics": quality.figures}]
+        results["evaluation"] = [*others, entry | {"tokens": quality.tokens, "metrics": quality.metrics}]
         write_results(folder, results)
         print(f"added to the results and the model card in {folder}")
 
 
 def _print_figures(quality: ReconstructionQuality) -> None:
     for name, (label, decimals, unit) in _SHOWN.items():
-        if name not in quality.figures:
+        if name not in quality.metrics:
             continue
         notes = []
-        if f"{name}_unquantized" in quality.figures:
-            notes.append(f"{quality.figures[f'{name}_unquantized']:.{decimals}f}{unit} not quantized")
+        if f"{name}_unquantized" in quality.metrics:
+            notes.append(f"{quality.metrics[f'{name}_unquantized']:.{decimals}f}{unit} not quantized")
         if quality.undefined.get(name):
             notes.append(f"not defined for {quality.undefined[name]}, which are left out")
         note = f" ({'; '.join(notes)})" if notes else ""
-        print(f"  {label:<25}{quality.figures[name]:.{decimals}f}{unit}{note}")
+        print(f"  {label:<25}{quality.metrics[name]:.{decimals}f}{unit}{note}")

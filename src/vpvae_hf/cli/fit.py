@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vpvae_hf import fit_codebook
+from vpvae_hf.files import claim_output_folder
 from vpvae_hf.hub import read_results, write_results
 
 from .inputs import add_data_options, inputs_for
@@ -33,10 +34,7 @@ def add_parser(commands) -> None:
 def run(options: argparse.Namespace) -> None:
     """Fit and save."""
     output = options.output
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; name a folder with --output")
-    if output.is_dir() and any(output.iterdir()) and not options.overwrite:
-        raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
+    claim_output_folder(output, overwrite=options.overwrite)
     model = load_tokenizer(options.tokenizer)
     batches = inputs_for(model, options).shuffled(options.seed)
     fit = fit_codebook(

@@ -24,7 +24,7 @@ from vpvae_hf.data import (
     open_audio,
     open_images,
 )
-from vpvae_hf.evaluation import Quality, audio_quality, image_quality
+from vpvae_hf.metrics import MetricFn, audio_quality, image_quality
 
 from .tokenizers import Tokenizer
 
@@ -101,7 +101,7 @@ class Inputs(ABC):
         return self._loader(self._whole_cut(), self._whole_batch_size(), shuffled=1, passes=1, seed=0)
 
     @abstractmethod
-    def quality(self, *, lpips: bool) -> Quality:
+    def quality(self, *, lpips: bool) -> MetricFn:
         """How reconstructions are measured."""
 
     @abstractmethod
@@ -139,7 +139,7 @@ class ImageInputs(Inputs):
     _open = open_images
     _foreign = ("resample", "downmix")
 
-    def quality(self, *, lpips: bool) -> Quality:
+    def quality(self, *, lpips: bool) -> MetricFn:
         return partial(image_quality, lpips=lpips)
 
     def coder(self) -> Coder:
@@ -167,7 +167,7 @@ class AudioInputs(Inputs):
     _open = open_audio
     _foreign = ("size", "shortest_side")
 
-    def quality(self, *, lpips: bool) -> Quality:
+    def quality(self, *, lpips: bool) -> MetricFn:
         if lpips:
             raise ValueError("--lpips compares images; leave it out for audio")
         return partial(audio_quality, sampling_rate=self.model.config.sampling_rate)

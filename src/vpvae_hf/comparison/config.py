@@ -3,12 +3,12 @@
 K codes of latents of d dimensions.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vpvae_hf.settings import did_you_mean
 from vpvae_hf.training.arguments import with_bases
 from vpvae_hf.training.config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
 
@@ -154,8 +154,6 @@ def _part(part: type[Part], values: Any, where: str, needed: list[str]) -> Part:
 def _check_keys(values: Mapping, known: list[str], where: str, needed: list[str]) -> None:
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {name!r}; {hint}")
+            raise ValueError(f"{where}: unknown key {name!r}; {did_you_mean(name, known)}")
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"{where} lacks {', '.join(missing)}")

@@ -148,7 +148,7 @@ def _draw_usage(axes, comparison: Comparison, results: Sequence[dict]) -> None:
 
 
 def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict]) -> None:
-    """Quality over bits a token: means over seeds; what has no codes stands at the K that it is compared at."""
+    """MetricFn over bits a token: means over seeds; what has no codes stands at the K that it is compared at."""
     quality = _QUALITY[comparison.modality]
     for number, (method, runs) in enumerate(_by_method(comparison, results).items()):
         points = {}
@@ -157,4 +157,4 @@ def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict])
             points.setdefault(bits or math.log2(run["size"]), []).append(run["in_domain"][quality])
         line = sorted((bits, statistics.fmean(values)) for bits, values in points.items())
         axes.plot(*zip(*line, strict=True), **_style(method, number), label=method)
-    axes.set(xlabel="bits a token, log2 K", ylabel=_SHOWN[quality][0], title="Quality over rate, in domain")
+    axes.set(xlabel="bits a token, log2 K", ylabel=_SHOWN[quality][0], title="MetricFn over rate, in domain")

@@ -8,7 +8,6 @@ import dataclasses
 import fcntl
 import json
 import logging
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from vpvae_hf.data import SampleLoader, SampleStream, check_readable
-from vpvae_hf.evaluation import evaluate_reconstruction
+from vpvae_hf.files import read_json, write_json
+from vpvae_hf.metrics import evaluate_reconstruction
 from vpvae_hf.quantizers import quantizer_config
 from vpvae_hf.training.arguments import parse_config
 from vpvae_hf.training.config import TrainingConfig
@@ -53,7 +53,7 @@ class Run:
     def result(self) -> dict[str, Any] | None:
         """What was measured; None where it is not finished."""
         path = self.folder / _RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
 
 def planned_runs(
@@ -147,7 +147,7 @@ def _record(run: Run, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _check_same(run: Run, arguments: Sequence[str]) -> None:
     path = run.folder / "run.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != _record(run, arguments):
+    if path.exists() and read_json(path) != _record(run, arguments):
         raise ValueError(
             f"{run.folder} holds a run with other settings, see {path.name} there; delete it, or name another folder "
             "with --output"
@@ -160,7 +160,7 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
     overlay = run.folder / "settings.yaml"
     start = {} if run.start is None else {"model": {"pretrained": str(run.start / _TOKENIZER)}}
     OmegaConf.save(OmegaConf.create({"base": str(comparison.training), **run.settings, **start}), overlay)
-    _write_json(run.folder / "run.json", _record(run, arguments))
+    write_json(run.folder / "run.json", _record(run, arguments))
     config = parse_config(comparison.config_class, ["--config", str(overlay), *arguments])
     config = dataclasses.replace(
         config,
@@ -171,7 +171,7 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
     )
     tokenizer = train_tokenizer(config)
     model = modality_of(config).load(str(tokenizer)).eval()
-    evaluation = json.loads((tokenizer / "results.json").read_text(encoding="utf-8"))["evaluation"]
+    evaluation = read_json(tokenizer / "results.json")["evaluation"]
     place = comparison.out_of_domain
     quantizer = model.quantize
     log = run.folder / "training/metrics.jsonl"  # not there where nothing was trained
@@ -190,7 +190,7 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
         **_times(rows),
         "validation": [row for row in rows if any(name.startswith("validation/") for name in row)],
     }
-    _write_json(run.folder / _RESULT, result)
+    write_json(run.folder / _RESULT, result)
 
 
 def _measured(config: TrainingConfig, model, place: Place) -> dict[str, float]:
@@ -203,7 +203,7 @@ def _measured(config: TrainingConfig, model, place: Place) -> dict[str, float]:
     batch_size = modality.held_out_batch_size(config)
     batches = SampleLoader(SampleStream(source, cut), batch_size=batch_size, workers=min(1, config.data.workers))
     quality = modality.quality(model, config, final=True)
-    return evaluate_reconstruction(model, batches, quality=quality, unquantized=modality.unquantized).figures
+    return evaluate_reconstruction(model, batches, metric_fn=quality, unquantized=modality.unquantized).metrics
 
 
 def _times(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -216,9 +216,3 @@ def _times(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
             seconds, before = seconds + spent, row["examples"]
             quantizing += spent * row["quantizer/share_of_time"]
     return {"training_seconds": seconds, "quantizer_share_of_time": quantizing / seconds if seconds else 0.0}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)

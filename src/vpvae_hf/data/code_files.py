@@ -1,7 +1,6 @@
 """A data set's images or audio as Parquet files of codes, one for each of its shards."""
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from vpvae_hf.files import write_atomically
 
 from .coders import Coder
 from .files import UnreadableFileError
@@ -62,9 +63,7 @@ class CodeFiles:
         from pyarrow.parquet import ParquetWriter
 
         path, features, skipped = self._path(number), self._features(), 0
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        with ParquetWriter(partial, features.arrow_schema) as writer:
+        with write_atomically(path) as aside, ParquetWriter(aside, features.arrow_schema) as writer:
             written: list[dict[str, Any]] = []
             for rows, samples in self._decoded(number, batch_size * self._coder.batches_at_once):
                 tokenized = self._tokenized(rows, samples, batch_size)
@@ -77,7 +76,6 @@ class CodeFiles:
             if written:
                 writer.write_table(_table(written, features))
             writer.add_key_value_metadata({_SKIPPED: str(skipped)})
-        os.replace(partial, path)
 
     def totals(self) -> tuple[int, int]:
         """Rows, and unreadable files of the data set, in the files, all of which must be finished."""

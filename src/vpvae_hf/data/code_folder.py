@@ -3,7 +3,6 @@
 Shapes: [h, w] codes of an image, [n] of a clip, G codes a token.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from vpvae_hf.files import read_json
 
 from .code_manifest import MANIFEST
 
@@ -38,7 +39,7 @@ class CodeFolder:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder} has no {MANIFEST}; name a folder that `vpvae tokenize` wrote")
-        self.manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
         self.is_audio = "clips" in self.manifest
         files = sorted(str(file) for file in (folder / "data").glob("*.parquet"))
         if self.manifest["clips" if self.is_audio else "images"] is None or len(files) != self.manifest["files"]:

@@ -1,13 +1,12 @@
 """`tokenizer.json` beside files of codes: what made them, so that they are never mixed with those of another run."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from vpvae_hf.files import read_json, require_folder, write_json
 from vpvae_hf.models.fingerprint import sha256_of
 
 MANIFEST = "tokenizer.json"
@@ -38,16 +37,15 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         FileExistsError: it holds other files, or is one.
         ValueError: it is that of a run with other settings.
     """
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file; name a folder")
+    require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
         # Another rank may be writing the manifest, aside.
         others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{MANIFEST}")]
         if others and not (folder / MANIFEST).exists():
             raise FileExistsError(f"{folder} holds other files ({min(others)}) and no {MANIFEST}; name another folder")
-        _write(folder, settings)
-    held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        write_json(folder / MANIFEST, settings)
+    held = read_json(folder / MANIFEST)
     for name, value in settings.items():
         if name not in _MAY_DIFFER and held.get(name) != value:
             raise ValueError(
@@ -58,11 +56,5 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 def write_totals(folder: Path, **counts: int) -> None:
     """Add the counts of a finished run: `images` and `unreadable_images`, or `clips` and `unreadable_clips`."""
-    held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    _write(folder, held | counts)
-
-
-def _write(folder: Path, manifest: dict[str, Any]) -> None:
-    aside = folder / f".{MANIFEST}.{os.getpid()}"
-    aside.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / MANIFEST)
+    held = read_json(folder / MANIFEST)
+    write_json(folder / MANIFEST, held | counts)

@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
+from vpvae_hf.files import write_text
+
 from .privacy import hub_id, without_local_paths
 from .saved_tokenizer import CARD, PICTURE, SavedTokenizer, read_saved
 
@@ -82,7 +84,7 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license
     saved = read_saved(folder)
     path = saved.folder / CARD
     if not path.exists() or is_generated(path):
-        path.write_text(render_card(saved, repo_id, license=license), encoding="utf-8")
+        write_text(path, render_card(saved, repo_id, license=license))
     return path
 
 

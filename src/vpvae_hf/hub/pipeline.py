@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCardData, hf_hub_url
 
+from vpvae_hf.files import read_json, write_json, write_text
+
 from .card import MARKER, format_number, is_generated, rendered
 from .errors import hub_errors
 from .privacy import hub_id, without_local_paths
@@ -39,8 +41,8 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
     path = folder / CARD
     if path.exists() and not is_generated(path):
         return path
-    class_name = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["_class_name"]
-    recorded = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    class_name = read_json(folder / _INDEX)["_class_name"]
+    recorded = read_json(folder / RESULTS)
     results = without_local_paths(recorded)
     name = folder.resolve().name if repo_id is None else repo_id
     diffusion = results["method"] == "diffusion"
@@ -73,7 +75,7 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
         masked, vocabulary = results["method"] == "masked", results["vocabulary"]
         words = {"class_name": class_name, "image": image, "masked": masked, "article": article}
         text = rendered("pipeline.md", **values, **words, vocabulary=vocabulary)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 
@@ -84,7 +86,7 @@ def write_pipeline_results(folder: str | os.PathLike, results: dict[str, Any], *
         results: of a generation recipe.
         repo_id: repository that the card is for; None while that is not known.
     """
-    (Path(folder) / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(folder) / RESULTS, results)
     write_pipeline_card(folder, repo_id)
 
 
@@ -146,7 +148,7 @@ def _public(path: Path) -> Path | bytes:
     """What of a file is for the public: settings without the paths of this computer."""
     if path.suffix != ".json":
         return path
-    return json.dumps(without_local_paths(json.loads(path.read_text(encoding="utf-8"))), indent=2).encode()
+    return json.dumps(without_local_paths(read_json(path)), indent=2).encode()
 
 
 def _rows(results: dict) -> list[tuple[str, str]]:

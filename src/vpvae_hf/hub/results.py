@@ -1,9 +1,10 @@
 """What was measured of a tokenizer: results.json in its folder, which its card tells of."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from vpvae_hf.files import write_json
 
 from .card import write_card
 from .saved_tokenizer import RESULTS, read_saved
@@ -21,7 +22,5 @@ def write_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id
         results: "training", "codebook" and "evaluation", each of which may be missing.
         repo_id: repository that the card is for; None while that is not known.
     """
-    aside = Path(folder) / f".{RESULTS}.partial"
-    aside.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, Path(folder) / RESULTS)
+    write_json(Path(folder) / RESULTS, results)
     write_card(folder, repo_id)

@@ -1,6 +1,5 @@
 """What the folder of a saved tokenizer holds, read from its files alone."""
 
-import json
 import math
 import os
 import re
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+
+from vpvae_hf.files import read_json
 
 from .modality import MODALITIES, Modality
 
@@ -83,7 +84,7 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
         raise FileNotFoundError(f"{folder} is no folder; name the one that save_pretrained wrote")
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} is no saved tokenizer: it has no {CONFIG}; name the folder save_pretrained wrote")
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     name = _class_name(config)
     if name not in MODALITIES:
         raise ValueError(
@@ -94,7 +95,7 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
         folder=folder,
         class_name=name,
         config=config,
-        results=_read_json(results) if results.exists() else {},
+        results=read_json(results) if results.exists() else {},
         modality=MODALITIES[name],
         parameters=_count_parameters(folder),
     )
@@ -135,10 +136,3 @@ def _count_values(file: Path) -> int:
             return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{file} is damaged or cut short ({error}); save the model again") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON ({error}); save the model again") from error

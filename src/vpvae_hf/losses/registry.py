@@ -1,11 +1,12 @@
 """Losses by the names under which a configuration weights them."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
 from torch import Tensor
+
+from vpvae_hf.settings import did_you_mean
 
 from .perceptual import load_lpips_network, lpips_loss
 from .reconstruction import RECONSTRUCTION_LOSSES
@@ -77,8 +78,7 @@ def _weighted(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> dict[
     valid = ", ".join(losses)
     for name, weight in weights.items():
         if name not in losses:
-            near = difflib.get_close_matches(name, losses, n=1, cutoff=0)[0]
-            raise ValueError(f"no loss {name!r}: valid names are {valid}; the nearest is {near!r}")
+            raise ValueError(f"no loss {name!r}; {did_you_mean(name, losses)}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"the weight of loss {name!r} is {weight}: give a finite number of at least 0")
     if not any(weights.values()):

@@ -3,7 +3,6 @@
 Shapes: B images, C channels, H x W pixels, f the downsampling factor, d latent dimensions.
 """
 
-import difflib
 import os
 import re
 import tempfile
@@ -20,12 +19,13 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from vpvae_hf.files import staged_folder
 from vpvae_hf.hub import hub_errors, push_folder
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
+from vpvae_hf.settings import did_you_mean
 
 from .autoencoder_kl import AutoencoderKLStart
 from .quantizer_owner import QuantizerOwner
-from .saving import staged_folder
 from .tiling import apply_in_tiles
 
 # What diffusers' EMAModel writes into the config of the model that it saves.
@@ -374,11 +374,9 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         others = {"quantization_config", *_EMA_FIELDS}
         for field in config_dict:
             if field not in known and field not in others and not field.startswith("_"):
-                near = difflib.get_close_matches(field, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ValueError(
-                    f"unknown config field {field!r} for {cls.__name__}; {hint}"
-                    f"Valid fields: {', '.join(sorted(known))}. A newer vpvae_hf may know more"
+                    f"unknown config field {field!r} for {cls.__name__}, which a newer vpvae_hf may know; "
+                    f"{did_you_mean(field, sorted(known))}"
                 )
         return super().extract_init_dict(config_dict, **kwargs)
 

@@ -1,6 +1,5 @@
 """Settings of the audio tokenizer."""
 
-import difflib
 import math
 from dataclasses import fields
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from vpvae_hf.quantizers import quantizer_config
+from vpvae_hf.settings import did_you_mean, nearest_name, require
 
 # A field whose name is nearer to a known one than this is a misspelling; others are left to transformers.
 _MISSPELT = 0.8
@@ -155,15 +155,15 @@ class VPCodecConfig(PreTrainedConfig):
         self._require(valid, "head_dim", "even and at least 2, since positions are rotations of pairs")
 
     def _require(self, holds: bool, name: str, valid: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} must be {valid}, got {getattr(self, name)!r}")
+        require(holds, name, getattr(self, name), valid)
 
     def _refuse_others(self, others: dict[str, Any]) -> None:
         known = [field.name for field in fields(self)]
         for name, value in others.items():
-            near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
-            if near and not name.startswith("_"):
-                raise ValueError(f"unknown field {name!r} for {type(self).__name__}; did you mean {near[0]!r}?")
+            if not name.startswith("_") and nearest_name(name, known, _MISSPELT) is not None:
+                raise ValueError(
+                    f"unknown field {name!r} for {type(self).__name__}; {did_you_mean(name, known, _MISSPELT)}"
+                )
             if isinstance(vars(VPCodecConfig).get(name), property):
                 raise ValueError(
                     f"{name}={value!r} cannot be set, it follows from downsampling_ratios, sampling_rate and "

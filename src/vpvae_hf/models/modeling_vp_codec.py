@@ -20,6 +20,7 @@ from transformers.models.dac.modeling_dac import Snake1d
 from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
+from vpvae_hf.files import staged_folder
 from vpvae_hf.hub import hub_errors, push_folder
 from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
 
@@ -36,7 +37,6 @@ from .audio_inputs import checked_audio, checked_padding
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import VPCodecFeatureExtractor
 from .quantizer_owner import QuantizerOwner
-from .saving import staged_folder
 from .windowed_transformer import WindowedTransformer
 
 

@@ -84,7 +84,7 @@ class QuantizerOwner:
             what makes those. A decoder that learns on leaves both as they are, and so does what only training knows.
         """
         config = self.quantize.config
-        deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.decides_codes}
+        deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
         fingerprint = {"codes": sha256_of(deciding, self.quantize.state_dict())}
         if self.dtype == torch.float32:
             parts = {

@@ -5,10 +5,9 @@ Shapes: [...] any leading dimensions, one token each; F features, d latent dimen
 """
 
 import dataclasses
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,14 @@ class NoCodesError(RuntimeError):
 
 class CodebookNotFittedError(NoCodesError):
     """Codes were asked of a quantizer whose codebook has not been fitted yet."""
+
+
+class TrainingState(Protocol):
+    """What `Accelerator.register_for_checkpointing` takes."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +53,19 @@ class QuantizerConfig:
     """Settings of a quantizer; a plain dictionary in JSON. Every kind has these three fields.
 
     Attributes:
-        decides_codes: the fields that decide, beside weights and buffers, which code features have.
+        kind: the name that settings choose it by.
+        description: what a model card says of the method.
+        paper: the arXiv number of the method; None if it has none.
+        code_defining_fields: the fields that decide, in addition to weights and buffers, which code features have.
         codebook_size: K; None where there are no codes.
         latent_dim: d.
         fitted: whether the codebook holds fitted codes.
     """
 
     kind: ClassVar[str]
-    decides_codes: ClassVar[tuple[str, ...]] = ("codebook_size", "latent_dim")
+    description: ClassVar[str]
+    paper: ClassVar[str | None] = None
+    code_defining_fields: ClassVar[tuple[str, ...]] = ("codebook_size", "latent_dim")
     codebook_size: int | None
     latent_dim: int
     fitted: bool
@@ -111,6 +123,15 @@ class Quantizer(nn.Module, ABC):
     def needs_fitting(self) -> bool:
         """Whether codes come from a codebook that is fitted after training."""
         return False
+
+    @property
+    def training_state(self) -> TrainingState | None:
+        """What a checkpoint must hold in addition to the weights; None if there is nothing."""
+        return None
+
+    def recent_latents(self) -> Tensor | None:
+        """Latents [n, d] of the last training steps, the same on every rank; None if the kind keeps none."""
+        return None
 
     def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
         """The training surrogate in train mode, `decode(encode(to_latents(features)))` in eval mode.
@@ -224,22 +245,6 @@ class Quantizer(nn.Module, ABC):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a setting is an integer; True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a setting is a finite number; True and False are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def require(holds: bool, name: str, value: Any, valid: str) -> None:
-    """Raise a ValueError for a setting unless it holds."""
-    if not holds:
-        raise ValueError(f"{name} must be {valid}, got {value!r}")
 
 
 def _check_vectors(vectors: Tensor, dim: int, name: str) -> None:

@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from vpvae_hf.settings import require, require_integer, require_weight
+
+from .base import NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput
 from .moments import normalization_loss
 
 
@@ -28,6 +30,7 @@ class ContinuousConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "none"
+    description: ClassVar[str] = "none: continuous latents, no codes"
     codebook_size: None = None
     latent_dim: int = 4
     mean_weight: float = 0.1
@@ -36,11 +39,9 @@ class ContinuousConfig(QuantizerConfig):
 
     def __post_init__(self):
         require(self.codebook_size is None, "codebook_size", self.codebook_size, "null: there are no codes")
-        valid = is_integer(self.latent_dim) and self.latent_dim >= 1
-        require(valid, "latent_dim", self.latent_dim, "an integer of at least 1")
+        require_integer("latent_dim", self.latent_dim, 1)
         for name in ("mean_weight", "variance_weight"):
-            value = getattr(self, name)
-            require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+            require_weight(name, getattr(self, name))
         require(self.fitted is True, "fitted", self.fitted, "true: there is nothing to fit")
 
 

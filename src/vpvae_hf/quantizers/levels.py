@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 
 from vpvae_hf.codebook import levels_for_codebook_size
+from vpvae_hf.settings import is_integer, require
 
-from .base import QuantizerConfig, is_integer, require
+from .base import QuantizerConfig
 
 
 def complete_levels(config: QuantizerConfig) -> None:

@@ -18,8 +18,9 @@ from torch.nn.functional import mse_loss
 from vpvae_hf import distributed
 from vpvae_hf.codebook import ScalarGrid
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.settings import is_number, require, require_integer, require_weight
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput
 from .levels import complete_levels
 from .moments import rms_length
 
@@ -47,6 +48,8 @@ class VectorQuantizationConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "vq"
+    description: ClassVar[str] = "VQ-VAE: a codebook that is learned in training"
+    paper: ClassVar[str | None] = "1711.00937"
     codebook_size: int = 1024
     latent_dim: int = 4
     update: Literal["gradient", "ema"] = "gradient"
@@ -62,8 +65,7 @@ class VectorQuantizationConfig(QuantizerConfig):
         require(self.update in ("gradient", "ema"), "update", self.update, "gradient or ema")
         require(is_number(self.decay) and 0 <= self.decay < 1, "decay", self.decay, "a number in [0, 1)")
         for name in ("commitment_weight", "replace_below"):
-            value = getattr(self, name)
-            require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+            require_weight(name, getattr(self, name))
         for name in ("kmeans_start", "rotation_trick"):
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
 
@@ -85,6 +87,8 @@ class SimVQConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "simvq"
+    description: ClassVar[str] = "SimVQ: a frozen random codebook under a linear map that is learned"
+    paper: ClassVar[str | None] = "2411.02038"
     codebook_size: int = 1024
     latent_dim: int = 4
     commitment_weight: float = 0.25
@@ -93,8 +97,7 @@ class SimVQConfig(QuantizerConfig):
 
     def __post_init__(self):
         _check_sizes(self)
-        weight = self.commitment_weight
-        require(is_number(weight) and weight >= 0, "commitment_weight", weight, "a number of at least 0")
+        require_weight("commitment_weight", self.commitment_weight)
         require(isinstance(self.rotation_trick, bool), "rotation_trick", self.rotation_trick, "true or false")
 
 
@@ -119,7 +122,14 @@ class FiniteScalarQuantizationConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "fsq"
-    decides_codes: ClassVar[tuple[str, ...]] = (*QuantizerConfig.decides_codes, "levels", "symmetric", "feature_scale")
+    description: ClassVar[str] = "FSQ: each latent dimension is rounded to a fixed grid"
+    paper: ClassVar[str | None] = "2309.15505"
+    code_defining_fields: ClassVar[tuple[str, ...]] = (
+        *QuantizerConfig.code_defining_fields,
+        "levels",
+        "symmetric",
+        "feature_scale",
+    )
     codebook_size: int | None = None
     latent_dim: int | None = None
     levels: tuple[int, ...] | None = None
@@ -317,6 +327,5 @@ def _randomness(generator: torch.Generator | None) -> Iterator[None]:
 
 def _check_sizes(config: QuantizerConfig) -> None:
     for name, least in (("codebook_size", 2), ("latent_dim", 1)):
-        value = getattr(config, name)
-        require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+        require_integer(name, getattr(config, name), least)
     require(config.fitted is True, "fitted", config.fitted, "true: the codebook is learned in training")

@@ -1,9 +1,10 @@
 """Which quantizer a configuration names."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from vpvae_hf.settings import did_you_mean
 
 from .base import Quantizer, QuantizerConfig
 from .continuous import Continuous, ContinuousConfig
@@ -47,16 +48,12 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
     fields = dict(settings)
     kind = fields.pop("kind", None)
     if kind not in QUANTIZERS:
-        raise ValueError(f"unknown quantizer kind {kind!r}; valid kinds: {', '.join(QUANTIZERS)}")
+        raise ValueError(f"unknown quantizer kind {kind!r}; {did_you_mean(str(kind), QUANTIZERS)}")
     config_class = QUANTIZERS[kind][0]
     valid = [field.name for field in dataclasses.fields(config_class)]
     for name in fields:
         if name not in valid:
-            near = difflib.get_close_matches(name, valid, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"unknown field {name!r} for quantizer kind {kind!r}; {hint}Valid fields: {', '.join(valid)}"
-            )
+            raise ValueError(f"unknown field {name!r} for quantizer kind {kind!r}; {did_you_mean(name, valid)}")
     return config_class(**fields)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.codebook import ScalarGrid
+from vpvae_hf.settings import is_number, require, require_weight
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_number, require
+from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .levels import complete_levels
 from .moments import normalization_loss, rms_length
 
@@ -69,7 +70,9 @@ class ScalarPerturbationConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "fsp"
-    decides_codes: ClassVar[tuple[str, ...]] = (*QuantizerConfig.decides_codes, "levels", "activation")
+    description: ClassVar[str] = "FSP: trained with noise on each latent dimension, the codes are a fixed grid"
+    paper: ClassVar[str | None] = "2602.17133"
+    code_defining_fields: ClassVar[tuple[str, ...]] = (*QuantizerConfig.code_defining_fields, "levels", "activation")
     codebook_size: int | None = None
     latent_dim: int | None = None
     levels: tuple[int, ...] | None = None
@@ -93,8 +96,7 @@ class ScalarPerturbationConfig(QuantizerConfig):
         scale = self.variance_scale
         require(is_number(scale) and scale > 0, "variance_scale", scale, "a positive number")
         for name in ("mean_weight", "variance_weight"):
-            value = getattr(self, name)
-            require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+            require_weight(name, getattr(self, name))
         require(self.fitted is True, "fitted", self.fitted, "true: a fixed grid needs no fitting")
 
 

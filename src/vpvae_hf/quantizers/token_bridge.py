@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.codebook import ScalarGrid
+from vpvae_hf.settings import require, require_integer, require_weight
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .moments import rms_length
 
 # Beyond it a variance, or the inverse of one, tells nothing but overflows.
@@ -35,6 +36,8 @@ class TokenBridgeConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "token_bridge"
+    description: ClassVar[str] = "TokenBridge: a variational autoencoder, each dimension cut into bins"
+    paper: ClassVar[str | None] = "2503.16430"
     codebook_size: int = 4
     latent_dim: int = 4
     kl_weight: float = 0.01
@@ -42,10 +45,8 @@ class TokenBridgeConfig(QuantizerConfig):
 
     def __post_init__(self):
         for name, least in (("codebook_size", 2), ("latent_dim", 1)):
-            value = getattr(self, name)
-            require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
-        weight = self.kl_weight
-        require(is_number(weight) and weight >= 0, "kl_weight", weight, "a number of at least 0")
+            require_integer(name, getattr(self, name), least)
+        require_weight("kl_weight", self.kl_weight)
         require(self.fitted is True, "fitted", self.fitted, "true: the bins need no fitting")
 
     @property

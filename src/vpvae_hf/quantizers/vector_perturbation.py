@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
+from vpvae_hf.settings import is_integer, is_number, require, require_integer, require_weight
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, is_integer, is_number, require
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, TrainingState
 from .latent_queue import LatentQueue
 from .moments import normalization_loss
 from .perturbation import lloyd_step, metropolis, resampled
@@ -65,6 +66,8 @@ class VectorPerturbationConfig(QuantizerConfig):
     """
 
     kind: ClassVar[str] = "vp"
+    description: ClassVar[str] = "VP-VAE: trained by displacing latents, the codebook fitted to them afterwards"
+    paper: ClassVar[str | None] = "2602.17133"
     codebook_size: int = 1024
     latent_dim: int = 4
     perturbation: Literal["metropolis", "always_accept", "resampled"] = "metropolis"
@@ -93,8 +96,7 @@ class VectorPerturbationConfig(QuantizerConfig):
         )
         leasts = {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1, "lloyd_latents_per_code": 0}
         for name, least in leasts.items():
-            value = getattr(self, name)
-            require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+            require_integer(name, getattr(self, name), least)
         self._check_range()
         if self.queue_size < max(2 * self.codebook_size, self.density_rank):
             raise ValueError(
@@ -117,8 +119,7 @@ class VectorPerturbationConfig(QuantizerConfig):
         backends = ("auto", *BACKENDS)
         require(self.search_backend in backends, "search_backend", self.search_backend, " or ".join(backends))
         for name in ("mean_weight", "variance_weight"):
-            value = getattr(self, name)
-            require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+            require_weight(name, getattr(self, name))
         require(self.normalization in ("each", "whole"), "normalization", self.normalization, "each or whole")
         require(isinstance(self.fitted, bool), "fitted", self.fitted, "true or false")
 
@@ -166,7 +167,7 @@ class VectorPerturbation(Quantizer):
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.latent_dim, dtype=torch.float32))
         self.queue = LatentQueue(config.queue_size, config.latent_dim)
         self.scale = _scale(config)
-        self.training_state = _TrainingState(self)
+        self._training_state = _TrainingState(self)
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
         self._search: NearestPoint | None = None
@@ -175,6 +176,13 @@ class VectorPerturbation(Quantizer):
     @property
     def needs_fitting(self) -> bool:
         return True
+
+    @property
+    def training_state(self) -> TrainingState:
+        return self._training_state
+
+    def recent_latents(self) -> Tensor:
+        return self.queue.latents()
 
     @property
     def _least_queue(self) -> int:

@@ -1,10 +1,11 @@
 """Settings from YAML files and the command line: `--config FILE --group.key value --switch`."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from vpvae_hf.settings import did_you_mean
 
 Config = TypeVar("Config")
 
@@ -117,10 +118,9 @@ def _merged(config: Any, content: Any, where: str) -> Any:
 
 def _unknown(config: Any, key: str, where: str) -> str:
     valid = [name for name, _, _ in _fields(type(_object(config)), "")]
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    near = near or [name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-    return f"{where}{key} is no setting; {hint}"
+    # The same name in another group is nearer than a like one.
+    alike = [name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"{where}{key} is no setting; {did_you_mean(alike[0] if alike else key, valid, cutoff=0.5)}"
 
 
 def _object(config: Any) -> Any:

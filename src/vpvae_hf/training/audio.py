@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vpvae_hf.data import AudioClip, AudioSegment, Cut, MaskedAudioSegment, open_audio
-from vpvae_hf.evaluation import (
-    Quality,
+from vpvae_hf.losses import Loss, build_audio_losses
+from vpvae_hf.metrics import (
+    MetricFn,
     ReconstructionQuality,
     audio_quality,
     check_audio_packages,
     spectrogram_grid,
 )
-from vpvae_hf.losses import Loss, build_audio_losses
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 
 from .config import AudioTrainingConfig
@@ -64,12 +64,12 @@ class AudioModality(Modality):
     def varies(self, config: AudioTrainingConfig) -> bool:
         return True
 
-    def quality(self, model: VPCodecModel, config: AudioTrainingConfig, *, final: bool) -> Quality:
+    def quality(self, model: VPCodecModel, config: AudioTrainingConfig, *, final: bool) -> MetricFn:
         check_audio_packages()
         return partial(audio_quality, sampling_rate=model.config.sampling_rate)
 
     def summary(self, quality: ReconstructionQuality) -> str:
-        figures = quality.figures
+        figures = quality.metrics
         shown = [
             f"{label} {figures[name]:.3f} ({figures[f'{name}_unquantized']:.3f} not quantized)"
             for name, label in (("pesq", "PESQ"), ("stoi", "STOI"), ("mel_distance", "mel distance"))

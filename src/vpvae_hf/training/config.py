@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from vpvae_hf.settings import require
+
 _Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
 
@@ -12,12 +14,6 @@ def option(default: Any, description: str) -> Any:
     if isinstance(default, Mapping | list):
         return field(default_factory=lambda: type(default)(default), metadata={"help": description})
     return field(default=default, metadata={"help": description})
-
-
-def require(holds: bool, name: str, value: Any, valid: str) -> None:
-    """Raise a ValueError that names the setting, unless it holds."""
-    if not holds:
-        raise ValueError(f"{name} must be {valid}, got {value}")
 
 
 @dataclass

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config import ImageDataConfig, LoopConfig, option, require
+from vpvae_hf.settings import require
+
+from .config import ImageDataConfig, LoopConfig, option
 
 
 @dataclass

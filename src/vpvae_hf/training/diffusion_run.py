@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from vpvae_hf import distributed
 from vpvae_hf.data import SampleLoader
-from vpvae_hf.evaluation import image_grid
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
+from vpvae_hf.metrics import image_grid
 from vpvae_hf.models import AutoencoderVP
 
 from .diffusion_config import DiffusionConfig

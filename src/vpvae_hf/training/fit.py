@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.evaluation import code_usage
+from vpvae_hf.metrics import code_usage
 from vpvae_hf.neighbors import nearest_point
 
 _log = logging.getLogger(__name__)

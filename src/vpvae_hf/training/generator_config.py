@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .config import RunConfig, option, require
+from vpvae_hf.settings import require
+
+from .config import RunConfig, option
 
 
 @dataclass

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from vpvae_hf import distributed
 from vpvae_hf.data import CodeFolder
-from vpvae_hf.evaluation import image_grid
 from vpvae_hf.generation import (
     CodeLikelihood,
     CodeVocabulary,
@@ -24,6 +23,7 @@ from vpvae_hf.generation import (
     VPMaskedImagePipeline,
 )
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
+from vpvae_hf.metrics import image_grid
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 from .code_trainer import CodeTrainer

@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from vpvae_hf.data import Cut, ImageCrop, open_images
-from vpvae_hf.evaluation import Quality, ReconstructionQuality, image_grid, image_quality
 from vpvae_hf.losses import Loss, build_image_losses
+from vpvae_hf.metrics import MetricFn, ReconstructionQuality, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
 
 from .config import AdversarialConfig, ImageTrainingConfig
@@ -57,11 +57,11 @@ class ImageModality(Modality):
     def varies(self, config: ImageTrainingConfig) -> bool:
         return config.data.crop == "random"
 
-    def quality(self, model: AutoencoderVP, config: ImageTrainingConfig, *, final: bool) -> Quality:
+    def quality(self, model: AutoencoderVP, config: ImageTrainingConfig, *, final: bool) -> MetricFn:
         return partial(image_quality, lpips=final and config.losses.get("lpips", 0) > 0)
 
     def summary(self, quality: ReconstructionQuality) -> str:
-        figures = quality.figures
+        figures = quality.metrics
         return (
             f"{quality.items} validation images: PSNR {figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} "
             f"not quantized), SSIM {figures['ssim']:.3f}{usage_of(figures)}"

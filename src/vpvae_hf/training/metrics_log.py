@@ -5,6 +5,8 @@ import math
 import os
 from pathlib import Path
 
+from vpvae_hf.files import write_text
+
 
 class MetricsLog:
     """Rows of named figures, each with its "step"; a JSON object a line where a file is given.
@@ -33,9 +35,7 @@ class MetricsLog:
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
         rows = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
         self.rows = [{name: math.nan if v is None else v for name, v in row.items()} for row in rows]
-        aside = self._file.with_suffix(".partial")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(aside, self._file)
+        write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of the rows that have a figure."""

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from vpvae_hf.data import Cut, Source
-from vpvae_hf.evaluation import Quality, ReconstructionQuality
 from vpvae_hf.losses import Loss
+from vpvae_hf.metrics import MetricFn, ReconstructionQuality
 
 from .config import AdversarialConfig, ModelConfig, TrainingConfig
 
@@ -93,7 +93,7 @@ class Modality(ABC):
         """Whether each pass over the data gives other cuts."""
 
     @abstractmethod
-    def quality(self, model, config: TrainingConfig, *, final: bool) -> Quality:
+    def quality(self, model, config: TrainingConfig, *, final: bool) -> MetricFn:
         """How reconstructions are measured, while training goes on or in the end."""
 
     @abstractmethod

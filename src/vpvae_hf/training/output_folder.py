@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from vpvae_hf import distributed
+from vpvae_hf.files import require_folder, write_json
 
 from .checkpoint import OWN_MARKER, checkpoints, find_checkpoint
 from .config import RunConfig
@@ -42,8 +42,7 @@ def prepare_output(output: Path, config: RunConfig, *, made: Sequence[str], mark
 
 
 def _decide_start(output: Path, config: RunConfig, made: Sequence[str], marker: str) -> Path | None:
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"{output} is a file; name a folder with --output_dir")
+    require_folder(output)
     checkpoint = None
     if config.resume_from_checkpoint is not None:
         checkpoint = find_checkpoint(output, config.resume_from_checkpoint, marker)
@@ -61,8 +60,7 @@ def _decide_start(output: Path, config: RunConfig, made: Sequence[str], marker: 
     elif checkpoint is None:
         (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     output.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(dataclasses.asdict(config), indent=2)
-    (output / "settings.json").write_text(settings + "\n", encoding="utf-8")
+    write_json(output / "settings.json", dataclasses.asdict(config))
     return checkpoint
 
 

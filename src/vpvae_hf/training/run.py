@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from vpvae_hf import distributed
-from vpvae_hf.evaluation import ReconstructionQuality
 from vpvae_hf.hub import push_folder, write_results
+from vpvae_hf.metrics import ReconstructionQuality
 
 from .audio import AudioModality
 from .config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
@@ -162,7 +162,7 @@ def _results(
     if quality is not None:
         where = {"dataset": data.validation_name or data.name, "split": data.validation_split}
         counts = {modality.measured: quality.items, "tokens": quality.tokens}
-        measured.append({**where, **counts, "metrics": quality.figures})
+        measured.append({**where, **counts, "metrics": quality.metrics})
     return {
         "training": {
             "dataset": data.name,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.evaluation import (
-    Quality,
+from vpvae_hf.metrics import (
+    MetricFn,
     Reconstruction,
     ReconstructionQuality,
     evaluate_reconstruction,
@@ -47,7 +47,7 @@ class Validation:
             self._shown = data.shown(config.validation_pictures)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Quality with the codebook that the queue would give now, or with that of a model whose codebook stays.
+        """MetricFn with the codebook that the queue would give now, or with that of a model whose codebook stays.
 
         Nothing while the queue is too short for a codebook.
         """
@@ -56,7 +56,7 @@ class Validation:
             codebook = preview_codebook(self._model.quantize)
             if codebook is None:
                 return {}
-        figures = self._evaluated(self._config.data.validation_examples, codebook, final=False).figures
+        figures = self._evaluated(self._config.data.validation_examples, codebook, final=False).metrics
         picture = self.picture(codebook)
         if picture is not None:
             folder = self._output / "validation"
@@ -68,7 +68,7 @@ class Validation:
         return figures
 
     def measure_all(self) -> ReconstructionQuality | None:
-        """Quality of the finished tokenizer on the whole split; None where there is none."""
+        """MetricFn of the finished tokenizer on the whole split; None where there is none."""
         return self._evaluated(None, None, final=True) if self._data.validates else None
 
     def picture(self, codebook: Tensor | None = None) -> np.ndarray | None:
@@ -90,12 +90,12 @@ class Validation:
         return self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
 
     def _evaluated(self, limit: int | None, codebook: Tensor | None, *, final: bool) -> ReconstructionQuality:
-        quality: Quality = self._modality.quality(self._model, self._config, final=final)
+        quality: MetricFn = self._modality.quality(self._model, self._config, final=final)
         return evaluate_reconstruction(
             self._model,
             self._data.held_out(limit),
             codebook,
-            quality=quality,
+            metric_fn=quality,
             unquantized=self._modality.unquantized,
             across_ranks=True,
         )

@@ -4,8 +4,8 @@ import evaluate
 import torch
 from torch import Tensor
 
-from vpvae_hf.evaluation.code_usage import code_statistics
-from vpvae_hf.evaluation.metric_modules import Argument, RunningTotals
+from vpvae_hf.metrics.codes import code_statistics
+from vpvae_hf.metrics.evaluate_modules import Argument, RunningTotals
 
 _CODES = {
     "predictions": Argument("int64", 1, "codes of any shape [...], integers in 0..K-1."),
@@ -35,5 +35,5 @@ class CodeUsage(RunningTotals, evaluate.Metric):
             raise ValueError(f"codes must lie in 0..{codebook_size - 1}, got {int(outside[0])}")
         return torch.bincount(codes, minlength=codebook_size).double().cpu()
 
-    def figures(self, totals: Tensor) -> dict[str, float]:
+    def summary(self, totals: Tensor) -> dict[str, float]:
         return code_statistics(totals) | {"tokens": int(totals.sum())}

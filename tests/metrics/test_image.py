@@ -7,8 +7,8 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from vpvae_hf import AutoencoderVP
-from vpvae_hf.evaluation import evaluate_reconstruction, image_quality, lpips_distance, reconstruct
 from vpvae_hf.losses import perceptual
+from vpvae_hf.metrics import evaluate_reconstruction, image_quality, lpips_distance, reconstruct
 
 # Half of the 11-pixel window.
 BORDER = 5
@@ -142,9 +142,9 @@ def test_lpips_of_a_tokenizer_is_the_mean_over_images(images, monkeypatch):
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
     vae = AutoencoderVP(**architecture, **blocks, quantizer={"kind": "fsp", "levels": [4, 4]})
     original = images[1][..., :64]
-    quality = evaluate_reconstruction(vae, original.split(3), quality=partial(image_quality, lpips=True))
+    quality = evaluate_reconstruction(vae, original.split(3), metric_fn=partial(image_quality, lpips=True))
     expected = lpips_distance(reconstruct(vae, original).quantized, original).mean()
-    assert quality.figures["lpips"] == pytest.approx(float(expected), rel=1e-5)
-    plain = evaluate_reconstruction(vae, original.split(3), quality=image_quality, unquantized=("psnr",))
+    assert quality.metrics["lpips"] == pytest.approx(float(expected), rel=1e-5)
+    plain = evaluate_reconstruction(vae, original.split(3), metric_fn=image_quality, unquantized=("psnr",))
     names = ["psnr", "ssim", "psnr_unquantized", "code_usage", "perplexity", "codes_used", "quantization_error_rms"]
-    assert list(plain.figures) == names
+    assert list(plain.metrics) == names

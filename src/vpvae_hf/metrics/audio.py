@@ -1,4 +1,4 @@
-"""Quality of reconstructed audio.
+"""MetricFn of reconstructed audio.
 
 B clips of T samples in [-1, 1], one channel. Where a metric is not defined for a clip its value is NaN, so that a mean
 can leave that clip out and say how many there were.

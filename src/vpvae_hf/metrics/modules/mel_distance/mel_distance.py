@@ -3,8 +3,8 @@
 import evaluate
 from torch import Tensor
 
-from vpvae_hf.evaluation import mel_distance
-from vpvae_hf.evaluation.metric_modules import CLIPS, MeanOverItems
+from vpvae_hf.metrics import mel_distance
+from vpvae_hf.metrics.evaluate_modules import CLIPS, MeanOverItems
 
 
 class MelDistance(MeanOverItems, evaluate.Metric):

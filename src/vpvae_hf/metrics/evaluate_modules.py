@@ -1,6 +1,6 @@
 """What the metric modules for Hugging Face's evaluate library share, and how they are loaded.
 
-A module lies in `metrics/NAME/NAME.py`, since evaluate loads a metric from a folder with a file of its name. It keeps
+A module lies in `modules/NAME/NAME.py`, since evaluate loads a metric from a folder with a file of its name. It keeps
 sums over the batches that are added to it, never the batches.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 
-_FOLDER = Path(__file__).parent / "metrics"
+_FOLDER = Path(__file__).parent / "modules"
 
 
 def load_metric(name: str, **settings):
@@ -72,7 +72,7 @@ CLIPS = {
 class RunningTotals:
     """What makes an `evaluate.Metric` one that keeps sums in place of examples; it comes before it among the bases.
 
-    A subclass says in its docstring what it measures and how, and defines `totals_of` and `figures`. Numbers that
+    A subclass says in its docstring what it measures and how, and defines `totals_of` and `summary`. Numbers that
     come with predictions (a sampling rate, a codebook's size) have to be the same for all batches of one result.
 
     Args:
@@ -102,7 +102,7 @@ class RunningTotals:
         """[n] float64: what a batch adds to the totals; n depends on nothing but the numbers."""
         raise NotImplementedError
 
-    def figures(self, totals: Tensor) -> dict[str, float]:
+    def summary(self, totals: Tensor) -> dict[str, float]:
         """What the totals come to."""
         raise NotImplementedError
 
@@ -158,7 +158,7 @@ class RunningTotals:
                 totals = distributed.sum_over_ranks(own)
         if totals is None:
             raise ValueError(f"nothing was added to {self.name}: call add_batch before compute")
-        figures = self.figures(totals)
+        figures = self.summary(totals)
         self._forget()
         return figures
 
@@ -209,7 +209,7 @@ class MeanOverItems(RunningTotals):
         defined = values[~values.isnan()].double()
         return torch.tensor([float(defined.sum()), len(defined), len(values)], dtype=torch.float64)
 
-    def figures(self, totals: Tensor) -> dict[str, float]:
+    def summary(self, totals: Tensor) -> dict[str, float]:
         total, defined, items = totals
         return {self.name: float(total / defined), "items": int(items), "undefined": int(items - defined)}
 

@@ -12,8 +12,8 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from speech import RATE, noisy, speech
 
-from vpvae_hf.evaluation import load_metric, mel_distance
 from vpvae_hf.losses import perceptual
+from vpvae_hf.metrics import load_metric, mel_distance
 
 NAMES = ["code_usage", "lpips", "mel_distance", "pesq", "psnr", "ssim", "stoi"]
 # Half of SSIM's 11-pixel window.
@@ -205,7 +205,7 @@ def test_sums_are_in_float64():
     metric = load_metric("psnr")
     totals = metric.totals_of(torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5))
     assert totals.dtype == torch.float64
-    assert metric.figures(torch.tensor([2.0**40 + 2**-12, 1, 1], dtype=torch.float64))["psnr"] == 2.0**40 + 2**-12
+    assert metric.summary(torch.tensor([2.0**40 + 2**-12, 1, 1], dtype=torch.float64))["psnr"] == 2.0**40 + 2**-12
 
 
 def test_compute_starts_anew(images):
@@ -293,7 +293,7 @@ def test_code_usage_of_no_codes_raises():
 def test_offline_in_a_process_that_has_not_imported_evaluate(tmp_path):
     program = (
         "import sys, torch, vpvae_hf\n"
-        "from vpvae_hf.evaluation import load_metric\n"
+        "from vpvae_hf.metrics import load_metric\n"
         "assert 'evaluate' not in sys.modules\n"
         "metric = load_metric('code_usage')\n"
         "print(metric.compute(predictions=torch.arange(4), codebook_size=8)['codes_used'])\n"

@@ -8,7 +8,7 @@ import torch
 from speech import RATE, BlockCodec, noisy, speech
 
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.evaluation import audio_quality, code_usage, evaluate_reconstruction, reconstruct
+from vpvae_hf.metrics import audio_quality, code_usage, evaluate_reconstruction, reconstruct
 from vpvae_hf.quantizers import CodebookNotFittedError
 
 NAMES = ("pesq", "stoi", "mel_distance")
@@ -45,7 +45,7 @@ def test_the_mode_is_left_as_it_was(codec, clips):
 
 
 def test_figures_are_means_over_clips(codec, clips):
-    quality = evaluate_reconstruction(codec, clips.split(3), quality=QUALITY, unquantized=NAMES)
+    quality = evaluate_reconstruction(codec, clips.split(3), metric_fn=QUALITY, unquantized=NAMES)
     made = reconstruct(codec, clips)
     expected = {name: values.mean() for name, values in QUALITY(made.quantized, clips).items()}
     expected |= {f"{name}_unquantized": values.mean() for name, values in QUALITY(made.unquantized, clips).items()}
@@ -53,57 +53,57 @@ def test_figures_are_means_over_clips(codec, clips):
     expected["perplexity"] = 64 * expected["code_usage"]
     expected["codes_used"] = len(made.codes.unique()) / 64
     expected["quantization_error_rms"] = made.squared_error.mean().sqrt()
-    assert list(quality.figures) == list(expected)
-    assert quality.figures == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+    assert list(quality.metrics) == list(expected)
+    assert quality.metrics == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
     assert (quality.items, quality.tokens) == (4, 4 * 2000)
     assert quality.undefined == dict.fromkeys([*NAMES, *(f"{name}_unquantized" for name in NAMES)], 0)
     for name, sign in (("pesq", 1), ("stoi", 1), ("mel_distance", -1)):
-        assert sign * quality.figures[name] < sign * quality.figures[f"{name}_unquantized"]
+        assert sign * quality.metrics[name] < sign * quality.metrics[f"{name}_unquantized"]
 
 
 def test_clips_of_different_lengths_count_alike(codec, clips):
     batches = [clips[:1], clips[1:2, :, :12_000]]
-    quality = evaluate_reconstruction(codec, batches, quality=QUALITY)
-    each = [evaluate_reconstruction(codec, [batch], quality=QUALITY).figures for batch in batches]
+    quality = evaluate_reconstruction(codec, batches, metric_fn=QUALITY)
+    each = [evaluate_reconstruction(codec, [batch], metric_fn=QUALITY).metrics for batch in batches]
     for name in NAMES:
-        assert quality.figures[name] == pytest.approx((each[0][name] + each[1][name]) / 2, rel=1e-6)
+        assert quality.metrics[name] == pytest.approx((each[0][name] + each[1][name]) / 2, rel=1e-6)
     assert (quality.items, quality.tokens) == (2, 2000 + 1500)
 
 
 def test_silence_is_left_out_and_counted(codec, clips):
     silence = torch.zeros(2, 1, clips.shape[-1])
-    quality = evaluate_reconstruction(codec, [clips, silence], quality=QUALITY, unquantized=("pesq",))
-    spoken = evaluate_reconstruction(codec, [clips], quality=QUALITY)
+    quality = evaluate_reconstruction(codec, [clips, silence], metric_fn=QUALITY, unquantized=("pesq",))
+    spoken = evaluate_reconstruction(codec, [clips], metric_fn=QUALITY)
     assert quality.undefined == {"pesq": 2, "stoi": 2, "mel_distance": 0, "pesq_unquantized": 2}
     for name in ("pesq", "stoi"):
-        assert quality.figures[name] == pytest.approx(spoken.figures[name], rel=1e-6)
+        assert quality.metrics[name] == pytest.approx(spoken.metrics[name], rel=1e-6)
     assert quality.items == 6
-    silent = evaluate_reconstruction(codec, [silence], quality=QUALITY)
-    assert math.isnan(silent.figures["pesq"])
+    silent = evaluate_reconstruction(codec, [silence], metric_fn=QUALITY)
+    assert math.isnan(silent.metrics["pesq"])
     assert silent.undefined["pesq"] == silent.items == 2
 
 
 def test_a_given_codebook_is_used(codec, clips):
     codebook = codec.quantize.codebook[:16]
-    quality = evaluate_reconstruction(BlockCodec(), [clips], codebook, quality=QUALITY)
-    expected = evaluate_reconstruction(BlockCodec(codebook), [clips], quality=QUALITY)
-    assert quality.figures == pytest.approx(expected.figures, rel=1e-6)
-    full = evaluate_reconstruction(codec, [clips], quality=QUALITY)
-    assert full.figures["quantization_error_rms"] < quality.figures["quantization_error_rms"]
+    quality = evaluate_reconstruction(BlockCodec(), [clips], codebook, metric_fn=QUALITY)
+    expected = evaluate_reconstruction(BlockCodec(codebook), [clips], metric_fn=QUALITY)
+    assert quality.metrics == pytest.approx(expected.metrics, rel=1e-6)
+    full = evaluate_reconstruction(codec, [clips], metric_fn=QUALITY)
+    assert full.metrics["quantization_error_rms"] < quality.metrics["quantization_error_rms"]
 
 
 def test_what_cannot_be_measured(codec, clips):
     with pytest.raises(ValueError, match="no batches"):
-        evaluate_reconstruction(codec, [], quality=QUALITY)
+        evaluate_reconstruction(codec, [], metric_fn=QUALITY)
     with pytest.raises(CodebookNotFittedError):
-        evaluate_reconstruction(BlockCodec(), [clips], quality=QUALITY)
+        evaluate_reconstruction(BlockCodec(), [clips], metric_fn=QUALITY)
     with pytest.raises(ValueError, match="gives no psnr; it gives pesq, stoi, mel_distance"):
-        evaluate_reconstruction(codec, [clips], quality=QUALITY, unquantized=("stoi", "psnr"))
+        evaluate_reconstruction(codec, [clips], metric_fn=QUALITY, unquantized=("stoi", "psnr"))
 
 
 def test_noise_in_the_codebook_is_worse(codec, clips):
     figures = [
-        evaluate_reconstruction(codec, [clips], noisy(codec.quantize.codebook, deviation), quality=QUALITY).figures
+        evaluate_reconstruction(codec, [clips], noisy(codec.quantize.codebook, deviation), metric_fn=QUALITY).metrics
         for deviation in (0, 0.02, 0.1)
     ]
     for name, sign in (("pesq", 1), ("stoi", 1), ("mel_distance", -1)):

@@ -9,7 +9,7 @@ import torch
 from pesq import pesq
 from speech import RATE, noisy, speech
 
-from vpvae_hf.evaluation import audio_quality, log_mel_spectrogram, mel_distance, pesq_score, stoi_score
+from vpvae_hf.metrics import audio_quality, log_mel_spectrogram, mel_distance, pesq_score, stoi_score
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,20 @@
 """Metrics, as plain functions of tensors, and pictures of what they are of."""
 
 from .audio import audio_quality, check_audio_packages, log_mel_spectrogram, mel_distance, pesq_score, stoi_score
-from .code_usage import code_usage
-from .grid import image_grid
+from .codes import code_usage
+from .evaluate_modules import load_metric
 from .image import image_quality, lpips_distance
-from .metric_modules import load_metric
+from .pictures import image_grid, spectrogram_grid
 from .reconstruction import (
-    Quality,
+    MetricFn,
     Reconstruction,
     ReconstructionQuality,
     evaluate_reconstruction,
     reconstruct,
 )
-from .spectrogram import spectrogram_grid
 
 __all__ = [
-    "Quality",
+    "MetricFn",
     "Reconstruction",
     "ReconstructionQuality",
     "audio_quality",

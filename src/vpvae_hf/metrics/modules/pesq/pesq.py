@@ -3,8 +3,8 @@
 import evaluate
 from torch import Tensor
 
-from vpvae_hf.evaluation import pesq_score
-from vpvae_hf.evaluation.metric_modules import CLIPS, MeanOverItems
+from vpvae_hf.metrics import pesq_score
+from vpvae_hf.metrics.evaluate_modules import CLIPS, MeanOverItems
 
 
 class PESQ(MeanOverItems, evaluate.Metric):

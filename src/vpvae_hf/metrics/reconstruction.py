@@ -12,10 +12,10 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import nearest_point
 
-from .code_usage import code_statistics
+from .codes import code_statistics
 
 # (reconstruction, original), two batches of one shape -> name -> [B]; NaN for an item it is not defined for.
-Quality = Callable[[Tensor, Tensor], dict[str, Tensor]]
+MetricFn = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 _SQUARED_ERROR = "squared_error"
 
@@ -25,7 +25,7 @@ class ReconstructionQuality:
     """What was measured.
 
     Attributes:
-        figures: means over items by the names that the quality function gives: of what codes give back, and as
+        metrics: means over items by the names that `metric_fn` gives: of what codes give back, and as
             "NAME_unquantized" of what continuous latents give back; then "code_usage", "perplexity" and "codes_used"
             over all tokens, see `code_statistics` (means over groups where a token has several codes), and
             "quantization_error_rms", the root mean square distance of a latent to its code. A tokenizer without codes
@@ -35,7 +35,7 @@ class ReconstructionQuality:
         items, tokens: how many were measured.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     undefined: dict[str, int]
     items: int
     tokens: int
@@ -46,7 +46,7 @@ def evaluate_reconstruction(
     batches: Iterable[Tensor],
     codebook: Tensor | None = None,
     *,
-    quality: Quality,
+    metric_fn: MetricFn,
     unquantized: Collection[str] | None = (),
     across_ranks: bool = False,
 ) -> ReconstructionQuality:
@@ -57,13 +57,13 @@ def evaluate_reconstruction(
         batches: inputs as the model takes them: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ
             in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
-        quality: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
-        unquantized: the names of its figures that are also measured of what continuous latents give back; None for all.
+        metric_fn: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
+        unquantized: the names of its metrics that are also measured of what continuous latents give back; None for all.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
 
     Raises:
-        ValueError: no batches, or a name in `unquantized` that `quality` does not give.
+        ValueError: no batches, or a name in `unquantized` that `metric_fn` does not give.
         CodebookNotFittedError: the codebook is not fitted and none is given.
     """
     device = next(model.parameters()).device
@@ -76,7 +76,7 @@ def evaluate_reconstruction(
         for batch in batches:
             batch = batch.to(device)
             made = reconstruct(model, batch, codebook)
-            measured.append(_measured(made, batch, quality, unquantized))
+            measured.append(_measured(made, batch, metric_fn, unquantized))
             if made.codes is not None:
                 apart = made.codes.reshape(-1, groups) + size * torch.arange(groups, device=device)
                 counts += torch.bincount(apart.flatten(), minlength=groups * size).cpu()
@@ -94,7 +94,7 @@ def evaluate_reconstruction(
         figures |= {name: sum(each[name] for each in statistics) / groups for name in statistics[0]}
         figures["quantization_error_rms"] = float((squared_error / tokens).sqrt())
     return ReconstructionQuality(
-        figures=figures,
+        metrics=figures,
         undefined={name: int(items - defined) for name, (_, defined, items) in totals.items()},
         items=int(next(iter(totals.values()))[2]),
         tokens=int(tokens),
@@ -148,15 +148,15 @@ def reconstruct(model, batch: Tensor, codebook: Tensor | None = None) -> Reconst
 
 
 def _measured(
-    made: Reconstruction, batch: Tensor, quality: Quality, unquantized: Collection[str] | None
+    made: Reconstruction, batch: Tensor, metric_fn: MetricFn, unquantized: Collection[str] | None
 ) -> dict[str, Tensor]:
     """Name -> [3]: the sum of the values that are not NaN, the number of these, and of all."""
-    values = quality(made.quantized, batch)
+    values = metric_fn(made.quantized, batch)
     unquantized = values.keys() if unquantized is None else unquantized
     if unknown := set(unquantized) - values.keys():
-        raise ValueError(f"the quality function gives no {', '.join(sorted(unknown))}; it gives {', '.join(values)}")
+        raise ValueError(f"`metric_fn` gives no {', '.join(sorted(unknown))}; it gives {', '.join(values)}")
     if unquantized:
-        others = quality(made.unquantized, batch)
+        others = metric_fn(made.unquantized, batch)
         values = values | {f"{name}_unquantized": others[name] for name in unquantized}
     return {name: _sums(each) for name, each in (values | {_SQUARED_ERROR: made.squared_error}).items()}
 

@@ -4,8 +4,8 @@ import torch
 from skimage.color import rgb2lab
 from speech import RATE, noisy, speech
 
-from vpvae_hf.evaluation import spectrogram_grid
-from vpvae_hf.evaluation.spectrogram import _coloured
+from vpvae_hf.metrics import spectrogram_grid
+from vpvae_hf.metrics.pictures import _coloured
 
 # Of half a second: 32 frames of two pixels; a waveform above 80 bands of two pixels.
 WIDTH, WAVE, HEIGHT, GAP = 64, 48, 208, 8

@@ -3,8 +3,8 @@
 import evaluate
 from torch import Tensor
 
-from vpvae_hf.evaluation import stoi_score
-from vpvae_hf.evaluation.metric_modules import CLIPS, MeanOverItems
+from vpvae_hf.metrics import stoi_score
+from vpvae_hf.metrics.evaluate_modules import CLIPS, MeanOverItems
 
 
 class STOI(MeanOverItems, evaluate.Metric):

@@ -1,7 +1,4 @@
-"""Audio as a picture: waveforms and log-mel spectrograms.
-
-B clips of T samples, side by side; each row of the picture is one version of all of them.
-"""
+"""Pictures of images and audio: each row is one version of all examples, which stand side by side."""
 
 import math
 
@@ -12,7 +9,7 @@ from torch.nn.functional import adaptive_max_pool1d
 
 from .audio import MAGNITUDE_FLOOR, log_mel_spectrogram
 
-_GAP = 8
+_IMAGE_GAP, _CLIP_GAP = 4, 8
 _WAVE_HEIGHT = 48
 # Pixels for a mel band and for a step in time.
 _ENLARGED = 2
@@ -34,6 +31,28 @@ _COLOURS = np.array(
     ]
 )
 _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
+
+
+def image_grid(rows: list[Tensor]) -> np.ndarray:
+    """One picture of several rows of images, with white gaps.
+
+    Args:
+        rows: each [B, C, H, W] in [-1, 1], of one shape.
+
+    Returns:
+        [height, width, 3] uint8.
+    """
+    images = torch.stack([row.detach().float().cpu() for row in rows])
+    count, across, channels, height, width = images.shape
+    gap = _IMAGE_GAP
+    shape = count * (height + gap) - gap, across * (width + gap) - gap, channels
+    grid = np.full(shape, 255, dtype=np.uint8)
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(2, -1).numpy()
+    for i in range(count):
+        for j in range(across):
+            top, left = i * (height + gap), j * (width + gap)
+            grid[top : top + height, left : left + width] = pixels[i, j]
+    return grid if channels == 3 else grid[..., :1].repeat(3, axis=-1)
 
 
 def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
@@ -83,7 +102,7 @@ def _waveform(wave: Tensor, frames: int) -> np.ndarray:
 def _with_gaps(pictures: list[np.ndarray], axis: int) -> np.ndarray:
     """Pictures [height, width, 3] of one shape, side by side or one above the other."""
     shape = list(pictures[0].shape)
-    shape[axis] = _GAP
+    shape[axis] = _CLIP_GAP
     gap = np.full(shape, 255, dtype=np.uint8)
     parts = [part for picture in pictures for part in (gap, picture)]
     return np.concatenate(parts[1:], axis=axis)

@@ -3,8 +3,8 @@
 import evaluate
 from torch import Tensor
 
-from vpvae_hf.evaluation import image_quality
-from vpvae_hf.evaluation.metric_modules import IMAGES, MeanOverItems
+from vpvae_hf.metrics import image_quality
+from vpvae_hf.metrics.evaluate_modules import IMAGES, MeanOverItems
 
 
 class SSIM(MeanOverItems, evaluate.Metric):

@@ -1,4 +1,4 @@
-"""Quality of reconstructed images."""
+"""MetricFn of reconstructed images."""
 
 from torch import Tensor
 

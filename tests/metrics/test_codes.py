@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vpvae_hf.evaluation import code_usage
+from vpvae_hf.metrics import code_usage
 
 
 @pytest.mark.parametrize("size", [1, 7, 1024])

@@ -1,0 +1,109 @@
+"""Files and folders that hold a whole result or keep their old content."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vpvae_hf import distributed
+
+
+@contextmanager
+def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """A new file's path beside `path`; the file moves to `path` when the block ends well and is removed when it fails.
+
+    Ranks of a job may write the same file at once.
+
+    Args:
+        path: its folder is made if it does not exist.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the process id: what a killed run left behind is written over when the run is started again.
+    aside = path.with_name(f".{path.name}.{distributed.rank()}.partial")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file in UTF-8 atomically."""
+    with write_atomically(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON ({error}); save or download it again") from error
+
+
+def require_folder(path: str | os.PathLike) -> None:
+    """Raise a FileExistsError where a folder is to be written and a file is."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise FileExistsError(f"{path} is a file; name a folder")
+
+
+def claim_output_folder(output: Path, *, overwrite: bool) -> None:
+    """Make the folder that a command writes into.
+
+    Args:
+        overwrite: take a folder that has files.
+
+    Raises:
+        FileExistsError: it is a file, or has files and is not to be overwritten.
+    """
+    require_folder(output)
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Iterator[str]:
+    """A new folder within `target` whose files move up into it when the block ends well, and vanish when it fails.
+
+    Args:
+        target: made where it does not exist.
+        obsolete: regular expression; files of `target` with such a name that have no new version are removed in the
+            end, all others stay.
+
+    Raises:
+        FileExistsError: the target is a file.
+    """
+    require_folder(target)
+    target = Path(target)
+    is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    # Within the target: beside it may lie another file system, or a folder that is not ours to write to.
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
+    try:
+        yield str(staging)
+        written = {file.name for file in staging.iterdir()}
+        for name in sorted(written):
+            os.replace(staging / name, target / name)
+        for file in list(target.iterdir()):
+            if obsolete and file.name not in written and re.fullmatch(obsolete, file.name):
+                file.unlink()
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not any(target.iterdir()):
+            target.rmdir()

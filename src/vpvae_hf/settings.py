@@ -1,0 +1,55 @@
+"""Checks of settings, and the messages that all of them share."""
+
+import difflib
+import math
+from collections.abc import Collection
+from typing import Any
+
+# Of more valid names than this a message gives the nearest alone, if there is one.
+_LISTED_NAMES = 30
+
+
+def require(holds: bool, name: str, value: Any, valid: str) -> None:
+    """Raise a ValueError that names the setting, its value and what is valid, unless it holds."""
+    if not holds:
+        raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a setting is an integer; True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a setting is a finite number; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def require_integer(name: str, value: Any, least: int) -> None:
+    """Raise a ValueError unless the value is an integer of at least `least`."""
+    require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+
+
+def require_weight(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a finite number of at least 0."""
+    require(is_number(value) and value >= 0, name, value, "a number of at least 0")
+
+
+def nearest_name(name: str, valid: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The valid name that is most like a misspelt one; None if none is like it.
+
+    Args:
+        cutoff: how like it must be, from 0 to 1, as `difflib.get_close_matches` measures it.
+    """
+    by_lower_case = {each.lower(): each for each in valid}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)
+    return by_lower_case[near[0]] if near else None
+
+
+def did_you_mean(name: str, valid: Collection[str], cutoff: float = 0.6) -> str:
+    """The end of a message about an unknown name: the nearest valid one, and all of them if they are not many."""
+    near = nearest_name(name, valid, cutoff)
+    hint = [] if near is None else [f"did you mean {near!r}?"]
+    if near is None or len(valid) <= _LISTED_NAMES:
+        hint.append(f"valid: {', '.join(valid)}")
+    return " ".join(hint)
