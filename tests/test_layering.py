@@ -13,6 +13,7 @@ SOURCE = Path(vpvae_hf.__file__).parent
 LAYERS = {
     "distributed": 0,
     "settings": 0,
+    "metric_labels": 0,
     "files": 0.5,
     "resampling": 0,
     "neighbors": 0,
@@ -24,6 +25,7 @@ LAYERS = {
     "data": 4,
     "metrics": 4,
     "generation": 4,
+    "modalities": 4.5,
     "training": 5,
     "comparison": 6,
     PACKAGE: 6.5,

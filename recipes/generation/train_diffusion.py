@@ -5,9 +5,9 @@ It learns the continuous latents of an image tokenizer. `--help` lists all setti
 
 import sys
 
+from vpvae_hf.training.config import run_recipe
 from vpvae_hf.training.diffusion_config import DiffusionConfig
 from vpvae_hf.training.diffusion_run import train_diffusion
-from vpvae_hf.training.recipe import run_recipe
 
 if __name__ == "__main__":
     sys.exit(run_recipe(DiffusionConfig, train_diffusion, __doc__, sys.argv[1:]))

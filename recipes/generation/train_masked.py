@@ -5,9 +5,9 @@
 
 import sys
 
+from vpvae_hf.training.config import run_recipe
 from vpvae_hf.training.generator_config import MaskedConfig
 from vpvae_hf.training.generator_run import train_generator
-from vpvae_hf.training.recipe import run_recipe
 
 if __name__ == "__main__":
     sys.exit(run_recipe(MaskedConfig, train_generator, __doc__, sys.argv[1:]))

@@ -52,7 +52,7 @@ def test_fit_then_evaluate(data, tmp_path, capsys):
     assert (model.config.codebook_size, model.quantize.config.fitted) == (24, True)
     assert main(["evaluate", str(fitted), "--dataset", data, "--save"]) == 0
     printed = "\n".join(lines(capsys))
-    for word in ("3 clips", "PESQ (wide band)", "STOI", "mel distance", "not quantized", "code usage (CVU)"):
+    for word in ("3 clips", "PESQ (wide band)", "STOI", "Mel distance", "not quantized", "Code usage (CVU)"):
         assert word in printed
     (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert saved["clips"] == 3
@@ -157,7 +157,7 @@ def test_mistakes_are_one_line_and_lose_nothing(codec, tmp_path, capsys):
         (["decode-audio", str(tmp_path / "no.safetensors")], "there is no file"),
         (["decode-audio", codes, "--tokenizer", other], "is not the tokenizer that"),
         (["evaluate", codec, "--dataset", "x", "--size", "8"], "--size has no meaning for a VPCodecModel"),
-        (["evaluate", codec, "--dataset", "x", "--lpips"], "--lpips compares images"),
+        (["evaluate", codec, "--dataset", "x", "--lpips"], "--lpips has no meaning for a VPCodecModel"),
         (["tokenize", str(tmp_path / "images"), "--dataset", "x", "--resample"], "--resample has no meaning"),
     ):
         assert main(arguments) == 1, arguments

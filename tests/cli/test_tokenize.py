@@ -13,7 +13,7 @@ from image_shards import CORRUPT, encoded, loader_of, write_shards
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli import tokenize as cli_tokenize
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import code_files, coders
+from vpvae_hf.data import code_dtype
 
 datasets = pytest.importorskip("datasets")
 
@@ -127,7 +127,7 @@ def test_codes_go_back_into_the_tokenizer(images, tmp_path, streaming, codebook_
 
 @pytest.mark.parametrize(("codebook_size", "dtype"), [(2, "uint8"), (1 << 16, "uint16"), ((1 << 16) + 1, "int32")])
 def test_the_smallest_type_that_holds_the_codes(codebook_size, dtype):
-    assert coders.code_dtype(codebook_size) == dtype
+    assert code_dtype(codebook_size) == dtype
     assert np.iinfo(dtype).max >= codebook_size - 1
 
 
@@ -196,7 +196,7 @@ def test_large_shards_are_written_in_pieces(tokenizer, images, tmp_path, monkeyp
     """Of a batch each here; the last batch of the last shard holds an unreadable image alone."""
     from pyarrow.parquet import read_metadata
 
-    monkeypatch.setattr(code_files, "_ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("vpvae_hf.data.codes._ROWS_AT_ONCE", 1)
     assert tokenize(tokenizer, images, tmp_path) == 0
     assert [read_metadata(tmp_path / name).num_row_groups for name in FILES[:3]] == [2, 1, 2]
     rows = datasets.load_dataset(str(tmp_path), split="train")
@@ -235,7 +235,7 @@ def test_another_tokenizer_is_refused_and_the_same_elsewhere_is_not(tokenizer, i
     same.set_codebook(same.quantize.codebook.flip(0))
     same.save_pretrained(tmp_path / "another")
     assert tokenize(tmp_path / "another", images, output) == 1
-    assert "its tokenizer_sha256 is" in last_error(capsys)
+    assert "its fingerprint is" in last_error(capsys)
 
 
 def test_a_folder_with_other_files_is_refused(tokenizer, images, tmp_path, capsys):

@@ -20,10 +20,9 @@ from safetensors.torch import load_file
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
 from vpvae_hf.quantizers import NoCodesError
-from vpvae_hf.training.arguments import describe, parse_config
+from vpvae_hf.training.config import describe, parse_config, run_recipe
 from vpvae_hf.training.diffusion_config import DiffusionConfig
 from vpvae_hf.training.diffusion_run import train_diffusion
-from vpvae_hf.training.recipe import run_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "generation"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -1,6 +1,7 @@
 """`vpvae encode-audio` and `vpvae decode-audio`: a person's own audio files to files of codes, and back."""
 
 import argparse
+import json
 import math
 import time
 from pathlib import Path
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vpvae_hf import VPCodecModel
-from vpvae_hf.data import code_dtype, read_audio, tokenizer_hash
+from vpvae_hf.data import code_dtype, read_audio
 from vpvae_hf.files import write_atomically
+from vpvae_hf.modalities import load_tokenizer
 
 from .inputs import add_audio_options
-from .tokenizers import load_tokenizer
 
 # In the header of a file of codes, whose values are strings.
 _FORMAT = "vpvae_hf audio codes"
@@ -72,7 +73,7 @@ def encode(options: argparse.Namespace) -> None:
         "format": _FORMAT,
         "tokenizer": str(options.tokenizer),
         "revision": options.revision or "",
-        "tokenizer_sha256": tokenizer_hash(codec),
+        "fingerprint": json.dumps(codec.fingerprint()),
         "sampling_rate": str(rate),
         "num_samples": str(len(waveform)),
         "codebook_size": str(codec.config.codebook_size),
@@ -100,7 +101,7 @@ def decode(options: argparse.Namespace) -> None:
     name = options.tokenizer or header["tokenizer"]
     recorded = header["revision"] if options.tokenizer is None else ""
     codec = _load_codec(name, options.revision or recorded or None)
-    if tokenizer_hash(codec) != header["tokenizer_sha256"]:
+    if codec.fingerprint() != json.loads(header["fingerprint"]):
         raise ValueError(
             f"{name} is not the tokenizer that {options.file} was made with ({header['tokenizer']}), or has another "
             "codebook since; other codes would sound like noise. Name the one it was made with by --tokenizer"

@@ -29,7 +29,7 @@ class CodeVocabulary:
         grid: [h, w] of the images, or [n] of the longest clip.
         code_groups: G; a token's codes follow each other.
         condition_size: C; 0 where nothing conditions the codes.
-        fingerprint: of the tokenizer whose codes they are, as its `code_fingerprint()` gives it; None for any.
+        fingerprint: of the tokenizer whose codes they are, as its `fingerprint()` gives it; None for any.
 
     Raises:
         ValueError: a size below 1 (C: below 0), or a grid that is neither [h, w] nor [n].
@@ -267,7 +267,7 @@ class CodeVocabulary:
                 )
         if self.fingerprint is None:
             return
-        present = tokenizer.code_fingerprint()
+        present = tokenizer.fingerprint()
         for part, what in (("codes", "codebook was fitted anew, or is another"), ("encoder", "encoder is another")):
             if part in present and self.fingerprint.get(part, present[part]) != present[part]:
                 raise ValueError(

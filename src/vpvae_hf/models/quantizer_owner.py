@@ -76,7 +76,7 @@ class QuantizerOwner:
             )
         self._set_config(scaling_factor=scaling_factor)
 
-    def code_fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> dict[str, str]:
         """What codes mean, to tell later whether they still do.
 
         Returns:

@@ -26,12 +26,12 @@ from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
+from .checkpoints import prepare_output
 from .code_trainer import CodeTrainer
 from .generator_config import AutoregressiveConfig, GeneratorConfig
 from .generator_model import transformer_for
-from .job import require_settings
-from .loop import checkpoint_activations
-from .output_folder import prepare_output
+from .run import require_settings
+from .trainer import checkpoint_activations
 
 _STATE = "trainer_state.json"  # the last that a checkpoint gets
 
@@ -61,7 +61,7 @@ def train_generator(config: GeneratorConfig) -> Path:
     vocabulary = _vocabulary(config, folder)
     vocabulary.check_tokenizer(tokenizer)
     arguments = _arguments(config)
-    checkpoint = prepare_output(output, config, made=("pipeline",), marker=_STATE)
+    checkpoint = prepare_output(output, config, outputs=("pipeline",), checkpoint_file=_STATE)
     # transformers' trainer would take a step more.
     ended = checkpoint is not None and _step_of(checkpoint) >= config.max_train_steps
     set_seed(config.seed)
@@ -120,7 +120,7 @@ def _vocabulary(config: GeneratorConfig, folder: CodeFolder) -> CodeVocabulary:
         grid=grid,
         code_groups=folder.manifest["code_groups"],
         condition_size=folder.condition_size,
-        fingerprint=folder.manifest["code_fingerprint"],
+        fingerprint=folder.manifest["fingerprint"],
     )
 
 
