@@ -88,7 +88,7 @@ def lloyd_step(codebook: Tensor, latents: Tensor) -> Tensor:
     return torch.where(counts > 0, sums / counts.clamp_min(1), codebook)
 
 
-def resampled(latents: Tensor, codebook: Tensor, share: float) -> Tensor:
+def random_codebook(latents: Tensor, codebook: Tensor, share: float) -> Tensor:
     """Move each latent a share of the way to the nearest of K latents that were drawn from the queue.
 
     The draws have the latents' own density and make cells of mass 1/K, so directions and lengths are those of a

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vpvae_hf import build_quantizer
-from vpvae_hf.quantizers.scalar_perturbation import ACTIVATIONS
+from vpvae_hf.quantizers.fsp import ACTIVATIONS
 
 LEVELS = (8, 5, 4)
 

@@ -9,7 +9,7 @@ from latent_samples import gaussian, laplace, mixture
 from vpvae_hf import build_quantizer
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.neighbors import nearest_point
-from vpvae_hf.quantizers.perturbation_scale import fitted_exponent
+from vpvae_hf.quantizers.vp_scale import fitted_exponent
 
 DIM = 4
 
@@ -30,7 +30,7 @@ def rms(metrics, name):
 
 
 @pytest.mark.parametrize(("sample", "codes"), [(gaussian, 64), (laplace, 256), (mixture, 256), (mixture, 1024)])
-@pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
+@pytest.mark.parametrize("perturbation", ["metropolis", "random_codebook"])
 def test_automatic_displacement_equals_the_quantization_error(perturbation, sample, codes):
     """Both figures agree within 5%, and within 8% with a codebook fitted and measured on fresh latents."""
     _, metrics = trained(perturbation, sample, codes)
@@ -47,7 +47,7 @@ def test_always_accepting_has_both_figures_too():
     assert rms(metrics, "displacement") == pytest.approx(rms(metrics, "quantization_error"), rel=0.05)
 
 
-@pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
+@pytest.mark.parametrize("perturbation", ["metropolis", "random_codebook"])
 def test_displacement_settles_at_the_ratio_of_the_quantization_error(perturbation):
     _, metrics = trained(perturbation, gaussian, 256, displacement_ratio=0.6)
     assert rms(metrics, "displacement") == pytest.approx(0.6 * rms(metrics, "quantization_error"), rel=0.05)
@@ -59,7 +59,9 @@ def test_a_ratio_out_of_range_is_refused_with_its_limits(ratio):
         build_quantizer({"kind": "vp", "displacement_ratio": ratio})
 
 
-@pytest.mark.parametrize(("perturbation", "name", "value"), [("metropolis", "eta", 0.5), ("resampled", "share", 0.3)])
+@pytest.mark.parametrize(
+    ("perturbation", "name", "value"), [("metropolis", "eta", 0.5), ("random_codebook", "share", 0.3)]
+)
 def test_a_number_stays_as_given(perturbation, name, value):
     _, metrics = trained(perturbation, gaussian, 256, 12, **{name: value})
     assert all(row[f"quantizer/{name}"] == pytest.approx(value) for row in metrics)
@@ -78,7 +80,7 @@ def test_fitted_exponent_is_near_what_high_resolution_theory_has(sample):
 
 
 def test_only_a_fitted_exponent_is_told():
-    for perturbation, exponent in (("metropolis", 0.5), ("resampled", "auto")):  # the latter has no radius
+    for perturbation, exponent in (("metropolis", 0.5), ("random_codebook", "auto")):  # the latter has no radius
         _, metrics = trained(perturbation, gaussian, 64, 1, radius_exponent=exponent)
         assert "quantizer/radius_exponent" not in metrics[-1]
 
@@ -117,7 +119,7 @@ def test_unreachable_error_does_not_run_away():
     assert all(row["quantizer/eta"] < 6 for row in metrics)
 
 
-@pytest.mark.parametrize("perturbation", ["metropolis", "resampled"])
+@pytest.mark.parametrize("perturbation", ["metropolis", "random_codebook"])
 def test_collapsed_latents_do_not_stop_the_perturbation_for_good(perturbation):
     """Equal latents have no quantization error; when they vary again, so does the perturbation."""
     quantizer = build_quantizer(
@@ -153,7 +155,7 @@ def test_no_perturbation_before_the_queue_can_tell():
 
 
 @pytest.mark.parametrize(
-    ("perturbation", "exponent"), [("metropolis", 1.0), ("metropolis", "auto"), ("resampled", 1.0)]
+    ("perturbation", "exponent"), [("metropolis", 1.0), ("metropolis", "auto"), ("random_codebook", 1.0)]
 )
 def test_training_state_resumes_exactly(perturbation, exponent):
     """A quantizer restored from its state makes the same latents as the one that went on."""
@@ -174,7 +176,7 @@ def test_training_state_resumes_exactly(perturbation, exponent):
         ({"codebook_size": 1}, "codebook_size must be an integer of at least 2, got 1"),
         ({"codebook_size": 8.0}, "codebook_size must be an integer"),
         ({"latent_dim": 17}, "latent_dim must be an integer in 1..16, got 17"),
-        ({"perturbation": "none"}, "metropolis or always_accept or resampled, got 'none'"),
+        ({"perturbation": "none"}, "metropolis or always_accept or random_codebook, got 'none'"),
         ({"eta": 0}, 'eta must be a positive number or "auto", got 0'),
         ({"eta": "automatic"}, "got 'automatic'"),
         ({"share": 1.5}, r"share must be a number in \(0, 1\] or \"auto\", got 1.5"),
