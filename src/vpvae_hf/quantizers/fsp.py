@@ -80,7 +80,6 @@ class ScalarPerturbationConfig(ScalarGridConfig):
         levels: L_i, each at least 2.
         activation: "tanh", "sigmoid", "normal", "laplace" or "cauchy".
         eta: width of the noise in cells, eq. (16); 1 is a whole cell.
-        boundary: a perturbation that leaves [0, 1] is undone in that "dimension" alone or for the whole "vector".
         perturb_probability: share of tokens that are perturbed in training; the others are quantized straight-through.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (14); both 0 switch it off.
         variance_scale: factor on the target of the normalization. 1 is the paper's: latents become uniform, and codes
@@ -102,7 +101,6 @@ class ScalarPerturbationConfig(ScalarGridConfig):
     )
     activation: Literal["tanh", "sigmoid", "normal", "laplace", "cauchy"] = "tanh"
     eta: float = 1.0
-    boundary: Literal["dimension", "vector"] = "dimension"
     perturb_probability: float = 0.5
     mean_weight: float = 0.1
     variance_weight: float = 0.07
@@ -112,7 +110,6 @@ class ScalarPerturbationConfig(ScalarGridConfig):
         super().__post_init__()
         require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
         require(is_number(self.eta) and self.eta > 0, "eta", self.eta, "a positive number")
-        require(self.boundary in ("dimension", "vector"), "boundary", self.boundary, "dimension or vector")
         probability = self.perturb_probability
         valid = is_number(probability) and 0 <= probability <= 1
         require(valid, "perturb_probability", probability, "a number in [0, 1]")
@@ -167,13 +164,11 @@ class ScalarPerturbation(Quantizer):
         return _from_unit(self.grid.centroids(self.grid.to_cells(codes)))
 
     def _perturbed(self, unit: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """eq. (16): unit [..., d] with noise where it stays in [0, 1], and which noise was kept, [..., d] bool."""
+        """Eq. (16): unit [..., d] with noise where that stays in [0, 1], and where it was kept, [..., d] bool."""
         width = self.config.eta / unit.new_tensor(self.config.levels)
         noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
         moved = unit + width * noise
         inside = (moved >= 0) & (moved <= 1)
-        if self.config.boundary == "vector":
-            inside = inside.all(dim=-1, keepdim=True).expand_as(inside)
         return torch.where(inside, moved, unit), inside
 
     def _normalization_loss(self, features: Tensor) -> Tensor:

@@ -38,18 +38,13 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
     kind: ClassVar[str] = "fsq"
     description: ClassVar[str] = "FSQ: each latent dimension is rounded to a fixed grid"
     paper: ClassVar[str | None] = "2309.15505"
-    code_defining_fields: ClassVar[tuple[str, ...]] = (
-        *ScalarGridConfig.code_defining_fields,
-        "symmetric",
-        "feature_scale",
-    )
+    code_defining_fields: ClassVar[tuple[str, ...]] = (*ScalarGridConfig.code_defining_fields, "symmetric")
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"levels": [5, 4, 3]},
         {"levels": [5, 4, 3], "symmetric": False, "noise_probability": 0},
     )
     symmetric: bool = True
     noise_probability: float = 0.5
-    feature_scale: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,8 +52,6 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
         probability = self.noise_probability
         valid = is_number(probability) and 0 <= probability <= 1
         require(valid, "noise_probability", probability, "a number in [0, 1]")
-        scale = self.feature_scale
-        require(is_number(scale) and scale > 0, "feature_scale", scale, "a positive number")
         if not self.symmetric:
             require(probability == 0, "noise_probability", probability, "0 where symmetric is false")
             require(min(self.levels) >= 3, "levels", self.levels, "at least 3 where symmetric is false")
@@ -84,17 +77,16 @@ class FiniteScalarQuantization(Quantizer):
 
     def to_latents(self, features: Tensor) -> Tensor:
         """[..., d] from unbounded features [..., d]."""
-        levels, scaled = self._levels(features), self.config.feature_scale * features.float()
         if self.config.symmetric:
-            return torch.tanh(scaled).to(features.dtype)
+            return torch.tanh(features.float()).to(features.dtype)
+        levels = self._levels(features)
         half, offset = (levels - 1) * (1 + 1e-3) / 2, (levels % 2 == 0) * 0.5
-        bounded = torch.tanh(scaled + (offset / half).atanh()) * half - offset
+        bounded = torch.tanh(features.float() + (offset / half).atanh()) * half - offset
         return (bounded / (levels // 2)).to(features.dtype)
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         continuous = self.to_latents(features)
-        flat = self.config.feature_scale * features.reshape(-1, self.latent_dim)
-        rounded = self._fsq(features.device).quantize(flat).view(features.shape)
+        rounded = self._fsq(features.device).quantize(features.reshape(-1, self.latent_dim)).view(features.shape)
         latents = rounded
         if self.config.noise_probability > 0:
             # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the levels.

@@ -17,7 +17,7 @@ from vpvae_hf.settings import is_integer, is_number, require, require_integer, r
 
 from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, TrainingState
 from .normalization import normalization_loss
-from .vp_moves import lloyd_step, metropolis, random_codebook
+from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
 from .vp_scale import PerturbationScale
 
@@ -40,14 +40,7 @@ class VectorPerturbationConfig(QuantizerConfig):
             "random_codebook" (a move towards the nearest of K recent latents, drawn anew each step).
         eta: scale of the radius of "metropolis" and "always_accept", eq. (3); "auto" keeps the displacement as
             large as the quantization error.
-        radius_exponent: beta of the radius eta * D_M^beta. The paper's is 1; high-resolution theory has the error of
-            a codebook follow D_M^(d / (d + 2)), so that dense regions are moved more and sparse ones less; "auto"
-            fits it to the errors of a codebook of the queue.
         share: share of the way that "random_codebook" moves, in (0, 1], or "auto", likewise.
-        displacement_ratio: what "auto" keeps the root mean square displacement at, as a multiple of the quantization
-            error.
-        lloyd_latents_per_code: "random_codebook" moves each drawn latent once to the mean of its cell, of as many
-            further latents of the queue a code; 0 leaves the draw as it is.
         codebook_size_range: least and greatest K of "random_codebook", which then draws K anew each step, with a
             uniform logarithm, so that one model serves codebooks of all sizes in between. The share is measured at
             codebook_size all the same. None for codebook_size alone.
@@ -80,10 +73,7 @@ class VectorPerturbationConfig(QuantizerConfig):
     latent_dim: int = 4
     perturbation: Literal["metropolis", "always_accept", "random_codebook"] = "metropolis"
     eta: float | Literal["auto"] = "auto"
-    radius_exponent: float | Literal["auto"] = 1.0
     share: float | Literal["auto"] = "auto"
-    displacement_ratio: float = 1.0
-    lloyd_latents_per_code: int = 0
     codebook_size_range: tuple[int, int] | None = None
     density_rank: int = 8
     queue_per_code: int = 16
@@ -102,8 +92,7 @@ class VectorPerturbationConfig(QuantizerConfig):
             self.latent_dim,
             "an integer in 1..16",
         )
-        leasts = {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1, "lloyd_latents_per_code": 0}
-        for name, least in leasts.items():
+        for name, least in {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1}.items():
             require_integer(name, getattr(self, name), least)
         self._check_range()
         if self.queue_size < max(2 * self.codebook_size, self.density_rank):
@@ -116,11 +105,6 @@ class VectorPerturbationConfig(QuantizerConfig):
         require(valid, "eta", self.eta, 'a positive number or "auto"')
         valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
         require(valid, "share", self.share, 'a number in (0, 1] or "auto"')
-        ratio = self.displacement_ratio
-        require(is_number(ratio) and 0 < ratio <= 2, "displacement_ratio", ratio, "a number in (0, 2]")
-        exponent = self.radius_exponent
-        valid = exponent == "auto" or (is_number(exponent) and 0 <= exponent <= 1)
-        require(valid, "radius_exponent", exponent, 'a number in [0, 1] or "auto"')
         queue_share, refresh = self.queue_share, self.index_refresh
         require(is_number(queue_share) and 0 < queue_share <= 1, "queue_share", queue_share, "a number in (0, 1]")
         require(is_number(refresh) and 0 <= refresh <= 1, "index_refresh", refresh, "a number in [0, 1]")
@@ -212,8 +196,6 @@ class VectorPerturbation(Quantizer):
             f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
             "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
         }
-        if self.scale.fits_exponent:
-            metrics["quantizer/radius_exponent"] = flat.new_tensor(self.scale.exponent)
         return QuantizerOutput(
             latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
             codes=None,
@@ -314,11 +296,7 @@ class VectorPerturbation(Quantizer):
             size = round(math.exp(least + part * (most - least)))
             # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
             self._step_size_ratio = (size / self.codebook_size) ** (2 / self.latent_dim)
-        codebook = self.queue.draw(size, device, generator)
-        if config.lloyd_latents_per_code:
-            count = min(config.lloyd_latents_per_code * size, len(self.queue))
-            codebook = lloyd_step(codebook, self.queue.draw(count, device, generator))
-        return codebook
+        return self.queue.draw(size, device, generator)
 
     def _metropolis(self, latents: Tensor, eta: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         index = self._current_index(latents.device)
@@ -328,7 +306,6 @@ class VectorPerturbation(Quantizer):
             density_rank=self.config.density_rank,
             mass_rank=math.ceil(len(index.points) / self.codebook_size),
             eta=eta,
-            exponent=self.scale.exponent,
             always_accept=self.config.perturbation == "always_accept",
             generator=generator,
         )
@@ -358,15 +335,13 @@ class VectorPerturbation(Quantizer):
 
 
 def _scale_settings(config: VectorPerturbationConfig) -> tuple:
-    draws = config.perturbation == "random_codebook"
-    return draws, config.eta, config.radius_exponent, config.share, config.displacement_ratio
+    return config.perturbation == "random_codebook", config.eta, config.share
 
 
 def _scale(config: VectorPerturbationConfig) -> PerturbationScale:
-    ratio = config.displacement_ratio
     if config.perturbation == "random_codebook":
-        return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0), ratio=ratio)
-    return PerturbationScale(config.eta, start=1.0, exponent=config.radius_exponent, ratio=ratio)
+        return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0))
+    return PerturbationScale(config.eta, start=1.0)
 
 
 class _TrainingState:
