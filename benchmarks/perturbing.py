@@ -77,7 +77,7 @@ def _all(size: int, device: torch.device) -> dict[str, nn.Module]:
     dim = DIMENSIONS[size]
     levels = list(levels_for_codebook_size(size, dim))
     quantizers: dict[str, nn.Module] = {"FSP": build_quantizer({"kind": "fsp", "levels": levels})}
-    for perturbation in ("metropolis", "resampled"):
+    for perturbation in ("metropolis", "random_codebook"):
         vp = {"kind": "vp", "codebook_size": size, "latent_dim": dim, "perturbation": perturbation}
         quantizers[f"VP, {perturbation}"] = build_quantizer(vp)
         quantizers[f"VP, {perturbation}"].queue.push(

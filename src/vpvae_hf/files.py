@@ -63,7 +63,7 @@ def require_folder(path: str | os.PathLike) -> None:
 
 
 def claim_output_folder(output: Path, *, overwrite: bool) -> None:
-    """Make the folder that a command writes into.
+    """See that a command may write into a folder; the folder is made when there is something to write.
 
     Args:
         overwrite: take a folder that has files.
@@ -74,7 +74,6 @@ def claim_output_folder(output: Path, *, overwrite: bool) -> None:
     require_folder(output)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager

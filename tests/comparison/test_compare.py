@@ -35,7 +35,10 @@ COMPARISON = {
     "paper": "paper.yaml",
     "methods": {
         "none": {"quantizer": {"kind": "none", "codebook_size": None}, "codebook_sizes": [16], "seeds": [0]},
-        "vp": {"quantizer": {"kind": "vp", "perturbation": "resampled", "queue_share": 0.2}, "codebook_sizes": [16]},
+        "vp": {
+            "quantizer": {"kind": "vp", "perturbation": "random_codebook", "queue_share": 0.2},
+            "codebook_sizes": [16],
+        },
         "fsp": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [16, 32], "seeds": [0], "paper": "FSP"},
         "bridge": {
             "quantizer": {"kind": "token_bridge", "codebook_size": 4},
@@ -51,7 +54,7 @@ COMPARISON = {
             "seeds": [0],
         },
         "vp_refitted": {
-            "quantizer": {"kind": "vp", "perturbation": "resampled", "queue_share": 0.2, "latent_dim": 3},
+            "quantizer": {"kind": "vp", "perturbation": "random_codebook", "queue_share": 0.2, "latent_dim": 3},
             "starts_from": "vp",
             "start_size": 16,
             "settings": {"max_train_steps": 0},

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from vpvae_hf import build_quantizer
-from vpvae_hf.quantizers import VectorPerturbation, perturbation_scale
+from vpvae_hf.quantizers import VectorPerturbation, vp_scale
 
 CODES = 64
 
@@ -77,12 +77,12 @@ def failing_measurement(rank: int, where: int) -> str:
     def broken(*_, **__):
         raise OSError("no memory left")
 
-    quantizer, intact = quantizer_of("metropolis"), perturbation_scale.fit_kmeans
-    perturbation_scale.fit_kmeans = broken if rank == where else intact
+    quantizer, intact = quantizer_of("metropolis"), vp_scale.fit_kmeans
+    vp_scale.fit_kmeans = broken if rank == where else intact
     try:
         return error_of(lambda: steps_of(quantizer, rank, range(2)))
     finally:
-        perturbation_scale.fit_kmeans = intact
+        vp_scale.fit_kmeans = intact
 
 
 def trained_model(rank: int, mark: Path) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def run(rank: int, ranks: int, folder: str) -> None:
         timeout=timedelta(seconds=60),  # a rank that waits in vain shall fail
     )
     found: dict[str, Any] = {}
-    for perturbation in ("metropolis", "resampled"):
+    for perturbation in ("metropolis", "random_codebook"):
         quantizer = quantizer_of(perturbation)
         found[perturbation] = steps_of(quantizer, rank, range(12))
         found[perturbation, "resumed"] = resumed(quantizer, rank, range(12, 16))

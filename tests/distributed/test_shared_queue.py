@@ -4,10 +4,10 @@ import pytest
 import queue_workers
 import torch
 
-from vpvae_hf.quantizers import perturbation_scale
-from vpvae_hf.quantizers.perturbation_scale import PerturbationScale
+from vpvae_hf.quantizers import vp_scale
+from vpvae_hf.quantizers.vp_scale import PerturbationScale
 
-PERTURBATIONS = ["metropolis", "resampled"]
+PERTURBATIONS = ["metropolis", "random_codebook"]
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +63,21 @@ def test_both_ranks_are_perturbed_from_the_same_step_on(ranks):
 
 def test_the_error_is_what_one_process_finds_in_the_shared_queue(ranks):
     scale = PerturbationScale("auto", start=0.88, bounds=(0.01, 1.0))
-    scale.measure(ranks[0]["resampled"][0]["queue"], queue_workers.CODES, pushed=800, displacement_ms=None)
-    assert ranks[0]["resampled"][1]["scale"]["error_ms"] == pytest.approx(scale.error_ms, rel=1e-6)
+    scale.measure(ranks[0]["random_codebook"][0]["queue"], queue_workers.CODES, pushed=800, displacement_ms=None)
+    assert ranks[0]["random_codebook"][1]["scale"]["error_ms"] == pytest.approx(scale.error_ms, rel=1e-6)
 
 
 def test_the_scale_follows_the_displacement_of_all_tokens(ranks):
     """The mean over 800 tokens; that of either rank alone would give another share."""
     checked = 0
-    steps = [(found["resampled"], rank) for rank, found in enumerate(ranks)]
+    steps = [(found["random_codebook"], rank) for rank, found in enumerate(ranks)]
     for step in range(2, 12):
-        before, after = (ranks[0]["resampled"][s]["scale"] for s in (step - 1, step))
+        before, after = (ranks[0]["random_codebook"][s]["scale"] for s in (step - 1, step))
         if before["error_ms"] != after["error_ms"]:
             continue  # measured in between
         moves = [rows[step]["latents"] - queue_workers.features(rank, step) for rows, rank in steps]
         squares = [move.square().sum(dim=1).double() for move in moves]
-        found = [before["value"] * (after["error_ms"] / float(part.mean())) ** (perturbation_scale._GAIN / 2)
+        found = [before["value"] * (after["error_ms"] / float(part.mean())) ** (vp_scale._GAIN / 2)
                  for part in (torch.cat(squares), *squares)]  # fmt: skip
         assert after["value"] == pytest.approx(found[0], rel=1e-5)
         assert abs(found[1] / found[0] - 1) > 1e-3
@@ -86,7 +86,7 @@ def test_the_scale_follows_the_displacement_of_all_tokens(ranks):
 
 
 def test_each_rank_draws_for_itself(ranks):
-    first, second = (row["resampled"][-1]["metrics"]["quantizer/displacement_rms"] for row in ranks)
+    first, second = (row["random_codebook"][-1]["metrics"]["quantizer/displacement_rms"] for row in ranks)
     assert first != second
 
 

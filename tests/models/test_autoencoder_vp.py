@@ -184,7 +184,6 @@ def test_fingerprint_tells_another_order_of_codes():
         (FSP, {"levels": [3, 4, 3]}),
         (FSP, {"kind": "fsq"}),
         (FSP, {"activation": "sigmoid"}),
-        (FSQ, {"feature_scale": 0.8}),
         (FSQ, {"symmetric": False, "noise_probability": 0}),
     ],
 )

@@ -166,13 +166,13 @@ def models():
 def test_encoder_equals_that_of_transformers(models):
     codec, encoder, _ = models
     audio = noise(2, 20 * 64)
-    assert_close(codec.encoder(audio, SymmetricPadding(20)), encoder(audio), atol=1e-6, rtol=0)
+    assert_close(codec.encoder(audio, SymmetricPadding(20)), encoder(audio), atol=5e-6, rtol=0)
 
 
 def test_decoder_equals_that_of_transformers(models):
     codec, _, decoder = models
     features = torch.randn(2, 32, 20)
-    assert_close(codec.decoder(features, SymmetricPadding(20)), decoder(features), atol=1e-6, rtol=0)
+    assert_close(codec.decoder(features, SymmetricPadding(20)), decoder(features), atol=5e-6, rtol=0)
 
 
 def test_padded_samples_are_what_dac_makes_of_each_alone(models):
@@ -180,6 +180,6 @@ def test_padded_samples_are_what_dac_makes_of_each_alone(models):
     audio, features = noise(2, 20 * 64), torch.randn(2, 32, 20)
     padding = SymmetricPadding(20, torch.tensor([20, 6]))
     made = codec.encoder(audio, padding)[1:, :, :6]
-    assert_close(made, encoder(audio[1:, :, : 6 * 64]), atol=1e-6, rtol=0)
+    assert_close(made, encoder(audio[1:, :, : 6 * 64]), atol=5e-6, rtol=0)
     made = codec.decoder(features, padding)[1:, :, : 6 * 64]
-    assert_close(made, decoder(features[1:, :, :6]), atol=1e-6, rtol=0)
+    assert_close(made, decoder(features[1:, :, :6]), atol=5e-6, rtol=0)

@@ -206,13 +206,13 @@ def test_the_same_settings_change_nothing(vae):
 
 def test_another_codebook_size_keeps_queue_and_projections(vae):
     latents, projections = vae.quantize.queue.latents(), weights_of(vae.quant_conv)
-    vae.set_quantizer(VP | {"codebook_size": 32, "perturbation": "resampled", "mean_weight": 0.5})
+    vae.set_quantizer(VP | {"codebook_size": 32, "perturbation": "random_codebook", "mean_weight": 0.5})
     assert torch.equal(vae.quantize.queue.latents(), latents)
     assert vae.quantize.codebook.shape == (32, CHANNELS)
     assert_same_weights(weights_of(vae.quant_conv), projections)
     settings = vae.config.quantizer
     found = [settings[name] for name in ("codebook_size", "perturbation", "mean_weight", "fitted")]
-    assert found == [32, "resampled", 0.5, False]
+    assert found == [32, "random_codebook", 0.5, False]
     assert "quantizer/share" in vae(images_for(vae)).metrics
 
 
@@ -229,7 +229,7 @@ def test_a_scale_that_is_found_is_found_anew(vae):
     vae.quantize.scale.value = 3.0
     vae.set_quantizer(VP | {"codebook_size": 32})
     assert vae.quantize.scale.value == 3.0  # where to look first
-    vae.set_quantizer(VP | {"codebook_size": 32, "perturbation": "resampled"})
+    vae.set_quantizer(VP | {"codebook_size": 32, "perturbation": "random_codebook"})
     assert vae.quantize.scale.value == 0.88
 
 

@@ -12,10 +12,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vpvae_hf.neighbors import triton_kernels, triton_search
+from vpvae_hf.neighbors import cuda, triton_kernels
 
-NEAREST = {"QUERIES": triton_search._QUERY_TILE, "POINTS": triton_search._POINT_TILE}
-RANKED = {"RANKS": 2, "PLACES": triton_search._LEAF_SIZE, "LEAVES": triton_search._LEAVES_AT_ONCE}
+NEAREST = {"QUERIES": cuda._QUERY_TILE, "POINTS": cuda._POINT_TILE}
+RANKED = {"RANKS": 2, "PLACES": cuda._LEAF_SIZE, "LEAVES": cuda._LEAVES_AT_ONCE}
 # Kernel, constants, warps.
 KERNELS = {
     "nearest": (triton_kernels.nearest_kernel, {"DIM": 16, **NEAREST}, 4),
@@ -34,7 +34,7 @@ def machine_code(kernel: triton.JITFunction, constants: dict[str, int], warps: i
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned),
         target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": warps, **triton_search._OPTIONS},
+        options={"num_warps": warps, **cuda._OPTIONS},
     )
     return compiled.asm["cubin"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.neighbors import BACKENDS, build_index
-from vpvae_hf.neighbors.triton_search import has_triton
+from vpvae_hf.neighbors.cuda import has_triton
 
 needs_triton = pytest.mark.skipif(
     not has_triton(), reason="runs CUDA kernels, which needs triton: `make interpreter` installs it"

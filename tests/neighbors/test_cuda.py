@@ -5,7 +5,7 @@ import torch
 from point_sets import needs_triton, normal
 
 from vpvae_hf.neighbors import build_index, nearest_point
-from vpvae_hf.neighbors.triton_search import TritonIndex
+from vpvae_hf.neighbors.cuda import TritonIndex
 
 pytestmark = [
     pytest.mark.gpu,

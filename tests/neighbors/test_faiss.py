@@ -5,7 +5,7 @@ import torch
 from point_sets import brute_force, normal
 
 from vpvae_hf.neighbors import build_index
-from vpvae_hf.neighbors.faiss_search import FaissIndex
+from vpvae_hf.neighbors.cpu import FaissIndex
 
 
 def test_error_at_the_default_queue_of_1024_codes():

@@ -13,9 +13,9 @@ from point_sets import (
 )
 
 from vpvae_hf.neighbors import build_index
-from vpvae_hf.neighbors.brute_force import TorchIndex
-from vpvae_hf.neighbors.kdtree import KDTreeIndex
-from vpvae_hf.neighbors.triton_search import TritonIndex
+from vpvae_hf.neighbors.base import TorchIndex
+from vpvae_hf.neighbors.cpu import KDTreeIndex
+from vpvae_hf.neighbors.cuda import TritonIndex
 
 RANKS = (1, 8, 64)
 
@@ -57,7 +57,7 @@ def test_several_blocks_of_points(exact):
 
 
 def test_several_blocks_of_queries(exact, monkeypatch):
-    monkeypatch.setattr("vpvae_hf.neighbors.brute_force._BLOCK_ENTRIES", 1024)  # two queries of the kernel
+    monkeypatch.setattr("vpvae_hf.neighbors.base._BLOCK_ENTRIES", 1024)  # two queries of the kernel
     assert_equals_brute_force(exact, normal(200, 4), normal(5, 4, seed=1), RANKS)
 
 

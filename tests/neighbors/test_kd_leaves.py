@@ -3,7 +3,7 @@ import pytest
 import torch
 from point_sets import normal
 
-from vpvae_hf.neighbors.kd_leaves import kd_leaves
+from vpvae_hf.neighbors.cuda import kd_leaves
 
 SIZES = [(1, 1), (1, 128), (5, 1), (5, 2), (64, 16), (65, 16), (1000, 128), (1025, 128), (4097, 7)]
 

@@ -4,7 +4,7 @@ import torch
 from point_sets import KERNEL_DEVICE, all_distances, needs_triton, normal
 
 from vpvae_hf.neighbors import nearest_point
-from vpvae_hf.neighbors.triton_search import nearest_point_fused
+from vpvae_hf.neighbors.cuda import nearest_point_fused
 
 
 def assert_nearest(queries, points, tolerance=1e-6, underflow=0.0):

@@ -255,7 +255,7 @@ def test_training_the_decoder_alone_needs_a_fitted_tokenizer(data, tmp_path):
     [
         ({"codebook_size": 16}, "vp", 16),
         ({"kind": "fsp", "levels": [4, 3, 3]}, "fsp", 36),
-        ({"perturbation": "resampled"}, "vp", 32),
+        ({"perturbation": "random_codebook"}, "vp", 32),
     ],
 )
 def test_going_on_with_another_quantizer(quantizer, kind, size, whole, data, tmp_path):

@@ -64,7 +64,7 @@ def add_parser(commands) -> None:
     parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
     parser.add_argument(
         "--perturbation",
-        choices=("metropolis", "always_accept", "resampled"),
+        choices=("metropolis", "always_accept", "random_codebook"),
         default="metropolis",
         help="how vp perturbs latents in training",
     )

@@ -2,6 +2,6 @@
 
 from .kmeans import KMeansResult, fit_kmeans
 from .latent_chunks import LatentShards
-from .scalar_grid import ScalarGrid, levels_for_codebook_size
+from .scalar_grid import ScalarGrid, complete_levels, levels_for_codebook_size
 
-__all__ = ["KMeansResult", "LatentShards", "ScalarGrid", "fit_kmeans", "levels_for_codebook_size"]
+__all__ = ["KMeansResult", "LatentShards", "ScalarGrid", "complete_levels", "fit_kmeans", "levels_for_codebook_size"]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vpvae_hf.settings import is_integer, require
+
 # The paper's settings: the level counts recommended for finite scalar quantization.
 _PUBLISHED_LEVELS = {
     256: (8, 6, 5),
@@ -39,7 +41,7 @@ class ScalarGrid:
         return (cells.float() + 0.5) / self._levels(cells)
 
     def to_codes(self, cells: Tensor) -> Tensor:
-        """One integer a vector: sum_i l_i * prod_{j<i} L_j, [...] int64 from [..., d]."""
+        """One integer per vector: sum_i l_i * prod_{j<i} L_j, [...] int64 from [..., d]."""
         return (cells * self._radices(cells)).sum(dim=-1)
 
     def to_cells(self, codes: Tensor) -> Tensor:
@@ -55,6 +57,36 @@ class ScalarGrid:
         return torch.tensor(radices, device=like.device)
 
 
+def complete_levels(levels: Sequence[int] | None, codebook_size: int | None, latent_dim: int | None) -> tuple[int, ...]:
+    """Check levels, or choose them by `levels_for_codebook_size` if they are None.
+
+    Args:
+        codebook_size: K if levels are given, else the size to come near to, by default 1024.
+        latent_dim: d; None leaves it to the levels.
+
+    Raises:
+        ValueError: levels that are not integers of at least 2, or that contradict a given dimension or size.
+    """
+    for name, value in (("codebook_size", codebook_size), ("latent_dim", latent_dim)):
+        require(value is None or (is_integer(value) and value >= 1), name, value, "a positive integer")
+    if levels is None:
+        return levels_for_codebook_size(codebook_size or 1024, latent_dim)
+    require(isinstance(levels, Sequence), "levels", levels, "a list of integers")
+    valid = len(levels) > 0 and all(is_integer(level) and level >= 2 for level in levels)
+    require(valid, "levels", levels, "integers of at least 2, one for each dimension")
+    levels, size = tuple(levels), math.prod(levels)
+    if latent_dim not in (None, len(levels)):
+        raise ValueError(
+            f"levels {levels} have {len(levels)} dimensions but latent_dim={latent_dim}; "
+            "give one level for each latent dimension, or leave latent_dim out"
+        )
+    if codebook_size not in (None, size):
+        raise ValueError(
+            f"levels {levels} make {size} codes but codebook_size={codebook_size}; leave one of the two out"
+        )
+    return levels
+
+
 def levels_for_codebook_size(codebook_size: int, latent_dim: int | None = None) -> tuple[int, ...]:
     """Choose levels whose product is near a codebook size.
 
@@ -63,7 +95,7 @@ def levels_for_codebook_size(codebook_size: int, latent_dim: int | None = None) 
 
     Args:
         codebook_size: the K to come near to, at least 2.
-        latent_dim: number of levels; by default the paper's, or as many as leave about 5.5 levels a dimension.
+        latent_dim: number of levels; by default the paper's, or as many as leave about 5.5 levels per dimension.
 
     Raises:
         ValueError: codebook_size below 2**latent_dim, the least that levels of 2 can give.
@@ -76,7 +108,7 @@ def levels_for_codebook_size(codebook_size: int, latent_dim: int | None = None) 
     if codebook_size < 2**latent_dim:
         raise ValueError(
             f"codebook_size={codebook_size} is too small for latent_dim={latent_dim}: "
-            f"with at least 2 levels a dimension it is {2**latent_dim} or more"
+            f"with at least 2 levels per dimension it is {2**latent_dim} or more"
         )
     even = codebook_size ** (1 / latent_dim)
     candidates = _decreasing_levels(latent_dim, max(2, math.floor(even) - 2), math.ceil(even) + 2)

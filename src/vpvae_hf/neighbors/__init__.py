@@ -1,8 +1,8 @@
 """Nearest-neighbour search over a few thousand to a few million low-dimensional points."""
 
 from .base import NeighborIndex
+from .cpu import in_tree_order
 from .index import BACKENDS, build_index
-from .kdtree import in_tree_order
 from .nearest import NearestPoint, nearest_point
 
 __all__ = ["BACKENDS", "NearestPoint", "NeighborIndex", "build_index", "in_tree_order", "nearest_point"]

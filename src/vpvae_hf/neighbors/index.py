@@ -1,14 +1,12 @@
-"""Choice of the search that answers how far the m-th nearest of a set of points is."""
+"""Choice of the search that finds how far away the m-th nearest of a set of points is."""
 
 from typing import Literal
 
 from torch import Tensor
 
-from .base import NeighborIndex
-from .brute_force import TorchIndex
-from .faiss_search import FaissIndex
-from .kdtree import KDTreeIndex
-from .triton_search import TritonIndex, runs_kernels
+from .base import NeighborIndex, TorchIndex
+from .cpu import FaissIndex, KDTreeIndex
+from .cuda import TritonIndex, runs_kernels
 
 BACKENDS: dict[str, type[NeighborIndex]] = {
     "torch": TorchIndex,

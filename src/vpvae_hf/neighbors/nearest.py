@@ -1,15 +1,15 @@
-"""The single nearest point, exactly: nearest code of a latent, nearest draw of a resampled codebook."""
+"""The single nearest point, exactly: the nearest code of a latent, in a fitted or a randomly drawn codebook."""
 
 import torch
 from pykdtree.kdtree import KDTree
 from torch import Tensor
 
-from .brute_force import direct_distances, query_blocks
-from .triton_search import nearest_point_fused, runs_kernels
+from .base import direct_distances, query_blocks
+from .cuda import nearest_point_fused, runs_kernels
 
 
 class NearestPoint:
-    """Points on a CPU that are searched many times: what `nearest_point` finds, with the tree built once.
+    """Finds what `nearest_point` finds, for points on a CPU that are searched many times: the tree is built once.
 
     Args:
         points: [K, d], finite; copied.
@@ -58,8 +58,8 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         Euclidean distances [N] float32 and indices [N] int64, on the queries' device.
 
     Raises:
-        ValueError: no points, or of another dimension than the queries; on a CPU, where that costs nothing to see, a
-            query so far from all points that the square of its distance overflows.
+        ValueError: no points, or points of another dimension than the queries. On a CPU, where the check costs
+            nothing, also a query so far from all points that the square of its distance overflows.
     """
     if points.ndim != 2 or not len(points) or queries.ndim != 2 or queries.shape[1] != points.shape[1]:
         raise ValueError(

@@ -1,19 +1,14 @@
 """Quantizers: from continuous latents to codes, chosen by a plain dictionary."""
 
 from .base import CodebookNotFittedError, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput
-from .continuous import Continuous, ContinuousConfig
-from .library import (
-    FiniteScalarQuantization,
-    FiniteScalarQuantizationConfig,
-    SimVQ,
-    SimVQConfig,
-    VectorQuantization,
-    VectorQuantizationConfig,
-)
+from .fsp import ScalarPerturbation, ScalarPerturbationConfig
+from .fsq import FiniteScalarQuantization, FiniteScalarQuantizationConfig
+from .none import Continuous, ContinuousConfig
 from .registry import QUANTIZERS, build_quantizer, quantizer_config
-from .scalar_perturbation import ScalarPerturbation, ScalarPerturbationConfig
+from .simvq import SimVQ, SimVQConfig
 from .token_bridge import TokenBridge, TokenBridgeConfig
-from .vector_perturbation import VectorPerturbation, VectorPerturbationConfig
+from .vp import VectorPerturbation, VectorPerturbationConfig
+from .vq import VectorQuantization, VectorQuantizationConfig
 
 __all__ = [
     "QUANTIZERS",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from .moments import rms_length
+from .normalization import rms_length
 
 
 class NoCodesError(RuntimeError):
@@ -24,7 +24,7 @@ class CodebookNotFittedError(NoCodesError):
 
 
 class TrainingState(Protocol):
-    """What `Accelerator.register_for_checkpointing` takes."""
+    """An object that `Accelerator.register_for_checkpointing` takes."""
 
     def state_dict(self) -> dict: ...
 
@@ -38,7 +38,7 @@ class QuantizerOutput:
     Attributes:
         latents: [..., d] float32, what the decoder reads.
         codes: [...] or [..., G] int64 in 0..K-1; None where there are none.
-        loss: [] the quantizer's own loss, to be added to the reconstruction loss as it is.
+        loss: [] the quantizer's own loss, which is added to the reconstruction loss as it is.
         metrics: detached scalars, e.g. "quantizer/acceptance".
     """
 
@@ -50,13 +50,14 @@ class QuantizerOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
-    """Settings of a quantizer; a plain dictionary in JSON. Every kind has these three fields.
+    """Settings of a quantizer; a plain dictionary in JSON. Every kind has the last three fields.
 
     Attributes:
-        kind: the name that settings choose it by.
+        kind: the name by which settings choose the quantizer, its key in the registry.
         description: what a model card says of the method.
         paper: the arXiv number of the method; None if it has none.
         code_defining_fields: the fields that decide, in addition to weights and buffers, which code features have.
+        examples: settings, without the kind, of a small quantizer of each variant; the contract test runs over them.
         codebook_size: K; None where there are no codes.
         latent_dim: d.
         fitted: whether the codebook holds fitted codes.
@@ -66,6 +67,7 @@ class QuantizerConfig:
     description: ClassVar[str]
     paper: ClassVar[str | None] = None
     code_defining_fields: ClassVar[tuple[str, ...]] = ("codebook_size", "latent_dim")
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     codebook_size: int | None
     latent_dim: int
     fitted: bool
@@ -92,7 +94,8 @@ class Quantizer(nn.Module, ABC):
     Computes in float32 with autocast off, and stays float32 when the model around it is cast, so that the same latents
     have the same codes everywhere. Switching between `train()` and `eval()` computes nothing.
 
-    Subclasses write `surrogate`, `nearest_codes` and `lookup`, and `to_latents` where features are not the latents.
+    Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
+    `needs_fitting`, `set_codebook` and `recent_latents` if the codebook is fitted after training.
     """
 
     def __init__(self, config: QuantizerConfig):
@@ -126,19 +129,19 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def training_state(self) -> TrainingState | None:
-        """What a checkpoint must hold in addition to the weights; None if there is nothing."""
+        """What a checkpoint holds in addition to the weights; None if training keeps nothing else."""
         return None
 
     def recent_latents(self) -> Tensor | None:
-        """Latents [n, d] of the last training steps, the same on every rank; None if the kind keeps none."""
+        """Latents [n, d] of the last training steps, the same on every rank; None if the quantizer keeps none."""
         return None
 
     def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
-        """The training surrogate in train mode, `decode(encode(to_latents(features)))` in eval mode.
+        """`training_forward(features)` in train mode, `decode(encode(to_latents(features)))` in eval mode.
 
         Args:
             features: [..., F] what the encoder gives, any floating dtype.
-            generator: source of the surrogate's randomness, on the features' device; torch's global one where None.
+            generator: source of the training forward's randomness, on the features' device; None for torch's own.
 
         Raises:
             ValueError: features of another dimension, NaN or infinite.
@@ -147,7 +150,7 @@ class Quantizer(nn.Module, ABC):
         _check_vectors(features, self.config.feature_dim, "features")
         with torch.autocast(features.device.type, enabled=False):
             if self.training:
-                return self.surrogate(features.float(), generator)
+                return self.training_forward(features.float(), generator)
             latents = self.to_latents(features)
             if not self.has_codes:
                 latents = latents.float()
@@ -196,8 +199,8 @@ class Quantizer(nn.Module, ABC):
             raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
         groups = self.code_groups
         if groups > 1 and (codes.ndim < 1 or codes.shape[-1] != groups):
-            raise ValueError(f"codes must be [..., {groups}], one a dimension, got shape {tuple(codes.shape)}")
-        codes = codes.long()  # files hold narrow types, which neither know all numbers nor all operations
+            raise ValueError(f"codes must be [..., {groups}], one per dimension, got shape {tuple(codes.shape)}")
+        codes = codes.long()  # files hold narrow types, which lack some numbers and operations
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(
                 f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}; "
@@ -213,8 +216,8 @@ class Quantizer(nn.Module, ABC):
         return features
 
     @abstractmethod
-    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
-        """What training uses in place of quantization; features are [..., F] float32 and finite."""
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        """What training does in place of quantization; features are [..., F] float32 and finite."""
 
     @abstractmethod
     def nearest_codes(self, latents: Tensor) -> Tensor:
@@ -225,7 +228,7 @@ class Quantizer(nn.Module, ABC):
         """[..., d] float32 from [...] or [..., G] int64 in range."""
 
     def check_codes(self) -> None:
-        """See that there are codes.
+        """Check that there are codes.
 
         Raises:
             CodebookNotFittedError: no codebook has been fitted.

@@ -7,18 +7,13 @@ from typing import Any
 from vpvae_hf.settings import did_you_mean
 
 from .base import Quantizer, QuantizerConfig
-from .continuous import Continuous, ContinuousConfig
-from .library import (
-    FiniteScalarQuantization,
-    FiniteScalarQuantizationConfig,
-    SimVQ,
-    SimVQConfig,
-    VectorQuantization,
-    VectorQuantizationConfig,
-)
-from .scalar_perturbation import ScalarPerturbation, ScalarPerturbationConfig
+from .fsp import ScalarPerturbation, ScalarPerturbationConfig
+from .fsq import FiniteScalarQuantization, FiniteScalarQuantizationConfig
+from .none import Continuous, ContinuousConfig
+from .simvq import SimVQ, SimVQConfig
 from .token_bridge import TokenBridge, TokenBridgeConfig
-from .vector_perturbation import VectorPerturbation, VectorPerturbationConfig
+from .vp import VectorPerturbation, VectorPerturbationConfig
+from .vq import VectorQuantization, VectorQuantizationConfig
 
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "vp": (VectorPerturbationConfig, VectorPerturbation),
@@ -35,10 +30,10 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
     """Check settings and fill in defaults.
 
     Args:
-        settings: a mapping with "kind" and that kind's fields, or a finished configuration.
+        settings: a mapping with "kind" and that kind's fields, or a complete configuration.
 
     Raises:
-        TypeError: settings are no mapping.
+        TypeError: settings are not a mapping.
         ValueError: unknown kind or field, or a value out of its range; the message lists what is valid.
     """
     if isinstance(settings, QuantizerConfig):

@@ -6,7 +6,7 @@ a code of its own.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from vpvae_hf.codebook import ScalarGrid
 from vpvae_hf.settings import require, require_integer, require_weight
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
-from .moments import rms_length
+from .normalization import rms_length
 
-# Beyond it a variance, or the inverse of one, tells nothing but overflows.
+# Beyond it a variance, or its inverse, overflows and means nothing.
 _LOG_VARIANCE_LIMIT = 20.0
 
 
@@ -38,6 +38,7 @@ class TokenBridgeConfig(QuantizerConfig):
     kind: ClassVar[str] = "token_bridge"
     description: ClassVar[str] = "TokenBridge: a variational autoencoder, each dimension cut into bins"
     paper: ClassVar[str | None] = "2503.16430"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"codebook_size": 4, "latent_dim": 3},)
     codebook_size: int = 4
     latent_dim: int = 4
     kl_weight: float = 0.01
@@ -75,7 +76,7 @@ class TokenBridge(Quantizer):
         """[..., d] means from features [..., 2 d]."""
         return features[..., : self.latent_dim]
 
-    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         mean, log_variance = features.chunk(2, dim=-1)
         log_variance = log_variance.clamp(-_LOG_VARIANCE_LIMIT, _LOG_VARIANCE_LIMIT)
         noise = torch.randn(mean.shape, device=mean.device, generator=generator)

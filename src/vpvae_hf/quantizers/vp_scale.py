@@ -1,6 +1,5 @@
 """How large a perturbation is: a fixed number, or as large as the quantization error it stands for."""
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.neighbors import build_index, nearest_point
+from vpvae_hf.neighbors import nearest_point
 
 # One part in this many of the queue is kept out of the codebook and measures its error: on the latents that a
 # codebook was fitted to the error is too small, by 12% with 16 d latents a code.
@@ -17,49 +16,30 @@ _HELD_OUT_PART = 8
 # The error is measured anew once this share of the queue has been replaced.
 _MEASURED_EVERY = 0.5
 _MEASURING_ITERATIONS = 10
-# Factors tried in turn until the displacement is large enough. Beyond them nearly every proposal is rejected.
+# Factors that are tried in turn until the displacement is large enough. With larger ones nearly every proposal is
+# rejected.
 _LADDER = tuple(0.25 * 2 ** (i / 2) for i in range(10))
 # Between measurements the factor stays within this ratio of the one that was found.
 _LEEWAY = 1.5
-# How much of the ratio of error to displacement one step makes good: a batch tells the displacement within a few
-# percent only, so its noise must average out over several steps.
+# How much of the ratio of error to displacement one step corrects: a batch shows the displacement within a few percent
+# only, so its noise must average out over several steps.
 _GAIN = 0.2
 
 
-def fitted_exponent(errors: Tensor, mass_radii: Tensor) -> float:
-    """beta in [0, 1] such that errors of quantization are as c * D_M^beta: the slope of one logarithm on the other.
-
-    Where a latent lies within its cell does not depend on D_M, so it scatters the errors but does not tilt the slope.
-
-    Args:
-        errors: distances to the nearest code, [N].
-        mass_radii: D_M of the same latents, [N].
-    """
-    kept = (errors > 0) & (mass_radii > 0)
-    error, radius = errors[kept].double().log(), mass_radii[kept].double().log()
-    radius = radius - radius.mean()
-    spread = float(radius.square().sum())
-    # One radius everywhere, as of a uniform density: every exponent is the same.
-    return min(max(float(radius @ error) / spread, 0.0), 1.0) if spread > 0 else 1.0
-
-
 class PerturbationScale:
-    """The factor eta (or share s) of a perturbation, its exponent beta, and the two figures they are judged by.
+    """The factor eta (or share s) of a perturbation, and the displacement and error that "auto" makes equal.
 
-    With "auto", the root mean square displacement (zero where a proposal was rejected) is kept at `ratio` times the
-    root mean square error of a K-means codebook of the queue. The error is measured again whenever half of the queue
-    is new; between measurements the factor follows the displacement that it is seen to cause. An "auto" exponent is
-    fitted to the errors of the same codebook.
+    "auto" keeps the root mean square displacement (zero if a proposal was rejected) equal to the root mean square error
+    of a K-means codebook of the queue. The error is measured again whenever half of the queue is new; between
+    measurements the factor follows the displacement that it is seen to cause.
 
-    In a distributed job every rank must call `measure` and `observe`, and all have the same figures: the first rank
+    In a distributed job every rank must call `measure` and `observe`, and all have the same values: the first rank
     measures for the others, and the displacement is that of all tokens.
 
     Args:
         setting: a positive number, or "auto".
         start: the factor used with "auto" until the first measurement.
-        bounds: least and greatest factor, for a displacement proportional to it; None where they must be found.
-        exponent: a number in [0, 1], or "auto".
-        ratio: of the displacement to the error.
+        bounds: least and greatest factor, if the displacement is proportional to it; None if they must be found.
     """
 
     def __init__(
@@ -67,22 +47,13 @@ class PerturbationScale:
         setting: float | Literal["auto"],
         start: float,
         bounds: tuple[float, float] | None = None,
-        exponent: float | Literal["auto"] = 1.0,
-        ratio: float = 1.0,
     ):
         self.automatic = setting == "auto"
-        self.fits_exponent = exponent == "auto"
-        self.exponent = 1.0 if exponent == "auto" else float(exponent)
         self.value = start if self.automatic else float(setting)
-        self._ratio = ratio
         self.error_ms: float | None = None
         self._measured_at = 0
         self._proportional = bounds is not None
         self._bounds = bounds
-
-    @property
-    def _wanted_ms(self) -> float:
-        return self._ratio**2 * self.error_ms
 
     def due(self, pushed: int, size: int) -> bool:
         """Whether enough of the queue is new to measure again: `pushed` latents ever, `size` of them held."""
@@ -95,7 +66,8 @@ class PerturbationScale:
 
         Args:
             queue: the same on every rank.
-            displacement_ms: mean square displacement that a factor causes; asked where the factor must be found anew.
+            displacement_ms: gives the mean square displacement that a factor causes; called if the factor must be
+                found anew.
 
         Raises:
             RuntimeError: measuring failed on the first rank, and this is another.
@@ -105,9 +77,9 @@ class PerturbationScale:
         with distributed.failing_together():
             if distributed.rank() == 0:
                 self._measure(queue, codebook_size, pushed, displacement_ms)
-                found = [self.value, self.exponent, self.error_ms, *(self._bounds or ())]
+                found = [self.value, self.error_ms, *(self._bounds or ())]
         found = distributed.from_first_rank(torch.tensor(found, dtype=torch.float64)).tolist()
-        self.value, self.exponent, self.error_ms, *bounds = found
+        self.value, self.error_ms, *bounds = found
         self._bounds = tuple(bounds) or None
         self._measured_at = pushed
 
@@ -120,9 +92,6 @@ class PerturbationScale:
         codebook = fit_kmeans(fitted, min(codebook_size, distinct), max_iterations=_MEASURING_ITERATIONS).centroids
         errors, _ = nearest_point(held_out, codebook)
         self.error_ms = float(errors.square().mean())
-        if self.fits_exponent:
-            mass_rank = math.ceil(len(fitted) / len(codebook))
-            self.exponent = fitted_exponent(errors, build_index(fitted).distances(held_out, (mass_rank,))[:, 0])
         if self.automatic and not self._proportional:
             if self._bounds is not None and self._bounds[0] < self.value < self._bounds[1]:
                 self._bounds = (self.value / _LEEWAY, min(self.value * _LEEWAY, _LADDER[-1]))
@@ -139,7 +108,7 @@ class PerturbationScale:
         if displacement_ms == 0:
             return
         least, most = self._bounds
-        self.value = min(max(self.value * (self._wanted_ms / displacement_ms) ** (_GAIN / 2), least), most)
+        self.value = min(max(self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2), least), most)
 
     def forget(self) -> None:
         """Measure again at the next chance: the codebook size has changed."""
@@ -151,25 +120,24 @@ class PerturbationScale:
         """Climb the ladder of factors to the first whose displacement is large enough.
 
         A larger radius moves accepted latents farther but has more proposals rejected, so the displacement has a
-        greatest value; where that is below what is wanted, its factor is the best there is.
+        greatest value; if that is below the error, its factor is the best there is.
         """
         tried: list[tuple[float, float]] = []
         for factor in _LADDER:
             tried.append((displacement_ms(factor), factor))
-            if tried[-1][0] >= self._wanted_ms:
+            if tried[-1][0] >= self.error_ms:
                 break
         reached, best = max(tried, key=lambda pair: pair[0])
-        if reached > self._wanted_ms and len(tried) > 1:
+        if reached > self.error_ms and len(tried) > 1:
             (low_ms, low), (high_ms, high) = tried[-2:]
-            part = (self._wanted_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)
+            part = (self.error_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)
             best = low + part * (high - low)
         self.value = best
-        self._bounds = (best / _LEEWAY, best if reached < self._wanted_ms else best * _LEEWAY)
+        self._bounds = (best / _LEEWAY, best if reached < self.error_ms else best * _LEEWAY)
 
     def state_dict(self) -> dict:
         return {
             "value": self.value,
-            "exponent": self.exponent,
             "error_ms": self.error_ms,
             "measured_at": self._measured_at,
             "bounds": self._bounds,
@@ -179,5 +147,3 @@ class PerturbationScale:
         self.error_ms, self._measured_at = state["error_ms"], state["measured_at"]
         if self.automatic:
             self.value, self._bounds = state["value"], state["bounds"]
-        if self.fits_exponent:
-            self.exponent = state["exponent"]

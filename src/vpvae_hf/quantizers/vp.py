@@ -6,7 +6,7 @@ Shapes: N tokens of a batch, d latent dimensions, K codes, |S| latents in the qu
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,15 +16,17 @@ from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_inde
 from vpvae_hf.settings import is_integer, is_number, require, require_integer, require_weight
 
 from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, TrainingState
-from .latent_queue import LatentQueue
-from .moments import normalization_loss
-from .perturbation import lloyd_step, metropolis, resampled
-from .perturbation_scale import PerturbationScale
+from .normalization import normalization_loss
+from .vp_moves import metropolis, random_codebook
+from .vp_queue import LatentQueue
+from .vp_scale import PerturbationScale
 
 # Enough for a root mean square displacement within about 3%; later steps refine it.
 _TRIAL_LATENTS = 1024
 
-PERTURBATIONS = ("metropolis", "always_accept", "resampled")
+_SMALL = {"codebook_size": 64, "latent_dim": 3, "queue_share": 0.5}
+
+PERTURBATIONS = ("metropolis", "always_accept", "random_codebook")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +37,13 @@ class VectorPerturbationConfig(QuantizerConfig):
         codebook_size: K, for which the perturbation is scaled and which `fit_codebook` fits by default.
         latent_dim: d, 1 to 16.
         perturbation: "metropolis" (the paper's), "always_accept" (its ablation without Metropolis-Hastings), or
-            "resampled" (a move towards the nearest of K latents drawn anew each step).
+            "random_codebook" (a move towards the nearest of K recent latents, drawn anew each step).
         eta: scale of the radius of "metropolis" and "always_accept", eq. (3); "auto" keeps the displacement as
             large as the quantization error.
-        radius_exponent: beta of the radius eta * D_M^beta. The paper's is 1; high-resolution theory has the error of
-            a codebook follow D_M^(d / (d + 2)), so that dense regions are moved more and sparse ones less; "auto"
-            fits it to the errors of a codebook of the queue.
-        share: share of the way that "resampled" moves, in (0, 1], or "auto", likewise.
-        displacement_ratio: what "auto" keeps the root mean square displacement at, as a multiple of the quantization
-            error.
-        lloyd_latents_per_code: "resampled" moves each drawn latent once to the mean of its cell, of as many further
-            latents of the queue a code; 0 leaves the draw as it is.
-        codebook_size_range: least and greatest K of "resampled", drawn anew each step with a uniform logarithm, so that
-            one model serves codebooks of all sizes in between; None for codebook_size alone, which the share is
-            measured for in either case.
+        share: share of the way that "random_codebook" moves, in (0, 1], or "auto", likewise.
+        codebook_size_range: least and greatest K of "random_codebook", which then draws K anew each step, with a
+            uniform logarithm, so that one model serves codebooks of all sizes in between. The share is measured at
+            codebook_size all the same. None for codebook_size alone.
         density_rank: k of the density estimate, eq. (4).
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents a code;
@@ -68,14 +63,17 @@ class VectorPerturbationConfig(QuantizerConfig):
     kind: ClassVar[str] = "vp"
     description: ClassVar[str] = "VP-VAE: trained by displacing latents, the codebook fitted to them afterwards"
     paper: ClassVar[str | None] = "2602.17133"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        _SMALL,
+        _SMALL | {"perturbation": "always_accept"},
+        _SMALL | {"perturbation": "random_codebook"},
+        _SMALL | {"perturbation": "random_codebook", "codebook_size_range": [32, 128]},
+    )
     codebook_size: int = 1024
     latent_dim: int = 4
-    perturbation: Literal["metropolis", "always_accept", "resampled"] = "metropolis"
+    perturbation: Literal["metropolis", "always_accept", "random_codebook"] = "metropolis"
     eta: float | Literal["auto"] = "auto"
-    radius_exponent: float | Literal["auto"] = 1.0
     share: float | Literal["auto"] = "auto"
-    displacement_ratio: float = 1.0
-    lloyd_latents_per_code: int = 0
     codebook_size_range: tuple[int, int] | None = None
     density_rank: int = 8
     queue_per_code: int = 16
@@ -94,8 +92,7 @@ class VectorPerturbationConfig(QuantizerConfig):
             self.latent_dim,
             "an integer in 1..16",
         )
-        leasts = {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1, "lloyd_latents_per_code": 0}
-        for name, least in leasts.items():
+        for name, least in {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1}.items():
             require_integer(name, getattr(self, name), least)
         self._check_range()
         if self.queue_size < max(2 * self.codebook_size, self.density_rank):
@@ -108,11 +105,6 @@ class VectorPerturbationConfig(QuantizerConfig):
         require(valid, "eta", self.eta, 'a positive number or "auto"')
         valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
         require(valid, "share", self.share, 'a number in (0, 1] or "auto"')
-        ratio = self.displacement_ratio
-        require(is_number(ratio) and 0 < ratio <= 2, "displacement_ratio", ratio, "a number in (0, 2]")
-        exponent = self.radius_exponent
-        valid = exponent == "auto" or (is_number(exponent) and 0 <= exponent <= 1)
-        require(valid, "radius_exponent", exponent, 'a number in [0, 1] or "auto"')
         queue_share, refresh = self.queue_share, self.index_refresh
         require(is_number(queue_share) and 0 < queue_share <= 1, "queue_share", queue_share, "a number in (0, 1]")
         require(is_number(refresh) and 0 <= refresh <= 1, "index_refresh", refresh, "a number in [0, 1]")
@@ -140,10 +132,10 @@ class VectorPerturbationConfig(QuantizerConfig):
         valid = len(limits) == 2 and all(map(is_integer, limits)) and 2 <= limits[0] <= limits[1]
         require(valid, "codebook_size_range", self.codebook_size_range, "two integers of at least 2, the lesser first")
         object.__setattr__(self, "codebook_size_range", limits)
-        if self.perturbation != "resampled":
+        if self.perturbation != "random_codebook":
             raise ValueError(
-                f'codebook_size_range is for perturbation "resampled", got {self.perturbation!r}: the search for it '
-                "costs as much as K is large, the others would look for ever farther neighbours"
+                f'codebook_size_range is for perturbation "random_codebook", got {self.perturbation!r}: its search '
+                "costs less for small K, whereas the others would look for farther and farther neighbours"
             )
 
 
@@ -167,7 +159,6 @@ class VectorPerturbation(Quantizer):
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.latent_dim, dtype=torch.float32))
         self.queue = LatentQueue(config.queue_size, config.latent_dim)
         self.scale = _scale(config)
-        self._training_state = _TrainingState(self)
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
         self._search: NearestPoint | None = None
@@ -179,7 +170,7 @@ class VectorPerturbation(Quantizer):
 
     @property
     def training_state(self) -> TrainingState:
-        return self._training_state
+        return _TrainingState(self)
 
     def recent_latents(self) -> Tensor:
         return self.queue.latents()
@@ -189,7 +180,7 @@ class VectorPerturbation(Quantizer):
         """Latents in the queue from which on distances tell something."""
         return max(2 * self.config.largest_codebook, self.config.density_rank)
 
-    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         config, flat = self.config, features.reshape(-1, self.latent_dim)
         perturbed, accepted = self._perturb(flat.detach(), generator)
         displacement = perturbed - flat.detach()
@@ -197,7 +188,7 @@ class VectorPerturbation(Quantizer):
         self.scale.observe(float(displacement_ms) * self._step_size_ratio, len(flat))
         self._enqueue(flat.detach(), generator)
         error_ms = self.scale.error_ms
-        scale_name = "share" if config.perturbation == "resampled" else "eta"
+        scale_name = "share" if config.perturbation == "random_codebook" else "eta"
         metrics = {
             "quantizer/displacement_rms": displacement_ms.sqrt(),
             "quantizer/quantization_error_rms": flat.new_tensor(math.nan if error_ms is None else error_ms**0.5),
@@ -205,8 +196,6 @@ class VectorPerturbation(Quantizer):
             f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
             "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
         }
-        if self.scale.fits_exponent:
-            metrics["quantizer/radius_exponent"] = flat.new_tensor(self.scale.exponent)
         return QuantizerOutput(
             latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
             codes=None,
@@ -258,9 +247,9 @@ class VectorPerturbation(Quantizer):
         Raises:
             ValueError: below 2.
         """
-        self.adopt(dataclasses.replace(self.config, codebook_size=codebook_size))
+        self.reconfigure(dataclasses.replace(self.config, codebook_size=codebook_size))
 
-    def adopt(self, config: VectorPerturbationConfig) -> None:
+    def reconfigure(self, config: VectorPerturbationConfig) -> None:
         """Train with other settings of the same latent_dim from now on.
 
         The queue keeps the newest latents that it can hold, a fitted codebook stays where K stays, and the scale is
@@ -292,9 +281,9 @@ class VectorPerturbation(Quantizer):
                 self.queue.pushed,
                 lambda eta: self._trial_displacement_ms(latents, eta),
             )
-        if config.perturbation == "resampled":
+        if config.perturbation == "random_codebook":
             codebook = self._drawn_codebook(latents.device, generator)
-            perturbed = resampled(latents, codebook, self.scale.value)
+            perturbed = random_codebook(latents, codebook, self.scale.value)
             return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         return self._metropolis(latents, self.scale.value, generator)
 
@@ -307,11 +296,7 @@ class VectorPerturbation(Quantizer):
             size = round(math.exp(least + part * (most - least)))
             # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
             self._step_size_ratio = (size / self.codebook_size) ** (2 / self.latent_dim)
-        codebook = self.queue.draw(size, device, generator)
-        if config.lloyd_latents_per_code:
-            count = min(config.lloyd_latents_per_code * size, len(self.queue))
-            codebook = lloyd_step(codebook, self.queue.draw(count, device, generator))
-        return codebook
+        return self.queue.draw(size, device, generator)
 
     def _metropolis(self, latents: Tensor, eta: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         index = self._current_index(latents.device)
@@ -321,7 +306,6 @@ class VectorPerturbation(Quantizer):
             density_rank=self.config.density_rank,
             mass_rank=math.ceil(len(index.points) / self.codebook_size),
             eta=eta,
-            exponent=self.scale.exponent,
             always_accept=self.config.perturbation == "always_accept",
             generator=generator,
         )
@@ -351,15 +335,13 @@ class VectorPerturbation(Quantizer):
 
 
 def _scale_settings(config: VectorPerturbationConfig) -> tuple:
-    resampled = config.perturbation == "resampled"
-    return resampled, config.eta, config.radius_exponent, config.share, config.displacement_ratio
+    return config.perturbation == "random_codebook", config.eta, config.share
 
 
 def _scale(config: VectorPerturbationConfig) -> PerturbationScale:
-    ratio = config.displacement_ratio
-    if config.perturbation == "resampled":
-        return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0), ratio=ratio)
-    return PerturbationScale(config.eta, start=1.0, exponent=config.radius_exponent, ratio=ratio)
+    if config.perturbation == "random_codebook":
+        return PerturbationScale(config.share, start=0.88, bounds=(0.01, 1.0))
+    return PerturbationScale(config.eta, start=1.0)
 
 
 class _TrainingState:

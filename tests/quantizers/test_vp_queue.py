@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from vpvae_hf.quantizers.latent_queue import LatentQueue
+from vpvae_hf.quantizers.vp_queue import LatentQueue
 
 
 def numbered(start, stop):

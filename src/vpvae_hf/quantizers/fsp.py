@@ -6,17 +6,16 @@ Shapes: N tokens of a batch, d latent dimensions, levels L_1..L_d, K = L_1 * ...
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vpvae_hf.codebook import ScalarGrid
+from vpvae_hf.codebook import ScalarGrid, complete_levels
 from vpvae_hf.settings import is_number, require, require_weight
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
-from .levels import complete_levels
-from .moments import normalization_loss, rms_length
+from .normalization import normalization_loss, rms_length
 
 # Standard deviation 1 for a uniform latent in [0, 1].
 _OUTPUT_SCALE = math.sqrt(12)
@@ -36,8 +35,8 @@ def _laplace_cdf(a: Tensor) -> Tensor:
     return torch.where(a < 0, tail, 1 - tail)
 
 
-# Each activation is the distribution function of the pre-activation that would come out uniform; with it the
-# variance of that distribution, the target of eq. (14). Cauchy has none, so it is trained without a target.
+# Each activation is the distribution function of the features that it makes uniform; beside it stands the variance of
+# that distribution, the target of eq. (14). The Cauchy distribution has no variance, so it is trained without a target.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
     "tanh": (_tanh, math.pi**2 / 12),
     "sigmoid": (torch.sigmoid, math.pi**2 / 3),
@@ -48,22 +47,45 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalarPerturbationConfig(QuantizerConfig):
-    """Settings of `ScalarPerturbation`. Levels are given, or derived from `codebook_size`, which then follows them.
+class ScalarGridConfig(QuantizerConfig):
+    """Settings of a quantizer whose codes are a fixed grid: levels are given, or derived from `codebook_size`.
 
     Attributes:
-        codebook_size: K, the product of the levels. Where no levels are given, the size to come near to.
+        codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
+        latent_dim: d, the number of levels.
+        levels: L_i, each at least 2.
+        fitted: True, the grid needs no fitting.
+    """
+
+    code_defining_fields: ClassVar[tuple[str, ...]] = (*QuantizerConfig.code_defining_fields, "levels")
+    codebook_size: int | None = None
+    latent_dim: int | None = None
+    levels: tuple[int, ...] | None = None
+    fitted: bool = True
+
+    def __post_init__(self):
+        levels = complete_levels(self.levels, self.codebook_size, self.latent_dim)
+        for name, value in (("levels", levels), ("latent_dim", len(levels)), ("codebook_size", math.prod(levels))):
+            object.__setattr__(self, name, value)
+        require(self.fitted is True, "fitted", self.fitted, "true: a fixed grid needs no fitting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalarPerturbationConfig(ScalarGridConfig):
+    """Settings of `ScalarPerturbation`.
+
+    Attributes:
+        codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
         latent_dim: d, the number of levels.
         levels: L_i, each at least 2.
         activation: "tanh", "sigmoid", "normal", "laplace" or "cauchy".
         eta: width of the noise in cells, eq. (16); 1 is a whole cell.
-        boundary: a perturbation that leaves [0, 1] is undone in that "dimension" alone or for the whole "vector".
         perturb_probability: share of tokens that are perturbed in training; the others are quantized straight-through.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (14); both 0 switch it off.
-        variance_scale: of the normalization's target. 1 is the paper's, for uniform latents and so equal use of codes;
-            1/3 with activation "normal" is companding by the cube root of the density, of less error for a normal
-            source.
-        fitted: always True, the grid needs no fitting.
+        variance_scale: factor on the target of the normalization. 1 is the paper's: latents become uniform, and codes
+            are used equally; 1/3 with activation "normal" is companding by the cube root of the density, which has a
+            smaller error on a normal source.
+        fitted: True, the grid needs no fitting.
 
     Raises:
         ValueError: a value out of its range, or levels, dimension and size that contradict each other.
@@ -72,24 +94,22 @@ class ScalarPerturbationConfig(QuantizerConfig):
     kind: ClassVar[str] = "fsp"
     description: ClassVar[str] = "FSP: trained with noise on each latent dimension, the codes are a fixed grid"
     paper: ClassVar[str | None] = "2602.17133"
-    code_defining_fields: ClassVar[tuple[str, ...]] = (*QuantizerConfig.code_defining_fields, "levels", "activation")
-    codebook_size: int | None = None
-    latent_dim: int | None = None
-    levels: tuple[int, ...] | None = None
+    code_defining_fields: ClassVar[tuple[str, ...]] = (*ScalarGridConfig.code_defining_fields, "activation")
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"levels": [5, 4, 3]},
+        {"levels": [5, 4, 3], "activation": "normal"},
+    )
     activation: Literal["tanh", "sigmoid", "normal", "laplace", "cauchy"] = "tanh"
     eta: float = 1.0
-    boundary: Literal["dimension", "vector"] = "dimension"
     perturb_probability: float = 0.5
     mean_weight: float = 0.1
     variance_weight: float = 0.07
     variance_scale: float = 1.0
-    fitted: bool = True
 
     def __post_init__(self):
-        complete_levels(self)
+        super().__post_init__()
         require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
         require(is_number(self.eta) and self.eta > 0, "eta", self.eta, "a positive number")
-        require(self.boundary in ("dimension", "vector"), "boundary", self.boundary, "dimension or vector")
         probability = self.perturb_probability
         valid = is_number(probability) and 0 <= probability <= 1
         require(valid, "perturb_probability", probability, "a number in [0, 1]")
@@ -97,7 +117,6 @@ class ScalarPerturbationConfig(QuantizerConfig):
         require(is_number(scale) and scale > 0, "variance_scale", scale, "a positive number")
         for name in ("mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
-        require(self.fitted is True, "fitted", self.fitted, "true: a fixed grid needs no fitting")
 
 
 class ScalarPerturbation(Quantizer):
@@ -117,7 +136,7 @@ class ScalarPerturbation(Quantizer):
         """[..., d] in +-sqrt(3) from unbounded features [..., d]."""
         return _from_unit(self._activation(features.float())).to(features.dtype)
 
-    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         unit = self._activation(features)
         perturbed, kept = self._perturbed(unit.detach(), generator)
         centroids = self.grid.centroids(self.grid.cells(unit.detach()))
@@ -145,13 +164,11 @@ class ScalarPerturbation(Quantizer):
         return _from_unit(self.grid.centroids(self.grid.to_cells(codes)))
 
     def _perturbed(self, unit: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """eq. (16): unit [..., d] with noise where it stays in [0, 1], and which noise was kept, [..., d] bool."""
+        """Eq. (16): unit [..., d] with noise where that stays in [0, 1], and where it was kept, [..., d] bool."""
         width = self.config.eta / unit.new_tensor(self.config.levels)
         noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
         moved = unit + width * noise
         inside = (moved >= 0) & (moved <= 1)
-        if self.config.boundary == "vector":
-            inside = inside.all(dim=-1, keepdim=True).expand_as(inside)
         return torch.where(inside, moved, unit), inside
 
     def _normalization_loss(self, features: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vpvae_hf import build_quantizer
-from vpvae_hf.quantizers.scalar_perturbation import ACTIVATIONS
+from vpvae_hf.quantizers.fsp import ACTIVATIONS
 
 LEVELS = (8, 5, 4)
 
@@ -85,9 +85,8 @@ def test_activations_rise_and_stay_finite_far_out(activation):
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-@pytest.mark.parametrize("boundary", ["dimension", "vector"])
-def test_noise_is_uniform_within_a_share_of_the_cell(eta, boundary, generator):
-    quantizer = fsp(eta=eta, boundary=boundary, perturb_probability=1.0, activation="normal").train()
+def test_noise_is_uniform_within_a_share_of_the_cell(eta, generator):
+    quantizer = fsp(eta=eta, perturb_probability=1.0, activation="normal").train()
     features = torch.randn(50_000, 3, generator=generator)
     noise = (quantizer(features, generator=generator).latents - quantizer.to_latents(features)) / math.sqrt(12)
     half_width = torch.tensor([eta / (2 * level) for level in LEVELS])
@@ -97,16 +96,14 @@ def test_noise_is_uniform_within_a_share_of_the_cell(eta, boundary, generator):
     torch.testing.assert_close(measured, half_width**2 / 3, rtol=0.03, atol=0)
 
 
-def test_boundary_rules_differ_at_the_edge(generator):
-    """A vector with one coordinate at the border: only that one stays, or all of it."""
+def test_noise_that_leaves_the_grid_is_undone_in_that_dimension_alone(generator):
     features = torch.tensor([[20.0, 0.0, 0.0]]).expand(4000, 3)
-    for boundary, share in (("dimension", 1.0), ("vector", 0.5)):
-        quantizer = fsp(boundary=boundary, perturb_probability=1.0).train()
-        noise = quantizer(features, generator=generator).latents - quantizer.to_latents(features)
-        moved = (noise != 0).float().mean(dim=0)
-        # Half of the noise at the border leaves [0, 1]; three standard errors of 4000 coin flips are 0.024.
-        assert float(moved[0]) == pytest.approx(0.5, abs=0.03)
-        assert float(moved[1]) == pytest.approx(share, abs=0.03)
+    quantizer = fsp(perturb_probability=1.0).train()
+    noise = quantizer(features, generator=generator).latents - quantizer.to_latents(features)
+    moved = (noise != 0).float().mean(dim=0)
+    # Half of the noise at the border leaves [0, 1]; three standard errors of 4000 coin flips are 0.024.
+    assert float(moved[0]) == pytest.approx(0.5, abs=0.03)
+    assert float(moved[1]) == pytest.approx(1.0, abs=0.03)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
@@ -148,7 +145,6 @@ def test_levels_follow_the_codebook_size(size, levels):
         ({"codebook_size": "many"}, "codebook_size must be a positive integer, got 'many'"),
         ({"activation": "relu"}, "tanh or sigmoid or normal or laplace or cauchy, got 'relu'"),
         ({"eta": -1}, "eta must be a positive number, got -1"),
-        ({"boundary": "none"}, "dimension or vector, got 'none'"),
         ({"perturb_probability": 2}, r"perturb_probability must be a number in \[0, 1\], got 2"),
         ({"mean_weight": -0.1}, "mean_weight"),
         ({"fitted": False}, "fixed grid needs no fitting"),

@@ -1,18 +1,18 @@
 """Exact search on CUDA, by fused kernels.
 
-Shapes: S points, N queries, d dimensions.
+Shapes: S points, N queries, d dimensions, L leaves of n places each.
 """
 
 import functools
 import importlib.util
+import math
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .base import NeighborIndex
-from .brute_force import TorchIndex, query_blocks
-from .kd_leaves import kd_leaves
+from .base import NeighborIndex, TorchIndex, query_blocks
 
 # Candidates that one program holds while it searches. More would spill its registers; the default queue needs
 # 512 of them at d = 4 and 1024 at d = 16.
@@ -38,9 +38,9 @@ def runs_kernels(device: torch.device) -> bool:
 
 
 class TritonIndex(NeighborIndex):
-    """Points in k-d order, of which one program a query visits only leaves that can hold a nearer point: exact.
+    """Exact: points in the leaves of a k-d tree, of which each query visits only those that can hold a nearer point.
 
-    Ranks above 1024 are searched by `TorchIndex`.
+    `TorchIndex` searches ranks above 1024.
 
     Raises:
         ValueError: points on another device than CUDA, or triton is not installed.
@@ -102,7 +102,7 @@ class TritonIndex(NeighborIndex):
 def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Nearest of the points [K, d] to each query [N, d]: distances [N] float32 and indices [N] int64.
 
-    Of equally near points the first. Memory beside the result: a copy of the points.
+    Of equally near points it finds the first. In addition to the result it needs the memory of a copy of the points.
     """
     squares = torch.empty(len(queries), dtype=torch.float32, device=queries.device)
     indices = torch.empty(len(queries), dtype=torch.int32, device=queries.device)
@@ -124,3 +124,48 @@ def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor
             **_OPTIONS,
         )
     return squares.sqrt(), indices.long()
+
+
+class KDLeaves(NamedTuple):
+    """Points grouped into boxes.
+
+    Attributes:
+        points: [d, L * n], leaf after leaf; places that hold no point are infinite.
+        lower, upper: [d, L] the corners of each leaf's box; an empty leaf lies infinitely far from everywhere.
+        leaf_size: n.
+    """
+
+    points: Tensor
+    lower: Tensor
+    upper: Tensor
+    leaf_size: int
+
+    @property
+    def leaf_count(self) -> int:
+        """L, a power of two."""
+        return self.lower.shape[1]
+
+
+def kd_leaves(points: Tensor, most: int) -> KDLeaves:
+    """Halve the points [S, d] at the median of their widest dimension until a part has at most `most` of them."""
+    size, dim = points.shape
+    depth = max(0, math.ceil(math.log2(size / most)))
+    leaf_size = math.ceil(size / 2**depth)
+    padding = points.new_full((leaf_size * 2**depth - size, dim), torch.inf)
+    ordered = torch.cat([points, padding]).unsqueeze(0)
+    for _ in range(depth):
+        lower, upper = _corners(ordered)
+        widest = (upper - lower).argmax(dim=1)
+        along = ordered.gather(2, widest[:, None, None].expand(-1, ordered.shape[1], 1)).squeeze(2)
+        order = along.argsort(dim=1)  # padding last
+        ordered = ordered.gather(1, order.unsqueeze(2).expand(-1, -1, dim))
+        ordered = ordered.reshape(2 * len(ordered), -1, dim)
+    lower, upper = _corners(ordered)
+    return KDLeaves(ordered.reshape(-1, dim).T.contiguous(), lower.T.contiguous(), upper.T.contiguous(), leaf_size)
+
+
+def _corners(parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest coordinates [P, d] of the points, not the padding, of parts [P, n, d]."""
+    lower = parts.amin(dim=1)
+    upper = parts.masked_fill(parts.isinf(), -torch.inf).amax(dim=1)
+    return lower, upper

@@ -12,8 +12,13 @@ from latent_samples import energy_distance, gaussian, mixture
 
 from vpvae_hf import build_quantizer
 from vpvae_hf.neighbors import build_index
-from vpvae_hf.quantizers.latent_queue import LatentQueue
-from vpvae_hf.quantizers.perturbation import acceptance_probability, lloyd_step, metropolis, resampled, uniform_in_ball
+from vpvae_hf.quantizers.vp_moves import (
+    acceptance_probability,
+    metropolis,
+    random_codebook,
+    uniform_in_ball,
+)
+from vpvae_hf.quantizers.vp_queue import LatentQueue
 
 DIM, CODES, SAMPLES = 4, 64, 2000
 QUEUE_PER_CODE = 16 * DIM
@@ -35,7 +40,7 @@ def null(generator):
     return max(energy_distance(mixture(SAMPLES, DIM, generator), mixture(SAMPLES, DIM, generator)) for _ in range(40))
 
 
-def perturbed_often(queue, generator, always_accept, exponent=1.0, times=4):
+def perturbed_often(queue, generator, always_accept, times=4):
     index = build_index(queue)
     latents = mixture(SAMPLES, DIM, generator)
     for _ in range(times):
@@ -45,16 +50,14 @@ def perturbed_often(queue, generator, always_accept, exponent=1.0, times=4):
             density_rank=8,
             mass_rank=QUEUE_PER_CODE,
             eta=1.0,
-            exponent=exponent,
             always_accept=always_accept,
             generator=generator,
         )
     return latents
 
 
-@pytest.mark.parametrize("exponent", [1.0, 0.6])
-def test_metropolis_leaves_a_mixture_as_it_is(queue, null, generator, exponent):
-    moved = perturbed_often(queue, generator, always_accept=False, exponent=exponent)
+def test_metropolis_leaves_a_mixture_as_it_is(queue, null, generator):
+    moved = perturbed_often(queue, generator, always_accept=False)
     assert energy_distance(moved, mixture(SAMPLES, DIM, generator)) < null
 
 
@@ -70,24 +73,24 @@ def drawn(latents, count, generator):
     return queue.draw(count, latents.device, generator)
 
 
-def test_resampled_leaves_the_density_nearly_as_it_is(queue, generator):
+def test_random_codebook_leaves_the_density_nearly_as_it_is(queue, generator):
     """At share 1 the error of the density is below that of a shift by a tenth of a standard deviation."""
     parts = mixture(SAMPLES, DIM, generator).split(50)
-    moved = torch.cat([resampled(part, drawn(queue, CODES, generator), share=1.0) for part in parts])
+    moved = torch.cat([random_codebook(part, drawn(queue, CODES, generator), share=1.0) for part in parts])
     fresh = mixture(SAMPLES, DIM, generator)
     deviation = mixture(20_000, DIM, generator).std(dim=0)
     shifted = energy_distance(mixture(SAMPLES, DIM, generator) + 0.1 * deviation, fresh)
     assert energy_distance(moved, fresh) < shifted
 
 
-def test_resampled_displacement_shrinks_with_codes_as_theory_says(generator):
+def test_random_codebook_displacement_shrinks_with_codes_as_theory_says(generator):
     """High-resolution theory: root mean square ~ K^(-1/d). In d = 2, uniform points; within 5%."""
     points = torch.rand(80_000, 2, generator=generator)
     sizes = [64, 256, 1024, 4096]
     rms = []
     for size in sizes:
         latents = torch.rand(20_000, 2, generator=generator)
-        parts = [resampled(part, drawn(points, size, generator), 1.0) - part for part in latents.split(1000)]
+        parts = [random_codebook(part, drawn(points, size, generator), 1.0) - part for part in latents.split(1000)]
         rms.append(float(torch.cat(parts).square().sum(dim=-1).mean().sqrt()))
     exponents = [math.log(b / a) / math.log(n / m) for a, b, m, n in zip(rms, rms[1:], sizes, sizes[1:], strict=False)]
     assert exponents == pytest.approx([-1 / 2] * 3, rel=0.05)
@@ -95,10 +98,10 @@ def test_resampled_displacement_shrinks_with_codes_as_theory_says(generator):
     assert rms[-1] == pytest.approx(1 / math.sqrt(math.pi * sizes[-1]), rel=0.03)
 
 
-def test_resampled_share_scales_the_move(queue, generator):
+def test_random_codebook_share_scales_the_move(queue, generator):
     latents = mixture(100, DIM, generator)
     codebook = drawn(queue, CODES, generator)
-    half, whole = (resampled(latents, codebook, share) for share in (0.5, 1))
+    half, whole = (random_codebook(latents, codebook, share) for share in (0.5, 1))
     torch.testing.assert_close(half - latents, (whole - latents) / 2)
     assert build_index(codebook).distances(whole, [1]).max() < 1e-5  # at share 1 it lands on drawn latents
 
@@ -124,16 +127,15 @@ def test_acceptance_is_zero_where_the_reverse_move_is_impossible(generator):
     torch.testing.assert_close(probability[~impossible], ratio.clamp(max=1)[~impossible], rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("exponent", [1.0, 0.6])
-def test_moves_stay_within_the_radius_both_ways(queue, generator, exponent):
+def test_moves_stay_within_the_radius_both_ways(queue, generator):
     latents = mixture(SAMPLES, DIM, generator)
     index = build_index(queue)
     ranks = {"density_rank": 8, "mass_rank": QUEUE_PER_CODE}
-    moved, accepted = metropolis(latents, index, **ranks, eta=0.8, exponent=exponent, generator=generator)
+    moved, accepted = metropolis(latents, index, **ranks, eta=0.8, generator=generator)
     move = (moved - latents).norm(dim=-1)
     assert (move[~accepted] == 0).all()
     for end in (latents, moved):
-        assert (move <= 0.8 * index.distances(end, [QUEUE_PER_CODE])[:, 0] ** exponent + 1e-6).all()
+        assert (move <= 0.8 * index.distances(end, [QUEUE_PER_CODE])[:, 0] + 1e-6).all()
 
 
 def test_copies_of_one_latent_do_no_harm(generator):
@@ -150,13 +152,13 @@ def test_mass_rank_follows_the_queue_and_the_codebook_size(monkeypatch):
     asked = []
     quantizer = build_quantizer({"kind": "vp", "codebook_size": 64, "latent_dim": 2, "queue_share": 1.0, "eta": 1.0})
 
-    from vpvae_hf.quantizers import vector_perturbation
+    from vpvae_hf.quantizers import vp
 
     def recording(latents, index, *, mass_rank, **settings):
         asked.append((len(index.points), mass_rank))
         return metropolis(latents, index, mass_rank=mass_rank, **settings)
 
-    monkeypatch.setattr(vector_perturbation, "metropolis", recording)
+    monkeypatch.setattr(vp, "metropolis", recording)
     for size in (64, 16, 100):
         quantizer.set_codebook_size(size)
         for _ in range(40):
@@ -177,41 +179,19 @@ def test_stale_index_hardly_changes_distances(generator):
     assert torch.quantile(error, 0.99) < 0.04
 
 
-def test_a_lloyd_step_moves_codes_to_their_means(generator):
-    latents = gaussian(4000, DIM, generator)
-    codebook = torch.cat([latents[:30], torch.full((1, DIM), 100.0)])
-    moved = lloyd_step(codebook, latents)
-    codes = torch.cdist(latents, codebook).argmin(dim=1)
-    for code in range(30):
-        torch.testing.assert_close(moved[code], latents[codes == code].mean(dim=0), rtol=1e-4, atol=1e-5)
-    assert torch.equal(moved[30], codebook[30])  # nothing is near
-
-
-def test_lloyd_step_of_the_draw_needs_a_larger_share(generator):
-    """A refined draw errs less than a random one, so the move as long as K-means' error is a larger part of the way."""
-    shares = {}
-    for per_code in (0, 8):
-        settings = {"kind": "vp", "codebook_size": 64, "latent_dim": 2, "queue_share": 1.0, "perturbation": "resampled"}
-        built = build_quantizer({**settings, "lloyd_latents_per_code": per_code}).train()
-        for _ in range(60):
-            metrics = built(gaussian(256, 2, generator), generator=generator).metrics
-        shares[per_code] = float(metrics["quantizer/share"])
-    assert shares[8] > shares[0] + 0.03
-
-
 def test_codebook_sizes_are_drawn_anew_each_step(monkeypatch, generator):
-    from vpvae_hf.quantizers import vector_perturbation
+    from vpvae_hf.quantizers import vp
 
     drawn_sizes = []
 
     def recording(latents, codebook, share):
         drawn_sizes.append(len(codebook))
-        return resampled(latents, codebook, share)
+        return random_codebook(latents, codebook, share)
 
-    monkeypatch.setattr(vector_perturbation, "resampled", recording)
+    monkeypatch.setattr(vp, "random_codebook", recording)
     built = build_quantizer(
         {
-            "kind": "vp", "codebook_size": 32, "latent_dim": 2, "queue_share": 1.0, "perturbation": "resampled",
+            "kind": "vp", "codebook_size": 32, "latent_dim": 2, "queue_share": 1.0, "perturbation": "random_codebook",
             "codebook_size_range": [16, 256],
         }
     ).train()  # fmt: skip
@@ -228,22 +208,8 @@ def test_codebook_sizes_are_drawn_anew_each_step(monkeypatch, generator):
     assert float(metrics["quantizer/share"]) == pytest.approx(0.7, abs=0.15)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"codebook_size_range": [64, 16]}, "the lesser first"),
-        ({"codebook_size_range": [16, 64], "perturbation": "metropolis"}, 'for perturbation "resampled"'),
-        ({"radius_exponent": 2}, r'radius_exponent must be a number in \[0, 1\] or "auto", got 2'),
-        ({"lloyd_latents_per_code": -1}, "lloyd_latents_per_code must be an integer of at least 0, got -1"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        build_quantizer({"kind": "vp", "codebook_size": 32, "latent_dim": 2, "perturbation": "resampled", **changes})
-
-
 def test_any_size_can_be_fitted_after_training_for_a_range():
-    settings = {"kind": "vp", "codebook_size": 32, "latent_dim": 2, "perturbation": "resampled"}
+    settings = {"kind": "vp", "codebook_size": 32, "latent_dim": 2, "perturbation": "random_codebook"}
     for size in (8, 32, 300):
         built = build_quantizer({**settings, "codebook_size_range": [16, 256]})
         built.set_codebook(torch.randn(size, 2))

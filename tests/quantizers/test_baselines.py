@@ -46,16 +46,6 @@ def test_fsq_without_symmetry_takes_no_noise_and_no_two_levels():
         build_quantizer({"kind": "fsq", "symmetric": False, "noise_probability": 0, "levels": [2, 5]})
 
 
-def test_ifsq_is_a_scale_of_the_features():
-    """2 sigmoid(1.6 a) - 1, in training and after it."""
-    settings = {"kind": "fsq", "levels": [5, 4], "noise_probability": 0, "feature_scale": 0.8}
-    built, features = build_quantizer(settings), torch.randn(500, 2)
-    expected = 2 * torch.sigmoid(1.6 * features) - 1
-    torch.testing.assert_close(built.to_latents(features), expected)
-    assert torch.equal(built.eval()(features).codes, built.encode(expected))
-    torch.testing.assert_close(built.train()(features).latents, built.decode(built.encode(expected)))
-
-
 def test_vq_loss_is_that_of_the_paper():
     built = build_quantizer({"kind": "vq", "codebook_size": 32, "latent_dim": 2, "commitment_weight": 0.5}).train()
     features = torch.randn(100, 2)

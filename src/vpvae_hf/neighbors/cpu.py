@@ -1,12 +1,29 @@
-"""Approximate search by faiss' inverted lists."""
+"""Search on a CPU: exactly by a k-d tree, or approximately by faiss' inverted lists."""
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from .base import NeighborIndex
 
 _TRAINING_POINTS_PER_LIST = 64
+
+
+class KDTreeIndex(NeighborIndex):
+    """scipy's k-d tree on all cores: exact, the fastest on a CPU in up to about 10 dimensions."""
+
+    def __init__(self, points: Tensor):
+        super().__init__(points)
+        self._tree = _tree(self.points.cpu().numpy())
+
+    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+        here = queries.cpu().numpy()
+        # As in `in_tree_order`.
+        order = _tree(here).indices if len(here) else slice(None)
+        found = np.empty((len(here), len(ranks)), dtype=np.float32)
+        found[order] = self._tree.query(here[order], k=list(ranks), workers=-1)[0]
+        return torch.from_numpy(found).to(queries.device)
 
 
 class FaissIndex(NeighborIndex):
@@ -48,3 +65,16 @@ class FaissIndex(NeighborIndex):
             pending = pending[ids[:, -1] < 0]  # the lists looked into held fewer points
             self._index.nprobe = min(self._lists, 4 * self._index.nprobe)
         return torch.from_numpy(found).to(queries.device)
+
+
+def in_tree_order(points: Tensor) -> Tensor:
+    """Points [S, d] on the CPU in the order of a k-d tree's leaves, in which neighbours in space lie near each other.
+
+    A search answers queries in this order sooner, since consecutive queries walk through the same leaves.
+    """
+    return points[torch.from_numpy(_tree(points.detach().float().numpy()).indices)]
+
+
+def _tree(points: np.ndarray) -> cKDTree:
+    # Midpoint splits and larger leaves build three times faster than the defaults and search no slower.
+    return cKDTree(points, leafsize=32, balanced_tree=False, compact_nodes=False)

@@ -24,8 +24,8 @@ def acceptance_probability(
 ) -> Tensor:
     """Metropolis-Hastings acceptance of z -> z' for density ~ D_k^-d and a uniform ball of radius R.
 
-    Zero where the reverse move is impossible, eq. (7): |z - z'| > R(z'). Else eq. (8), with the radii in place of the
-    D_M that they are proportional to there: min(1, (D_k(z) R(z) / (D_k(z') R(z')))^d).
+    Zero if the reverse move is impossible, eq. (7): |z - z'| > R(z'). Otherwise eq. (8), with the radii in place of the
+    D_M that they are proportional to: min(1, (D_k(z) R(z) / (D_k(z') R(z')))^d).
 
     Args:
         near, radius: D_k(z) and R(z), each [N].
@@ -49,7 +49,6 @@ def metropolis(
     density_rank: int,
     mass_rank: int,
     eta: float,
-    exponent: float = 1.0,
     always_accept: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -60,44 +59,34 @@ def metropolis(
         index: over the queue.
         density_rank: k.
         mass_rank: M.
-        eta, exponent: of the radius, R(z) = eta * D_M(z) ** exponent; eq. (3) has the exponent 1.
-        always_accept: the ablation without Metropolis-Hastings, which makes no second search.
+        eta: scale of the radius, eq. (3): R(z) = eta * D_M(z).
+        always_accept: accept every proposal, without a second search: the ablation without Metropolis-Hastings.
 
     Returns:
         Perturbed latents [N, d] and which proposals were accepted, [N] bool.
     """
     distances = index.distances(latents, (density_rank, mass_rank))
-    near, radius = distances[:, 0], eta * distances[:, 1] ** exponent
+    near, radius = distances[:, 0], eta * distances[:, 1]
     proposed = latents + radius[:, None] * uniform_in_ball(latents.shape, latents.device, generator)
     if always_accept:
         return proposed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
     near_proposed, far_proposed = index.distances(proposed, (density_rank, mass_rank)).unbind(1)
     move = (proposed - latents).norm(dim=-1)
-    probability = acceptance_probability(
-        near, radius, near_proposed, eta * far_proposed**exponent, move, latents.shape[-1]
-    )
+    probability = acceptance_probability(near, radius, near_proposed, eta * far_proposed, move, latents.shape[-1])
     accepted = torch.rand(len(latents), device=latents.device, generator=generator) < probability
     return torch.where(accepted[:, None], proposed, latents), accepted
 
 
-def lloyd_step(codebook: Tensor, latents: Tensor) -> Tensor:
-    """Each code [K, d] at the mean of the latents [N, d] that it is nearest to; codes that have none stay."""
-    _, nearest = nearest_point(latents, codebook)
-    sums = torch.zeros_like(codebook).index_add_(0, nearest, latents)
-    counts = torch.bincount(nearest, minlength=len(codebook))[:, None]
-    return torch.where(counts > 0, sums / counts.clamp_min(1), codebook)
-
-
-def resampled(latents: Tensor, codebook: Tensor, share: float) -> Tensor:
+def random_codebook(latents: Tensor, codebook: Tensor, share: float) -> Tensor:
     """Move each latent a share of the way to the nearest of K latents that were drawn from the queue.
 
-    The draws have the latents' own density and make cells of mass 1/K, so directions and lengths are those of a
-    quantization with K codes.
+    The drawn latents have the latents' own density and make cells of mass 1/K, so the moves have the directions and
+    lengths of a quantization with K codes.
 
     Args:
         latents: [N, d], detached.
-        codebook: [K, d], the draw.
-        share: s in (0, 1]; a random codebook errs more than a fitted one, so its share is below 1.
+        codebook: [K, d], the drawn latents.
+        share: s in (0, 1]. A random codebook has a larger error than a fitted one, so the share is below 1.
 
     Returns:
         Perturbed latents [N, d].

@@ -1,4 +1,4 @@
-"""No quantization: what a tokenizer of the same latent dimension could reach at best.
+"""No quantization: the best that a tokenizer of the same latent dimension could reach.
 
 Shapes: d latent dimensions.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from vpvae_hf.settings import require, require_integer, require_weight
 
 from .base import NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput
-from .moments import normalization_loss
+from .normalization import normalization_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Continuous(Quantizer):
 
     config: ContinuousConfig
 
-    def surrogate(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         flat = features.reshape(-1, self.latent_dim)
         return QuantizerOutput(
             latents=features,

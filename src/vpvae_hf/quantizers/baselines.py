@@ -1,0 +1,76 @@
+"""What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training.
+
+Shapes: d latent dimensions, K codes.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.settings import require, require_integer, require_weight
+
+from .base import Quantizer, QuantizerConfig, QuantizerOutput
+from .normalization import rms_length
+
+
+def library():
+    """The module `vector_quantize_pytorch`.
+
+    Raises:
+        ImportError: it is not installed; the message says how to install it.
+    """
+    try:
+        import vector_quantize_pytorch
+    except ImportError as error:
+        raise ImportError(
+            "the quantizers vq, simvq and fsq need vector-quantize-pytorch; install it with: "
+            "pip install 'vpvae_hf[baselines]'"
+        ) from error
+    return vector_quantize_pytorch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedCodebookConfig(QuantizerConfig):
+    """Settings that quantizers with a learned codebook share; their own docstrings describe them."""
+
+    codebook_size: int = 1024
+    latent_dim: int = 4
+    commitment_weight: float = 0.25
+    rotation_trick: bool = False
+    fitted: bool = True
+
+    def __post_init__(self):
+        require_integer("codebook_size", self.codebook_size, 2)
+        require_integer("latent_dim", self.latent_dim, 1)
+        require_weight("commitment_weight", self.commitment_weight)
+        require(isinstance(self.rotation_trick, bool), "rotation_trick", self.rotation_trick, "true or false")
+        require(self.fitted is True, "fitted", self.fitted, "true: the codebook is learned in training")
+
+
+class LearnedCodebook(Quantizer):
+    """A codebook [K, d] that is learned in training; the nearest code by Euclidean distance.
+
+    The training forward is the library's; codes are searched and looked up as for every other kind.
+    """
+
+    @property
+    @abstractmethod
+    def codebook(self) -> Tensor:
+        """[K, d], with its gradient."""
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        _, codes = nearest_point(latents.detach().reshape(-1, self.latent_dim), self.codebook.detach())
+        return codes.view(latents.shape[:-1])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return self.codebook[codes]
+
+    @staticmethod
+    def _output(features: Tensor, latents: Tensor, codes: Tensor, loss: Tensor) -> QuantizerOutput:
+        """The output of a training forward, from latents [N, d] and codes [N] in one batch."""
+        latents, codes = latents.view(features.shape), codes.view(features.shape[:-1])
+        moved = rms_length(latents - features)
+        metrics = {"quantizer/displacement_rms": moved, "quantizer/quantization_error_rms": moved}
+        return QuantizerOutput(latents=latents, codes=codes, loss=loss, metrics=metrics)

@@ -1,0 +1,124 @@
+"""FSQ: each latent dimension is rounded to a fixed grid.
+
+Shapes: d latent dimensions, levels L_1..L_d, K = L_1 * ... * L_d codes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vpvae_hf.codebook import ScalarGrid
+from vpvae_hf.settings import is_number, require
+
+from .base import Quantizer, QuantizerOutput
+from .baselines import library
+from .fsp import ScalarGridConfig
+from .normalization import rms_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiniteScalarQuantizationConfig(ScalarGridConfig):
+    """Settings of `FiniteScalarQuantization`.
+
+    Attributes:
+        codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
+        latent_dim: d, the number of levels.
+        levels: L_i, each at least 2, at least 3 if not symmetric.
+        symmetric: the variant of arXiv 2411.19842, section 3.2, whose codes lie evenly from -1 to 1 in each dimension;
+            otherwise the original (arXiv 2309.15505).
+        noise_probability: share of tokens that get noise as wide as a cell in training, not their code; only symmetric.
+        fitted: True, the grid needs no fitting.
+
+    Raises:
+        ValueError: a value out of its range, or levels, dimension and size that contradict each other.
+    """
+
+    kind: ClassVar[str] = "fsq"
+    description: ClassVar[str] = "FSQ: each latent dimension is rounded to a fixed grid"
+    paper: ClassVar[str | None] = "2309.15505"
+    code_defining_fields: ClassVar[tuple[str, ...]] = (*ScalarGridConfig.code_defining_fields, "symmetric")
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"levels": [5, 4, 3]},
+        {"levels": [5, 4, 3], "symmetric": False, "noise_probability": 0},
+    )
+    symmetric: bool = True
+    noise_probability: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(isinstance(self.symmetric, bool), "symmetric", self.symmetric, "true or false")
+        probability = self.noise_probability
+        valid = is_number(probability) and 0 <= probability <= 1
+        require(valid, "noise_probability", probability, "a number in [0, 1]")
+        if not self.symmetric:
+            require(probability == 0, "noise_probability", probability, "0 where symmetric is false")
+            require(min(self.levels) >= 3, "levels", self.levels, "at least 3 where symmetric is false")
+
+
+class FiniteScalarQuantization(Quantizer):
+    """FSQ (arXiv 2309.15505), by default its symmetric variant with noise (arXiv 2411.19842, section 3.2).
+
+    Latents lie in [-1, 1], or for even levels of the original a little beyond.
+
+    Raises:
+        ImportError: vector-quantize-pytorch is missing.
+    """
+
+    config: FiniteScalarQuantizationConfig
+
+    def __init__(self, config: FiniteScalarQuantizationConfig):
+        super().__init__(config)
+        library()
+        self._grid = ScalarGrid(config.levels)
+        # No submodule: its constants are in no file, and loaders that build without memory would leave them unset.
+        self._libraries: dict[torch.device, torch.nn.Module] = {}
+
+    def to_latents(self, features: Tensor) -> Tensor:
+        """[..., d] from unbounded features [..., d]."""
+        if self.config.symmetric:
+            return torch.tanh(features.float()).to(features.dtype)
+        levels = self._levels(features)
+        half, offset = (levels - 1) * (1 + 1e-3) / 2, (levels % 2 == 0) * 0.5
+        bounded = torch.tanh(features.float() + (offset / half).atanh()) * half - offset
+        return (bounded / (levels // 2)).to(features.dtype)
+
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        continuous = self.to_latents(features)
+        rounded = self._fsq(features.device).quantize(features.reshape(-1, self.latent_dim)).view(features.shape)
+        latents = rounded
+        if self.config.noise_probability > 0:
+            # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the levels.
+            noise = 2 * torch.rand(features.shape, device=features.device, generator=generator) - 1
+            noisy = continuous + noise / (self._levels(features) - 1)
+            token = torch.rand(*features.shape[:-1], 1, device=features.device, generator=generator)
+            latents = torch.where(token < self.config.noise_probability, noisy, rounded)
+        metrics = {
+            "quantizer/displacement_rms": rms_length(latents - continuous),
+            "quantizer/quantization_error_rms": rms_length(rounded - continuous),
+        }
+        codes = self.nearest_codes(continuous.detach())
+        return QuantizerOutput(latents=latents, codes=codes, loss=features.new_zeros(()), metrics=metrics)
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        levels = self._levels(latents)
+        if self.config.symmetric:
+            cells = ((latents + 1) / 2 * (levels - 1) + 0.5).floor()
+        else:
+            cells = (latents * (levels // 2)).round() + levels // 2
+        return self._grid.to_codes(cells.clamp(min=0).minimum(levels - 1).long())
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        cells, levels = self._grid.to_cells(codes).float(), self._levels(codes)
+        return cells * 2 / (levels - 1) - 1 if self.config.symmetric else (cells - levels // 2) / (levels // 2)
+
+    def _levels(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.config.levels, device=like.device, dtype=torch.float32)
+
+    def _fsq(self, device: torch.device):
+        if device not in self._libraries:
+            levels = list(self.config.levels)
+            made = library().FSQ(levels, return_indices=False, preserve_symmetry=self.config.symmetric)
+            self._libraries = {device: made.to(device)}
+        return self._libraries[device]

@@ -1,0 +1,64 @@
+"""SimVQ: a frozen random codebook under a linear map that is learned.
+
+Shapes: d latent dimensions, K codes.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import QuantizerOutput
+from .baselines import LearnedCodebook, LearnedCodebookConfig, library
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimVQConfig(LearnedCodebookConfig):
+    """Settings of `SimVQ`.
+
+    Attributes:
+        codebook_size: K.
+        latent_dim: d.
+        commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
+            to latents.
+        rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
+        fitted: True, the codebook is learned in training.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    kind: ClassVar[str] = "simvq"
+    description: ClassVar[str] = "SimVQ: a frozen random codebook under a linear map that is learned"
+    paper: ClassVar[str | None] = "2411.02038"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"codebook_size": 64, "latent_dim": 3},
+        {"codebook_size": 64, "latent_dim": 3, "rotation_trick": True},
+    )
+
+
+class SimVQ(LearnedCodebook):
+    """SimVQ (arXiv 2411.02038): a frozen random table, and a linear map of it that is learned.
+
+    Raises:
+        ImportError: vector-quantize-pytorch is missing.
+    """
+
+    config: SimVQConfig
+
+    def __init__(self, config: SimVQConfig):
+        super().__init__(config)
+        self.library = library().SimVQ(
+            dim=config.latent_dim,
+            codebook_size=config.codebook_size,
+            rotation_trick=config.rotation_trick,
+            input_to_quantize_commit_loss_weight=config.commitment_weight,
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        return self.library.codebook
+
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        return self._output(features, *self.library(features.reshape(1, -1, self.latent_dim)))

@@ -1,0 +1,120 @@
+"""VQ-VAE's quantizer: a codebook that is learned in training.
+
+Shapes: d latent dimensions, K codes.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from vpvae_hf import distributed
+from vpvae_hf.settings import is_number, require, require_weight
+
+from .base import CodebookNotFittedError, QuantizerOutput
+from .baselines import LearnedCodebook, LearnedCodebookConfig, library
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorQuantizationConfig(LearnedCodebookConfig):
+    """Settings of `VectorQuantization`.
+
+    Attributes:
+        codebook_size: K.
+        latent_dim: d.
+        update: the codebook follows the latents by its "gradient" (arXiv 1711.00937, eq. 3), or by an exponential
+            moving average ("ema", its appendix A.1).
+        decay: decay of the moving averages of the codebook and of how often a code is used.
+        commitment_weight: beta, the weight of the loss that draws latents to their codes.
+        kmeans_start: start from K-means of the first batch, not at random.
+        replace_below: a code that fewer latents per batch use, in the moving average, is replaced by a latent; with 0
+            no code is ever replaced.
+        rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
+        fitted: True, the codebook is learned in training.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    kind: ClassVar[str] = "vq"
+    description: ClassVar[str] = "VQ-VAE: a codebook that is learned in training"
+    paper: ClassVar[str | None] = "1711.00937"
+    examples: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"codebook_size": 64, "latent_dim": 3},
+        {"codebook_size": 64, "latent_dim": 3, "update": "ema", "kmeans_start": True, "replace_below": 1.0},
+        {"codebook_size": 64, "latent_dim": 3, "rotation_trick": True},
+    )
+    update: Literal["gradient", "ema"] = "gradient"
+    decay: float = 0.99
+    kmeans_start: bool = False
+    replace_below: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.update in ("gradient", "ema"), "update", self.update, "gradient or ema")
+        require(is_number(self.decay) and 0 <= self.decay < 1, "decay", self.decay, "a number in [0, 1)")
+        require_weight("replace_below", self.replace_below)
+        require(isinstance(self.kmeans_start, bool), "kmeans_start", self.kmeans_start, "true or false")
+
+
+class VectorQuantization(LearnedCodebook):
+    """VQ-VAE's quantizer (arXiv 1711.00937).
+
+    In a distributed job all ranks have one codebook if the process group was there when the quantizer was made.
+
+    Raises:
+        ImportError: vector-quantize-pytorch is missing.
+    """
+
+    config: VectorQuantizationConfig
+
+    def __init__(self, config: VectorQuantizationConfig):
+        super().__init__(config)
+        self.library = library().VectorQuantize(
+            dim=config.latent_dim,
+            codebook_size=config.codebook_size,
+            decay=config.decay,
+            kmeans_init=config.kmeans_start,
+            threshold_ema_dead_code=config.replace_below,
+            commitment_weight=0.0,  # the library has one weight for the two losses
+            rotation_trick=config.rotation_trick,
+            ema_update=config.update == "ema",
+            learnable_codebook=config.update == "gradient",
+            sync_codebook=distributed.world_size() > 1,
+        )
+
+    @property
+    def codebook(self) -> Tensor:
+        return self.library.codebook
+
+    def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
+        with _randomness(generator):
+            latents, codes, _ = self.library(features.reshape(1, -1, self.latent_dim))
+        loss = self.config.commitment_weight * mse_loss(features, latents.view(features.shape).detach())
+        if self.config.update == "gradient":
+            loss = loss + mse_loss(self.codebook[codes.view(features.shape[:-1])], features.detach())
+        return self._output(features, latents, codes, loss)
+
+    def check_codes(self) -> None:
+        super().check_codes()
+        if not self.library._codebook.initted:
+            raise CodebookNotFittedError(
+                "the codebook starts from the first batch of training (kmeans_start), and none was seen yet; train "
+                "first"
+            )
+
+
+@contextlib.contextmanager
+def _randomness(generator: torch.Generator | None) -> Iterator[None]:
+    """Have the library, which takes no generator, draw from this one; leaves torch's global one as it was."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), device=generator.device, generator=generator))
+    with torch.random.fork_rng([] if generator.device.type == "cpu" else [generator.device]):
+        torch.manual_seed(seed)
+        yield
