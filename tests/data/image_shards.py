@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
+from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 
 CORRUPT = b"<html>404</html>"
 
@@ -57,13 +57,13 @@ def crop_of(settings: dict) -> ImageCrop:
     return ImageCrop(**{"size": 12, **{name: settings.pop(name) for name in names if name in settings}})
 
 
-def stream_of(name: str, **settings) -> SampleStream:
+def stream_of(name: str, **settings) -> ItemStream:
     """Of the split "train", of crops of 12 unless told otherwise."""
-    return SampleStream(open_images(name, split="train"), crop_of(settings), **settings)
+    return ItemStream(open_images(name, split="train"), crop_of(settings), **settings)
 
 
-def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> SampleLoader:
-    return SampleLoader(stream_of(name, **settings), batch_size=batch_size, workers=workers)
+def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> ItemLoader:
+    return ItemLoader(stream_of(name, **settings), batch_size=batch_size, workers=workers)
 
 
 def bytes_of(pixel_values: Tensor) -> Tensor:

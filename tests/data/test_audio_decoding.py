@@ -9,7 +9,7 @@ import soundfile
 from audio_files import CORRUPT, RATE, clip, encoded, sine
 
 from vpvae_hf.data import UnreadableFileError, read_audio
-from vpvae_hf.data.audio_decoding import AudioFile
+from vpvae_hf.data.audio import AudioFile
 
 LOSSLESS = [("WAV", "PCM_24"), ("FLAC", "PCM_24"), ("WAV", "FLOAT"), ("WAV", "DOUBLE")]
 LOSSY = [

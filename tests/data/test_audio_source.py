@@ -20,7 +20,7 @@ from audio_files import (
     write_shards,
 )
 
-from vpvae_hf.data import AudioClip, AudioSegment, SampleLoader, SampleStream, check_readable, open_audio
+from vpvae_hf.data import AudioClip, AudioSegment, ItemLoader, ItemStream, check_readable, open_audio
 
 SEGMENT = AudioSegment(length=50, sampling_rate=RATE, position="start")
 CLIP = AudioClip(sampling_rate=RATE)
@@ -33,7 +33,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 def numbers_in(name: str, split: str = "train", **how) -> list[int]:
-    return numbers_of(SampleLoader(SampleStream(open_audio(name, split=split, **how), SEGMENT), batch_size=4))
+    return numbers_of(ItemLoader(ItemStream(open_audio(name, split=split, **how), SEGMENT), batch_size=4))
 
 
 def files(*names: str) -> dict[str, bytes]:
@@ -50,7 +50,7 @@ def test_the_column_is_found_by_its_type(tmp_path):
 def test_without_streaming_the_audio_is_the_same(tmp_path):
     name = write_counted(tmp_path, 5, 3)
     sources = [open_audio(name, split="train", streaming=streaming) for streaming in (True, False)]
-    streamed, prepared = (list(SampleLoader(SampleStream(source, SEGMENT), batch_size=8)) for source in sources)
+    streamed, prepared = (list(ItemLoader(ItemStream(source, SEGMENT), batch_size=8)) for source in sources)
     torch.testing.assert_close(prepared, streamed, rtol=0, atol=0)
 
 

@@ -19,16 +19,16 @@ from audio_files import (
     write_shards,
 )
 
-from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, SampleLoader, SampleStream, open_audio, source
+from vpvae_hf.data import AudioClip, AudioSegment, ItemLoader, ItemStream, MaskedAudioSegment, open_audio, sources
 
 RANDOM = {"shuffle_buffer": 4, "passes": None, "seed": 3}
 
 
-def loader_of(name: str, cut=None, *, batch_size: int = 1, workers: int = 0, **settings) -> SampleLoader:
+def loader_of(name: str, cut=None, *, batch_size: int = 1, workers: int = 0, **settings) -> ItemLoader:
     """Of the split "train", of random segments of 50 samples unless told otherwise."""
     cut = cut or AudioSegment(length=50, sampling_rate=RATE)
-    stream = SampleStream(open_audio(name, split="train"), cut, **settings)
-    return SampleLoader(stream, batch_size=batch_size, workers=workers)
+    stream = ItemStream(open_audio(name, split="train"), cut, **settings)
+    return ItemLoader(stream, batch_size=batch_size, workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path_factory, monkeypatch):
     """Fifteen clips of 200 samples as files of two formats, five a shard."""
-    monkeypatch.setattr(source, "_FILES_A_SHARD", 5)
+    monkeypatch.setattr(sources, "_FILES_PER_SHARD", 5)
     files = {
         f"speaker{number % 3}/{number:02d}.{kind}": encoded(clip(number), file_format=kind.upper())
         for number, kind in zip(range(15), itertools.cycle(("wav", "flac")), strict=False)
@@ -192,8 +192,8 @@ def test_cuts_go_to_other_processes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"length": 0}, "length must be at least 1, got 0"),
-        ({"sampling_rate": 0}, "sampling_rate must be at least 1, got 0"),
+        ({"length": 0}, "length must be an integer of at least 1, got 0"),
+        ({"sampling_rate": 0}, "sampling_rate must be an integer of at least 1, got 0"),
         ({"position": "middle"}, "position must be random, center or start, got 'middle'"),
     ],
 )
@@ -207,7 +207,7 @@ def test_masked_segments_tell_audio_from_what_follows_it(tmp_path):
         tmp_path, {"a.wav": encoded(clip(1, 50)), "b.wav": encoded(clip(2, 300)), "c.wav": encoded(clip(3, 9))}
     )
     cut = MaskedAudioSegment(length=100, sampling_rate=RATE, shortest=10)
-    loader = SampleLoader(SampleStream(open_audio(name, split="train"), cut), batch_size=3)
+    loader = ItemLoader(ItemStream(open_audio(name, split="train"), cut), batch_size=3)
     (batch,) = loader
     assert batch["input_values"].shape == (2, 1, 100)
     assert batch["padding_mask"].sum(dim=1).tolist() == [50, 100]

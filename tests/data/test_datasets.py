@@ -195,5 +195,5 @@ def test_orientation_is_applied(tmp_path):
 
 
 def test_a_limit_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="limit must be an integer of at least 1, got 0"):
         load_images(str(tmp_path), split="train", limit=0, shortest_side=24)

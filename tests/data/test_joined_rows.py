@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from audio_files import RATE, clip, encoded, numbers_of, write_files, write_shards
 
-from vpvae_hf.data import AudioClip, SampleLoader, SampleStream, open_audio
+from vpvae_hf.data import AudioClip, ItemLoader, ItemStream, open_audio
 
 CLIP = AudioClip(sampling_rate=RATE)
 
@@ -34,7 +34,7 @@ def test_ranks_share_all_clips_of_both(data, ranks, streaming):
 def test_shards_of_both_are_mixed(data):
     """In a shuffled pass clips of the second split come before the last ones of the first."""
     source = open_audio(data, split="train+test")
-    orders = [numbers_of(SampleLoader(stream(source, seed=seed), batch_size=1)) for seed in range(8)]
+    orders = [numbers_of(ItemLoader(stream(source, seed=seed), batch_size=1)) for seed in range(8)]
     assert any(min(map(order.index, (9, 10, 11))) < max(map(order.index, range(9))) for order in orders)
 
 
@@ -68,8 +68,8 @@ def test_each_must_be_there(data):
 
 
 def stream(source, seed=0, rank=0, ranks=1):
-    return SampleStream(source, CLIP, shuffle_buffer=2, seed=seed, rank=rank, world_size=ranks)
+    return ItemStream(source, CLIP, shuffle_buffer=2, seed=seed, rank=rank, world_size=ranks)
 
 
 def loader(source, rank, ranks):
-    return SampleLoader(stream(source, rank=rank, ranks=ranks), batch_size=1)
+    return ItemLoader(stream(source, rank=rank, ranks=ranks), batch_size=1)

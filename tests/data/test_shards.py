@@ -6,7 +6,7 @@ import pytest
 import torch
 from image_shards import bytes_of, encoded, loader_of, numbers_of, picture, write_counted, write_shards
 
-from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, check_readable, open_images, shards
+from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, check_readable, open_images, streams
 
 datasets = pytest.importorskip("datasets")
 
@@ -49,7 +49,7 @@ def test_images_before_a_corrupt_shard_are_given(tmp_path):
 @pytest.mark.parametrize(("limit", "ranks"), [(3, 2), (2, 5), (1, 1)])
 @pytest.mark.parametrize("shuffle_buffer", [1, 3])
 def test_many_shards_are_dealt_out_in_groups(tmp_path, monkeypatch, limit, ranks, shuffle_buffer):
-    monkeypatch.setattr(shards, "_MOST_GROUPS", limit)
+    monkeypatch.setattr(streams, "_MOST_GROUPS", limit)
     name = write_counted(tmp_path, *[1] * 8)
     settings = {"shuffle_buffer": shuffle_buffer, "world_size": ranks}
     numbers = [numbers_of(loader_of(name, rank=rank, **settings)) for rank in range(ranks)]
@@ -66,7 +66,7 @@ def test_a_folder_of_image_files(tmp_path):
 def test_without_streaming_the_images_are_the_same(tmp_path):
     name = write_counted(tmp_path, 5, 3)
     streamed, prepared = (
-        SampleLoader(SampleStream(open_images(name, split="train", streaming=streaming), CROP), batch_size=8)
+        ItemLoader(ItemStream(open_images(name, split="train", streaming=streaming), CROP), batch_size=8)
         for streaming in (True, False)
     )
     torch.testing.assert_close(list(prepared), list(streamed), rtol=0, atol=0)
@@ -74,8 +74,8 @@ def test_without_streaming_the_images_are_the_same(tmp_path):
 
 def test_without_streaming_ranks_and_workers_share_the_images(tmp_path):
     source = open_images(write_counted(tmp_path, 9), split="train", streaming=False)
-    streams = [SampleStream(source, CROP, rank=rank, world_size=2, shuffle_buffer=3) for rank in range(2)]
-    numbers = [numbers_of(SampleLoader(stream, batch_size=2, workers=2)) for stream in streams]
+    streams = [ItemStream(source, CROP, rank=rank, world_size=2, shuffle_buffer=3) for rank in range(2)]
+    numbers = [numbers_of(ItemLoader(stream, batch_size=2, workers=2)) for stream in streams]
     assert sorted(itertools.chain(*numbers)) == list(range(9))
     assert all(numbers)
 
@@ -83,7 +83,7 @@ def test_without_streaming_ranks_and_workers_share_the_images(tmp_path):
 def test_a_slice_is_read_where_nothing_is_streamed(tmp_path):
     name = write_counted(tmp_path, 5, 3)
     source = open_images(name, split="train[2:6]", streaming=False)
-    assert numbers_of(SampleLoader(SampleStream(source, CROP), batch_size=8)) == [2, 3, 4, 5]
+    assert numbers_of(ItemLoader(ItemStream(source, CROP), batch_size=8)) == [2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"a stream has no slices, got split 'train\[2:6\]'; name a whole split"):
         open_images(name, split="train[2:6]")
 
@@ -107,7 +107,7 @@ def test_one_of_two_image_columns_is_named(tmp_path):
     name = two_image_columns(tmp_path)
     with pytest.raises(ValueError, match=r"has 2 image columns \(photo, mask\) among photo, mask; name the one to use"):
         open_images(name, split="train")
-    (image,) = SampleLoader(SampleStream(open_images(name, split="train", column="photo"), CROP), batch_size=1)
+    (image,) = ItemLoader(ItemStream(open_images(name, split="train", column="photo"), CROP), batch_size=1)
     assert torch.equal(bytes_of(image)[0], torch.from_numpy(picture(3)))
 
 

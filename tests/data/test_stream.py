@@ -17,7 +17,7 @@ from image_shards import (
     write_shards,
 )
 
-from vpvae_hf.data import SampleLoader, stream
+from vpvae_hf.data import ItemLoader, streams
 
 datasets = pytest.importorskip("datasets")
 
@@ -201,11 +201,11 @@ def test_the_count_of_unreadable_images_is_resumed(tmp_path, workers):
 
 
 def test_an_endless_stream_of_unreadable_images_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "_MOST_UNREADABLE", 5)
+    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 5)
     name = write_shards(tmp_path, [[encoded(picture(0)), CORRUPT, CORRUPT], [CORRUPT] * 3])
     with pytest.raises(ValueError, match="5 images in a row cannot be read; see whether the files of column 'photo'"):
         list(loader_of(name))
-    monkeypatch.setattr(stream, "_MOST_UNREADABLE", 6)
+    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 6)
     assert numbers_of(itertools.islice(loader_of(name, passes=None), 3)) == [0, 0, 0]
 
 
@@ -258,8 +258,8 @@ def test_large_images_are_scaled_where_that_is_asked(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, "size must be at least 1, got 0"),
-        ({"shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
+        ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer must be an integer of at least 1, got 0"),
         ({"size": 12, "shortest_side": 11}, "shortest_side must be at least the size of a crop, 12, got 11"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_reader_without_a_row_of_an_endless_stream(tmp_path):
     name = write_counted(tmp_path, 4, 0)
     endless = stream_of(name, passes=None, rank=1, world_size=2)
     with pytest.raises(ValueError, match="no row for one of its readers; use fewer ranks or loader workers, or more"):
-        next(iter(SampleLoader(endless, batch_size=1)))
+        next(iter(ItemLoader(endless, batch_size=1)))
 
 
 def test_a_reader_without_a_row_of_a_finite_stream(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vpvae_hf.data import AudioClip, AudioSegment, Cut, MaskedAudioSegment, open_audio
+from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, Transform, open_audio
 from vpvae_hf.losses import Loss, build_audio_losses
 from vpvae_hf.metrics import (
     MetricFn,
@@ -44,17 +44,17 @@ class AudioModality(Modality):
         rate = model.config.sampling_rate
         return build_audio_losses(config.loss_weights, whisper=config.whisper, sampling_rate=rate)
 
-    def training_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def training_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         return AudioSegment(length=self._segment(config, model), **self._reading(config, model))
 
-    def fitting_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def fitting_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         hop = model.config.hop_length
         return MaskedAudioSegment(length=self._segment(config, model), shortest=hop, **self._reading(config, model))
 
-    def held_out_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def held_out_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         return AudioClip(shortest=model.config.hop_length, **self._reading(config, model))
 
-    def shown_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def shown_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         length = round(_SHOWN_SECONDS * model.config.sampling_rate)
         return AudioSegment(length=length, position="start", **self._reading(config, model))
 

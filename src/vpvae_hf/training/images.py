@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from vpvae_hf.data import Cut, ImageCrop, open_images
+from vpvae_hf.data import ImageCrop, Transform, open_images
 from vpvae_hf.losses import Loss, build_image_losses
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
@@ -40,15 +40,15 @@ class ImageModality(Modality):
     def adversarial(self, config: ImageTrainingConfig) -> AdversarialConfig | None:
         return config.adversarial if config.adversarial.weight else None
 
-    def training_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+    def training_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Transform:
         data = config.data
         return ImageCrop(size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip)
 
-    def held_out_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+    def held_out_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Transform:
         side, size = config.data.shortest_side, config.data.validation_size or config.data.size
         return ImageCrop(size=size, shortest_side=None if side is None else max(side, size))
 
-    def shown_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+    def shown_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Transform:
         return self.held_out_cut(config, model)
 
     def held_out_batch_size(self, config: ImageTrainingConfig) -> int:
