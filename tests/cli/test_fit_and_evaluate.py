@@ -36,7 +36,7 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     stream = ItemStream(open_images(data, split="validation"), ImageCrop(size=16, shortest_side=16))
     batches = ItemLoader(stream, batch_size=9)
     figures = evaluate_reconstruction(vae, batches, metric_fn=image_quality, unquantized=("psnr",)).metrics
-    assert f"{figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} dB not quantized)" in printed
+    assert f"{figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} dB without quantization)" in printed
     (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert saved["images"] == 9
     assert saved["metrics"] == pytest.approx(figures, rel=1e-6)

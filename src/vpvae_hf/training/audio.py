@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, Transform, open_audio
 from vpvae_hf.losses import Loss, build_audio_losses
+from vpvae_hf.metric_labels import describe_metrics
 from vpvae_hf.metrics import (
     MetricFn,
     ReconstructionQuality,
@@ -20,10 +21,11 @@ from vpvae_hf.metrics import (
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 
 from .config import AudioTrainingConfig
-from .modality import Modality, usage_of
+from .modality import Modality
 
 # Of each clip that is shown and played, and the silence between two.
 _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
+_SUMMARY = ("pesq", "stoi", "mel_distance", "code_usage")
 
 
 class AudioModality(Modality):
@@ -69,13 +71,7 @@ class AudioModality(Modality):
         return partial(audio_quality, sampling_rate=model.config.sampling_rate)
 
     def summary(self, quality: ReconstructionQuality) -> str:
-        figures = quality.metrics
-        shown = [
-            f"{label} {figures[name]:.3f} ({figures[f'{name}_unquantized']:.3f} not quantized)"
-            for name, label in (("pesq", "PESQ"), ("stoi", "STOI"), ("mel_distance", "mel distance"))
-            if name in figures
-        ]
-        return f"{quality.items} validation clips: {', '.join(shown)}{usage_of(figures)}"
+        return f"{quality.items} validation clips: {describe_metrics(quality.metrics, _SUMMARY)}"
 
     def factor(self, model: VPCodecModel) -> str:
         return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes a second)"

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from vpvae_hf.data import ImageCrop, Transform, open_images
 from vpvae_hf.losses import Loss, build_image_losses
+from vpvae_hf.metric_labels import describe_metrics
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
 
 from .config import AdversarialConfig, ImageTrainingConfig
-from .modality import Modality, places, usage_of
+from .modality import Modality, places
+
+_SUMMARY = ("psnr", "ssim", "code_usage")
 
 
 class ImageModality(Modality):
@@ -61,11 +64,7 @@ class ImageModality(Modality):
         return partial(image_quality, lpips=final and config.losses.get("lpips", 0) > 0)
 
     def summary(self, quality: ReconstructionQuality) -> str:
-        figures = quality.metrics
-        return (
-            f"{quality.items} validation images: PSNR {figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} "
-            f"not quantized), SSIM {figures['ssim']:.3f}{usage_of(figures)}"
-        )
+        return f"{quality.items} validation images: {describe_metrics(quality.metrics, _SUMMARY)}"
 
     def factor(self, model: AutoencoderVP) -> str:
         return f"factor {model.downsample_factor}"

@@ -117,8 +117,3 @@ def places(config: ModelConfig) -> dict[str, Any]:
     """Where within a folder or a repository the start is."""
     names = {"subfolder": config.subfolder, "revision": config.revision}
     return {name: value for name, value in names.items() if value is not None}
-
-
-def usage_of(figures: Mapping[str, float]) -> str:
-    """The end of a summary: how evenly codes are used, where there are codes."""
-    return f", CVU {figures['code_usage']:.3f}" if "code_usage" in figures else ""
