@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, Transform, open_audio
-from vpvae_hf.losses import Loss, build_audio_losses
+from vpvae_hf.losses import Loss, audio_losses, build_losses
 from vpvae_hf.metric_labels import describe_metrics
 from vpvae_hf.metrics import (
     MetricFn,
@@ -44,7 +44,7 @@ class AudioModality(Modality):
 
     def losses(self, config: AudioTrainingConfig, model: VPCodecModel) -> Mapping[str, Loss]:
         rate = model.config.sampling_rate
-        return build_audio_losses(config.loss_weights, whisper=config.whisper, sampling_rate=rate)
+        return build_losses(config.loss_weights, audio_losses(whisper=config.whisper, sampling_rate=rate))
 
     def training_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         return AudioSegment(length=self._segment(config, model), **self._reading(config, model))

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from vpvae_hf.data import ImageCrop, Transform, open_images
-from vpvae_hf.losses import Loss, build_image_losses
+from vpvae_hf.losses import IMAGE_LOSSES, Loss, build_losses
 from vpvae_hf.metric_labels import describe_metrics
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
@@ -38,7 +38,7 @@ class ImageModality(Modality):
         return AutoencoderVP.from_pretrained(name, **places)
 
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
-        return build_image_losses(config.loss_weights)
+        return build_losses(config.loss_weights, IMAGE_LOSSES)
 
     def adversarial(self, config: ImageTrainingConfig) -> AdversarialConfig | None:
         return config.adversarial if config.adversarial.weight else None
