@@ -13,7 +13,10 @@ from torch import Tensor
 
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 
+OPEN, KIND, COLUMN = open_images, "image", "photo"
 CORRUPT = b"<html>404</html>"
+# What varies from item to item, of `loader_of`.
+RANDOM = {"size": 8, "crop": "random", "flip": True}
 
 
 def picture(number: int, height: int = 12, width: int = 12) -> np.ndarray:
@@ -26,6 +29,16 @@ def encoded(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def file(number: int) -> bytes:
+    """A file of the image of that number."""
+    return encoded(picture(number))
+
+
+def whole() -> ImageCrop:
+    """A transform that gives the whole image, which does not vary."""
+    return ImageCrop(size=12)
 
 
 def write_shards(folder: Path, shards: Sequence[Sequence[bytes]], split: str = "train") -> str:

@@ -332,9 +332,8 @@ def test_no_such_folder(tmp_path):
 
 def test_hub_that_is_not_asked(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        OSError, match="(?s)needs the model nobody/no-whisper, but loading it fails .*check the network"
-    ):
+    message = r"(?s)needs the model nobody/no-whisper, but loading it fails .*check the network"
+    with pytest.raises(OSError, match=message):
         build_losses({"whisper": 1.0}, audio_losses(whisper="nobody/no-whisper"))
 
 

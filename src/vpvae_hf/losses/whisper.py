@@ -126,8 +126,8 @@ def load_whisper_features(name: str) -> WhisperFeatures:
             model, info = WhisperModel.from_pretrained(name, **how)
     except OSError as error:
         raise OSError(
-            f"the Whisper loss needs the model {name}, but loading it fails ({error}): name a folder or a Whisper model "
-            "on the hub, check the network, or do without the Whisper loss"
+            f"the Whisper loss needs the model {name}, but loading it fails ({error}): name a folder or a Whisper "
+            "model on the hub, check the network, or do without the Whisper loss"
         ) from error
     missing = sorted(key for key in info["missing_keys"] if key.startswith("encoder."))
     if missing:
