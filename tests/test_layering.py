@@ -13,6 +13,7 @@ SOURCE = Path(vpvae_hf.__file__).parent
 LAYERS = {
     "distributed": 0,
     "settings": 0,
+    "metric_labels": 0,
     "files": 0.5,
     "resampling": 0,
     "neighbors": 0,

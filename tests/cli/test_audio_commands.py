@@ -52,7 +52,7 @@ def test_fit_then_evaluate(data, tmp_path, capsys):
     assert (model.config.codebook_size, model.quantize.config.fitted) == (24, True)
     assert main(["evaluate", str(fitted), "--dataset", data, "--save"]) == 0
     printed = "\n".join(lines(capsys))
-    for word in ("3 clips", "PESQ (wide band)", "STOI", "mel distance", "not quantized", "code usage (CVU)"):
+    for word in ("3 clips", "PESQ (wide band)", "STOI", "Mel distance", "without quantization", "Code usage (CVU)"):
         assert word in printed
     (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert saved["clips"] == 3

@@ -36,7 +36,7 @@ def test_demo(arguments, photographs, tmp_path, capsys):
     output = tmp_path / "results"
     assert demo(output, photographs, *arguments) == 0
     printed = capsys.readouterr().out
-    for phrase in ("PSNR, quantized", "PSNR, not quantized", "SSIM", "code usage (CVU)", "displacement, RMS",
+    for phrase in ("PSNR", "PSNR without quantization", "SSIM", "Code usage (CVU)", "displacement, RMS",
                    "quantization error it stands for", "proposals accepted", "identical codes"):  # fmt: skip
         assert phrase in printed
     assert {file.name for file in output.iterdir()} == {

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_factor
-from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
+from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.quantizers import NoCodesError
 from vpvae_hf.training.arguments import describe, parse_config
 from vpvae_hf.training.diffusion_config import DiffusionConfig
@@ -44,8 +44,8 @@ def pictures(tmp_path_factory):
 
 
 def batches_of(pictures, size=16):
-    stream = SampleStream(open_images(pictures, split="train"), ImageCrop(size=size, shortest_side=20))
-    return list(SampleLoader(stream, batch_size=11))
+    stream = ItemStream(open_images(pictures, split="train"), ImageCrop(size=size, shortest_side=20))
+    return list(ItemLoader(stream, batch_size=11))
 
 
 @pytest.fixture(scope="module")

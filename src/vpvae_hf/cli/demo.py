@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
 from vpvae_hf.files import claim_output_folder, write_json
-from vpvae_hf.losses import build_image_losses
+from vpvae_hf.losses import IMAGE_LOSSES, build_losses
+from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, fit_codebook
@@ -44,6 +45,7 @@ _VALIDATIONS = 9
 _VALIDATED_EVERY = 3
 _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
 _SHOWN_IMAGES = 12
+_SHOWN_METRICS = ("psnr", "psnr_unquantized", "ssim", "code_usage", "quantization_error_rms")
 # A queue that turns over every few hundred steps of so short a run.
 _QUEUE_SHARE = 0.1
 _WARMUP_SHARE = 0.02
@@ -106,7 +108,7 @@ def run(options: argparse.Namespace) -> None:
             logging_steps=_LOGGING_STEPS,
             validation_steps=max(1, options.steps // _VALIDATIONS),
         ),
-        losses=build_image_losses(_LOSS_WEIGHTS),
+        losses=build_losses(_LOSS_WEIGHTS, IMAGE_LOSSES),
         validate=lambda step: _validated(vae, validated),
     ).run()
     fit = None
@@ -242,11 +244,7 @@ def _table(log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQual
     figures = quality.metrics
     rows = [
         (f"On {quality.items} held-out crops", ""),
-        ("PSNR, quantized", f"{figures['psnr']:.2f} dB"),
-        ("PSNR, not quantized", f"{figures['psnr_unquantized']:.2f} dB"),
-        ("SSIM, quantized", f"{figures['ssim']:.3f}"),
-        ("code usage (CVU)", f"{figures['code_usage']:.3f}"),
-        ("quantization error, RMS", f"{figures['quantization_error_rms']:.3f}"),
+        *((metric_label(name).label, metric_label(name).format(figures[name])) for name in _SHOWN_METRICS),
         (f"In the last {_LAST_ROWS * _LOGGING_STEPS} training steps", ""),
         ("displacement, RMS", f"{log.last_mean('quantizer/displacement_rms', _LAST_ROWS):.3f}"),
         (

@@ -4,22 +4,13 @@ import argparse
 from pathlib import Path
 
 from vpvae_hf.hub import read_results, write_results
+from vpvae_hf.metric_labels import METRIC_LABELS
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
 
 from .inputs import add_data_options, inputs_for
 from .tokenizers import load_tokenizer
 
-# Name -> label, decimals, and unit.
-_SHOWN = {
-    "psnr": ("PSNR", 2, " dB"),
-    "ssim": ("SSIM", 4, ""),
-    "lpips": ("LPIPS", 4, ""),
-    "pesq": ("PESQ (wide band)", 3, ""),
-    "stoi": ("STOI", 4, ""),
-    "mel_distance": ("mel distance", 4, ""),
-    "code_usage": ("code usage (CVU)", 4, ""),
-    "quantization_error_rms": ("quantization error, RMS", 4, ""),
-}
+_NOT_SHOWN = frozenset(("perplexity", "codes_used"))
 
 
 def add_parser(commands) -> None:
@@ -60,13 +51,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _print_figures(quality: ReconstructionQuality) -> None:
-    for name, (label, decimals, unit) in _SHOWN.items():
-        if name not in quality.metrics:
+    for name, label in METRIC_LABELS.items():
+        if name not in quality.metrics or name in _NOT_SHOWN:
             continue
         notes = []
         if f"{name}_unquantized" in quality.metrics:
-            notes.append(f"{quality.metrics[f'{name}_unquantized']:.{decimals}f}{unit} not quantized")
+            notes.append(f"{label.format(quality.metrics[f'{name}_unquantized'])} without quantization")
         if quality.undefined.get(name):
             notes.append(f"not defined for {quality.undefined[name]}, which are left out")
         note = f" ({'; '.join(notes)})" if notes else ""
-        print(f"  {label:<25}{quality.metrics[name]:.{decimals}f}{unit}{note}")
+        print(f"  {label.label:<25}{label.format(quality.metrics[name])}{note}")

@@ -13,13 +13,13 @@ from vpvae_hf.data import (
     AudioClip,
     AudioCoder,
     Coder,
-    Cut,
     ImageCoder,
     ImageCrop,
+    ItemLoader,
+    ItemStream,
     MaskedAudioSegment,
-    SampleLoader,
-    SampleStream,
     Source,
+    Transform,
     check_readable,
     open_audio,
     open_images,
@@ -117,19 +117,19 @@ class Inputs(ABC):
         """What the codes depend on beside tokenizer and files, as JSON stores it."""
 
     @abstractmethod
-    def _random_cut(self) -> Cut: ...
+    def _random_cut(self) -> Transform: ...
 
     @abstractmethod
-    def _whole_cut(self) -> Cut: ...
+    def _whole_cut(self) -> Transform: ...
 
     def _whole_batch_size(self) -> int:
         return self.options.batch_size
 
-    def _loader(self, cut: Cut, batch_size: int, *, shuffled: int, passes: int | None, seed: int) -> SampleLoader:
+    def _loader(self, cut: Transform, batch_size: int, *, shuffled: int, passes: int | None, seed: int) -> ItemLoader:
         source = self.source()
         check_readable(source, cut)
-        stream = SampleStream(source, cut, shuffle_buffer=shuffled, passes=passes, seed=seed)
-        return SampleLoader(stream, batch_size=batch_size, workers=1)
+        stream = ItemStream(source, cut, shuffle_buffer=shuffled, passes=passes, seed=seed)
+        return ItemLoader(stream, batch_size=batch_size, workers=1)
 
 
 class ImageInputs(Inputs):
@@ -153,10 +153,10 @@ class ImageInputs(Inputs):
         side = self.options.shortest_side
         return {"size": size, "shortest_side": size if side is None else side}
 
-    def _random_cut(self) -> Cut:
+    def _random_cut(self) -> Transform:
         return ImageCrop(**self.coding(), crop="random")
 
-    def _whole_cut(self) -> Cut:
+    def _whole_cut(self) -> Transform:
         return ImageCrop(**self.coding())
 
 
@@ -181,13 +181,13 @@ class AudioInputs(Inputs):
     def coding(self) -> dict[str, Any]:
         return {"resample": self.options.resample, "downmix": self.options.downmix}
 
-    def _random_cut(self) -> Cut:
+    def _random_cut(self) -> Transform:
         config = self.model.config
         length = max(1, round(_SEGMENT_SECONDS * config.frame_rate)) * config.hop_length
         reading = {"sampling_rate": config.sampling_rate, "shortest": config.hop_length, **self.coding()}
         return MaskedAudioSegment(length=length, **reading)
 
-    def _whole_cut(self) -> Cut:
+    def _whole_cut(self) -> Transform:
         config = self.model.config
         return AudioClip(sampling_rate=config.sampling_rate, shortest=config.hop_length, **self.coding())
 

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vpvae_hf.metric_labels import METRIC_LABELS
 from vpvae_hf.training.metrics_log import MetricsLog
 
 
@@ -60,10 +61,10 @@ def save_training_curves(path: str | os.PathLike, log: MetricsLog) -> None:
     loss.set_title("Training loss")
     psnr.plot(*log.column("validation/psnr"), "o-", label="quantized")
     psnr.plot(*log.column("validation/psnr_unquantized"), "o-", label="not quantized")
-    psnr.set_title("PSNR of held-out crops, dB")
+    psnr.set_title(f"{METRIC_LABELS['psnr'].heading}, of held-out crops")
     usage.plot(*log.column("validation/code_usage"), "o-", label="held-out crops")
     usage.set_ylim(0, 1)
-    usage.set_title("Code usage (CVU)")
+    usage.set_title(METRIC_LABELS["code_usage"].heading)
     for name, label in (("displacement", "displacement"), ("quantization_error", "quantization error")):
         scale.plot(*log.column(f"quantizer/{name}_rms"), linewidth=0.8, label=label)
     scale.set_title("Root mean square length, in units of the latents")

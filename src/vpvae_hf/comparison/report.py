@@ -7,20 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpvae_hf.metric_labels import metric_label
+
 from .config import Comparison
 from .paper import paper_figures
 from .runs import Run
 
-# Name of a figure -> label, decimals.
-_SHOWN = {
-    "code_usage": ("CVU", 3),
-    "lpips": ("LPIPS", 4),
-    "psnr": ("PSNR, dB", 2),
-    "ssim": ("SSIM", 4),
-    "pesq": ("PESQ", 3),
-    "stoi": ("STOI", 4),
-    "mel_distance": ("mel distance", 3),
-}
+# Metrics of the tables.
+_METRICS = ("code_usage", "lpips", "psnr", "ssim", "pesq", "stoi", "mel_distance")
 # What the curves show of each modality.
 _QUALITY = {"image": "psnr", "audio": "pesq"}
 _UNQUANTIZED = "none"
@@ -67,21 +61,25 @@ def _by_method(comparison: Comparison, results: Iterable[dict]) -> dict[str, lis
 def _table(comparison: Comparison, size: int, rows: dict[str, list[dict]]) -> str:
     domains = ["in_domain", *(["out_of_domain"] if comparison.out_of_domain else [])]
     names = {
-        domain: [name for name in _SHOWN if any(name in (run[domain] or {}) for runs in rows.values() for run in runs)]
+        domain: [
+            name for name in _METRICS if any(name in (run[domain] or {}) for runs in rows.values() for run in runs)
+        ]
         for domain in domains
     }
     quality = _QUALITY[comparison.modality]
     bound = _mean_of(rows.get(_UNQUANTIZED, []), lambda run: run["in_domain"].get(quality, math.nan))
     paper = {name: paper_figures(comparison.modality, size, comparison.methods[name].paper or "") for name in rows}
-    paper_names = [name for name in _SHOWN if any(name in figures for figures in paper.values())]
+    paper_names = [name for name in _METRICS if any(name in figures for figures in paper.values())]
     header = ["method", "codes"]
-    header += [_SHOWN[name][0] for name in names["in_domain"]]
+    header += [metric_label(name).heading for name in names["in_domain"]]
     if not math.isnan(bound):
-        header.append(f"{_SHOWN[quality][0].split(',')[0]} below {_UNQUANTIZED}")
+        header.append(f"{metric_label(quality).label} below {_UNQUANTIZED}")
     if comparison.out_of_domain:
         label = comparison.out_of_domain.label or comparison.out_of_domain.name
-        header += [f"{label}: {_SHOWN[name][0]}" for name in names["out_of_domain"]]
-    header += ["minutes", "quantizer's share", "seeds"] + [f"paper: {_SHOWN[name][0]}" for name in paper_names]
+        header += [f"{label}: {metric_label(name).heading}" for name in names["out_of_domain"]]
+    header += ["minutes", "quantizer's share", "seeds"] + [
+        f"paper: {metric_label(name).heading}" for name in paper_names
+    ]
     lines = [header, ["---"] * len(header)]
     for method, runs in rows.items():
         groups, count = runs[0]["code_groups"], runs[0]["codebook_size"]
@@ -89,7 +87,7 @@ def _table(comparison: Comparison, size: int, rows: dict[str, list[dict]]) -> st
         line += [_cell(runs, "in_domain", name) for name in names["in_domain"]]
         if not math.isnan(bound):
             mine = _mean_of(runs, lambda run: run["in_domain"].get(quality, math.nan))
-            line.append(f"{bound - mine:.{_SHOWN[quality][1]}f}")
+            line.append(f"{bound - mine:.{metric_label(quality).decimals}f}")
         if comparison.out_of_domain:
             line += [_cell(runs, "out_of_domain", name) for name in names["out_of_domain"]]
         line.append(f"{_mean_of(runs, lambda run: run['training_seconds']) / 60:.1f}")
@@ -104,7 +102,7 @@ def _cell(runs: Sequence[dict], domain: str, name: str) -> str:
     values = [run[domain][name] for run in runs if name in (run[domain] or {})]
     if not values:
         return "-"
-    decimals = _SHOWN[name][1]
+    decimals = metric_label(name).decimals
     spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{decimals}f}{spread}"
 
@@ -148,7 +146,7 @@ def _draw_usage(axes, comparison: Comparison, results: Sequence[dict]) -> None:
 
 
 def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict]) -> None:
-    """MetricFn over bits a token: means over seeds; what has no codes stands at the K that it is compared at."""
+    """Quality over bits per token: means over seeds; what has no codes stands at the K that it is compared at."""
     quality = _QUALITY[comparison.modality]
     for number, (method, runs) in enumerate(_by_method(comparison, results).items()):
         points = {}
@@ -157,4 +155,6 @@ def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict])
             points.setdefault(bits or math.log2(run["size"]), []).append(run["in_domain"][quality])
         line = sorted((bits, statistics.fmean(values)) for bits, values in points.items())
         axes.plot(*zip(*line, strict=True), **_style(method, number), label=method)
-    axes.set(xlabel="bits a token, log2 K", ylabel=_SHOWN[quality][0], title="MetricFn over rate, in domain")
+    axes.set(
+        xlabel="bits per token, log2 K", ylabel=metric_label(quality).heading, title="Quality over rate, in domain"
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from vpvae_hf.data import SampleLoader, SampleStream, check_readable
+from vpvae_hf.data import ItemLoader, ItemStream, check_readable
 from vpvae_hf.files import read_json, write_json
 from vpvae_hf.metrics import evaluate_reconstruction
 from vpvae_hf.quantizers import quantizer_config
@@ -201,7 +201,7 @@ def _measured(config: TrainingConfig, model, place: Place) -> dict[str, float]:
     cut = modality.held_out_cut(config, model)
     check_readable(source, cut)
     batch_size = modality.held_out_batch_size(config)
-    batches = SampleLoader(SampleStream(source, cut), batch_size=batch_size, workers=min(1, config.data.workers))
+    batches = ItemLoader(ItemStream(source, cut), batch_size=batch_size, workers=min(1, config.data.workers))
     quality = modality.quality(model, config, final=True)
     return evaluate_reconstruction(model, batches, metric_fn=quality, unquantized=modality.unquantized).metrics
 

@@ -1,17 +1,13 @@
 """Images and audio for training and evaluation."""
 
-from .audio_decoding import read_audio
+from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
 from .code_files import CodeFiles
 from .code_folder import CodeFolder
 from .code_manifest import claim_folder, tokenizer_hash, write_totals
 from .coders import AudioCoder, Coder, ImageCoder, code_dtype
-from .crops import center_crops, random_crops, to_pixel_values
-from .cuts import AudioClip, AudioSegment, Cut, ImageCrop, MaskedAudioSegment
-from .files import UnreadableFileError
-from .in_memory import load_images
-from .photographs import load_photographs
-from .source import Source, check_readable, open_audio, open_images
-from .stream import SampleLoader, SampleStream
+from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops, to_pixel_values
+from .sources import Source, Transform, UnreadableFileError, open_audio, open_images
+from .streams import ItemLoader, ItemStream, check_readable
 
 __all__ = [
     "AudioClip",
@@ -20,13 +16,13 @@ __all__ = [
     "CodeFiles",
     "CodeFolder",
     "Coder",
-    "Cut",
     "ImageCoder",
     "ImageCrop",
+    "ItemLoader",
+    "ItemStream",
     "MaskedAudioSegment",
-    "SampleLoader",
-    "SampleStream",
     "Source",
+    "Transform",
     "UnreadableFileError",
     "center_crops",
     "check_readable",

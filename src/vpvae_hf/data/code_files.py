@@ -13,9 +13,8 @@ from torch import Tensor
 from vpvae_hf.files import write_atomically
 
 from .coders import Coder
-from .files import UnreadableFileError
-from .shards import ShardReader, shard_groups
-from .source import Source
+from .sources import Source, UnreadableFileError
+from .streams import ShardReader, shard_groups
 
 _ROWS_AT_ONCE = 1000
 _SKIPPED = b"vpvae_hf.skipped"
@@ -108,7 +107,7 @@ class CodeFiles:
 
     def _sample(self, file) -> Tensor | None:
         try:
-            return self._coder.cut.sample(file, np.random.default_rng(0))
+            return self._coder.cut.read(file, np.random.default_rng(0))
         except UnreadableFileError:
             return None
 

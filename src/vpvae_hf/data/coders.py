@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .cuts import AudioClip, Cut, ImageCrop
+from .audio import AudioClip
+from .images import ImageCrop
+from .sources import Transform
 
 
 def code_dtype(codebook_size: int) -> str:
@@ -29,7 +31,7 @@ class Coder(ABC):
         batches_at_once: for which samples are decoded before they are encoded.
     """
 
-    cut: Cut
+    cut: Transform
     batches_at_once: int
 
     @abstractmethod

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from vpvae_hf.files import write_text
+from vpvae_hf.metric_labels import metric_label, sort_metrics
 
 from .privacy import hub_id, without_local_paths
 from .saved_tokenizer import CARD, PICTURE, SavedTokenizer, read_saved
@@ -28,22 +29,6 @@ _METHODS = {
     "none": "none: continuous latents, no codes",
 }
 _KINDS_OF_PAPER = frozenset(("vp", "fsp"))
-_METRICS = {
-    "psnr": "PSNR, dB",
-    "psnr_unquantized": "PSNR without quantization, dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS (VGG)",
-    "pesq": "PESQ (wide band)",
-    "pesq_unquantized": "PESQ (wide band) without quantization",
-    "stoi": "STOI",
-    "stoi_unquantized": "STOI without quantization",
-    "mel_distance": "Mel distance",
-    "mel_distance_unquantized": "Mel distance without quantization",
-    "code_usage": "Code usage (CVU)",
-    "perplexity": "Perplexity of the codes",
-    "codes_used": "Share of the codes that occur",
-    "quantization_error_rms": "Quantization error, RMS",
-}
 _TRAINING = {
     "dataset": "Data set",
     "dataset_config": "Configuration",
@@ -164,7 +149,7 @@ def _eval_results(saved: SavedTokenizer) -> list[EvalResult]:
             dataset_name=evaluation["dataset"],
             dataset_split=evaluation["split"],
             metric_type=name,
-            metric_name=_METRICS.get(name, name),
+            metric_name=metric_label(name).heading,
             metric_value=value,
         )
         for evaluation in _evaluations(saved)
@@ -217,9 +202,7 @@ def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
 def _metric_names(saved: SavedTokenizer) -> dict[str, str]:
     """Key -> label of every metric that some evaluation has, known ones first."""
     measured = {name for evaluation in _evaluations(saved) for name in evaluation["metrics"]}
-    return {
-        name: _METRICS.get(name, name) for name in [*_METRICS, *sorted(measured - _METRICS.keys())] if name in measured
-    }
+    return {name: metric_label(name).heading for name in sort_metrics(measured)}
 
 
 def _finite(value: float | None) -> float | None:

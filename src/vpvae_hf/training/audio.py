@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vpvae_hf.data import AudioClip, AudioSegment, Cut, MaskedAudioSegment, open_audio
-from vpvae_hf.losses import Loss, build_audio_losses
+from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, Transform, open_audio
+from vpvae_hf.losses import Loss, audio_losses, build_losses
+from vpvae_hf.metric_labels import describe_metrics
 from vpvae_hf.metrics import (
     MetricFn,
     ReconstructionQuality,
@@ -20,10 +21,11 @@ from vpvae_hf.metrics import (
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 
 from .config import AudioTrainingConfig
-from .modality import Modality, usage_of
+from .modality import Modality
 
 # Of each clip that is shown and played, and the silence between two.
 _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
+_SUMMARY = ("pesq", "stoi", "mel_distance", "code_usage")
 
 
 class AudioModality(Modality):
@@ -42,19 +44,19 @@ class AudioModality(Modality):
 
     def losses(self, config: AudioTrainingConfig, model: VPCodecModel) -> Mapping[str, Loss]:
         rate = model.config.sampling_rate
-        return build_audio_losses(config.loss_weights, whisper=config.whisper, sampling_rate=rate)
+        return build_losses(config.loss_weights, audio_losses(whisper=config.whisper, sampling_rate=rate))
 
-    def training_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def training_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         return AudioSegment(length=self._segment(config, model), **self._reading(config, model))
 
-    def fitting_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def fitting_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         hop = model.config.hop_length
         return MaskedAudioSegment(length=self._segment(config, model), shortest=hop, **self._reading(config, model))
 
-    def held_out_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def held_out_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         return AudioClip(shortest=model.config.hop_length, **self._reading(config, model))
 
-    def shown_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Cut:
+    def shown_cut(self, config: AudioTrainingConfig, model: VPCodecModel) -> Transform:
         length = round(_SHOWN_SECONDS * model.config.sampling_rate)
         return AudioSegment(length=length, position="start", **self._reading(config, model))
 
@@ -69,13 +71,7 @@ class AudioModality(Modality):
         return partial(audio_quality, sampling_rate=model.config.sampling_rate)
 
     def summary(self, quality: ReconstructionQuality) -> str:
-        figures = quality.metrics
-        shown = [
-            f"{label} {figures[name]:.3f} ({figures[f'{name}_unquantized']:.3f} not quantized)"
-            for name, label in (("pesq", "PESQ"), ("stoi", "STOI"), ("mel_distance", "mel distance"))
-            if name in figures
-        ]
-        return f"{quality.items} validation clips: {', '.join(shown)}{usage_of(figures)}"
+        return f"{quality.items} validation clips: {describe_metrics(quality.metrics, _SUMMARY)}"
 
     def factor(self, model: VPCodecModel) -> str:
         return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes a second)"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vpvae_hf import distributed
-from vpvae_hf.data import SampleLoader
+from vpvae_hf.data import ItemLoader
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
 from vpvae_hf.models import AutoencoderVP
@@ -145,7 +145,7 @@ class _Denoiser(nn.Module):
 class _Latents:
     """Batches of images as latents of unit variance; their position is that of the images."""
 
-    def __init__(self, images: SampleLoader, vae: AutoencoderVP):
+    def __init__(self, images: ItemLoader, vae: AutoencoderVP):
         self._images, self._vae = images, vae
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -6,13 +6,16 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from vpvae_hf.data import Cut, ImageCrop, open_images
-from vpvae_hf.losses import Loss, build_image_losses
+from vpvae_hf.data import ImageCrop, Transform, open_images
+from vpvae_hf.losses import IMAGE_LOSSES, Loss, build_losses
+from vpvae_hf.metric_labels import describe_metrics
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
 
 from .config import AdversarialConfig, ImageTrainingConfig
-from .modality import Modality, places, usage_of
+from .modality import Modality, places
+
+_SUMMARY = ("psnr", "ssim", "code_usage")
 
 
 class ImageModality(Modality):
@@ -35,20 +38,20 @@ class ImageModality(Modality):
         return AutoencoderVP.from_pretrained(name, **places)
 
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
-        return build_image_losses(config.loss_weights)
+        return build_losses(config.loss_weights, IMAGE_LOSSES)
 
     def adversarial(self, config: ImageTrainingConfig) -> AdversarialConfig | None:
         return config.adversarial if config.adversarial.weight else None
 
-    def training_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+    def training_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Transform:
         data = config.data
         return ImageCrop(size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip)
 
-    def held_out_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+    def held_out_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Transform:
         side, size = config.data.shortest_side, config.data.validation_size or config.data.size
         return ImageCrop(size=size, shortest_side=None if side is None else max(side, size))
 
-    def shown_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Cut:
+    def shown_cut(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Transform:
         return self.held_out_cut(config, model)
 
     def held_out_batch_size(self, config: ImageTrainingConfig) -> int:
@@ -61,11 +64,7 @@ class ImageModality(Modality):
         return partial(image_quality, lpips=final and config.losses.get("lpips", 0) > 0)
 
     def summary(self, quality: ReconstructionQuality) -> str:
-        figures = quality.metrics
-        return (
-            f"{quality.items} validation images: PSNR {figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} "
-            f"not quantized), SSIM {figures['ssim']:.3f}{usage_of(figures)}"
-        )
+        return f"{quality.items} validation images: {describe_metrics(quality.metrics, _SUMMARY)}"
 
     def factor(self, model: AutoencoderVP) -> str:
         return f"factor {model.downsample_factor}"

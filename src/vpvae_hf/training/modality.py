@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from vpvae_hf.data import Cut, Source
+from vpvae_hf.data import Source, Transform
 from vpvae_hf.losses import Loss
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality
 
@@ -69,19 +69,19 @@ class Modality(ABC):
         return None
 
     @abstractmethod
-    def training_cut(self, config: TrainingConfig, model) -> Cut:
+    def training_cut(self, config: TrainingConfig, model) -> Transform:
         """What is trained on."""
 
-    def fitting_cut(self, config: TrainingConfig, model) -> Cut:
+    def fitting_cut(self, config: TrainingConfig, model) -> Transform:
         """What the codebook is fitted to."""
         return self.training_cut(config, model)
 
     @abstractmethod
-    def held_out_cut(self, config: TrainingConfig, model) -> Cut:
+    def held_out_cut(self, config: TrainingConfig, model) -> Transform:
         """What is measured."""
 
     @abstractmethod
-    def shown_cut(self, config: TrainingConfig, model) -> Cut:
+    def shown_cut(self, config: TrainingConfig, model) -> Transform:
         """What is shown, of one size."""
 
     @abstractmethod
@@ -117,8 +117,3 @@ def places(config: ModelConfig) -> dict[str, Any]:
     """Where within a folder or a repository the start is."""
     names = {"subfolder": config.subfolder, "revision": config.revision}
     return {name: value for name, value in names.items() if value is not None}
-
-
-def usage_of(figures: Mapping[str, float]) -> str:
-    """The end of a summary: how evenly codes are used, where there are codes."""
-    return f", CVU {figures['code_usage']:.3f}" if "code_usage" in figures else ""

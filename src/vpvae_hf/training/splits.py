@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.data import Cut, SampleLoader, SampleStream, check_readable
+from vpvae_hf.data import ItemLoader, ItemStream, Transform, check_readable
 
 from .config import TrainingConfig
 from .modality import Modality
@@ -41,11 +41,11 @@ class TrainingData:
     def validates(self) -> bool:
         return self._held_out is not None
 
-    def training(self) -> SampleLoader:
+    def training(self) -> ItemLoader:
         """Endless and shuffled."""
         return self._shuffled(self._training_cut, self._config.seed, passes=None)
 
-    def fitting(self, *, once: bool = False) -> SampleLoader:
+    def fitting(self, *, once: bool = False) -> ItemLoader:
         """A fresh pass, in another order; where cuts differ in each pass, as many as are wanted, unless `once`."""
         cut = self._modality.fitting_cut(self._config, self._model)
         passes = None if self._modality.varies(self._config) and not once else 1
@@ -61,19 +61,19 @@ class TrainingData:
         """The first held-out examples of this rank, [at most `count`, ...], all of one size."""
         return torch.cat(list(self._first(self._modality.shown_cut(self._config, self._model), 1, count)))
 
-    def _first(self, cut: Cut, batch_size: int, left: int | None) -> Iterator[Tensor]:
+    def _first(self, cut: Transform, batch_size: int, left: int | None) -> Iterator[Tensor]:
         """Batches in order, until none is left."""
         workers = min(1, self._config.data.workers)
-        loader = SampleLoader(SampleStream(self._held_out, cut, **self._part), batch_size=batch_size, workers=workers)
+        loader = ItemLoader(ItemStream(self._held_out, cut, **self._part), batch_size=batch_size, workers=workers)
         for batch in loader:
             yield batch[:left]
             left = None if left is None else left - len(batch)
             if left is not None and left <= 0:
                 return
 
-    def _shuffled(self, cut: Cut, seed: int, passes: int | None) -> SampleLoader:
+    def _shuffled(self, cut: Transform, seed: int, passes: int | None) -> ItemLoader:
         data = self._config.data
-        stream = SampleStream(
+        stream = ItemStream(
             self._train,
             cut,
             shuffle_buffer=data.shuffle_buffer,
@@ -81,4 +81,4 @@ class TrainingData:
             seed=seed,
             **self._part,
         )
-        return SampleLoader(stream, batch_size=self._config.train_batch_size, workers=data.workers)
+        return ItemLoader(stream, batch_size=self._config.train_batch_size, workers=data.workers)
