@@ -29,7 +29,7 @@ def transformer_for(config: GeneratorConfig, vocabulary: CodeVocabulary) -> PreT
         model.resize_token_embeddings(max(vocabulary.size, model.get_input_embeddings().num_embeddings))
     else:
         model = _new_model(kind, dict(config.transformer), vocabulary)
-    vocabulary.attach(model)
+    vocabulary.write_to(model)
     _check_direction(model, vocabulary, causal=causal)
     return model
 

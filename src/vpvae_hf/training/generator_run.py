@@ -17,10 +17,8 @@ from vpvae_hf.data import CodeFolder
 from vpvae_hf.generation import (
     CodeLikelihood,
     CodeVocabulary,
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
+    VPAutoregressivePipeline,
+    VPMaskedPipeline,
 )
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
@@ -161,14 +159,13 @@ def _arguments(config: GeneratorConfig) -> TrainingArguments:
 
 
 def _pipeline(config: GeneratorConfig, tokenizer, model: PreTrainedModel):
-    audio = isinstance(tokenizer, VPCodecModel)
     if isinstance(config, AutoregressiveConfig):
-        return (VPAudioGenerationPipeline if audio else VPImageGenerationPipeline)(tokenizer, model)
+        return VPAutoregressivePipeline(tokenizer, model)
     if config.scheduler == "amused":
         scheduler = AmusedScheduler(mask_token_id=tokenizer.quantize.codebook_size)
     else:
         scheduler = BlockRefinementScheduler()
-    return (VPMaskedAudioPipeline if audio else VPMaskedImagePipeline)(tokenizer, model, scheduler)
+    return VPMaskedPipeline(tokenizer, model, scheduler)
 
 
 def _write_samples(
@@ -188,7 +185,7 @@ def _write_samples(
         return
     import soundfile
 
-    made = pipeline(labels, num_clips=config.samples, generator=generator)
+    made = pipeline(labels, num_images=config.samples, generator=generator)
     pause = np.zeros(made.sampling_rate // 2, np.float32)
     joined = np.concatenate([part for clip in made.audios for part in (clip, pause)])
     soundfile.write(folder / "samples.flac", joined.clip(-1, 1), made.sampling_rate)
