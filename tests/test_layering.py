@@ -24,7 +24,7 @@ LAYERS = {
     "losses": 3,
     "data": 4,
     "metrics": 4,
-    "generation": 4,
+    "generation": 4.5,
     "training": 5,
     "comparison": 6,
     PACKAGE: 6.5,

@@ -5,13 +5,7 @@ from diffusers import ModelMixin
 from diffusers.pipelines import pipeline_loading_utils as _pipelines
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization, PreTrainedModel
 
-from .generation import (
-    CodeVocabulary,
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
-)
+from .generation import CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
 from .models import (
     AutoencoderVP,
     StreamingDecoder,
@@ -32,13 +26,11 @@ __all__ = [
     "PreTrainedModel",
     "StreamingDecoder",
     "StreamingEncoder",
-    "VPAudioGenerationPipeline",
+    "VPAutoregressivePipeline",
     "VPCodecConfig",
     "VPCodecFeatureExtractor",
     "VPCodecModel",
-    "VPImageGenerationPipeline",
-    "VPMaskedAudioPipeline",
-    "VPMaskedImagePipeline",
+    "VPMaskedPipeline",
     "build_quantizer",
     "fit_codebook",
     "measure_scaling_factor",
@@ -48,13 +40,7 @@ __all__ = [
 # only from its own names.
 _ways = ["save_pretrained", "from_pretrained"]
 _pipelines.LOADABLE_CLASSES["vpvae_hf"] = {"ModelMixin": _ways, "PreTrainedModel": _ways}
-for _class in (
-    AutoencoderVP,
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
-):
+for _class in (AutoencoderVP, VPAutoregressivePipeline, VPMaskedPipeline):
     setattr(diffusers, _class.__name__, _class)
 
 AutoConfig.register(VPCodecConfig.model_type, VPCodecConfig)

@@ -21,7 +21,7 @@ def run_recipe(
 
     Args:
         config_class: of the settings.
-        train: `train_tokenizer`, `train_generator` or `train_diffusion`.
+        train: takes the settings, such as `train_tokenizer`.
         description: what --help begins with.
 
     Returns:

@@ -2,7 +2,7 @@
 
 import datasets
 import pytest
-from generator_runs import audio_tokenizer, image_tokenizer, tokenize, write_clips, write_pictures
+from generation_runs import audio_tokenizer, image_tokenizer, tokenize, write_clips, write_pictures
 
 
 @pytest.fixture(scope="module")

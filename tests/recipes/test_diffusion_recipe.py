@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline, UNet2DModel
+from generation_runs import RECIPES, diffusion
 from image_runs import ARCHITECTURE, VECTOR, metrics, write_pictures
 from omegaconf import OmegaConf
 from PIL import Image
@@ -21,11 +22,8 @@ from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_fact
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.quantizers import NoCodesError
 from vpvae_hf.training.arguments import describe, parse_config
-from vpvae_hf.training.diffusion_config import DiffusionConfig
-from vpvae_hf.training.diffusion_run import train_diffusion
 from vpvae_hf.training.recipe import run_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "generation"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET = {
     "block_out_channels": [8, 16],
@@ -102,7 +100,7 @@ def settings(pictures, tokenizer, output, /, **changes):
 
 def train(*arguments, **changes):
     values = settings(*arguments, **changes)
-    return train_diffusion(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DiffusionConfig), values)))
+    return diffusion.train(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(diffusion.DiffusionConfig), values)))
 
 
 def errors_of(output):
@@ -375,7 +373,7 @@ def test_what_cannot_work_is_refused_before_training(pictures, tokenizer, tmp_pa
 def test_a_mistake_is_told_in_one_line(pictures, unfitted, tmp_path, caplog):
     file = tmp_path / "settings.yaml"
     file.write_text(json.dumps(settings(pictures, unfitted, tmp_path / "run", quantize=True)))
-    assert run_recipe(DiffusionConfig, train_diffusion, "", ["--config", str(file)]) == 1
+    assert run_recipe(diffusion.DiffusionConfig, diffusion.train, "", ["--config", str(file)]) == 1
     assert "no fitted codebook" in caplog.text
 
 
@@ -402,13 +400,13 @@ def test_the_recipe(pictures, tokenizer, tmp_path):
 
 
 def test_the_recipes_settings_are_valid():
-    config = parse_config(DiffusionConfig, ["--config", str(RECIPES / "diffusion_small.yaml")])
+    config = parse_config(diffusion.DiffusionConfig, ["--config", str(RECIPES / "diffusion_small.yaml")])
     assert config.output_dir == "runs/diffusion_small"
     assert config.unet["block_out_channels"] == [32, 64, 64]
 
 
 def test_every_setting_is_described():
-    text = describe(DiffusionConfig)
+    text = describe(diffusion.DiffusionConfig)
     for name in ("tokenizer", "unet", "scheduler", "data.size", "quantize", "samples", "use_ema", "max_train_steps"):
         assert f"--{name}" in text
 
@@ -425,4 +423,4 @@ def test_every_setting_is_described():
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        parse_config(DiffusionConfig, arguments)
+        parse_config(diffusion.DiffusionConfig, arguments)

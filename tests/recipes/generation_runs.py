@@ -1,6 +1,8 @@
 """Small training runs of transformers over codes of pictures and sounds made here."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,20 @@ from vpvae_hf import (
     VPCodecModel,
 )
 from vpvae_hf.cli.main import main
-from vpvae_hf.training.generator_config import AutoregressiveConfig, MaskedConfig
-from vpvae_hf.training.generator_run import train_generator
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "generation"
-KINDS = {"autoregressive": AutoregressiveConfig, "masked": MaskedConfig}
+
+
+def recipe(name):
+    """The module of a script, which is imported from its file."""
+    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ar, masked, diffusion = map(recipe, ("train_ar", "train_masked", "train_diffusion"))
+KINDS = {"autoregressive": (ar.AutoregressiveConfig, ar.train), "masked": (masked.MaskedConfig, masked.train)}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 HOP, WINDOW = 96, 12
 
@@ -115,14 +126,14 @@ def settings(codes, output, method="autoregressive", **changes):
 
 
 def train(codes, output, method="autoregressive", **changes):
-    config = OmegaConf.structured(KINDS[method])
+    config_class, run = KINDS[method]
+    config = OmegaConf.structured(config_class)
     config.transformer = {}  # settings of another kind mean nothing to this one
-    return train_generator(OmegaConf.to_object(OmegaConf.merge(config, settings(codes, output, method, **changes))))
+    return run(OmegaConf.to_object(OmegaConf.merge(config, settings(codes, output, method, **changes))))
 
 
 def weights_of(pipeline_folder):
-    part = next(folder for folder in ("language_model", "transformer") if (pipeline_folder / folder).exists())
-    return load_file(pipeline_folder / part / "model.safetensors")
+    return load_file(pipeline_folder / "transformer" / "model.safetensors")
 
 
 def same_weights(one, other):
