@@ -16,46 +16,11 @@ from vpvae_hf import VPCodecModel
 from vpvae_hf.data import code_dtype, read_audio, tokenizer_hash
 from vpvae_hf.files import write_atomically
 
-from .inputs import add_audio_options
 from .tokenizers import load_tokenizer
 
 # In the header of a file of codes, whose values are strings.
 _FORMAT = "vpvae_hf audio codes"
 _WRITTEN = ("WAV", "FLAC", "OGG")
-
-
-def add_encode_parser(commands) -> None:
-    """Add `encode-audio` to the subcommands."""
-    parser = commands.add_parser(
-        "encode-audio",
-        help="turn an audio file into a file of codes",
-        description="Encode an audio file (WAV, FLAC, OGG, MP3) and write its codes to a safetensors file, from which "
-        "`vpvae decode-audio` makes audio again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="audio file")
-    parser.add_argument("--tokenizer", required=True, help="folder or hub id of an audio tokenizer")
-    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
-    parser.add_argument("--output", type=Path, help="file for the codes; default: that of the audio, .safetensors")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
-    add_audio_options(parser)
-    parser.set_defaults(run=encode)
-
-
-def add_decode_parser(commands) -> None:
-    """Add `decode-audio` to the subcommands."""
-    parser = commands.add_parser(
-        "decode-audio",
-        help="turn a file of codes into an audio file",
-        description="Decode a file that `vpvae encode-audio` wrote.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="file of codes")
-    parser.add_argument("--tokenizer", help="folder or hub id; default: where the tokenizer of the codes was")
-    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
-    parser.add_argument("--output", type=Path, help="WAV, FLAC or OGG file; default: that of the codes, .decoded.wav")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
-    parser.set_defaults(run=decode)
 
 
 def encode(options: argparse.Namespace) -> None:

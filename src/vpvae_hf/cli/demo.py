@@ -51,36 +51,6 @@ _LOGGING_STEPS = 10
 _LAST_ROWS = 5
 
 
-def add_parser(commands) -> None:
-    """Add `demo` to the subcommands."""
-    parser = commands.add_parser(
-        "demo",
-        help="train a small tokenizer on photographs, fit its codebook, and show what it does",
-        description="Train a small image tokenizer on photographs in a few minutes on a CPU, fit its codebook, "
-        "evaluate it on held-out crops, save it, and reload it in a fresh process.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
-    parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
-    parser.add_argument(
-        "--perturbation",
-        choices=("metropolis", "always_accept", "resampled"),
-        default="metropolis",
-        help="how vp perturbs latents in training",
-    )
-    parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
-    parser.add_argument("--steps", type=_positive, default=900, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, crops, perturbations and codebook")
-    parser.add_argument(
-        "--dataset",
-        help="hub id or folder of a data set of images; default: photographs that ship "
-        "with scikit-image and scikit-learn",
-    )
-    parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
     """Do all of it; what is written where is printed."""
     started = time.monotonic()
@@ -138,13 +108,6 @@ _WRITTEN = {
     "training.png": "loss, PSNR, code usage and perturbation over the steps",
     "results.json": "the figures",
 }
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _quantizer_settings(options: argparse.Namespace) -> dict[str, Any]:
