@@ -7,6 +7,8 @@ from pathlib import Path
 from vpvae_hf import __version__
 from vpvae_hf.settings import did_you_mean
 
+_REVISION = "branch, tag or commit of the tokenizer"
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser that looks for mistyped names first; argparse would first miss the option that one was meant to be."""
@@ -39,8 +41,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `vpvae`. In what it returns, `run` is "module:function" in this package, to be called with it."""
-    description = "Discrete tokens from images and audio: train, fit, use."
-    parser = _Parser(prog="vpvae", description=description)
+    parser = _Parser(prog="vpvae", description="Discrete tokens from images and audio: train, fit, use.")
     parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_demo, _add_fit, _add_evaluate, _add_tokenize, _add_encode, _add_decode, _add_push, _add_compare):
@@ -52,13 +53,12 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "demo",
-        "demo:run",
-        summary="train a small tokenizer on photographs, fit its codebook, and show what it does",
-        description="Train a small image tokenizer on photographs in a few minutes on a CPU, fit its codebook, "
+        "train a small tokenizer on photographs, fit its codebook, and show what it does",
+        "Train a small image tokenizer on photographs in a few minutes on a CPU, fit its codebook, "
         "evaluate it on held-out crops, save it, and reload it in a fresh process.",
     )
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
-    _add_overwrite(parser, "write into an output folder that has files")
+    parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
     parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
     parser.add_argument(
         "--perturbation",
@@ -81,14 +81,13 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "fit",
-        "fit:run",
-        summary="fit a codebook to a saved tokenizer",
-        description="Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
+        "fit a codebook to a saved tokenizer",
+        "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
         "save the tokenizer with that codebook in another folder.",
     )
     parser.add_argument("tokenizer", help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
-    _add_overwrite(parser, "write into a folder that has files")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
@@ -99,9 +98,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "evaluate",
-        "evaluate:run",
-        summary="measure a saved tokenizer on a data set",
-        description="Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
+        "measure a saved tokenizer on a data set",
+        "Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
         "distance and code usage on every clip of audio.",
     )
     parser.add_argument("tokenizer", help="folder or hub id")
@@ -114,15 +112,14 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "tokenize",
-        "tokenize:run",
-        summary="write a data set's codes to Parquet files",
-        description="Encode every image of a split, scaled and cropped at its centre, or every clip of audio, and "
+        "write a data set's codes to Parquet files",
+        "Encode every image of a split, scaled and cropped at its centre, or every clip of audio, and "
         "write the codes with the data set's other columns to Parquet files, which datasets.load_dataset reads. A "
         "run that was interrupted goes on if it is started again. For several GPUs start it with accelerate launch "
         "-m vpvae_hf tokenize.",
     )
     parser.add_argument("tokenizer", help="folder or hub id")
-    _add_revision(parser)
+    parser.add_argument("--revision", help=_REVISION)
     _add_data_options(parser, split="train")
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
@@ -132,18 +129,18 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "encode-audio",
-        "audio_files:encode",
-        summary="turn an audio file into a file of codes",
-        description="Encode an audio file (WAV, FLAC, OGG, MP3) and write its codes to a safetensors file, from which "
+        "turn an audio file into a file of codes",
+        "Encode an audio file (WAV, FLAC, OGG, MP3) and write its codes to a safetensors file, from which "
         "`vpvae decode-audio` makes audio again.",
+        run="audio_files:encode",
     )
     parser.add_argument("file", type=Path, help="audio file")
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of an audio tokenizer")
-    _add_revision(parser)
+    parser.add_argument("--revision", help=_REVISION)
     parser.add_argument(
         "--output", type=Path, help="file for the codes; default: the audio file's name with .safetensors"
     )
-    _add_overwrite(parser, "replace the output file if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     _add_audio_options(parser)
 
 
@@ -151,24 +148,23 @@ def _add_decode(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "decode-audio",
-        "audio_files:decode",
-        summary="turn a file of codes into an audio file",
-        description="Decode a file that `vpvae encode-audio` wrote.",
+        "turn a file of codes into an audio file",
+        "Decode a file that `vpvae encode-audio` wrote.",
+        run="audio_files:decode",
     )
     parser.add_argument("file", type=Path, help="file of codes")
     parser.add_argument("--tokenizer", help="folder or hub id; default: the one that the file of codes names")
-    _add_revision(parser)
+    parser.add_argument("--revision", help=_REVISION)
     parser.add_argument("--output", type=Path, help="WAV, FLAC or OGG file; default: the file's name with .decoded.wav")
-    _add_overwrite(parser, "replace the output file if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "push",
-        "push:run",
-        summary="push a saved tokenizer to the Hub, with a model card",
-        description="Push the files of a saved tokenizer to the Hub in one commit, with a model card made from them "
+        "push a saved tokenizer to the Hub, with a model card",
+        "Push the files of a saved tokenizer to the Hub in one commit, with a model card made from them "
         "unless somebody wrote one. Hidden files and sub-folders stay behind.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that save_pretrained wrote")
@@ -184,9 +180,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "compare",
-        "compare:run",
-        summary="train several methods alike and compare them",
-        description="Train every method that a file names, for every codebook size and seed, measure them in and out "
+        "train several methods alike and compare them",
+        "Train every method that a file names, for every codebook size and seed, measure them in and out "
         "of domain, and write a table, curves and results.json. What is finished is not done again, so the command "
         "may be interrupted, and started several times to use several cores or GPUs.",
     )
@@ -209,19 +204,11 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_command(
-    commands: argparse._SubParsersAction, name: str, run: str, *, summary: str, description: str
+    commands: argparse._SubParsersAction, name: str, summary: str, description: str, run: str | None = None
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=summary, description=description, formatter_class=_Help)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run or f"{name}:run")
     return parser
-
-
-def _add_overwrite(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--overwrite", action="store_true", help=text)
-
-
-def _add_revision(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
 
 
 def _add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
