@@ -63,7 +63,8 @@ def require_folder(path: str | os.PathLike) -> None:
 
 
 def claim_output_folder(output: Path, *, overwrite: bool) -> None:
-    """Make the folder that a command writes into.
+    """Check the folder that a command will write into. It is made when something is saved: a command that fails before
+    leaves no empty folder behind.
 
     Args:
         overwrite: take a folder that has files.
@@ -74,7 +75,6 @@ def claim_output_folder(output: Path, *, overwrite: bool) -> None:
     require_folder(output)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
