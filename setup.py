@@ -42,6 +42,7 @@ setup(
         "pillow>=11",
         "pykdtree>=1.4",
         "tqdm>=4.66",
+        "wrapt>=1.17",
     ],
     extras_require=extras,
     entry_points={"console_scripts": ["vpvae=vpvae_hf.cli.main:main"]},

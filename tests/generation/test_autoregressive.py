@@ -31,7 +31,6 @@ from vpvae_hf import (
     AutoencoderVP,
     VPAutoregressivePipeline,
     VPCodecModel,
-    VPAutoregressivePipeline,
 )
 
 # Loaded weights begin at other addresses, where some kernels of torch round otherwise.

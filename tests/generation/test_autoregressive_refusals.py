@@ -20,7 +20,6 @@ from tiny_generators import (
 from vpvae_hf import (
     CodebookNotFittedError,
     VPAutoregressivePipeline,
-    VPAutoregressivePipeline,
 )
 from vpvae_hf.quantizers import NoCodesError
 

@@ -25,7 +25,7 @@ from tiny_generators import (
     vocabulary_of,
 )
 
-from vpvae_hf import CodebookNotFittedError, VPMaskedPipeline, VPMaskedPipeline
+from vpvae_hf import CodebookNotFittedError, VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 from vpvae_hf.quantizers import NoCodesError
 
@@ -204,7 +204,12 @@ def test_masks_of_different_sizes(image_pipeline, vae, rows, temperature):
     image = noise_images(2)
     mask = torch.cat([mask_of(1, each, (0, 16)) for each in rows])
     made = codes_of(
-        image_pipeline, image=image, mask_image=mask, temperature=temperature, num_inference_steps=4, generator=seeded(0)
+        image_pipeline,
+        image=image,
+        mask_image=mask,
+        temperature=temperature,
+        num_inference_steps=4,
+        generator=seeded(0),
     )
     kept = ~torch.nn.functional.max_pool2d(mask, 4)[:, 0].bool()
     assert torch.equal(made[kept], vae.tokenize(image)[kept])

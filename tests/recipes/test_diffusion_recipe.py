@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,7 +99,9 @@ def settings(pictures, tokenizer, output, /, **changes):
 
 def train(*arguments, **changes):
     values = settings(*arguments, **changes)
-    return diffusion.train(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(diffusion.DiffusionConfig), values)))
+    return diffusion.train(
+        OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(diffusion.DiffusionConfig), values))
+    )
 
 
 def errors_of(output):

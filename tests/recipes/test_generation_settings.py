@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 from generator_runs import KINDS, RECIPES, SIZES, image_tokenizer, model_of, tokenize, train
+from vpvae_hf.training.generator_config import AutoregressiveConfig, MaskedConfig
 
 from vpvae_hf import (
     CodebookNotFittedError,
 )
 from vpvae_hf.training.arguments import describe, parse_config
-from vpvae_hf.training.generator_config import AutoregressiveConfig, MaskedConfig
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,10 @@ from vpvae_hf.hub import read_results, write_results
 from vpvae_hf.metric_labels import METRIC_LABELS
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
 
-from .inputs import add_data_options, inputs_for
+from .inputs import inputs_for
 from .tokenizers import load_tokenizer
 
 _NOT_SHOWN = frozenset(("perplexity", "codes_used"))
-
-
-def add_parser(commands) -> None:
-    """Add `evaluate` to the subcommands."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a saved tokenizer on a data set",
-        description="Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
-        "distance and code usage on every clip of audio.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("tokenizer", help="folder or hub id")
-    parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
-    parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
-    add_data_options(parser, split="validation")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
