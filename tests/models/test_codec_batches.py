@@ -4,9 +4,10 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec
 from torch.testing import assert_close
 from transformers.modeling_flash_attention_utils import _process_flash_attention_kwargs
+
+from tiny import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

@@ -9,7 +9,6 @@ import pickle
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, RATE, batch_of, noise, tiny_codec, tiny_config, training
 from torch import nn
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
@@ -18,6 +17,7 @@ from transformers.models.dac.modeling_dac import Snake1d
 from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
+from tiny import CLOSE, FSP, HOP, LENGTHS, RATE, batch_of, noise, tiny_codec, tiny_config, training
 from vpvae_hf import VPCodecModel
 
 BUILDERS = {"constructor": VPCodecModel, "auto": AutoModel.from_config}

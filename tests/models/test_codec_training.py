@@ -4,8 +4,9 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec, training
 from torch.testing import assert_close
+
+from tiny import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec, training
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
-from tiny_codecs import FSP, HOP, RATE, VP, noise, tiny_codec, tiny_config
 from torch.testing import assert_close
 from transformers import AutoFeatureExtractor, AutoModel, modeling_utils
 
+from tiny import FSP, HOP, RATE, VP, noise, tiny_codec, tiny_config
 from vpvae_hf import CodebookNotFittedError, VPCodecConfig, VPCodecModel
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
