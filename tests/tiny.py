@@ -3,7 +3,7 @@
 import torch
 
 from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
-from vpvae_hf.models.audio_convolutions import CausalPadding
+from vpvae_hf.models.vp_codec_layers import CausalPadding
 
 VP = {"kind": "vp", "codebook_size": 16, "latent_dim": 3}
 FSP = {"kind": "fsp", "levels": [4, 3, 3]}

@@ -144,12 +144,12 @@ def test_latent_channels_follow_the_quantizer():
 
 def test_fingerprint_survives_saving(vae, tmp_path):
     vae.save_pretrained(tmp_path)
-    fingerprint = vae.code_fingerprint()
+    fingerprint = vae.fingerprint()
     assert fingerprint.keys() == {"codes", "encoder"}
-    assert AutoencoderVP.from_pretrained(tmp_path).code_fingerprint() == fingerprint
+    assert AutoencoderVP.from_pretrained(tmp_path).fingerprint() == fingerprint
     only_codes = {"codes": fingerprint["codes"]}
-    assert AutoencoderVP.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).code_fingerprint() == only_codes
-    assert vae.to(torch.bfloat16).code_fingerprint() == only_codes
+    assert AutoencoderVP.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).fingerprint() == only_codes
+    assert vae.to(torch.bfloat16).fingerprint() == only_codes
 
 
 @pytest.mark.parametrize(
@@ -162,18 +162,18 @@ def test_fingerprint_survives_saving(vae, tmp_path):
     ],
 )
 def test_fingerprint_tells_which_weights_have_changed(vae, part, changed):
-    before = vae.code_fingerprint()
+    before = vae.fingerprint()
     with torch.no_grad():
         vae.get_submodule(part).weight[0, 0, 0, 0] += 1e-3
-    after = vae.code_fingerprint()
+    after = vae.fingerprint()
     assert {name for name in before if before[name] != after[name]} == changed
 
 
 def test_fingerprint_tells_another_order_of_codes():
     vae = tiny_vae()
-    before = vae.code_fingerprint()
+    before = vae.fingerprint()
     vae.set_codebook(vae.quantize.codebook.flip(0))
-    after = vae.code_fingerprint()
+    after = vae.fingerprint()
     assert after["codes"] != before["codes"]
     assert after["encoder"] == before["encoder"]
 
@@ -191,17 +191,17 @@ def test_fingerprint_tells_another_order_of_codes():
 def test_fingerprint_tells_quantizers_apart_that_give_other_codes(images, quantizer, changes):
     one, other = tiny_vae(quantizer), tiny_vae(quantizer | changes)
     assert not torch.equal(one.tokenize(images), other.tokenize(images))
-    assert one.code_fingerprint() != other.code_fingerprint()
+    assert one.fingerprint() != other.fingerprint()
 
 
 def test_what_matters_in_training_alone_is_not_in_the_fingerprint(images):
     vae = tiny_vae()
-    before = vae.code_fingerprint()
+    before = vae.fingerprint()
     vae.train()(images)
     assert len(vae.quantize.queue) > 0
-    assert vae.code_fingerprint() == before
+    assert vae.fingerprint() == before
     vae.set_quantizer(vae.config["quantizer"] | {"mean_weight": 0.2})
-    assert vae.code_fingerprint() == before
+    assert vae.fingerprint() == before
 
 
 def test_quantizer_stays_float32(images, tmp_path):

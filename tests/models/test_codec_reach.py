@@ -11,7 +11,7 @@ from transformers.models.mimi.modeling_mimi import MimiRotaryEmbedding
 
 from tiny import CLOSE, HOP, RATE, batch_of, noise, tiny_codec, tiny_config
 from vpvae_hf import VPCodecModel
-from vpvae_hf.models.audio_convolutions import SymmetricPadding, context_frames
+from vpvae_hf.models.vp_codec_layers import SymmetricPadding, context_frames
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -180,6 +180,6 @@ def test_padded_samples_are_what_dac_makes_of_each_alone(models):
     audio, features = noise(2, 20 * 64), torch.randn(2, 32, 20)
     padding = SymmetricPadding(20, torch.tensor([20, 6]))
     made = codec.encoder(audio, padding)[1:, :, :6]
-    assert_close(made, encoder(audio[1:, :, : 6 * 64]), atol=1e-6, rtol=0)
+    assert_close(made, encoder(audio[1:, :, : 6 * 64]), atol=3e-6, rtol=0)
     made = codec.decoder(features, padding)[1:, :, : 6 * 64]
-    assert_close(made, decoder(features[1:, :, :6]), atol=1e-6, rtol=0)
+    assert_close(made, decoder(features[1:, :, :6]), atol=3e-6, rtol=0)

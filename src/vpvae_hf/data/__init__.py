@@ -3,7 +3,7 @@
 from .audio_decoding import read_audio
 from .code_files import CodeFiles
 from .code_folder import CodeFolder
-from .code_manifest import claim_folder, tokenizer_hash, write_totals
+from .code_manifest import claim_folder, write_totals
 from .coders import AudioCoder, Coder, ImageCoder, code_dtype
 from .crops import center_crops, random_crops, to_pixel_values
 from .cuts import AudioClip, AudioSegment, Cut, ImageCrop, MaskedAudioSegment
@@ -39,6 +39,5 @@ __all__ = [
     "random_crops",
     "read_audio",
     "to_pixel_values",
-    "tokenizer_hash",
     "write_totals",
 ]

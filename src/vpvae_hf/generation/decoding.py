@@ -63,8 +63,5 @@ def decoded_audio(codec, codes: list[Tensor], output_type: str) -> GeneratedAudi
     """Audio of codes, [n] or [n, G] for each clip, as "np"; none for "codes"."""
     audios = None
     if output_type != "codes":
-        audios = [
-            codec.decode(codec.codes_first(clip[None].to(codec.device))).audio_values[0, 0].float().cpu().numpy()
-            for clip in codes
-        ]
+        audios = [codec.detokenize(clip[None].to(codec.device))[0, 0].float().cpu().numpy() for clip in codes]
     return GeneratedAudio(audios=audios, codes=codes, sampling_rate=codec.config.sampling_rate)

@@ -29,7 +29,7 @@ class CodeVocabulary:
         grid: [h, w] of the images, or [n] of the longest clip.
         code_groups: G; a token's codes follow each other.
         condition_size: C; 0 where nothing conditions the codes.
-        fingerprint: of the tokenizer whose codes they are, as its `code_fingerprint()` gives it; None for any.
+        fingerprint: of the tokenizer whose codes they are, as its `fingerprint()` gives it; None for any.
 
     Raises:
         ValueError: a size below 1 (C: below 0), or a grid that is neither [h, w] nor [n].
@@ -265,13 +265,5 @@ class CodeVocabulary:
                     f"the model was trained on codes with {name}={getattr(self, name)}, the tokenizer has "
                     f"{getattr(quantizer, name)}; load the tokenizer that made the model's codes"
                 )
-        if self.fingerprint is None:
-            return
-        present = tokenizer.code_fingerprint()
-        for part, what in (("codes", "codebook was fitted anew, or is another"), ("encoder", "encoder is another")):
-            if part in present and self.fingerprint.get(part, present[part]) != present[part]:
-                raise ValueError(
-                    f"the tokenizer's {what} than when the model was trained (fingerprint {present[part][:12]}, was "
-                    f"{self.fingerprint[part][:12]}), so its codes mean something else; load the tokenizer that made "
-                    "the model's codes, or train the model on the new codes"
-                )
+        if self.fingerprint is not None:
+            tokenizer.check_fingerprint(self.fingerprint, "the model was trained")

@@ -120,7 +120,7 @@ def _vocabulary(config: GeneratorConfig, folder: CodeFolder) -> CodeVocabulary:
         grid=grid,
         code_groups=folder.manifest["code_groups"],
         condition_size=folder.condition_size,
-        fingerprint=folder.manifest["code_fingerprint"],
+        fingerprint=folder.manifest["fingerprint"],
     )
 
 

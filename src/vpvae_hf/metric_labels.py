@@ -1,0 +1,71 @@
+"""What metrics are called wherever they are shown: their labels, units and decimals stand here and nowhere else."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+_UNQUANTIZED = "_unquantized"
+
+
+@dataclass(frozen=True)
+class MetricLabel:
+    """How a metric is shown.
+
+    Attributes:
+        label: name for readers.
+        unit: of its values; "" for none.
+        decimals: how many are shown.
+    """
+
+    label: str
+    unit: str
+    decimals: int
+
+    @property
+    def heading(self) -> str:
+        """Label and unit, for a table's head or an axis."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def format(self, value: float) -> str:
+        """The value with its decimals and unit."""
+        return f"{value:.{self.decimals}f}" + (f" {self.unit}" if self.unit else "")
+
+
+# A new metric needs one line here; tables show metrics in this order.
+METRIC_LABELS = {
+    "psnr": MetricLabel("PSNR", "dB", 2),
+    "ssim": MetricLabel("SSIM", "", 4),
+    "lpips": MetricLabel("LPIPS (VGG)", "", 4),
+    "pesq": MetricLabel("PESQ (wide band)", "", 3),
+    "stoi": MetricLabel("STOI", "", 4),
+    "mel_distance": MetricLabel("Mel distance", "", 3),
+    "code_usage": MetricLabel("Code usage (CVU)", "", 3),
+    "perplexity": MetricLabel("Perplexity of the codes", "", 1),
+    "codes_used": MetricLabel("Share of the codes that occur", "", 3),
+    "quantization_error_rms": MetricLabel("Quantization error, RMS", "", 4),
+}
+
+
+def metric_label(name: str) -> MetricLabel:
+    """How a metric is shown: "NAME_unquantized" as NAME without quantization, an unknown one by its own name."""
+    quantized = name.removesuffix(_UNQUANTIZED)
+    known = METRIC_LABELS.get(quantized)
+    if known is None:
+        return MetricLabel(name, "", 4)
+    return known if quantized == name else replace(known, label=f"{known.label} without quantization")
+
+
+def sort_metrics(names: Iterable[str]) -> list[str]:
+    """Names of metrics in the order of `METRIC_LABELS`, each before its "_unquantized"; unknown ones last, sorted."""
+    known = [each for name in METRIC_LABELS for each in (name, name + _UNQUANTIZED)]
+    names = set(names)
+    return [name for name in known if name in names] + sorted(names.difference(known))
+
+
+def describe_metrics(metrics: dict[str, float], names: Iterable[str]) -> str:
+    """One line about those of some metrics that were measured: "PSNR 21.30 dB (24.50 dB without quantization), ..."."""
+    parts = []
+    for name in sort_metrics(set(names) & metrics.keys()):
+        label, unquantized = metric_label(name), metrics.get(name + _UNQUANTIZED)
+        bound = "" if unquantized is None else f" ({label.format(unquantized)} without quantization)"
+        parts.append(f"{label.label} {label.format(metrics[name])}{bound}")
+    return ", ".join(parts)
