@@ -19,7 +19,7 @@ LAYERS = {
     "neighbors": 0,
     "codebook": 1,
     "quantizers": 2,
-    "hub": 2,
+    "hub": 2.5,
     "models": 3,
     "losses": 3,
     "data": 4,

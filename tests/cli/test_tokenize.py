@@ -235,7 +235,7 @@ def test_another_tokenizer_is_refused_and_the_same_elsewhere_is_not(tokenizer, i
     same.set_codebook(same.quantize.codebook.flip(0))
     same.save_pretrained(tmp_path / "another")
     assert tokenize(tmp_path / "another", images, output) == 1
-    assert "its tokenizer_sha256 is" in last_error(capsys)
+    assert "its fingerprint is" in last_error(capsys)
 
 
 def test_a_folder_with_other_files_is_refused(tokenizer, images, tmp_path, capsys):

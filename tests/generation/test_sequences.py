@@ -90,7 +90,7 @@ def test_codes_of_images(made, quantizer):
     folder = CodeFolder(made["image", quantizer])
     assert (folder.is_audio, folder.grid, folder.condition_size) == (False, (SIDE, SIDE), 0)
     vae = AutoencoderVP.from_pretrained(folder.manifest["tokenizer"]).eval()
-    assert folder.manifest["code_fingerprint"] == vae.code_fingerprint()
+    assert folder.manifest["fingerprint"] == vae.fingerprint()
     rows = datasets.load_dataset(str(made["image", quantizer]), split="train")
     assert len(folder.rows) == len(rows) == 7
     for number, row in enumerate(rows):
@@ -252,7 +252,7 @@ def test_codes_of_one_tokenizer_go_together(image_codes, pictures, tmp_path):
     refitted = tokenized(vae, pictures, tmp_path / "refitted")
     other = tokenized(tiny_vae(vector(8)), pictures, tmp_path / "other")
     for codes in (refitted, other):
-        with pytest.raises(ValueError, match=r"codes of different tokenizers: .* \(code_fingerprint differs\)"):
+        with pytest.raises(ValueError, match=r"codes of different tokenizers: .* \(fingerprint differs\)"):
             folder.check_same_codes(CodeFolder(codes))
 
 

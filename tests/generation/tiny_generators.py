@@ -106,7 +106,7 @@ def vocabulary_of(tokenizer, grid=None, condition_size=0):
         grid=grid or ((SIDE, SIDE) if isinstance(tokenizer, AutoencoderVP) else (FRAMES,)),
         code_groups=quantizer.code_groups,
         condition_size=condition_size,
-        fingerprint=tokenizer.code_fingerprint(),
+        fingerprint=tokenizer.fingerprint(),
     )
 
 

@@ -42,7 +42,7 @@ def built(pipeline_class, tokenizer, condition_size=0):
         codebook_size=16,
         grid=(2, 2) if image else (3,),
         condition_size=condition_size,
-        fingerprint=tokenizer.code_fingerprint(),
+        fingerprint=tokenizer.fingerprint(),
     )
     torch.manual_seed(0)
     sizes = {"vocab_size": vocabulary.size, "max_position_embeddings": vocabulary.length + 3} | SIZES

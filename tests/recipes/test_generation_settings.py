@@ -77,7 +77,7 @@ def test_codes_of_another_tokenizer_are_not_validated_on(image_codes, pictures, 
     refitted = image_tokenizer()
     refitted.set_codebook(refitted.quantize.codebook.flip(0))
     other = tokenize(refitted, pictures, tmp_path / "other", "--size", "8", "--shortest-side", "8")
-    with pytest.raises(ValueError, match=r"codes of different tokenizers: .* \(code_fingerprint differs\)"):
+    with pytest.raises(ValueError, match=r"codes of different tokenizers: .* \(fingerprint differs\)"):
         train(image_codes, tmp_path / "run", data={"validation_tokens": str(other / "validation")})
 
 

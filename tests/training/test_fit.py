@@ -252,11 +252,11 @@ def test_refit_changes_the_fingerprint_of_the_codes(modality, tmp_path):
     prints = []
     for seed in (0, 0, 1):
         quietly(model, data(3), seed=seed)
-        prints.append(model.code_fingerprint())
+        prints.append(model.fingerprint())
     first, same, other = prints
     assert first == same
     assert other["codes"] != first["codes"]
     assert other["encoder"] == first["encoder"]
     model.save_pretrained(tmp_path)
-    assert type(model).from_pretrained(tmp_path).code_fingerprint() == other
-    assert model.to(torch.bfloat16).code_fingerprint() == {"codes": other["codes"]}
+    assert type(model).from_pretrained(tmp_path).fingerprint() == other
+    assert model.to(torch.bfloat16).fingerprint() == {"codes": other["codes"]}

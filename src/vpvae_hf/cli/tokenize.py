@@ -10,7 +10,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from vpvae_hf import CodebookNotFittedError
-from vpvae_hf.data import CodeFiles, check_readable, claim_folder, tokenizer_hash, write_totals
+from vpvae_hf.data import CodeFiles, check_readable, claim_folder, write_totals
 from vpvae_hf.quantizers import NoCodesError
 
 from .inputs import Inputs, inputs_for
@@ -55,8 +55,7 @@ def _settings(inputs: Inputs, column: str, files: int) -> dict[str, Any]:
     return {
         "tokenizer": options.tokenizer,
         "tokenizer_revision": options.revision,
-        "tokenizer_sha256": tokenizer_hash(model),
-        "code_fingerprint": model.code_fingerprint(),
+        "fingerprint": model.fingerprint(),
         "codebook_size": model.quantize.codebook_size,
         "code_groups": model.quantize.code_groups,
         **inputs.scale(),

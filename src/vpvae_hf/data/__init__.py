@@ -3,7 +3,7 @@
 from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
 from .code_files import CodeFiles
 from .code_folder import CodeFolder
-from .code_manifest import claim_folder, tokenizer_hash, write_totals
+from .code_manifest import claim_folder, write_totals
 from .coders import AudioCoder, Coder, ImageCoder, code_dtype
 from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops, to_pixel_values
 from .sources import Source, Transform, UnreadableFileError, open_audio, open_images
@@ -35,6 +35,5 @@ __all__ = [
     "random_crops",
     "read_audio",
     "to_pixel_values",
-    "tokenizer_hash",
     "write_totals",
 ]

@@ -94,7 +94,7 @@ class CodeFolder:
 
     def check_same_codes(self, other: "CodeFolder") -> None:
         """Raise a ValueError where another folder's codes are of another tokenizer, grid, or range of conditions."""
-        for name in ("code_fingerprint", "codebook_size", "code_groups"):
+        for name in ("fingerprint", "codebook_size", "code_groups"):
             if self.manifest[name] != other.manifest[name]:
                 raise ValueError(
                     f"the two folders hold codes of different tokenizers: {self.manifest['tokenizer']} and "

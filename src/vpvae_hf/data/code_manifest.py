@@ -1,30 +1,13 @@
 """`tokenizer.json` beside files of codes: what made them, so that they are never mixed with those of another run."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vpvae_hf.files import read_json, require_folder, write_json
-from vpvae_hf.models.fingerprint import sha256_of
 
 MANIFEST = "tokenizer.json"
 # Where the tokenizer lies may change, what it is may not; counts come when all files are there.
 _MAY_DIFFER = frozenset(("tokenizer", "tokenizer_revision", "images", "unreadable_images", "clips", "unreadable_clips"))
-
-
-def tokenizer_hash(model: nn.Module) -> str:
-    """SHA-256 of a model's config, weights and codebook."""
-    config = model.config
-    if isinstance(config, Mapping):
-        fields = {name: value for name, value in config.items() if not name.startswith("_")}
-    else:
-        # Not what transformers adds to every config, which changes from release to release.
-        fields = {
-            name: value for name, value in config.to_dict().items() if name in vars(type(config))["__annotations__"]
-        }
-    return sha256_of(fields, model.state_dict())
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:

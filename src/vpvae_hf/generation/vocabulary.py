@@ -32,7 +32,7 @@ class CodeVocabulary:
         grid: [h, w] of the images, or [n] of the longest clip; it says which of the two the model makes.
         code_groups: G; the codes of a token follow each other.
         condition_size: C; 0 if nothing conditions the codes.
-        fingerprint: `code_fingerprint()` of the tokenizer that made the codes; None accepts any tokenizer.
+        fingerprint: `fingerprint()` of the tokenizer that made the codes; None accepts any tokenizer.
 
     Raises:
         ValueError: a size below 1 (C: below 0), or a grid that is neither [h, w] nor [n].
@@ -263,16 +263,8 @@ class CodeVocabulary:
                     f"the model was trained on codes with {name}={getattr(self, name)}, the tokenizer has "
                     f"{getattr(quantizer, name)}; load the tokenizer that made the model's codes"
                 )
-        if self.fingerprint is None:
-            return
-        present = tokenizer.code_fingerprint()
-        for part, what in (("codes", "codebook was fitted anew, or is another"), ("encoder", "encoder is another")):
-            if part in present and self.fingerprint.get(part, present[part]) != present[part]:
-                raise ValueError(
-                    f"the tokenizer's {what} than when the model was trained (fingerprint {present[part][:12]}, was "
-                    f"{self.fingerprint[part][:12]}), so its codes mean something else; load the tokenizer that made "
-                    "the model's codes, or train the model on the new codes"
-                )
+        if self.fingerprint is not None:
+            tokenizer.check_fingerprint(self.fingerprint, "the model was trained")
 
 
 def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: CodeVocabulary) -> PreTrainedModel:

@@ -5,8 +5,9 @@ from vpvae_hf.lazy import lazy_names
 _SOURCES = {
     "AutoencoderVP": ".autoencoder_vp",
     "AutoencoderVPOutput": ".autoencoder_vp",
-    "StreamingDecoder": ".codec_streaming",
-    "StreamingEncoder": ".codec_streaming",
+    "StreamingDecoder": ".vp_codec_streaming",
+    "StreamingEncoder": ".vp_codec_streaming",
+    "Tokenizer": ".tokenizer",
     "VPCodecConfig": ".configuration_vp_codec",
     "VPCodecDecoderOutput": ".modeling_vp_codec",
     "VPCodecEncoderOutput": ".modeling_vp_codec",

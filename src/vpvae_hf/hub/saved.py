@@ -1,21 +1,21 @@
-"""What the folder of a saved tokenizer holds, read from its files alone."""
+"""What the folder of a saved tokenizer holds, read from its files alone, and the results that lie in it."""
 
+import importlib
 import math
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from vpvae_hf.files import read_json
-
-from .modality import MODALITIES, Modality
+from vpvae_hf.quantizers import QuantizerConfig, quantizer_config
 
 CARD, CONFIG, RESULTS, PICTURE = "README.md", "config.json", "results.json", "reconstruction.png"
-
 
 # NAME[.VARIANT].safetensors, a shard or the index of such, or the same pickled. The variant of an index follows that
 # word, and that of shards which older releases of diffusers wrote follows their number.
@@ -26,45 +26,70 @@ _WEIGHTS = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
+class HubEntry:
+    """How the Hub shows the models of a class of tokenizers.
+
+    Attributes:
+        name: of the signal; `model_cards/{name}.md` is the card's template, if there is one.
+        library: the library whose `from_pretrained` reads the folder.
+        pipeline_tag: task under which the Hub lists the model.
+        task: task under which results are listed.
+        items: what an evaluation counts; its key in results.json.
+        sounds: title -> file that the card plays if the folder has it.
+        downsampling: config -> f, the values along each axis of the signal that one code stands for.
+    """
+
+    name: str
+    library: str
+    pipeline_tag: str
+    task: str
+    items: str
+    sounds: Mapping[str, str] = field(default_factory=dict)
+    downsampling: Callable[[dict[str, Any]], int]
+
+
+# By the name of the class of models, which enters itself when it is defined.
+HUB_ENTRIES: dict[str, HubEntry] = {}
+
+
+def hub_entry(class_name: str | None) -> HubEntry | None:
+    """The entry of a class of tokenizers; None if there is no such class."""
+    if class_name is not None and class_name not in HUB_ENTRIES:
+        # The package imports a public class when it is first asked for.
+        getattr(importlib.import_module("vpvae_hf"), class_name, None)
+    return HUB_ENTRIES.get(class_name)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SavedTokenizer:
     """A saved tokenizer.
 
     Attributes:
         class_name: of the model that the config names.
         config: the content of its config.json.
-        results: the content of its results.json; empty where there is none.
-        parameters: number of values in the weights, codebook included; None where they are pickled.
+        quantizer: the settings in it.
+        entry: of its class.
+        results: the content of its results.json; empty if there is none.
+        parameters: number of values in the weights, codebook included; None if they are pickled.
     """
 
     folder: Path
     class_name: str
     config: dict[str, Any]
     results: dict[str, Any]
-    modality: Modality
+    quantizer: QuantizerConfig
+    entry: HubEntry
     parameters: int | None
-
-    @property
-    def quantizer(self) -> dict[str, Any]:
-        return self.config["quantizer"]
-
-    @property
-    def is_fitted(self) -> bool:
-        return self.quantizer["fitted"]
 
     @property
     def has_codes(self) -> bool:
         """Whether it gives codes as it is."""
-        return self.is_fitted and self.quantizer["codebook_size"] is not None
-
-    @property
-    def code_groups(self) -> int:
-        """G, how many codes a token has."""
-        return self.quantizer["latent_dim"] if self.quantizer["kind"] == "token_bridge" else 1
+        return self.quantizer.fitted and self.quantizer.codebook_size is not None
 
     @property
     def bits(self) -> float:
-        """That a token's codes tell."""
-        return self.code_groups * math.log2(self.quantizer["codebook_size"] or 1)
+        """Of a token's codes."""
+        return self.quantizer.code_groups * math.log2(self.quantizer.codebook_size or 1)
 
     @property
     def files(self) -> list[Path]:
@@ -85,20 +110,41 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} is no saved tokenizer: it has no {CONFIG}; name the folder save_pretrained wrote")
     config = read_json(folder / CONFIG)
-    name = _class_name(config)
-    if name not in MODALITIES:
+    # As diffusers records the class, or else as transformers does.
+    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    entry = hub_entry(name)
+    if entry is None:
         raise ValueError(
-            f"{folder} is no saved tokenizer: its {CONFIG} is of the class {name}; known: {', '.join(MODALITIES)}"
+            f"{folder} is no saved tokenizer: its {CONFIG} is of the class {name}; known: {', '.join(HUB_ENTRIES)}"
         )
     results = folder / RESULTS
     return SavedTokenizer(
         folder=folder,
         class_name=name,
         config=config,
+        quantizer=quantizer_config(config["quantizer"]),
         results=read_json(results) if results.exists() else {},
-        modality=MODALITIES[name],
+        entry=entry,
         parameters=_count_parameters(folder),
     )
+
+
+def read_results(folder: str | os.PathLike) -> dict[str, Any]:
+    """The results in a saved tokenizer's folder; empty if there are none, or for a hub id."""
+    return read_saved(folder).results if Path(folder).is_dir() else {}
+
+
+def strip_local_paths(value: Any) -> Any:
+    """JSON data in which each absolute path is cut to its last part: the rest tells of the computer, not the model."""
+    if isinstance(value, dict):
+        return {name: strip_local_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [strip_local_paths(item) for item in value]
+    if isinstance(value, str) and (
+        value.startswith("~") or PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    ):
+        return PureWindowsPath(value).name
+    return value
 
 
 def weights_set(name: str) -> str | None:
@@ -109,11 +155,6 @@ def weights_set(name: str) -> str | None:
     """
     named = _WEIGHTS.fullmatch(name)
     return None if named is None else "".join(part or "" for part in named.groups())
-
-
-def _class_name(config: dict[str, Any]) -> str | None:
-    """As diffusers records it, or else as transformers does."""
-    return config.get("_class_name") or next(iter(config.get("architectures") or []), None)
 
 
 def _count_parameters(folder: Path) -> int | None:

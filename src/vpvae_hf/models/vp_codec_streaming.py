@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .audio_convolutions import CausalPadding
-from .audio_inputs import checked_audio
-from .modeling_vp_codec import VPCodecModel
+from .modeling_vp_codec import VPCodecModel, checked_audio
+from .vp_codec_layers import CausalPadding
 
 
 class StreamingEncoder:
