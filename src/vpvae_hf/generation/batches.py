@@ -58,7 +58,7 @@ def vocabulary_of(folder: CodeFolder, window: int | None = None) -> CodeVocabula
         grid=grid,
         code_groups=folder.manifest["code_groups"],
         condition_size=folder.condition_size,
-        fingerprint=folder.manifest["code_fingerprint"],
+        fingerprint=folder.manifest["fingerprint"],
     )
 
 

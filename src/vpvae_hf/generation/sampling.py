@@ -134,7 +134,7 @@ class CodePipeline(DiffusionPipeline):
 
 def _waveform(codec: VPCodecModel, codes: Tensor) -> np.ndarray:
     """[T] of the codes of one clip."""
-    return codec.decode(codec.codes_first(codes[None].to(codec.device))).audio_values[0, 0].float().cpu().numpy()
+    return codec.detokenize(codes[None].to(codec.device))[0, 0].float().cpu().numpy()
 
 
 def sampling_config(generation_config: GenerationConfig | None, settings: Mapping[str, Any]) -> GenerationConfig:
