@@ -34,6 +34,7 @@ style: $(INSTALLED)
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # About half an hour on two cores; BENCH_ARGS="--only search --sizes 1024" takes a part of it.
 bench: $(INSTALLED)

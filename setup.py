@@ -10,7 +10,7 @@ extras = {
     "interpreter": ["triton==3.9.0"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
-    "dev": ["pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"],
+    "dev": ["import-linter>=2.17", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"],
 }
 used = ("train", "eval", "audio", "demo", "baselines")
 extras["dev"] += sorted({requirement for name in used for requirement in extras[name]})
@@ -42,6 +42,7 @@ setup(
         "pillow>=11",
         "pykdtree>=1.4",
         "tqdm>=4.66",
+        "wrapt>=1.17",
     ],
     extras_require=extras,
     entry_points={"console_scripts": ["vpvae=vpvae_hf.cli.main:main"]},

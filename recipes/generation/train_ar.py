@@ -1,13 +1,276 @@
 """Train a causal language model over codes: `accelerate launch recipes/generation/train_ar.py --config FILE`.
 
-`vpvae tokenize` writes the codes. `--help` lists all settings.
+`vpvae tokenize` writes the codes. `--help` lists all settings. The script stands alone: copy it, change what you like.
 """
 
+import dataclasses
+import importlib.metadata
+import json
 import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from vpvae_hf.training.config import run_recipe
-from vpvae_hf.training.generator_config import AutoregressiveConfig
-from vpvae_hf.training.generator_run import train_generator
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments, set_seed
+
+from vpvae_hf import CodeVocabulary, VPAutoregressivePipeline, distributed
+from vpvae_hf.data import CodeFolder
+from vpvae_hf.generation import (
+    CausalBatches,
+    CodeLikelihood,
+    CodeSequences,
+    causal_likelihood,
+    check_direction,
+    drop_conditions,
+    load_code_tokenizer,
+    new_transformer,
+    vocabulary_of,
+    write_samples,
+)
+from vpvae_hf.hub import push_pipeline, write_pipeline_results
+from vpvae_hf.settings import require
+from vpvae_hf.training.checkpoints import prepare_output
+from vpvae_hf.training.config import RunConfig, option, require_settings, run_recipe
+from vpvae_hf.training.trainer import checkpoint_activations
+
+# About 25 million weights. transformers' own defaults are those of the largest models.
+LLAMA = {
+    "kind": "llama",
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+STATE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
+
+
+@dataclass
+class CodeDataConfig:
+    """Which codes to train and validate on."""
+
+    tokens: str | None = option(None, "folder that `vpvae tokenize` wrote, to train on")
+    validation_tokens: str | None = option(None, "another, of the split to validate on; null to measure nothing")
+    condition_column: str | None = option(None, "column of whole numbers that conditions the codes, such as a class")
+    drop_condition: float = option(0.1, "share of the examples whose condition is left out, for guidance")
+    window: int | None = option(None, "tokens per sequence of audio; those of the longest clip if null")
+
+    def __post_init__(self):
+        require(0 <= self.drop_condition <= 1, "data.drop_condition", self.drop_condition, "in [0, 1]")
+        require(self.window is None or self.window >= 1, "data.window", self.window, "at least 1, or null")
+
+
+@dataclass
+class AutoregressiveConfig(RunConfig):
+    """A training run of a causal language model over codes, such as llama, gpt2 or qwen2."""
+
+    transformer: dict[str, Any] = option(
+        LLAMA,
+        "transformers' model type as kind, and arguments of its config; the codes decide ids and positions",
+    )
+    pretrained: str | None = option(None, "folder or hub id of a transformer to start from, in place of a new one")
+    tokenizer: str | None = option(None, "folder or hub id of the tokenizer; the one that made the codes if null")
+    data: CodeDataConfig = field(default_factory=CodeDataConfig)
+    samples: int = option(8, "images or clips to generate at the end")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if "kind" not in self.transformer:
+            raise ValueError(f"transformer must name its kind, e.g. {{kind: llama}}, got {self.transformer}")
+        require(self.samples >= 0, "samples", self.samples, "at least 0")
+
+
+class CodeTrainer(Trainer):
+    """transformers' trainer; it drops conditions, and validates by bits per token."""
+
+    def __init__(self, *, config: AutoregressiveConfig, vocabulary: CodeVocabulary, **parts):
+        self._config, self._vocabulary = config, vocabulary
+        self._latest: tuple[int, CodeLikelihood] | None = None
+        super().__init__(args=training_arguments(config), data_collator=CausalBatches(vocabulary), **parts)
+
+    def compute_loss(
+        self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor | tuple[Tensor, Any]:
+        # Drawn here and not when batches are made, which is a step ahead, so that a resumed run draws the same.
+        inputs = drop_conditions(inputs, self._vocabulary, self._config.data.drop_condition)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def likelihood(self) -> CodeLikelihood:
+        """The likelihood of the held-out codes; every rank measures all of them."""
+        if self._latest is None or self._latest[0] != self.state.global_step:
+            batches = DataLoader(
+                self.eval_dataset,
+                batch_size=self.args.per_device_train_batch_size,
+                collate_fn=CausalBatches(self._vocabulary),
+                generator=torch.Generator(),  # without it the loader would draw from training's generator
+            )
+            measured = causal_likelihood(self.accelerator.unwrap_model(self.model), batches, self._vocabulary)
+            self._latest = self.state.global_step, measured
+        return self._latest[1]
+
+    def evaluate(self, *unused, **also_unused) -> dict[str, float]:
+        seen = self._latest is not None and self._latest[0] == self.state.global_step
+        likelihood = self.likelihood()
+        metrics = {
+            "eval_bits_per_token": likelihood.bits_per_token,
+            "eval_unigram_bits_per_token": likelihood.unigram_bits_per_token,
+        }
+        if not seen:
+            self.log(metrics)
+        return metrics
+
+
+def training_arguments(config: AutoregressiveConfig) -> TrainingArguments:
+    """The run's settings as transformers names them."""
+    validates = config.data.validation_tokens is not None
+    arguments = TrainingArguments(
+        output_dir=config.output_dir,
+        max_steps=config.max_train_steps,
+        per_device_train_batch_size=config.train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.lr_warmup_steps,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        weight_decay=config.adam_weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        fp16=config.mixed_precision == "fp16",
+        bf16=config.mixed_precision == "bf16",
+        seed=config.seed,
+        logging_steps=config.logging_steps,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=config.validation_steps if validates else None,
+        save_steps=config.checkpointing_steps,
+        save_total_limit=config.checkpoints_total_limit,
+        report_to=list(config.report_to) or "none",
+        use_cpu=not torch.accelerator.is_available(),
+        dataloader_pin_memory=torch.accelerator.is_available(),
+        remove_unused_columns=False,
+    )
+    if config.mixed_precision is not None:
+        arguments.mixed_precision = config.mixed_precision  # fp16=bf16=False alone would leave accelerate's own "bf16"
+    return arguments
+
+
+def build_model(config: AutoregressiveConfig, start: str | None, vocabulary: CodeVocabulary) -> PreTrainedModel:
+    """A new model, or one from the folder or hub id `start`, with room for the vocabulary's ids.
+
+    Raises:
+        ValueError: settings that transformers does not have or that do not fit the vocabulary, or a model that reads
+            the codes that it is to predict.
+    """
+    if start is None:
+        model = new_transformer(AutoModelForCausalLM, config.transformer, vocabulary)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(start)
+        vocabulary.check_start(model)
+        model.resize_token_embeddings(max(vocabulary.size, model.get_input_embeddings().num_embeddings))
+    vocabulary.write_to(model)
+    check_direction(model, vocabulary, causal=True)
+    if config.gradient_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def train(config: AutoregressiveConfig) -> Path:
+    """Train, measure, generate samples, save, and push if asked; returns the pipeline's folder.
+
+    Every rank of a job calls this. It writes into the output folder: checkpoint-STEP, settings.json, trackers' logs,
+    and the pipeline with its card, results.json and samples.
+
+    Raises:
+        ValueError: missing or contradictory settings, codes of another tokenizer, or too small a model.
+        FileExistsError: the output folder holds another run.
+        FileNotFoundError: no such folder of codes, tokenizer, model or checkpoint.
+    """
+    require_settings(config, "output_dir", "data.tokens")
+    output, data = Path(config.output_dir), config.data
+    codes, held_out = CodeFolder(data.tokens, data.condition_column), None
+    if data.validation_tokens is not None:
+        held_out = CodeFolder(data.validation_tokens, data.condition_column)
+        codes.check_same_codes(held_out)
+    tokenizer, vocabulary = load_code_tokenizer(codes, config.tokenizer), vocabulary_of(codes, data.window)
+    vocabulary.check_tokenizer(tokenizer)
+    checkpoint = prepare_output(output, config, outputs=("pipeline",), checkpoint_file=STATE)
+    step = 0 if checkpoint is None else json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
+    ended = step >= config.max_train_steps
+    set_seed(config.seed)
+    trainer = CodeTrainer(
+        config=config,
+        vocabulary=vocabulary,
+        model=build_model(config, str(checkpoint) if ended else config.pretrained, vocabulary),
+        train_dataset=CodeSequences(codes, vocabulary),
+        eval_dataset=None if held_out is None else CodeSequences(held_out, vocabulary),
+    )
+    if trainer.is_world_process_zero():
+        start = "" if checkpoint is None else f"; going on from {checkpoint}"
+        print(
+            f"{trainer.model.num_parameters() / 1e6:.1f} million weights, {vocabulary.codebook_size} codes, "
+            f"{len(trainer.train_dataset)} sequences of {vocabulary.length}; results in {output}{start}"
+        )
+    if ended:
+        trainer.state.global_step = step  # transformers would take one more step
+    else:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    likelihood = None if held_out is None else trainer.likelihood()
+    folder = output / "pipeline"
+    with distributed.failing_together():
+        if trainer.is_world_process_zero():
+            pipeline = VPAutoregressivePipeline(tokenizer.to(trainer.model.device), trainer.model.eval())
+            finish(config, pipeline, codes, likelihood, trainer.state.global_step, folder)
+    trainer.accelerator.end_training()
+    return folder
+
+
+def finish(
+    config: AutoregressiveConfig,
+    pipeline: VPAutoregressivePipeline,
+    codes: CodeFolder,
+    likelihood: CodeLikelihood | None,
+    steps: int,
+    folder: Path,
+) -> None:
+    """Save the pipeline with samples, results and card, tell what was measured, and push if asked."""
+    pipeline.save_pretrained(folder)
+    if config.samples:
+        labels = None
+        if codes.condition_column is not None:  # those of the first examples
+            rows = (codes.rows[number % len(codes.rows)] for number in range(config.samples))
+            labels = [int(row[codes.condition_column]) for row in rows]
+        generator = torch.Generator().manual_seed(config.seed)
+        write_samples(pipeline, folder, number=config.samples, class_labels=labels, generator=generator)
+    model, evaluation = pipeline.transformer, None if likelihood is None else likelihood.summary(codes.manifest)
+    results = {
+        "method": "autoregressive",
+        "model_type": model.config.model_type,
+        "parameters": model.num_parameters(),
+        "vocabulary": dataclasses.asdict(pipeline.vocabulary),
+        "dataset": codes.manifest["dataset"],
+        "split": codes.manifest["split"],
+        "tokenizer": config.tokenizer or codes.manifest["tokenizer"],
+        "steps": steps,
+        "evaluation": evaluation,
+        "settings": dataclasses.asdict(config),
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", "transformers", "diffusers")
+        },
+    }
+    write_pipeline_results(folder, results, repo_id=config.hub_model_id)
+    if evaluation is not None:
+        unit, per_unit = list(evaluation.items())[-1]
+        print(
+            f"{likelihood.bits_per_token:.3f} bits per token on {likelihood.tokens} held-out tokens, "
+            f"{likelihood.unigram_bits_per_token:.3f} by the codes' frequencies alone; {per_unit:.4g} "
+            f"{unit.replace('_', ' ')}"
+        )
+    print(f'pipeline: {folder}; {type(pipeline).__name__}.from_pretrained("{folder}")')
+    if config.push_to_hub:
+        print(f"pushed to {push_pipeline(folder, config.hub_model_id, private=config.hub_private)}")
+
 
 if __name__ == "__main__":
-    sys.exit(run_recipe(AutoregressiveConfig, train_generator, __doc__, sys.argv[1:]))
+    sys.exit(run_recipe(AutoregressiveConfig, train, __doc__, sys.argv[1:]))

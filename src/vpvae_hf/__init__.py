@@ -1,63 +1,29 @@
-"""Discrete tokens from images and audio: tokenizers trained by perturbing the latent, codebooks fitted afterwards."""
+"""Discrete tokens from images and audio: tokenizers trained by perturbing the latent, codebooks fitted afterwards.
 
-import diffusers
-from diffusers import ModelMixin
-from diffusers.pipelines import pipeline_loading_utils as _pipelines
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization, PreTrainedModel
+Nothing heavy is imported until a name is used: audio needs no diffusers, images need no audio model.
+"""
 
-from .generation import (
-    CodeVocabulary,
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
-)
-from .models import (
-    AutoencoderVP,
-    StreamingDecoder,
-    StreamingEncoder,
-    VPCodecConfig,
-    VPCodecFeatureExtractor,
-    VPCodecModel,
-)
-from .quantizers import CodebookNotFittedError, build_quantizer
-from .training import fit_codebook, measure_scaling_factor
+from . import registration  # noqa: F401, for its effect on transformers and diffusers
+from .lazy import lazy_names
 
 __version__ = "0.1.0"
-__all__ = [
-    "AutoencoderVP",
-    "CodeVocabulary",
-    "CodebookNotFittedError",
-    "ModelMixin",  # diffusers looks for these two here when it loads a pipeline that holds one of our models
-    "PreTrainedModel",
-    "StreamingDecoder",
-    "StreamingEncoder",
-    "VPAudioGenerationPipeline",
-    "VPCodecConfig",
-    "VPCodecFeatureExtractor",
-    "VPCodecModel",
-    "VPImageGenerationPipeline",
-    "VPMaskedAudioPipeline",
-    "VPMaskedImagePipeline",
-    "build_quantizer",
-    "fit_codebook",
-    "measure_scaling_factor",
-]
-
-# diffusers loads a pipeline's component only from libraries listed here, and pipelines, and what its AutoModel loads,
-# only from its own names.
-_ways = ["save_pretrained", "from_pretrained"]
-_pipelines.LOADABLE_CLASSES["vpvae_hf"] = {"ModelMixin": _ways, "PreTrainedModel": _ways}
-for _class in (
-    AutoencoderVP,
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
-):
-    setattr(diffusers, _class.__name__, _class)
-
-AutoConfig.register(VPCodecConfig.model_type, VPCodecConfig)
-AutoModel.register(VPCodecConfig, VPCodecModel)
-AutoModelForAudioTokenization.register(VPCodecConfig, VPCodecModel)
-AutoFeatureExtractor.register(VPCodecConfig, VPCodecFeatureExtractor)
+_SOURCES = {
+    "AutoencoderVP": ".models",
+    "CodeVocabulary": ".generation",
+    "CodebookNotFittedError": ".quantizers",
+    # diffusers looks for these two here when it loads a pipeline that holds one of our models.
+    "ModelMixin": "diffusers",
+    "PreTrainedModel": "transformers",
+    "StreamingDecoder": ".models",
+    "StreamingEncoder": ".models",
+    "VPAutoregressivePipeline": ".generation",
+    "VPCodecConfig": ".models",
+    "VPCodecFeatureExtractor": ".models",
+    "VPCodecModel": ".models",
+    "VPMaskedPipeline": ".generation",
+    "build_quantizer": ".quantizers",
+    "fit_codebook": ".training",
+    "measure_scaling_factor": ".training",
+}
+__all__ = list(_SOURCES)
+__getattr__, __dir__ = lazy_names(__name__, _SOURCES)

@@ -8,7 +8,7 @@ from image_runs import ARCHITECTURE, VECTOR, write_pictures
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
+from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality
 
 
@@ -33,10 +33,10 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     assert (vae.quantize.codebook_size, vae.quantize.config.fitted) == (48, True)
     assert main(["evaluate", str(fitted), "--dataset", data, "--save"]) == 0
     printed = capsys.readouterr().out
-    stream = SampleStream(open_images(data, split="validation"), ImageCrop(size=16, shortest_side=16))
-    batches = SampleLoader(stream, batch_size=9)
+    stream = ItemStream(open_images(data, split="validation"), ImageCrop(size=16, shortest_side=16))
+    batches = ItemLoader(stream, batch_size=9)
     figures = evaluate_reconstruction(vae, batches, metric_fn=image_quality, unquantized=("psnr",)).metrics
-    assert f"{figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} dB not quantized)" in printed
+    assert f"{figures['psnr']:.2f} dB ({figures['psnr_unquantized']:.2f} dB without quantization)" in printed
     (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert saved["images"] == 9
     assert saved["metrics"] == pytest.approx(figures, rel=1e-6)

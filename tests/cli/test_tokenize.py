@@ -330,7 +330,7 @@ def test_shards_are_dealt_out_to_ranks(tokenizer, images, tmp_path, monkeypatch,
 def test_a_real_job_of_two_ranks(tokenizer, images, tmp_path):
     output = tmp_path / "codes"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "vpvae_hf.cli.main", "tokenize", tokenizer, "--dataset", images, "--output", output]
+    command = ["-m", "vpvae_hf", "tokenize", tokenizer, "--dataset", images, "--output", output]
     finished = subprocess.run(
         [str(part) for part in (*launch, *command)],
         capture_output=True,

@@ -17,6 +17,7 @@ from torch import nn
 from vpvae_hf import CodebookNotFittedError
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import ItemLoader, ItemStream, Source, Transform
+from vpvae_hf.hub import HubEntry
 from vpvae_hf.modalities import MODALITIES, Batches, Modality, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import DataConfig, TrainingConfig, option
 from vpvae_hf.models.tokenizer import Tokenizer
@@ -32,6 +33,14 @@ VECTOR = {"kind": "vp", "codebook_size": 8, "latent_dim": 2, "queue_share": 0.1}
 class SeriesTokenizer(Tokenizer, nn.Module):
     """Series [B, 1, T], four numbers to a code."""
 
+    hub_entry = HubEntry(
+        name="series",
+        library="torch",
+        pipeline_tag="feature-extraction",
+        task="series-reconstruction",
+        items="series",
+        downsampling=lambda config: 4,
+    )
     dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, quantizer):
@@ -52,9 +61,6 @@ class SeriesTokenizer(Tokenizer, nn.Module):
     @torch.no_grad()
     def decode_vectors(self, vectors):
         return self.decoder(vectors.mT)
-
-    def tokenize(self, inputs, padding_mask=None):
-        return self.quantize.encode(self.latent_vectors(inputs))
 
     def detokenize(self, codes):
         return self.decode_vectors(self.quantize.decode(codes))
@@ -84,8 +90,6 @@ class SeriesTokenizer(Tokenizer, nn.Module):
     def _sync_config(self):
         self._set_config(quantizer=self.quantize.config.to_dict())
 
-    _follow_quantizer = _sync_config
-
 
 @dataclass(frozen=True)
 class SeriesTransform(Transform):
@@ -99,8 +103,6 @@ class SeriesTransform(Transform):
 
     def model_input(self, batch):
         return batch.unsqueeze(1)
-
-    sample = read
 
 
 def open_series(name, *, split, config, revision, column, streaming, other_columns):
@@ -171,15 +173,6 @@ def registered(monkeypatch, tmp_path):
     """The one line that a stranger adds."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setitem(MODALITIES, "series", SeriesModality())
-    monkeypatch.setattr("vpvae_hf.cli.fit.write_results", keep_results)
-    monkeypatch.setattr("vpvae_hf.cli.evaluate.write_results", keep_results)
-    monkeypatch.setattr("vpvae_hf.cli.evaluate.read_results", lambda folder: {})
-    monkeypatch.setattr("vpvae_hf.cli.fit.read_results", lambda folder: {})
-    monkeypatch.setattr("vpvae_hf.training.run.write_results", keep_results)
-
-
-def keep_results(folder, results, repo_id=None):
-    Path(folder, "results.json").write_text(json.dumps(results))
 
 
 def test_a_new_modality_does_all_that_the_others_do(registered, tmp_path, capsys):
@@ -316,7 +309,7 @@ def test_metrics(case):
 def test_codes_in_files_are_those_of_each_item_alone(case):
     model, transform = fitted(case), case.modality.eval_transform(case.data, case.model)
     source = case.modality.open(case.data.validation, transform)
-    items = [item["item" if "item" in item else "sample"] for item in ItemStream(source, transform)]
+    items = [item["item"] for item in ItemStream(source, transform)]
     rows = case.modality.code_rows(items, transform, model, batch_size=2)
     features = datasets.Features(case.modality.code_features(case.data, model))
     stored = datasets.Dataset.from_list(rows, features=features).with_format("torch")

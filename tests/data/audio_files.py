@@ -11,8 +11,13 @@ import pyarrow.parquet
 import soundfile
 from torch import Tensor
 
+from vpvae_hf.data import AudioSegment, ItemLoader, ItemStream, Transform, open_audio
+
+OPEN, KIND, COLUMN = open_audio, "audio clip", "sound"
 RATE = 16000
 CORRUPT = b"<html>404</html>"
+# What varies from item to item, of `loader_of`.
+RANDOM: dict = {}
 # Samples are whole multiples of 2 ** -17, which 24 bits and float32 hold exactly.
 _LONGEST, _SCALE = 4096, 1 << 17
 
@@ -20,6 +25,25 @@ _LONGEST, _SCALE = 4096, 1 << 17
 def clip(number: int, samples: int = 200) -> np.ndarray:
     """[T] float32, T at most 4096, number at most 31."""
     return ((number * _LONGEST + np.arange(samples)) / _SCALE).astype(np.float32)
+
+
+def file(number: int) -> bytes:
+    """A file of the clip of that number."""
+    return encoded(clip(number))
+
+
+def whole() -> AudioSegment:
+    """A transform that gives the first samples, which do not vary."""
+    return AudioSegment(length=50, sampling_rate=RATE, position="start")
+
+
+def loader_of(
+    name: str, transform: Transform | None = None, *, batch_size: int = 1, workers: int = 0, **settings
+) -> ItemLoader:
+    """Of the split "train", of random segments of 50 samples unless told otherwise."""
+    transform = transform or AudioSegment(length=50, sampling_rate=RATE)
+    stream = ItemStream(open_audio(name, split="train"), transform, **settings)
+    return ItemLoader(stream, batch_size=batch_size, workers=workers)
 
 
 def numbers_of(batches: Iterable[Tensor]) -> list[int]:

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
+from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 
+OPEN, KIND, COLUMN = open_images, "image", "photo"
 CORRUPT = b"<html>404</html>"
+# What varies from item to item, of `loader_of`.
+RANDOM = {"size": 8, "crop": "random", "flip": True}
 
 
 def picture(number: int, height: int = 12, width: int = 12) -> np.ndarray:
@@ -26,6 +29,16 @@ def encoded(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def file(number: int) -> bytes:
+    """A file of the image of that number."""
+    return encoded(picture(number))
+
+
+def whole() -> ImageCrop:
+    """A transform that gives the whole image, which does not vary."""
+    return ImageCrop(size=12)
 
 
 def write_shards(folder: Path, shards: Sequence[Sequence[bytes]], split: str = "train") -> str:
@@ -57,13 +70,13 @@ def crop_of(settings: dict) -> ImageCrop:
     return ImageCrop(**{"size": 12, **{name: settings.pop(name) for name in names if name in settings}})
 
 
-def stream_of(name: str, **settings) -> SampleStream:
+def stream_of(name: str, **settings) -> ItemStream:
     """Of the split "train", of crops of 12 unless told otherwise."""
-    return SampleStream(open_images(name, split="train"), crop_of(settings), **settings)
+    return ItemStream(open_images(name, split="train"), crop_of(settings), **settings)
 
 
-def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> SampleLoader:
-    return SampleLoader(stream_of(name, **settings), batch_size=batch_size, workers=workers)
+def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> ItemLoader:
+    return ItemLoader(stream_of(name, **settings), batch_size=batch_size, workers=workers)
 
 
 def bytes_of(pixel_values: Tensor) -> Tensor:

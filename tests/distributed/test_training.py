@@ -14,7 +14,7 @@ from image_runs import metrics, settings, write_pictures
 from safetensors.torch import load_file
 
 from vpvae_hf import AutoencoderVP
-from vpvae_hf.data import ImageCrop, SampleLoader, SampleStream, open_images
+from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "image" / "train.py"
@@ -67,8 +67,8 @@ def test_metrics_of_two_ranks_are_those_of_one_process(whole, data):
     assert results["images"] == 11
     vae = AutoencoderVP.from_pretrained(whole / "tokenizer")
     source = open_images(data, split="validation")
-    stream = SampleStream(source, ImageCrop(size=16, shortest_side=20))
-    batches = SampleLoader(stream, batch_size=4)
+    stream = ItemStream(source, ImageCrop(size=16, shortest_side=20))
+    batches = ItemLoader(stream, batch_size=4)
     alone = evaluate_reconstruction(vae, batches, metric_fn=image_quality, unquantized=("psnr",))
     assert results["metrics"] == pytest.approx(alone.metrics, rel=1e-6)
 

@@ -23,12 +23,12 @@ def codec():
 
 
 @pytest.fixture(scope="module")
-def painter(vae):
+def image_pipeline(vae):
     """A pipeline of images of three classes."""
     return causal_pipeline(vae, condition_size=3)
 
 
 @pytest.fixture(scope="module")
-def singer(codec):
+def audio_pipeline(codec):
     """A pipeline of audio of three classes."""
     return causal_pipeline(codec, condition_size=3)

@@ -29,9 +29,8 @@ from tiny_generators import (
 
 from vpvae_hf import (
     AutoencoderVP,
-    VPAudioGenerationPipeline,
+    VPAutoregressivePipeline,
     VPCodecModel,
-    VPImageGenerationPipeline,
 )
 
 # Loaded weights begin at other addresses, where some kernels of torch round otherwise.
@@ -48,9 +47,9 @@ def test_images_of_the_size_that_the_model_knows(vae, kind):
     assert len(made.codes.unique()) > 2
 
 
-def test_what_is_shown_is_what_the_tokenizer_makes_of_the_codes(vae, painter):
+def test_what_is_shown_is_what_the_tokenizer_makes_of_the_codes(vae, image_pipeline):
     images = {
-        output_type: painter(num_images=2, generator=seeded(0), output_type=output_type)
+        output_type: image_pipeline(num_images=2, generator=seeded(0), output_type=output_type)
         for output_type in ("pil", "np", "pt", "codes")
     }
     codes = images["codes"].codes
@@ -68,31 +67,31 @@ def test_what_is_shown_is_what_the_tokenizer_makes_of_the_codes(vae, painter):
 @pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
 def test_a_seed_decides_what_is_made(kind, make):
     pipeline = causal_pipeline(make(), kind)
-    count = {"num_images" if make is tiny_vae else "num_clips": 4}
+    count = {"num_images" if make is tiny_vae else "num_images": 4}
     first, again, other = (codes_of(pipeline, **count, generator=seeded(seed)) for seed in (0, 0, 1))
     assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
     assert any(not torch.equal(one, two) for one, two in zip(first, other, strict=True))
 
 
-def test_a_generator_goes_on_from_call_to_call(painter):
+def test_a_generator_goes_on_from_call_to_call(image_pipeline):
     generator = seeded(0)
-    first, second = (codes_of(painter, num_images=4, generator=generator) for _ in range(2))
+    first, second = (codes_of(image_pipeline, num_images=4, generator=generator) for _ in range(2))
     assert not torch.equal(first, second)
 
 
-def test_a_generator_leaves_torchs_own_as_it_was(painter, singer):
+def test_a_generator_leaves_torchs_own_as_it_was(image_pipeline, audio_pipeline):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    painter(num_images=2, generator=seeded(0))
-    singer(num_clips=2, generator=seeded(0))
+    image_pipeline(num_images=2, generator=seeded(0))
+    audio_pipeline(num_images=2, generator=seeded(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_a_generator_torchs_own_decides(painter):
+def test_without_a_generator_torchs_own_decides(image_pipeline):
     made = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        made.append(codes_of(painter, num_images=4))
+        made.append(codes_of(image_pipeline, num_images=4))
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
 
@@ -101,9 +100,9 @@ def test_without_a_generator_torchs_own_decides(painter):
 def test_images_of_a_loaded_pipeline_are_the_same(vae, kind, general, tmp_path):
     pipeline = causal_pipeline(vae, kind, condition_size=3)
     pipeline.save_pretrained(tmp_path)
-    loaded = silent((DiffusionPipeline if general else VPImageGenerationPipeline).from_pretrained(tmp_path))
-    assert type(loaded) is VPImageGenerationPipeline
-    assert (type(loaded.vae), type(loaded.language_model)) == (AutoencoderVP, type(pipeline.language_model))
+    loaded = silent((DiffusionPipeline if general else VPAutoregressivePipeline).from_pretrained(tmp_path))
+    assert type(loaded) is VPAutoregressivePipeline
+    assert (type(loaded.vae), type(loaded.transformer)) == (AutoencoderVP, type(pipeline.transformer))
     assert loaded.vocabulary == pipeline.vocabulary
     made, wanted = (each([0, 2], generator=seeded(3), output_type="np") for each in (loaded, pipeline))
     assert torch.equal(made.codes, wanted.codes)
@@ -114,8 +113,8 @@ def test_images_of_a_loaded_pipeline_are_the_same(vae, kind, general, tmp_path):
 def test_clips_of_a_loaded_pipeline_are_the_same(codec, kind, general, tmp_path):
     pipeline = causal_pipeline(codec, kind, condition_size=3)
     pipeline.save_pretrained(tmp_path)
-    loaded = silent((DiffusionPipeline if general else VPAudioGenerationPipeline).from_pretrained(tmp_path))
-    assert type(loaded) is VPAudioGenerationPipeline
+    loaded = silent((DiffusionPipeline if general else VPAutoregressivePipeline).from_pretrained(tmp_path))
+    assert type(loaded) is VPAutoregressivePipeline
     assert type(loaded.codec) is VPCodecModel
     # Clips of different lengths, so that the end of a loaded model is the right one.
     settings = {"min_duration_s": TOKEN_S, "temperature": 3.0}
@@ -131,7 +130,7 @@ def test_clips_of_a_loaded_pipeline_are_the_same(codec, kind, general, tmp_path)
 def test_without_temperature_each_code_is_the_likeliest(vae, kind):
     """Also where the likeliest id of all is no code's."""
     pipeline = causal_pipeline(vae, kind, condition_size=3)
-    vocabulary, model = pipeline.vocabulary, pipeline.language_model
+    vocabulary, model = pipeline.vocabulary, pipeline.transformer
     ids, others = vocabulary.prompt(torch.tensor([0, 1, 2])), 0
     with torch.no_grad():
         for _ in range(vocabulary.length):
@@ -142,7 +141,7 @@ def test_without_temperature_each_code_is_the_likeliest(vae, kind):
     assert others > 0
     for seed in (0, 1):
         assert torch.equal(
-            codes_of(pipeline, [0, 1, 2], temperature=0, generator=seeded(seed)), vocabulary.codes_of(ids[:, 2:])
+            codes_of(pipeline, [0, 1, 2], temperature=0, generator=seeded(seed)), vocabulary.decode(ids[:, 2:])
         )
 
 
@@ -155,8 +154,8 @@ def test_of_one_likeliest_code_it_is_the_same_as_without_temperature(vae, kind):
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
-def test_guidance_goes_from_no_class_towards_a_class(vae, painter, scale):
-    vocabulary, model = painter.vocabulary, painter.language_model
+def test_guidance_goes_from_no_class_towards_a_class(vae, image_pipeline, scale):
+    vocabulary, model = image_pipeline.vocabulary, image_pipeline.transformer
     labels = torch.tensor([0, 1, 2])
     ids, others = vocabulary.prompt(labels), vocabulary.prompt(batch_size=3)
     with torch.no_grad():
@@ -165,19 +164,19 @@ def test_guidance_goes_from_no_class_towards_a_class(vae, painter, scale):
             logits = without + scale * (with_class - without)
             code = logits[:, vocabulary.first_code : vocabulary.begin].argmax(dim=1, keepdim=True)
             ids, others = (torch.cat([each, code + vocabulary.first_code], dim=1) for each in (ids, others))
-    guided = codes_of(painter, labels, guidance_scale=scale, temperature=0)
-    assert torch.equal(guided, vocabulary.codes_of(ids[:, 2:]))
-    assert not torch.equal(guided, codes_of(painter, labels, temperature=0))
+    guided = codes_of(image_pipeline, labels, guidance_scale=scale, temperature=0)
+    assert torch.equal(guided, vocabulary.decode(ids[:, 2:]))
+    assert not torch.equal(guided, codes_of(image_pipeline, labels, temperature=0))
 
 
-def test_a_label_for_each_image(painter):
-    made = codes_of(painter, [0, 1, 2, 2], temperature=0)
+def test_a_label_for_each_image(image_pipeline):
+    made = codes_of(image_pipeline, [0, 1, 2, 2], temperature=0)
     assert made.shape[0] == 4
     assert torch.equal(made[2], made[3])
     assert len(made.unique(dim=0)) == 3
-    assert torch.equal(codes_of(painter, torch.tensor([0, 1, 2, 2]), temperature=0), made)
-    assert torch.equal(codes_of(painter, [2], temperature=0)[0], made[2])
-    without = codes_of(painter, num_images=2, temperature=0)
+    assert torch.equal(codes_of(image_pipeline, torch.tensor([0, 1, 2, 2]), temperature=0), made)
+    assert torch.equal(codes_of(image_pipeline, [2], temperature=0)[0], made[2])
+    without = codes_of(image_pipeline, num_images=2, temperature=0)
     assert torch.equal(without[0], without[1])
     assert all(not torch.equal(without[0], each) for each in made)
 
@@ -186,7 +185,7 @@ def test_several_ids_may_condition_an_image(vae):
     """Such as those of a text."""
     vocabulary = vocabulary_of(vae, condition_size=3)
     model = causal(vocabulary, max_position_embeddings=vocabulary.length + 4)
-    pipeline = silent(VPImageGenerationPipeline(vae, model))
+    pipeline = silent(VPAutoregressivePipeline(vae, model))
     texts = torch.tensor([[0, 1], [1, 0], [0, 1]])
     for settings in ({}, {"guidance_scale": 2.0}):
         made = codes_of(pipeline, texts, temperature=0, **settings)
@@ -214,15 +213,15 @@ def test_what_a_model_was_made_to_generate_before_does_not_matter(vae):
     pipeline = causal_pipeline(vae)
     wanted = codes_of(pipeline, num_images=4, temperature=0)
     sampled = codes_of(pipeline, num_images=4, generator=seeded(0))
-    config = pipeline.language_model.generation_config
+    config = pipeline.transformer.generation_config
     config.update(do_sample=True, temperature=0.3, top_k=2, top_p=0.5, repetition_penalty=3.0, max_length=5)
     assert torch.equal(codes_of(pipeline, num_images=4, temperature=0), wanted)
     assert torch.equal(codes_of(pipeline, num_images=4, generator=seeded(0)), sampled)
 
 
-def test_an_empty_beginning_is_none(painter):
+def test_an_empty_beginning_is_none(image_pipeline):
     nothing = torch.empty(2, 0, dtype=torch.int64)
-    with_it, without = (codes_of(painter, num_images=2, prefix=each, temperature=0) for each in (nothing, None))
+    with_it, without = (codes_of(image_pipeline, num_images=2, prefix=each, temperature=0) for each in (nothing, None))
     assert torch.equal(with_it, without)
 
 
@@ -233,7 +232,7 @@ def test_a_clip_is_continued_from_its_first_codes(quantizer):
     given = codec.encode(torch.randn(2, 1, 3 * HOP, generator=seeded(0))).audio_codes
     # [B, G, n], as the library has them.
     given = given[:, 0] if pipeline.vocabulary.code_groups == 1 else given.movedim(1, -1)
-    made = codes_of(pipeline, num_clips=2, prefix=given, duration_s=5 * TOKEN_S, generator=seeded(0))
+    made = codes_of(pipeline, num_images=2, prefix=given, duration_s=5 * TOKEN_S, generator=seeded(0))
     assert [len(clip) for clip in made] == [5, 5]
     assert all(torch.equal(clip[:3], start) for clip, start in zip(made, given, strict=True))
 
@@ -244,19 +243,19 @@ def test_a_clip_is_continued_from_its_first_codes(quantizer):
     [(None, FRAMES), (TOKEN_S, 1), (1.5 * TOKEN_S, 2), (3 * TOKEN_S, 3), (FRAMES * TOKEN_S, FRAMES)],
 )
 def test_clips_are_as_long_as_asked(codec, kind, duration_s, tokens):
-    made = causal_pipeline(codec, kind)(num_clips=2, duration_s=duration_s, generator=seeded(0))
+    made = causal_pipeline(codec, kind)(num_images=2, duration_s=duration_s, generator=seeded(0))
     assert [clip.shape for clip in made.codes] == [(tokens,)] * 2
     assert [clip.shape for clip in made.audios] == [(tokens * HOP,)] * 2
     assert made.sampling_rate == RATE
 
 
-def test_what_is_heard_is_what_the_tokenizer_makes_of_the_codes(codec, singer):
-    made = singer(num_clips=4, min_duration_s=TOKEN_S, generator=seeded(0))
+def test_what_is_heard_is_what_the_tokenizer_makes_of_the_codes(codec, audio_pipeline):
+    made = audio_pipeline(num_images=4, min_duration_s=TOKEN_S, generator=seeded(0))
     for clip, codes in zip(made.audios, made.codes, strict=True):
         with torch.no_grad():
             expected = codec.decode(codes[None, None]).audio_values[0, 0]
         np.testing.assert_allclose(clip, expected.numpy(), **CLOSE)
-    silent_made = singer(num_clips=4, min_duration_s=TOKEN_S, generator=seeded(0), output_type="codes")
+    silent_made = audio_pipeline(num_images=4, min_duration_s=TOKEN_S, generator=seeded(0), output_type="codes")
     assert silent_made.audios is None
     assert all(torch.equal(one, other) for one, other in zip(silent_made.codes, made.codes, strict=True))
 
@@ -264,8 +263,8 @@ def test_what_is_heard_is_what_the_tokenizer_makes_of_the_codes(codec, singer):
 def test_clips_end_as_the_model_says():
     """A model without a preference ends each clip with probability 1/5, as it takes each of 4 codes."""
     codec = tiny_codec(vector(4))
-    pipeline = silent(VPAudioGenerationPipeline(codec, made_uniform(causal(vocabulary_of(codec)))))
-    clips = codes_of(pipeline, num_clips=3000, min_duration_s=2 * TOKEN_S, generator=seeded(0))
+    pipeline = silent(VPAutoregressivePipeline(codec, made_uniform(causal(vocabulary_of(codec)))))
+    clips = codes_of(pipeline, num_images=3000, min_duration_s=2 * TOKEN_S, generator=seeded(0))
     counts = np.bincount([len(clip) for clip in clips], minlength=FRAMES + 1)
     assert counts[:2].tolist() == [0, 0]
     expected = [0.2 * 0.8**more for more in range(FRAMES - 2)] + [0.8 ** (FRAMES - 2)]
@@ -275,19 +274,19 @@ def test_clips_end_as_the_model_says():
 
 def test_a_clip_ends_between_tokens_alone():
     codec = tiny_codec(GROUPED)
-    pipeline = silent(VPAudioGenerationPipeline(codec, made_uniform(causal(vocabulary_of(codec)))))
-    clips = codes_of(pipeline, num_clips=50, min_duration_s=TOKEN_S, generator=seeded(0))
+    pipeline = silent(VPAutoregressivePipeline(codec, made_uniform(causal(vocabulary_of(codec)))))
+    clips = codes_of(pipeline, num_images=50, min_duration_s=TOKEN_S, generator=seeded(0))
     assert all(clip.shape == (len(clip), 2) for clip in clips)
     assert {len(clip) for clip in clips} == set(range(1, FRAMES + 1))
 
 
 @pytest.mark.parametrize("kind", CAUSAL_KINDS)
 def test_tokens_of_several_codes(kind):
-    painter, singer = (causal_pipeline(make(GROUPED), kind) for make in (tiny_vae, tiny_codec))
-    images = painter(num_images=2, generator=seeded(0), output_type="np")
+    image_pipeline, audio_pipeline = (causal_pipeline(make(GROUPED), kind) for make in (tiny_vae, tiny_codec))
+    images = image_pipeline(num_images=2, generator=seeded(0), output_type="np")
     assert images.codes.shape == (2, SIDE, SIDE, 2)
     assert images.images.shape == (2, 4 * SIDE, 4 * SIDE, 3)
-    clips = singer(num_clips=2, duration_s=3 * TOKEN_S, generator=seeded(0))
+    clips = audio_pipeline(num_images=2, duration_s=3 * TOKEN_S, generator=seeded(0))
     assert [clip.shape for clip in clips.codes] == [(3, 2)] * 2
     assert [clip.shape for clip in clips.audios] == [(3 * HOP,)] * 2
     for codes in (images.codes, *clips.codes):

@@ -19,8 +19,7 @@ from tiny_generators import (
 
 from vpvae_hf import (
     CodebookNotFittedError,
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
+    VPAutoregressivePipeline,
 )
 from vpvae_hf.quantizers import NoCodesError
 
@@ -43,9 +42,9 @@ IMAGE_ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), IMAGE_ARGUMENTS)
-def test_bad_arguments_for_images(painter, arguments, message):
+def test_bad_arguments_for_images(image_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
-        painter(**arguments)
+        image_pipeline(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_bad_arguments_for_images(painter, arguments, message):
     [
         ({"output_type": "pil"}, "output_type must be one of np, codes, got 'pil'"),
         ({"temperature": -1}, "temperature must be at least 0"),
-        ({"num_clips": 0}, "at least one must be generated, got 0"),
+        ({"num_images": 0}, "at least one must be generated, got 0"),
         ({"duration_s": 0}, "duration_s must be above 0 and at most 0.036, as the model was trained, got 0"),
         ({"duration_s": -1.0}, "duration_s must be above 0"),
         ({"duration_s": 0.037}, "duration_s must be .* at most 0.036, .* got 0.037"),
@@ -65,9 +64,9 @@ def test_bad_arguments_for_images(painter, arguments, message):
         ),
     ],
 )
-def test_bad_arguments_for_audio(singer, arguments, message):
+def test_bad_arguments_for_audio(audio_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
-        singer(**arguments)
+        audio_pipeline(**arguments)
 
 
 def test_labels_for_a_model_without_classes(vae):
@@ -81,7 +80,7 @@ def test_labels_for_a_model_without_classes(vae):
 @pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
 def test_a_tokenizer_without_codes(make, quantizer, error):
     model = causal(vocabulary_of(make()))
-    pipeline_class = VPImageGenerationPipeline if make is tiny_vae else VPAudioGenerationPipeline
+    pipeline_class = VPAutoregressivePipeline if make is tiny_vae else VPAutoregressivePipeline
     with pytest.raises(error):
         pipeline_class(make(quantizer, fitted=False), model)
 
@@ -89,7 +88,7 @@ def test_a_tokenizer_without_codes(make, quantizer, error):
 @pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
 def test_a_tokenizer_whose_codes_mean_something_else(make, tmp_path):
     pipeline = causal_pipeline(make())
-    pipeline_class, model = type(pipeline), pipeline.language_model
+    pipeline_class, model = type(pipeline), pipeline.transformer
     refitted, other = make(), make()
     refitted.set_codebook(refitted.quantize.codebook.flip(0))
     with pytest.raises(
@@ -111,7 +110,7 @@ def test_a_decoder_that_learned_on_is_the_same_tokenizer(vae):
     pipeline, learned = causal_pipeline(vae), tiny_vae()
     with torch.no_grad():
         learned.decoder.conv_out.bias.add_(0.1)
-    made = silent(VPImageGenerationPipeline(learned, pipeline.language_model))
+    made = silent(VPAutoregressivePipeline(learned, pipeline.transformer))
     assert torch.equal(codes_of(made, generator=seeded(0)), codes_of(pipeline, generator=seeded(0)))
 
 
@@ -119,26 +118,26 @@ def test_a_tokenizer_with_other_sizes(vae):
     model = causal(vocabulary_of(vae))
     for other, what in ((vector(8), "codebook_size=16, the tokenizer has 8"), (GROUPED, "codebook_size=16")):
         with pytest.raises(ValueError, match=rf"trained on codes with {what}"):
-            VPImageGenerationPipeline(tiny_vae(other), model)
+            VPAutoregressivePipeline(tiny_vae(other), model)
     grouped = tiny_vae({"kind": "token_bridge", "codebook_size": 16, "latent_dim": 2})
     with pytest.raises(ValueError, match="trained on codes with code_groups=1, the tokenizer has 2"):
-        VPImageGenerationPipeline(grouped, model)
+        VPAutoregressivePipeline(grouped, model)
 
 
 def test_images_and_audio_are_not_mixed_up(vae, codec):
     with pytest.raises(ValueError, match=r"makes images, \[h, w\], but the model was trained on the grid \[6\]"):
-        VPImageGenerationPipeline(vae, causal(vocabulary_of(codec)))
+        VPAutoregressivePipeline(vae, causal(vocabulary_of(codec)))
     with pytest.raises(ValueError, match=r"makes clips, \[n\], but the model was trained on the grid \[4, 4\]"):
-        VPAudioGenerationPipeline(codec, causal(vocabulary_of(vae)))
+        VPAutoregressivePipeline(codec, causal(vocabulary_of(vae)))
 
 
 def test_a_model_that_became_too_small(vae):
     model = causal(vocabulary_of(vae))
     model.resize_token_embeddings(20)
     with pytest.raises(ValueError, match=r"vocabulary of 20 ids, .* need 21; .* call resize_token_embeddings\(21\)"):
-        VPImageGenerationPipeline(vae, model)
+        VPAutoregressivePipeline(vae, model)
 
 
 def test_a_model_without_a_vocabulary(vae):
     with pytest.raises(ValueError, match="names no code vocabulary"):
-        VPImageGenerationPipeline(vae, causal(vocabulary_of(vae), attached=False))
+        VPAutoregressivePipeline(vae, causal(vocabulary_of(vae), written=False))

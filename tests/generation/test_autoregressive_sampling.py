@@ -42,7 +42,7 @@ def test_images_occur_as_often_as_the_model_says(kind, settings):
     """Images of two codes of four, so that the model tells the probability of each of the 16."""
     flatter = {"initializer_range": 0.2}
     pipeline = causal_pipeline(tiny_vae(vector(4)), kind, flatter, grid=(1, 2), condition_size=2)
-    vocabulary, model = pipeline.vocabulary, pipeline.language_model
+    vocabulary, model = pipeline.vocabulary, pipeline.transformer
     scale, temperature = settings.get("guidance_scale", 1.0), settings.get("temperature", 1.0)
     filters = {name: settings[name] for name in ("top_k", "top_p") if name in settings}
 

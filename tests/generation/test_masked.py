@@ -25,7 +25,7 @@ from tiny_generators import (
     vocabulary_of,
 )
 
-from vpvae_hf import CodebookNotFittedError, VPMaskedAudioPipeline, VPMaskedImagePipeline
+from vpvae_hf import CodebookNotFittedError, VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 from vpvae_hf.quantizers import NoCodesError
 
@@ -38,13 +38,13 @@ pytestmark = pytest.mark.parametrize("scheduler", SCHEDULERS)
 
 
 @pytest.fixture
-def painter(vae, scheduler):
+def image_pipeline(vae, scheduler):
     """A pipeline of images of three classes."""
     return masked_pipeline(vae, scheduler, condition_size=3)
 
 
 @pytest.fixture
-def singer(codec, scheduler):
+def audio_pipeline(codec, scheduler):
     """A pipeline of audio of three classes."""
     return masked_pipeline(codec, scheduler, condition_size=3)
 
@@ -70,40 +70,40 @@ def test_images_in_any_number_of_steps(scheduler, quantizer, steps):
 @pytest.mark.parametrize(("duration_s", "tokens"), [(None, FRAMES), (TOKEN_S, 1), (2.5 * TOKEN_S, 3)])
 def test_clips_are_as_long_as_asked(scheduler, quantizer, duration_s, tokens):
     pipeline = masked_pipeline(tiny_codec(quantizer), scheduler)
-    made = pipeline(num_clips=2, duration_s=duration_s, generator=seeded(0))
+    made = pipeline(num_images=2, duration_s=duration_s, generator=seeded(0))
     assert [clip.shape for clip in made.codes] == [(tokens, *([2] if quantizer is GROUPED else []))] * 2
     assert [clip.shape for clip in made.audios] == [(tokens * HOP,)] * 2
     assert made.sampling_rate == RATE
 
 
-def test_more_steps_than_codes_are_as_many_as_codes(painter):
-    few, many = (codes_of(painter, num_inference_steps=steps, generator=seeded(0)) for steps in (SIDE**2, 1000))
+def test_more_steps_than_codes_are_as_many_as_codes(image_pipeline):
+    few, many = (codes_of(image_pipeline, num_inference_steps=steps, generator=seeded(0)) for steps in (SIDE**2, 1000))
     assert torch.equal(few, many)
 
 
-def test_each_step_makes_the_rest_of_the_codes_anew(painter):
+def test_each_step_makes_the_rest_of_the_codes_anew(image_pipeline):
     """What is known decides what is made."""
-    one, several = (codes_of(painter, num_inference_steps=steps, generator=seeded(0)) for steps in (1, SIDE**2))
+    one, several = (codes_of(image_pipeline, num_inference_steps=steps, generator=seeded(0)) for steps in (1, SIDE**2))
     assert not torch.equal(one, several)
 
 
-def test_a_seed_decides_what_is_made(painter, singer):
-    for pipeline, count in ((painter, {"num_images": 3}), (singer, {"num_clips": 3})):
+def test_a_seed_decides_what_is_made(image_pipeline, audio_pipeline):
+    for pipeline, count in ((image_pipeline, {"num_images": 3}), (audio_pipeline, {"num_images": 3})):
         first, again, other = (codes_of(pipeline, **count, generator=seeded(seed)) for seed in (0, 0, 1))
         assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
         assert any(not torch.equal(one, two) for one, two in zip(first, other, strict=True))
 
 
-def test_a_generator_leaves_torchs_own_as_it_was(painter):
+def test_a_generator_leaves_torchs_own_as_it_was(image_pipeline):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    painter(num_images=2, generator=seeded(0))
+    image_pipeline(num_images=2, generator=seeded(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("general", [True, False])
-def test_a_loaded_pipeline_makes_the_same(painter, singer, general, tmp_path):
-    for pipeline, kind in ((painter, VPMaskedImagePipeline), (singer, VPMaskedAudioPipeline)):
+def test_a_loaded_pipeline_makes_the_same(image_pipeline, audio_pipeline, general, tmp_path):
+    for pipeline, kind in ((image_pipeline, VPMaskedPipeline), (audio_pipeline, VPMaskedPipeline)):
         pipeline.save_pretrained(tmp_path / kind.__name__)
         loaded = silent((DiffusionPipeline if general else kind).from_pretrained(tmp_path / kind.__name__))
         assert type(loaded) is kind
@@ -111,16 +111,16 @@ def test_a_loaded_pipeline_makes_the_same(painter, singer, general, tmp_path):
         assert type(loaded.scheduler) is type(pipeline.scheduler)
         made, wanted = (each([0, 2], generator=seeded(3), output_type="np") for each in (loaded, pipeline))
         assert all(torch.equal(one, other) for one, other in zip(made.codes, wanted.codes, strict=True))
-        signals = [one.images if kind is VPMaskedImagePipeline else one.audios for one in (made, wanted)]
+        signals = [one.images if kind is VPMaskedPipeline else one.audios for one in (made, wanted)]
         np.testing.assert_allclose(*signals, **CLOSE)
 
 
-def test_labels_matter(painter):
+def test_labels_matter(image_pipeline):
     labels = [0, 1, 2, 2]
-    made = codes_of(painter, labels, num_inference_steps=1, generator=seeded(0))
+    made = codes_of(image_pipeline, labels, num_inference_steps=1, generator=seeded(0))
     assert len(made) == 4
-    assert torch.equal(codes_of(painter, torch.tensor(labels), num_inference_steps=1, generator=seeded(0)), made)
-    others = codes_of(painter, [1, 2, 0, 0], num_inference_steps=1, generator=seeded(0))
+    assert torch.equal(codes_of(image_pipeline, torch.tensor(labels), num_inference_steps=1, generator=seeded(0)), made)
+    others = codes_of(image_pipeline, [1, 2, 0, 0], num_inference_steps=1, generator=seeded(0))
     assert not torch.equal(made, others)
 
 
@@ -151,9 +151,9 @@ def test_images_occur_as_often_as_the_model_says(scheduler, settings):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 16])
-def test_what_is_outside_of_the_mask_stays(painter, vae, steps):
+def test_what_is_outside_of_the_mask_stays(image_pipeline, vae, steps):
     image, mask = noise_images(2), mask_of(2, (0, 9), (2, 6))
-    made = painter([0, 1], image=image, mask_image=mask, num_inference_steps=steps, generator=seeded(0))
+    made = image_pipeline([0, 1], image=image, mask_image=mask, num_inference_steps=steps, generator=seeded(0))
     present = vae.tokenize(image)
     kept = torch.ones(SIDE, SIDE, dtype=torch.bool)
     kept[:3, :2] = False
@@ -161,50 +161,55 @@ def test_what_is_outside_of_the_mask_stays(painter, vae, steps):
     assert not torch.equal(made.codes[:, ~kept], present[:, ~kept])
     with torch.no_grad():
         expected = (vae.decode(made.codes).sample / 2 + 0.5).clamp(0, 1)
-    shown = painter(
+    shown = image_pipeline(
         [0, 1], image=image, mask_image=mask, num_inference_steps=steps, generator=seeded(0), output_type="pt"
     )
     torch.testing.assert_close(shown.images, expected)
 
 
 @pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (15, 15), (8, 7)])
-def test_a_single_pixel_makes_its_code_anew(painter, vae, pixel):
+def test_a_single_pixel_makes_its_code_anew(image_pipeline, vae, pixel):
     image, mask = noise_images(1), mask_of(1, (0, 0), (0, 0))
     mask[0, 0, pixel[0], pixel[1]] = 1
     present, code = vae.tokenize(image)[0], (pixel[0] // 4, pixel[1] // 4)
     changed = set()
     for seed in range(10):
-        made = codes_of(painter, image=image, mask_image=mask, generator=seeded(seed))[0]
+        made = codes_of(image_pipeline, image=image, mask_image=mask, generator=seeded(seed))[0]
         changed |= {tuple(place) for place in (made != present).nonzero().tolist()}
     assert changed == {code}
 
 
-def test_one_mask_for_all_images_and_a_mask_of_booleans(painter):
+def test_one_mask_for_all_images_and_a_mask_of_booleans(image_pipeline):
     image, mask = noise_images(3), mask_of(1, (4, 16), (0, 8))
-    wanted = codes_of(painter, image=image, mask_image=mask.expand(3, -1, -1, -1), generator=seeded(0))
+    wanted = codes_of(image_pipeline, image=image, mask_image=mask.expand(3, -1, -1, -1), generator=seeded(0))
     for same in (mask, mask > 0.5, mask * 0.6):
-        assert torch.equal(codes_of(painter, image=image, mask_image=same, generator=seeded(0)), wanted)
+        assert torch.equal(codes_of(image_pipeline, image=image, mask_image=same, generator=seeded(0)), wanted)
 
 
-def test_half_and_less_is_not_made_anew(painter, vae):
+def test_half_and_less_is_not_made_anew(image_pipeline, vae):
     image = noise_images(1)
-    made = codes_of(painter, image=image, mask_image=torch.full((1, 1, SIZE, SIZE), 0.5), generator=seeded(0))
+    made = codes_of(image_pipeline, image=image, mask_image=torch.full((1, 1, SIZE, SIZE), 0.5), generator=seeded(0))
     assert torch.equal(made, vae.tokenize(image))
 
 
-def test_all_of_an_image_may_be_made_anew(painter):
+def test_all_of_an_image_may_be_made_anew(image_pipeline):
     image, mask = noise_images(2), torch.ones(2, 1, SIZE, SIZE)
-    filled = codes_of(painter, image=image, mask_image=mask, generator=seeded(0))
-    assert torch.equal(filled, codes_of(painter, num_images=2, generator=seeded(0)))
+    filled = codes_of(image_pipeline, image=image, mask_image=mask, generator=seeded(0))
+    assert torch.equal(filled, codes_of(image_pipeline, num_images=2, generator=seeded(0)))
 
 
 @pytest.mark.parametrize("temperature", [0, 1, 50])
 @pytest.mark.parametrize("rows", [[(0, 0), (0, 16)], [(0, 4), (0, 16)]])
-def test_masks_of_different_sizes(painter, vae, rows, temperature):
+def test_masks_of_different_sizes(image_pipeline, vae, rows, temperature):
     image = noise_images(2)
     mask = torch.cat([mask_of(1, each, (0, 16)) for each in rows])
     made = codes_of(
-        painter, image=image, mask_image=mask, temperature=temperature, num_inference_steps=4, generator=seeded(0)
+        image_pipeline,
+        image=image,
+        mask_image=mask,
+        temperature=temperature,
+        num_inference_steps=4,
+        generator=seeded(0),
     )
     kept = ~torch.nn.functional.max_pool2d(mask, 4)[:, 0].bool()
     assert torch.equal(made[kept], vae.tokenize(image)[kept])
@@ -212,9 +217,9 @@ def test_masks_of_different_sizes(painter, vae, rows, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1, 50])
-def test_known_codes_stay_at_any_temperature(painter, vae, temperature):
+def test_known_codes_stay_at_any_temperature(image_pipeline, vae, temperature):
     image, mask = noise_images(4), mask_of(1, (0, 8), (0, 16))
-    made = codes_of(painter, image=image, mask_image=mask, temperature=temperature, generator=seeded(0))
+    made = codes_of(image_pipeline, image=image, mask_image=mask, temperature=temperature, generator=seeded(0))
     assert torch.equal(made[:, 2:], vae.tokenize(image)[:, 2:])
 
 
@@ -234,9 +239,9 @@ def test_known_codes_of_clips_stay(scheduler, quantizer):
     assert not torch.equal(made[~known], codes[~known])
 
 
-def test_nothing_is_made_anew_where_all_is_known(singer, codec):
+def test_nothing_is_made_anew_where_all_is_known(audio_pipeline, codec):
     codes = codec.encode(torch.randn(2, 1, 5 * HOP, generator=seeded(0))).audio_codes[:, 0]
-    made = codes_of(singer, codes=codes, known=torch.ones(2, 5, dtype=torch.bool))
+    made = codes_of(audio_pipeline, codes=codes, known=torch.ones(2, 5, dtype=torch.bool))
     assert torch.equal(torch.stack(made), codes)
 
 
@@ -262,9 +267,9 @@ BAD_FOR_IMAGES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_FOR_IMAGES)
-def test_bad_arguments_for_images(painter, arguments, message):
+def test_bad_arguments_for_images(image_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
-        painter(**arguments)
+        image_pipeline(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -276,9 +281,9 @@ def test_bad_arguments_for_images(painter, arguments, message):
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
     ],
 )
-def test_limits_that_cannot_be(painter, arguments, message):
+def test_limits_that_cannot_be(image_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
-        painter(**arguments)
+        image_pipeline(**arguments)
 
 
 def two_of(length, **changes):
@@ -298,24 +303,24 @@ def two_of(length, **changes):
         (two_of(5, class_labels=[0]), r"known codes must be those of 1 sequences of 5, got \[2, 5\]"),
     ],
 )
-def test_bad_arguments_for_audio(singer, arguments, message):
+def test_bad_arguments_for_audio(audio_pipeline, arguments, message):
     with pytest.raises(ValueError, match=message):
-        singer(**arguments)
+        audio_pipeline(**arguments)
 
 
 def test_parts_that_do_not_belong_together(vae, codec, scheduler):
     images, clips = masked(vocabulary_of(vae)), masked(vocabulary_of(codec))
     with pytest.raises(ValueError, match="this pipeline makes images"):
-        VPMaskedImagePipeline(vae, clips, scheduler_of(scheduler, vae))
+        VPMaskedPipeline(vae, clips, scheduler_of(scheduler, vae))
     with pytest.raises(ValueError, match="this pipeline makes clips"):
-        VPMaskedAudioPipeline(codec, images, scheduler_of(scheduler, codec))
+        VPMaskedPipeline(codec, images, scheduler_of(scheduler, codec))
     for tokenizer, error in (
         (tiny_vae(fitted=False), CodebookNotFittedError),
         (tiny_vae({"kind": "none", "latent_dim": 3}), NoCodesError),
     ):
         with pytest.raises(error):
-            VPMaskedImagePipeline(tokenizer, images, scheduler_of(scheduler, vae))
+            VPMaskedPipeline(tokenizer, images, scheduler_of(scheduler, vae))
     refitted = tiny_vae()
     refitted.set_codebook(refitted.quantize.codebook.flip(0))
     with pytest.raises(ValueError, match="fitted anew"):
-        VPMaskedImagePipeline(refitted, images, scheduler_of(scheduler, vae))
+        VPMaskedPipeline(refitted, images, scheduler_of(scheduler, vae))

@@ -5,7 +5,7 @@ import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
 from tiny_generators import codes_of, masked_pipeline, seeded, silent
 
-from vpvae_hf import VPMaskedImagePipeline
+from vpvae_hf import VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 
 
@@ -50,7 +50,7 @@ def test_guidance_changes_what_is_made(vae, scheduler):
 def test_the_mask_of_amused_must_be_no_code(vae):
     pipeline = masked_pipeline(vae, "amused")
     for wrong in (0, 15, 17, 8255):
-        other = VPMaskedImagePipeline(vae, pipeline.transformer, AmusedScheduler(mask_token_id=wrong))
+        other = VPMaskedPipeline(vae, pipeline.transformer, AmusedScheduler(mask_token_id=wrong))
         message = rf"mask_token_id is {wrong}, and must be the number .* AmusedScheduler\(mask_token_id=16\)"
         with pytest.raises(ValueError, match=message):
             silent(other)()

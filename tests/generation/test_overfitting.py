@@ -19,10 +19,8 @@ from tiny_generators import (
 )
 
 from vpvae_hf import (
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
+    VPAutoregressivePipeline,
+    VPMaskedPipeline,
 )
 from vpvae_hf.generation import CausalBatches, MaskedBatches, causal_likelihood, mask_codes, masked_likelihood
 
@@ -32,7 +30,7 @@ QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one
 def items_of(vocabulary, codes):
     """Of codes of images or whole clips, each with its place as condition where there are any."""
     return [
-        {"ids": vocabulary.ids_of(each[None])[0], "condition": number, "begins": True, "ends": True}
+        {"ids": vocabulary.encode(each[None])[0], "condition": number, "begins": True, "ends": True}
         for number, each in enumerate(codes)
     ]
 
@@ -65,7 +63,7 @@ def test_an_image_by_heart(quantizer):
     assert len(codes.unique()) > 3
     items = items_of(vocabulary, codes)
     model = causal(vocabulary, initializer_range=0.05)
-    pipeline = silent(VPImageGenerationPipeline(vae, model))
+    pipeline = silent(VPAutoregressivePipeline(vae, model))
     assert not torch.equal(pipeline(temperature=0).codes, codes)
     learned(model, CausalBatches(vocabulary), items, steps=60)
     assert torch.equal(pipeline(temperature=0).codes, codes)
@@ -79,7 +77,7 @@ def test_an_image_for_each_class_by_heart():
     vocabulary, codes = vocabulary_of(vae, condition_size=3), vae.tokenize(noise_images(3))
     model = causal(vocabulary, initializer_range=0.05)
     learned(model, CausalBatches(vocabulary), items_of(vocabulary, codes), steps=100)
-    pipeline = silent(VPImageGenerationPipeline(vae, model))
+    pipeline = silent(VPAutoregressivePipeline(vae, model))
     assert torch.equal(pipeline([2, 0, 1], temperature=0).codes, codes[[2, 0, 1]])
 
 
@@ -90,7 +88,7 @@ def test_clips_by_heart_with_their_ends(quantizer):
     vocabulary, clips = vocabulary_of(codec, condition_size=3), clip_codes(codec, lengths)
     model = causal(vocabulary, initializer_range=0.05)
     learned(model, CausalBatches(vocabulary), items_of(vocabulary, clips), steps=100)
-    pipeline = silent(VPAudioGenerationPipeline(codec, model))
+    pipeline = silent(VPAutoregressivePipeline(codec, model))
     made = pipeline([0, 1, 2], temperature=0, min_duration_s=HOP / 16000)
     assert [len(clip) for clip in made.codes] == lengths
     assert all(torch.equal(clip, wanted) for clip, wanted in zip(made.codes, clips, strict=True))
@@ -108,7 +106,7 @@ def test_an_image_by_heart_in_one_step(quantizer):
     vocabulary, codes = vocabulary_of(vae), vae.tokenize(noise_images(1))
     items = items_of(vocabulary, codes)
     model = masked(vocabulary, initializer_range=0.05)
-    pipeline = silent(VPMaskedImagePipeline(vae, model, BlockRefinementScheduler()))
+    pipeline = silent(VPMaskedPipeline(vae, model, BlockRefinementScheduler()))
     assert not torch.equal(pipeline(temperature=0, num_inference_steps=1).codes, codes)
     learned(model, masked_batches(vocabulary), items * 8, steps=100)
     for steps in (1, 4):
@@ -116,7 +114,7 @@ def test_an_image_by_heart_in_one_step(quantizer):
     measured = masked_likelihood(model, [CausalBatches(vocabulary)(items)], vocabulary)
     assert measured.bits_per_token < 0.2 < measured.unigram_bits_per_token
     amused = AmusedScheduler(mask_token_id=vocabulary.codebook_size)
-    made = silent(VPMaskedImagePipeline(vae, model, amused))(num_images=20, generator=seeded(0)).codes
+    made = silent(VPMaskedPipeline(vae, model, amused))(num_images=20, generator=seeded(0)).codes
     assert (made == codes).float().mean() > 0.9
 
 
@@ -125,6 +123,6 @@ def test_clips_by_heart_in_one_step():
     vocabulary, clips = vocabulary_of(codec, condition_size=3), clip_codes(codec, [FRAMES] * 3)
     model = masked(vocabulary, initializer_range=0.05)
     learned(model, masked_batches(vocabulary), items_of(vocabulary, clips) * 4, steps=100)
-    pipeline = silent(VPMaskedAudioPipeline(codec, model, BlockRefinementScheduler()))
+    pipeline = silent(VPMaskedPipeline(codec, model, BlockRefinementScheduler()))
     made = pipeline([2, 0, 1], temperature=0, num_inference_steps=1).codes
     assert all(torch.equal(clip, clips[number]) for clip, number in zip(made, [2, 0, 1], strict=True))

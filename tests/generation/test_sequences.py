@@ -143,7 +143,7 @@ def test_a_sequence_for_each_image(made, quantizer):
     for number in range(7):
         item = items[number]
         assert (item["begins"], item["ends"]) == (True, True)
-        assert torch.equal(vocabulary.codes_of(item["ids"][None])[0], folder.codes(folder.rows[number]))
+        assert torch.equal(vocabulary.decode(item["ids"][None])[0], folder.codes(folder.rows[number]))
 
 
 @QUANTIZERS
@@ -157,7 +157,7 @@ def test_windows_cover_each_code_of_the_clips_once(made, quantizer, window):
     for number in range(len(items)):
         item = items[number]
         assert item["begins"] == (not parts)
-        parts.append(vocabulary.codes_of(item["ids"][None])[0])
+        parts.append(vocabulary.decode(item["ids"][None])[0])
         assert len(parts[-1]) == window or item["ends"]
         if item["ends"]:
             clips.append(torch.cat(parts))

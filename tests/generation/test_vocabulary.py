@@ -31,34 +31,34 @@ def test_every_id_stands_for_one_thing(condition_size, code_groups):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_codes_of_images_come_back(dtype):
     codes = random_codes(5, 2, 3)
-    ids = vocabulary(condition_size=4).ids_of(codes.to(dtype))
+    ids = vocabulary(condition_size=4).encode(codes.to(dtype))
     assert torch.equal(ids, codes.flatten(1) + 4)
-    assert torch.equal(vocabulary(condition_size=4).codes_of(ids), codes)
+    assert torch.equal(vocabulary(condition_size=4).decode(ids), codes)
 
 
 @pytest.mark.parametrize("length", [1, 4, 7])
 def test_codes_of_clips_come_back_at_their_length(length):
     of_clips, codes = vocabulary(grid=(7,)), random_codes(3, length)
-    assert of_clips.ids_of(codes).shape == (3, length)
-    assert torch.equal(of_clips.codes_of(of_clips.ids_of(codes)), codes)
+    assert of_clips.encode(codes).shape == (3, length)
+    assert torch.equal(of_clips.decode(of_clips.encode(codes)), codes)
 
 
 @pytest.mark.parametrize(("grid", "shape"), [((2, 3), (2, 3)), ((7,), (7,)), ((7,), (4,))])
 def test_codes_of_a_token_follow_each_other(grid, shape):
     in_pairs, codes = vocabulary(grid=grid, code_groups=2), random_codes(3, *shape, 2)
-    ids = in_pairs.ids_of(codes)
+    ids = in_pairs.encode(codes)
     assert torch.equal(ids[:, :2], codes.reshape(3, -1, 2)[:, 0])
-    assert torch.equal(in_pairs.codes_of(ids), codes)
+    assert torch.equal(in_pairs.decode(ids), codes)
     assert in_pairs.length == 2 * torch.zeros(grid).numel()
 
 
 def test_first_codes_are_those_of_the_whole_in_raster_order():
     codes = random_codes(3, 2, 3)
-    assert torch.equal(vocabulary().ids_of_some(codes.flatten(1)[:, :4]), vocabulary().ids_of(codes)[:, :4])
-    assert vocabulary().ids_of_some(codes.flatten(1)[:, :0]).shape == (3, 0)
+    assert torch.equal(vocabulary().encode_prefix(codes.flatten(1)[:, :4]), vocabulary().encode(codes)[:, :4])
+    assert vocabulary().encode_prefix(codes.flatten(1)[:, :0]).shape == (3, 0)
     pairs = random_codes(3, 2, 3, 2)
     in_pairs = vocabulary(code_groups=2)
-    assert torch.equal(in_pairs.ids_of_some(pairs.flatten(1, 2)[:, :4]), in_pairs.ids_of(pairs)[:, :8])
+    assert torch.equal(in_pairs.encode_prefix(pairs.flatten(1, 2)[:, :4]), in_pairs.encode(pairs)[:, :8])
 
 
 def test_what_goes_before_the_codes():
@@ -78,10 +78,10 @@ def test_what_goes_before_the_codes():
 def test_a_model_keeps_its_vocabulary_where_it_is_saved(make, auto, fingerprint, tmp_path):
     attached = vocabulary(code_groups=2, condition_size=4, fingerprint=fingerprint)
     model = make(attached)
-    assert CodeVocabulary.of(model) == attached
+    assert CodeVocabulary.from_model(model) == attached
     model.save_pretrained(tmp_path)
     loaded = auto.from_pretrained(tmp_path)
-    assert CodeVocabulary.of(loaded) == attached
+    assert CodeVocabulary.from_model(loaded) == attached
     config = loaded.config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
         attached.begin,
@@ -92,7 +92,7 @@ def test_a_model_keeps_its_vocabulary_where_it_is_saved(make, auto, fingerprint,
 
 def test_a_model_names_no_vocabulary_until_it_is_attached():
     with pytest.raises(ValueError, match=r"config of the LlamaForCausalLM names no code vocabulary; .*attach\(model\)"):
-        CodeVocabulary.of(causal(vocabulary(), attached=False))
+        CodeVocabulary.from_model(causal(vocabulary(), written=False))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_vocabulary_that_cannot_be(changes, message):
 )
 def test_codes_of_another_grid(changes, shape, wanted):
     with pytest.raises(ValueError, match=rf"codes must be {wanted} for this vocabulary, got .*trained on that grid"):
-        vocabulary(**changes).ids_of(torch.zeros(shape, dtype=torch.int64))
+        vocabulary(**changes).encode(torch.zeros(shape, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -136,24 +136,24 @@ def test_codes_of_another_grid(changes, shape, wanted):
 )
 def test_first_codes_of_another_shape(changes, shape, wanted):
     with pytest.raises(ValueError, match=rf"first codes must be {wanted}, got"):
-        vocabulary(**changes).ids_of_some(torch.zeros(shape, dtype=torch.int64))
+        vocabulary(**changes).encode_prefix(torch.zeros(shape, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
-@pytest.mark.parametrize("method", ["ids_of", "ids_of_some"])
+@pytest.mark.parametrize("method", ["encode", "encode_prefix"])
 def test_codes_are_integers(dtype, method):
     codes = torch.zeros(1, 2, 3, dtype=dtype)
     with pytest.raises(TypeError, match=f"codes must be integers, got {dtype}"):
-        getattr(vocabulary(), method)(codes if method == "ids_of" else codes.flatten(1))
+        getattr(vocabulary(), method)(codes if method == "encode" else codes.flatten(1))
 
 
 @pytest.mark.parametrize("wrong", [-1, 10])
-@pytest.mark.parametrize("method", ["ids_of", "ids_of_some"])
+@pytest.mark.parametrize("method", ["encode", "encode_prefix"])
 def test_codes_out_of_range(wrong, method):
     codes = torch.zeros(1, 2, 3, dtype=torch.int64)
     codes[0, 1, 1] = wrong
     with pytest.raises(ValueError, match=r"codes must lie in 0..9, got .* made with another tokenizer"):
-        getattr(vocabulary(), method)(codes if method == "ids_of" else codes.flatten(1))
+        getattr(vocabulary(), method)(codes if method == "encode" else codes.flatten(1))
 
 
 @pytest.mark.parametrize("wrong", [3, 14])
@@ -161,14 +161,14 @@ def test_ids_that_are_no_codes(wrong):
     ids = torch.full((1, 6), 4)
     ids[0, 2] = wrong
     with pytest.raises(ValueError, match=r"ids of codes lie in 4..13, got"):
-        vocabulary(condition_size=4).codes_of(ids)
+        vocabulary(condition_size=4).decode(ids)
 
 
 def test_ids_that_fill_no_grid():
     with pytest.raises(ValueError, match="an image has 6 ids of codes, got 5"):
-        vocabulary().codes_of(torch.zeros(1, 5, dtype=torch.int64))
+        vocabulary().decode(torch.zeros(1, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="a token has 2 ids, so their number 5 must be a multiple"):
-        vocabulary(grid=(7,), code_groups=2).codes_of(torch.zeros(1, 5, dtype=torch.int64))
+        vocabulary(grid=(7,), code_groups=2).decode(torch.zeros(1, 5, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("method", ["prompt", "condition_ids"])
@@ -182,20 +182,20 @@ def test_conditions_that_the_model_does_not_know(method):
 
 def test_a_model_with_too_few_ids_is_told_how_many_it_needs():
     needed = vocabulary(codebook_size=11, condition_size=4)
-    model = causal(vocabulary(), attached=False)
+    model = causal(vocabulary(), written=False)
     message = r"of 15 ids, and 4 conditions, 11 codes .* need 20; make it with vocab_size=20, or call "
     with pytest.raises(ValueError, match=message):
-        needed.attach(model)
+        needed.write_to(model)
     assert not hasattr(model.config, "code_vocabulary")
     model.resize_token_embeddings(20)
-    needed.attach(model)
-    assert CodeVocabulary.of(model) == needed
+    needed.write_to(model)
+    assert CodeVocabulary.from_model(model) == needed
 
 
 @pytest.mark.parametrize(("kind", "name"), [("llama", "max_position_embeddings"), ("gpt2", "n_positions")])
 def test_a_model_with_too_few_positions_is_told_how_many_it_needs(kind, name):
-    model = causal(vocabulary(), kind, attached=False)
+    model = causal(vocabulary(), kind, written=False)
     assert getattr(model.config, name) == 9
-    vocabulary().attach(model)
+    vocabulary().write_to(model)
     with pytest.raises(ValueError, match=r"9 positions, and 8 codes with what is around them need 11; .*=11 or more"):
-        vocabulary(grid=(2, 4)).attach(model)
+        vocabulary(grid=(2, 4)).write_to(model)

@@ -16,12 +16,10 @@ from transformers import (
 from vpvae_hf import (
     AutoencoderVP,
     CodeVocabulary,
-    VPAudioGenerationPipeline,
+    VPAutoregressivePipeline,
     VPCodecConfig,
     VPCodecModel,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
+    VPMaskedPipeline,
 )
 
 CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
@@ -112,7 +110,7 @@ def vocabulary_of(tokenizer, grid=None, condition_size=0):
     )
 
 
-def causal(vocabulary, kind="llama", attached=True, **settings):
+def causal(vocabulary, kind="llama", written=True, **settings):
     """A causal language model with room for the vocabulary and no more."""
     torch.manual_seed(0)
     positions = vocabulary.length + 3
@@ -125,12 +123,12 @@ def causal(vocabulary, kind="llama", attached=True, **settings):
         settings = _LLAMA | settings
     config, model_class = _CAUSAL[kind]
     model = model_class(config(**sizes | special | settings))
-    if attached:
-        vocabulary.attach(model)
+    if written:
+        vocabulary.write_to(model)
     return model.eval()
 
 
-def masked(vocabulary, attached=True, **settings):
+def masked(vocabulary, written=True, **settings):
     """A masked language model with room for the vocabulary and no more."""
     torch.manual_seed(0)
     shape = {
@@ -144,8 +142,8 @@ def masked(vocabulary, attached=True, **settings):
             **shape | settings,
         )
     )  # fmt: skip
-    if attached:
-        vocabulary.attach(model)
+    if written:
+        vocabulary.write_to(model)
     return model.eval()
 
 
@@ -161,16 +159,13 @@ def made_uniform(model):
 def causal_pipeline(tokenizer, kind="llama", settings=None, **sizes):
     """Of codes as `vocabulary_of` says, the model with these settings; it shows no progress."""
     model = causal(vocabulary_of(tokenizer, **sizes), kind, **settings or {})
-    of_images = isinstance(tokenizer, AutoencoderVP)
-    return silent((VPImageGenerationPipeline if of_images else VPAudioGenerationPipeline)(tokenizer, model))
+    return silent(VPAutoregressivePipeline(tokenizer, model))
 
 
 def masked_pipeline(tokenizer, scheduler="block", **sizes):
     """Of codes as `vocabulary_of` says; it shows no progress."""
     model = masked(vocabulary_of(tokenizer, **sizes))
-    of_images = isinstance(tokenizer, AutoencoderVP)
-    pipeline_class = VPMaskedImagePipeline if of_images else VPMaskedAudioPipeline
-    return silent(pipeline_class(tokenizer, model, scheduler_of(scheduler, tokenizer)))
+    return silent(VPMaskedPipeline(tokenizer, model, scheduler_of(scheduler, tokenizer)))
 
 
 def scheduler_of(name, tokenizer):

@@ -51,8 +51,8 @@ def test_text(full_folder):
     assert "| Quantizer | VP-VAE" in text
     assert "| Codebook size K | 1,024 |" in text
     assert "| Sampling rate, Hz | 16,000 |" in text
-    assert "| Hop length, samples a code | 96 |" in text
-    assert "| Frame rate, codes a second | 166.7 |" in text
+    assert "| Hop length, samples per code | 96 |" in text
+    assert "| Frame rate, codes per second | 166.7 |" in text
     assert "| Bitrate, kbit/s | 1.667 |" in text
     assert "| Causal | no |" in text
     assert "Streaming" not in text
@@ -65,7 +65,7 @@ def test_text(full_folder):
     ) in text
     assert "| owner/speech | validation | 150 | 38,400 | 2.718 | 3.5 | 0.91 | 0.75 | 0.5 |\n" in text
     assert "| mine | test | 20 | 1,280 | - | - | - | - | - |\n" in text
-    assert "- Audio must be mono, with 16,000 samples a second, and at least 96 samples long.\n" in text
+    assert "- Audio must be mono, with 16,000 samples per second, and at least 96 samples long.\n" in text
     for statement in ("not recorded", "No evaluation", "has not been fitted", "None", "nan", "mage", "pixel", "PSNR"):
         assert statement not in text
 
@@ -117,7 +117,7 @@ def test_nothing_is_invented(folder):
     assert players(card.text) == []
     assert "reconstruction.png" not in card.text
     assert 'name = "my_codec"' in card.text
-    assert "less a clip is like" in card.text
+    assert "more of it if the clips differ" in card.text
 
 
 def test_fixed_grid(tmp_path):
@@ -125,8 +125,8 @@ def test_fixed_grid(tmp_path):
     card = card_of(folder)
     assert "fsp" in card.data.tags
     assert "A fixed grid with 8 x 4 x 4 x 2 levels" in card.text
-    assert "| Hop length, samples a code | 320 |" in card.text
-    assert "| Frame rate, codes a second | 75 |" in card.text
+    assert "| Hop length, samples per code | 320 |" in card.text
+    assert "| Frame rate, codes per second | 75 |" in card.text
     assert "| Bitrate, kbit/s | 0.6 |" in card.text
     assert "| Causal | yes, nothing depends on later audio |" in card.text
     assert "integers in 0..255" in usage(card.text)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vpvae_hf.hub.saved_tokenizer import weights_set
+from vpvae_hf.hub.saved import weights_set
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model", "pytorch_model", "model"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from untrained_torchvision import FILE_NAME, install, save_weights, vgg16_features
 
-from vpvae_hf.losses import build_image_losses, lpips_per_image, perceptual
+from vpvae_hf.losses import IMAGE_LOSSES, build_losses, lpips_per_image, perceptual
 from vpvae_hf.losses.perceptual import load_lpips_network, lpips_loss
 
 SEED = 5
@@ -157,7 +157,7 @@ def test_losses_with_lpips_give_gradients_and_no_state(pair, tmp_path, monkeypat
     save_weights(tmp_path, SEED)
     install(monkeypatch, tmp_path, URL)
     model = torch.nn.Conv2d(3, 3, 1)
-    model.losses = build_image_losses({"l1": 1.0, "lpips": 0.5})
+    model.losses = build_losses({"l1": 1.0, "lpips": 0.5}, IMAGE_LOSSES)
     values = {name: loss(model(pair[0]), pair[1]) for name, loss in model.losses.items()}
     assert list(values) == ["l1", "lpips"]
     assert all(value.shape == () for value in values.values())
@@ -171,12 +171,12 @@ def test_weights_that_can_not_be_downloaded(tmp_path, monkeypatch):
     install(monkeypatch, tmp_path, URL)
     file = tmp_path / "hub" / "checkpoints" / FILE_NAME
     with pytest.raises(OSError, match="LPIPS needs VGG16's weights") as caught:
-        build_image_losses({"lpips": 1.0})
+        build_losses({"lpips": 1.0}, IMAGE_LOSSES)
     assert f"download {URL} where there is a network and save it as {file}" in str(caught.value)
     file.parent.rmdir()
     save_weights(tmp_path, SEED)
     assert file.exists()
-    assert build_image_losses({"lpips": 1.0})["lpips"] is lpips_loss
+    assert build_losses({"lpips": 1.0}, IMAGE_LOSSES)["lpips"] is lpips_loss
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -185,7 +185,7 @@ def test_missing_package(missing, tmp_path, monkeypatch):
     install(monkeypatch, tmp_path, URL)
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=f"needs torchmetrics and a torchvision .*{missing}.*pip install"):
-        build_image_losses({"lpips": 1.0})
+        build_losses({"lpips": 1.0}, IMAGE_LOSSES)
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -197,7 +197,7 @@ def test_torchvision_of_another_torch(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match=r"built for torch \d.*torchvision::nms does not exist.*from the index that"):
-        build_image_losses({"lpips": 1.0})
+        build_losses({"lpips": 1.0}, IMAGE_LOSSES)
 
 
 @pytest.mark.parametrize(

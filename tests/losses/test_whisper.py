@@ -13,7 +13,7 @@ from transformers import (
     WhisperModel,
 )
 
-from vpvae_hf.losses import build_audio_losses
+from vpvae_hf.losses import audio_losses, build_losses
 from vpvae_hf.losses.whisper import WhisperFeatures, _network_on, load_whisper_features, whisper_loss
 
 SEED = 5
@@ -275,7 +275,7 @@ def test_encoder_without_a_decoder_is_enough_and_leaves_the_random_state(folder,
 
 def test_losses_with_whisper_give_gradients_and_no_state(folder, pair):
     model = torch.nn.Conv1d(1, 1, 5, padding=2)
-    model.losses = build_audio_losses({"l1": 1.0, "stft": 1.0, "whisper": 0.5}, whisper=folder)
+    model.losses = build_losses({"l1": 1.0, "stft": 1.0, "whisper": 0.5}, audio_losses(whisper=folder))
     assert load_whisper_features.cache_info().currsize == 1
     values = {name: loss(model(pair[0]), pair[1]) for name, loss in model.losses.items()}
     assert list(values) == ["l1", "stft", "whisper"]
@@ -291,7 +291,7 @@ def test_training_with_all_losses_under_autocast(folder, dtype):
     torch.manual_seed(SEED)
     original = speech(4000)
     dulled = torch.nn.functional.avg_pool1d(original, 3, stride=1, padding=1)
-    losses = build_audio_losses({"l1": 10.0, "stft": 1.0, "whisper": 1.0}, whisper=folder)
+    losses = build_losses({"l1": 10.0, "stft": 1.0, "whisper": 1.0}, audio_losses(whisper=folder))
     model = torch.nn.Conv1d(1, 1, 9, padding=4)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     totals = []
@@ -310,7 +310,7 @@ def test_training_with_all_losses_under_autocast(folder, dtype):
 def test_another_kind_of_model(tmp_path):
     BartConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"needs a Whisper model, but {tmp_path} is a bart model: name one such as"):
-        build_audio_losses({"whisper": 1.0}, whisper=str(tmp_path))
+        build_losses({"whisper": 1.0}, audio_losses(whisper=str(tmp_path)))
 
 
 def test_weights_that_lack_a_part(folder):
@@ -318,22 +318,23 @@ def test_weights_that_lack_a_part(folder):
     del weights["model.encoder.conv1.weight"], weights["model.decoder.layer_norm.bias"]
     save_file(weights, f"{folder}/model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks weights of Whisper's encoder \(encoder.conv1.weight\): save or down"):
-        build_audio_losses({"whisper": 1.0}, whisper=folder)
+        build_losses({"whisper": 1.0}, audio_losses(whisper=folder))
 
 
 def test_no_such_folder(tmp_path):
     missing = str(tmp_path / "no" / "folder")
-    with pytest.raises(FileNotFoundError, match=f"cannot load {missing}: there is no such folder"):
-        build_audio_losses({"whisper": 1.0}, whisper=missing)
+    with pytest.raises(OSError, match=f"the Whisper loss needs the model {missing}, but .* or do without the Whisper"):
+        build_losses({"whisper": 1.0}, audio_losses(whisper=missing))
     # A failure isn't kept.
     save_whisper(missing)
-    assert list(build_audio_losses({"whisper": 1.0}, whisper=missing)) == ["whisper"]
+    assert list(build_losses({"whisper": 1.0}, audio_losses(whisper=missing))) == ["whisper"]
 
 
 def test_hub_that_is_not_asked(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match=r"cannot load nobody/no-whisper: .*the cache does not have it"):
-        build_audio_losses({"whisper": 1.0}, whisper="nobody/no-whisper")
+    message = r"(?s)needs the model nobody/no-whisper, but loading it fails .*check the network"
+    with pytest.raises(OSError, match=message):
+        build_losses({"whisper": 1.0}, audio_losses(whisper="nobody/no-whisper"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
-import tiny_autoencoders
 import torch
-from tiny_codecs import FSP, VP, tiny_codec
+
+from tiny import FSP, VP, noise_images, tiny_codec, tiny_vae
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def vp_codec():
     return tiny_codec()
 
 
-@pytest.fixture(params=[tiny_autoencoders.VP, tiny_autoencoders.FSP], ids=["vp", "fsp"])
+@pytest.fixture(params=[VP, FSP], ids=["vp", "fsp"])
 def vae(request):
-    return tiny_autoencoders.tiny(request.param)
+    return tiny_vae(request.param)
 
 
 @pytest.fixture
 def images():
-    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return noise_images()

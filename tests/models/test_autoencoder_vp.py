@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_autoencoders import FSP, FSQ, NONE, tiny
 
+from tiny import FSP, FSQ, NONE, tiny_vae
 from vpvae_hf import AutoencoderVP
 
 
@@ -51,7 +51,7 @@ def test_config_says_what_is_done_with_latents_where_the_call_does_not(vae, imag
 
 @pytest.mark.parametrize("force", [None, False, True])
 def test_without_codes_nothing_is_quantized(images, force):
-    vae = tiny(NONE)
+    vae = tiny_vae(NONE)
     latents = vae.encode(images).latents
     assert torch.equal(vae.decode(latents, force_not_quantize=force).sample, vae(images).sample)
 
@@ -79,7 +79,7 @@ def test_forward_in_train_mode_perturbs_and_trains(vae, images):
 
 
 def test_forward_is_determined_by_its_generator(images):
-    vae = tiny(FSP).train()
+    vae = tiny_vae(FSP).train()
     first, second = (vae(images, generator=torch.Generator().manual_seed(4)).sample for _ in range(2))
     assert torch.equal(first, second)
 
@@ -87,7 +87,7 @@ def test_forward_is_determined_by_its_generator(images):
 def test_gradient_checkpointing_changes_nothing(images):
     gradients = []
     for checkpointing in (False, True):
-        vae = tiny(FSP).train()
+        vae = tiny_vae(FSP).train()
         if checkpointing:
             vae.enable_gradient_checkpointing()
         output = vae(images, generator=torch.Generator().manual_seed(0))
@@ -127,7 +127,7 @@ def test_tiling_is_for_large_images_only(vae):
 
 
 def test_spatial_norm_decoder(images):
-    vae = tiny(
+    vae = tiny_vae(
         norm_type="spatial",
         block_out_channels=(32, 32, 32),  # the spatial norm of diffusers has 32 groups, always
         up_block_types=("AttnUpDecoderBlock2D",) * 3,
@@ -136,10 +136,10 @@ def test_spatial_norm_decoder(images):
 
 
 def test_latent_channels_follow_the_quantizer():
-    assert tiny().config.latent_channels == 3
-    assert tiny(latent_channels=3).config.latent_channels == 3
+    assert tiny_vae().config.latent_channels == 3
+    assert tiny_vae(latent_channels=3).config.latent_channels == 3
     with pytest.raises(ValueError, match="latent_channels=5 but the quantizer's latent_dim=3"):
-        tiny(latent_channels=5)
+        tiny_vae(latent_channels=5)
 
 
 def test_fingerprint_survives_saving(vae, tmp_path):
@@ -170,7 +170,7 @@ def test_fingerprint_tells_which_weights_have_changed(vae, part, changed):
 
 
 def test_fingerprint_tells_another_order_of_codes():
-    vae = tiny()
+    vae = tiny_vae()
     before = vae.fingerprint()
     vae.set_codebook(vae.quantize.codebook.flip(0))
     after = vae.fingerprint()
@@ -188,13 +188,13 @@ def test_fingerprint_tells_another_order_of_codes():
     ],
 )
 def test_fingerprint_tells_quantizers_apart_that_give_other_codes(images, quantizer, changes):
-    one, other = tiny(quantizer), tiny(quantizer | changes)
+    one, other = tiny_vae(quantizer), tiny_vae(quantizer | changes)
     assert not torch.equal(one.tokenize(images), other.tokenize(images))
     assert one.fingerprint() != other.fingerprint()
 
 
 def test_what_matters_in_training_alone_is_not_in_the_fingerprint(images):
-    vae = tiny()
+    vae = tiny_vae()
     before = vae.fingerprint()
     vae.train()(images)
     assert len(vae.quantize.queue) > 0
@@ -204,7 +204,7 @@ def test_what_matters_in_training_alone_is_not_in_the_fingerprint(images):
 
 
 def test_quantizer_stays_float32(images, tmp_path):
-    vae = tiny()
+    vae = tiny_vae()
     vae.save_pretrained(tmp_path / "saved")
     codebook = vae.quantize.codebook.clone()
     loaded = AutoencoderVP.from_pretrained(tmp_path / "saved", torch_dtype=torch.bfloat16)
@@ -219,7 +219,7 @@ def test_quantizer_stays_float32(images, tmp_path):
 
 
 def test_refitting_changes_model_and_config(images, tmp_path):
-    vae = tiny()
+    vae = tiny_vae()
     vae.set_codebook(torch.randn(40, 3))
     assert vae.config["quantizer"]["codebook_size"] == 40
     vae.save_pretrained(tmp_path / "saved")
@@ -229,7 +229,7 @@ def test_refitting_changes_model_and_config(images, tmp_path):
 
 
 def test_copies_are_independent(images):
-    vae = tiny().train()
+    vae = tiny_vae().train()
     twin = copy.deepcopy(vae)
     vae(images)
     assert len(vae.quantize.queue) > len(twin.quantize.queue)
@@ -249,14 +249,14 @@ def test_copies_are_independent(images):
     ],
 )
 def test_bad_images_are_refused(images, error, message):
-    vae = tiny()
+    vae = tiny_vae()
     for ask in (vae.encode, vae.tokenize, vae):
         with pytest.raises(error, match=message):
             ask(images)
 
 
 def test_bad_codes_and_latents_are_refused():
-    vae = tiny()
+    vae = tiny_vae()
     with pytest.raises(ValueError, match=r"codes must lie in 0\.\.15, got 0\.\.16"):
         vae.decode(torch.arange(17)[None, None])
     with pytest.raises(ValueError, match=r"codes must be \[B, h, w\]"):

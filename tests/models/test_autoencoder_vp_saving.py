@@ -12,9 +12,9 @@ import torch
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_autoencoders import FSP, VP, tiny
 from transformers import AutoImageProcessor
 
+from tiny import FSP, VP, tiny_vae
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError
 
 
@@ -47,7 +47,7 @@ def test_default_quantizer_survives_a_round_trip():
 def test_another_process_gives_the_same_codes(images, tmp_path):
     dtypes, kinds = (torch.float32, torch.bfloat16, torch.float16), {"vp": VP, "fsp": FSP}
     for name, kind in kinds.items():
-        tiny(kind).save_pretrained(tmp_path / name)
+        tiny_vae(kind).save_pretrained(tmp_path / name)
     torch.save(images, tmp_path / "images.pt")
     program = (
         "import sys, torch; from vpvae_hf import AutoencoderVP; torch.set_num_threads(1); folder = sys.argv[1];"
@@ -80,7 +80,7 @@ def test_image_processor_comes_with_the_model(vae, tmp_path):
 
 
 def test_unfitted_model_saves_and_says_so(images, tmp_path):
-    tiny(fitted=False).save_pretrained(tmp_path / "saved")
+    tiny_vae(fitted=False).save_pretrained(tmp_path / "saved")
     vae = AutoencoderVP.from_pretrained(tmp_path / "saved")
     with pytest.raises(CodebookNotFittedError, match="fit_codebook"):
         vae.tokenize(images)
@@ -90,7 +90,7 @@ def test_unfitted_model_saves_and_says_so(images, tmp_path):
 
 
 def test_missing_codebook_is_refused(tmp_path):
-    tiny().save_pretrained(tmp_path)
+    tiny_vae().save_pretrained(tmp_path)
     weights = load_file(weights_of(tmp_path))
     del weights["quantize.codebook"]
     save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
@@ -99,7 +99,7 @@ def test_missing_codebook_is_refused(tmp_path):
 
 
 def test_missing_weight_is_refused(tmp_path):
-    tiny(FSP).save_pretrained(tmp_path)
+    tiny_vae(FSP).save_pretrained(tmp_path)
     weights = load_file(weights_of(tmp_path))
     del weights["quant_conv.weight"]
     save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
@@ -109,7 +109,7 @@ def test_missing_weight_is_refused(tmp_path):
 
 @pytest.mark.parametrize("shape", [(15, 3), (16, 4)])
 def test_misshapen_codebook_is_refused(tmp_path, shape):
-    tiny().save_pretrained(tmp_path)
+    tiny_vae().save_pretrained(tmp_path)
     weights = load_file(weights_of(tmp_path))
     weights["quantize.codebook"] = torch.randn(shape)
     save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
@@ -119,7 +119,7 @@ def test_misshapen_codebook_is_refused(tmp_path, shape):
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_codebook_that_is_not_one_is_refused(tmp_path, value):
-    tiny().save_pretrained(tmp_path)
+    tiny_vae().save_pretrained(tmp_path)
     weights = load_file(weights_of(tmp_path))
     weights["quantize.codebook"] = torch.full((16, 3), value)
     save_file(weights, weights_of(tmp_path), metadata={"format": "pt"})
@@ -135,7 +135,7 @@ def test_codebook_that_is_not_one_is_refused(tmp_path, value):
     ],
 )
 def test_unknown_config_fields_are_refused(tmp_path, place, field, message):
-    tiny().save_pretrained(tmp_path)
+    tiny_vae().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (config if place == "model" else config["quantizer"])[field] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -144,7 +144,7 @@ def test_unknown_config_fields_are_refused(tmp_path, place, field, message):
 
 
 def test_failed_save_leaves_the_old_folder_whole(tmp_path, monkeypatch):
-    vae = tiny()
+    vae = tiny_vae()
     vae.save_pretrained(tmp_path / "saved")
     before = {file.name: file.read_bytes() for file in (tmp_path / "saved").iterdir()}
 
@@ -162,14 +162,14 @@ def test_failed_save_leaves_the_old_folder_whole(tmp_path, monkeypatch):
 def test_failed_first_save_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        tiny().save_pretrained(tmp_path / "saved")
+        tiny_vae().save_pretrained(tmp_path / "saved")
     assert not list(tmp_path.iterdir())
 
 
 # diffusers' EMAModel itself passes a path where diffusers no longer wants one.
 @pytest.mark.filterwarnings("ignore:It is deprecated to pass a pretrained model name:FutureWarning")
 def test_moving_average_of_weights_is_saved_and_reloaded(images, tmp_path):
-    vae = tiny(FSP)
+    vae = tiny_vae(FSP)
     average = EMAModel(vae.parameters(), model_cls=AutoencoderVP, model_config=vae.config)
     average.save_pretrained(tmp_path)
     assert torch.equal(AutoencoderVP.from_pretrained(tmp_path).tokenize(images), vae.tokenize(images))
@@ -179,13 +179,13 @@ def test_moving_average_of_weights_is_saved_and_reloaded(images, tmp_path):
 def test_saving_into_a_file_is_refused(tmp_path):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(FileExistsError, match="is a file"):
-        tiny().save_pretrained(tmp_path / "taken")
+        tiny_vae().save_pretrained(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_saving_over_shards_leaves_no_old_weights(images, tmp_path, variant):
-    vae = tiny()
+    vae = tiny_vae()
     vae.save_pretrained(tmp_path, max_shard_size="20KB", variant=variant)
     assert any("index" in file.name for file in tmp_path.iterdir())
     (tmp_path / "notes.txt").write_text("mine")

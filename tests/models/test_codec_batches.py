@@ -4,9 +4,10 @@ from collections import defaultdict
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec
 from torch.testing import assert_close
 from transformers.modeling_flash_attention_utils import _process_flash_attention_kwargs
+
+from tiny import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -49,7 +50,7 @@ def test_what_is_in_the_padding_does_not_matter(codec):
         assert torch.equal(one.audio_codes, two.audio_codes)
         assert torch.equal(one.latents, two.latents)
     codes = codec.encode(audio, mask).audio_codes
-    frames = codec.get_audio_codes_mask(mask)[:, None]
+    frames = codec.token_mask(mask)[:, None]
     other_codes = torch.where(frames, codes, 5)
     assert torch.equal(codec.decode(codes, mask).audio_values, codec.decode(other_codes, mask).audio_values)
 
@@ -116,8 +117,8 @@ def test_masks_of_other_types(vp_codec, mask):
 
 def test_codes_mask_is_that_of_encode(vp_codec):
     audio, mask = batch_of(LENGTHS)
-    frames = vp_codec.get_audio_codes_mask(mask)
+    frames = vp_codec.token_mask(mask)
     assert frames.dtype == torch.bool
     assert torch.equal(frames, vp_codec.encode(audio, mask).audio_codes_mask)
     assert frames.sum(dim=1).tolist() == [31, 3, 2, 1]
-    assert vp_codec.get_audio_codes_mask(torch.ones(2, 5 * HOP + 1)).all()
+    assert vp_codec.token_mask(torch.ones(2, 5 * HOP + 1)).all()

@@ -9,7 +9,6 @@ import pickle
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, RATE, batch_of, noise, tiny_codec, tiny_config, training
 from torch import nn
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
@@ -18,6 +17,7 @@ from transformers.models.dac.modeling_dac import Snake1d
 from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
+from tiny import CLOSE, FSP, HOP, LENGTHS, RATE, batch_of, noise, tiny_codec, tiny_config, training
 from vpvae_hf import VPCodecModel
 
 BUILDERS = {"constructor": VPCodecModel, "auto": AutoModel.from_config}
@@ -50,7 +50,7 @@ def test_first_argument_is_the_main_input(codec):
     for method in (VPCodecModel.forward, VPCodecModel.encode):
         assert list(inspect.signature(method).parameters)[1:3] == ["input_values", "padding_mask"]
     assert list(inspect.signature(VPCodecModel.decode).parameters)[1:3] == ["audio_codes", "padding_mask"]
-    assert codec.feature_extractor().model_input_names[0] == codec.main_input_name
+    assert codec.preprocessor().model_input_names[0] == codec.main_input_name
 
 
 def test_tuples_hold_what_dictionaries_do(codec, no_gradients):
@@ -210,7 +210,7 @@ def test_attention_is_chosen_on_loading(causal, tmp_path, no_gradients):
         layers = (*codec.encoder_transformer.layers, *codec.decoder_transformer.layers)
         assert {layer.self_attn.config._attn_implementation for layer in layers} == {attention}
         audio, mask = batch_of(LENGTHS)
-        made.append((codec.encode(audio, mask).latents.mT[codec.get_audio_codes_mask(mask)], codec(audio, mask)[1]))
+        made.append((codec.encode(audio, mask).latents.mT[codec.token_mask(mask)], codec(audio, mask)[1]))
     assert_close(*made, **CLOSE)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny_codecs import HOP, mask_of, noise
+
+from tiny import HOP, mask_of, noise
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

@@ -4,14 +4,14 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, HOP, RATE, batch_of, noise, tiny_codec, tiny_config
 from torch.testing import assert_close
 from transformers import DacConfig
 from transformers.models.dac.modeling_dac import DacDecoder, DacEncoder
 from transformers.models.mimi.modeling_mimi import MimiRotaryEmbedding
 
+from tiny import CLOSE, HOP, RATE, batch_of, noise, tiny_codec, tiny_config
 from vpvae_hf import VPCodecModel
-from vpvae_hf.models.audio_convolutions import SymmetricPadding, context_frames
+from vpvae_hf.models.vp_codec_layers import SymmetricPadding, context_frames
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny_codecs import FSP, HOP, RATE, VP, noise, tiny_codec
 
+from tiny import FSP, HOP, RATE, VP, noise, tiny_codec
 from vpvae_hf import CodebookNotFittedError, StreamingDecoder, StreamingEncoder
 
 FRAMES = 40  # many times the attention window of 8

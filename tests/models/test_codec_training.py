@@ -4,8 +4,9 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec, training
 from torch.testing import assert_close
+
+from tiny import CLOSE, FSP, HOP, LENGTHS, VP, batch_of, mask_of, noise, tiny_codec, training
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_padding_does_not_enter_the_queue():
     codec(*batch_of(LENGTHS))
     assert codec.quantize.queue.pushed == 31 + 3 + 2 + 1
     vectors = codec.eval().latent_vectors(*batch_of(LENGTHS))
-    frames = codec.get_audio_codes_mask(mask_of(LENGTHS))
+    frames = codec.token_mask(mask_of(LENGTHS))
     queued = codec.quantize.queue.latents()
     assert_close(queued.sort(dim=0).values, vectors[frames].sort(dim=0).values, **CLOSE)
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny_codecs import noise, tiny_codec
 
+from tiny import noise, tiny_codec
 from vpvae_hf import AutoencoderVP, StreamingDecoder, StreamingEncoder, VPCodecModel
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality
 from vpvae_hf.quantizers import QUANTIZERS, NoCodesError

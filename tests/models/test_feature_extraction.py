@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from tiny_codecs import RATE, tiny_codec
 from transformers import AutoFeatureExtractor
 
+from tiny import RATE, tiny_codec
 from vpvae_hf import VPCodecFeatureExtractor
 
 

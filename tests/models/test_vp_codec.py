@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_codecs import CLOSE, FSP, HOP, LENGTHS, batch_of, noise, tiny_codec
 from torch.testing import assert_close
 
+from tiny import CLOSE, FSP, HOP, LENGTHS, batch_of, noise, tiny_codec
 from vpvae_hf import CodebookNotFittedError, VPCodecModel
 from vpvae_hf.models import VPCodecDecoderOutput, VPCodecEncoderOutput, VPCodecOutput
 from vpvae_hf.quantizers import QUANTIZERS

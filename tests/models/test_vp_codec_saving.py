@@ -8,10 +8,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
-from tiny_codecs import FSP, HOP, RATE, VP, noise, tiny_codec, tiny_config
 from torch.testing import assert_close
 from transformers import AutoFeatureExtractor, AutoModel, modeling_utils
 
+from tiny import FSP, HOP, RATE, VP, noise, tiny_codec, tiny_config
 from vpvae_hf import CodebookNotFittedError, VPCodecConfig, VPCodecModel
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
@@ -191,7 +191,7 @@ def test_feature_extractor_has_the_rate_of_the_codec(tmp_path):
     tiny_codec(sampling_rate=24000).save_pretrained(tmp_path)
     extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
     assert extractor.sampling_rate == 24000
-    assert extractor.to_dict() == tiny_codec(sampling_rate=24000).feature_extractor().to_dict()
+    assert extractor.to_dict() == tiny_codec(sampling_rate=24000).preprocessor().to_dict()
 
 
 def test_auto_model_builds_from_a_config():

@@ -6,8 +6,9 @@ import pytest
 
 from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.modalities.audio import AudioTrainingConfig
+from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.modalities.image import ImageTrainingConfig
-from vpvae_hf.training.config import TrainingConfig, describe, parse_config
+from vpvae_hf.training.config import describe, parse_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

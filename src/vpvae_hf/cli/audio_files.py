@@ -4,6 +4,8 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,49 +20,13 @@ from vpvae_hf.data import code_dtype, read_audio
 from vpvae_hf.files import write_atomically
 from vpvae_hf.modalities import load_tokenizer
 
-from .inputs import add_audio_options
-
-# In the header of a file of codes, whose values are strings.
+# What the header of a file of codes says it is.
 _FORMAT = "vpvae_hf audio codes"
 _WRITTEN = ("WAV", "FLAC", "OGG")
 
 
-def add_encode_parser(commands) -> None:
-    """Add `encode-audio` to the subcommands."""
-    parser = commands.add_parser(
-        "encode-audio",
-        help="turn an audio file into a file of codes",
-        description="Encode an audio file (WAV, FLAC, OGG, MP3) and write its codes to a safetensors file, from which "
-        "`vpvae decode-audio` makes audio again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="audio file")
-    parser.add_argument("--tokenizer", required=True, help="folder or hub id of an audio tokenizer")
-    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
-    parser.add_argument("--output", type=Path, help="file for the codes; default: that of the audio, .safetensors")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
-    add_audio_options(parser)
-    parser.set_defaults(run=encode)
-
-
-def add_decode_parser(commands) -> None:
-    """Add `decode-audio` to the subcommands."""
-    parser = commands.add_parser(
-        "decode-audio",
-        help="turn a file of codes into an audio file",
-        description="Decode a file that `vpvae encode-audio` wrote.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("file", type=Path, help="file of codes")
-    parser.add_argument("--tokenizer", help="folder or hub id; default: where the tokenizer of the codes was")
-    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
-    parser.add_argument("--output", type=Path, help="WAV, FLAC or OGG file; default: that of the codes, .decoded.wav")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file where it exists")
-    parser.set_defaults(run=decode)
-
-
 def encode(options: argparse.Namespace) -> None:
-    """Encode, write and print what it came to."""
+    """Encode, write the codes, and print their count, bitrate and speed."""
     output = _output(options, options.file.with_suffix(".safetensors"))
     codec = _load_codec(options.tokenizer, options.revision)
     rate = codec.config.sampling_rate
@@ -85,27 +51,26 @@ def encode(options: argparse.Namespace) -> None:
     bitrate = codec.config.frame_rate * codec.config.num_codebooks * math.log2(codec.config.codebook_size)
     print(
         f"{duration:.2f} s of audio in {codes.shape[1] * codes.shape[2]} codes of {codec.config.codebook_size}: "
-        f"{codec.config.frame_rate:.2f} codes a second, {bitrate / 1000:.2f} kbit/s"
+        f"{codec.config.frame_rate:.2f} codes per second, {bitrate / 1000:.2f} kbit/s"
     )
     print(f"encoded in {elapsed:.2f} s, {duration / elapsed:.1f} times as fast as it plays")
     print(f"codes: {output}; vpvae decode-audio {output}")
 
 
 def decode(options: argparse.Namespace) -> None:
-    """Decode, write and print what it came to."""
+    """Decode, write the audio, and print the speed."""
     output = _output(options, options.file.with_suffix(".decoded.wav"))
     kind = output.suffix.removeprefix(".").upper()
     if kind not in _WRITTEN:
-        raise ValueError(f"{output} is none of {', '.join(_WRITTEN)}; name a .wav, .flac or .ogg file with --output")
+        raise ValueError(f"{output} must end in .wav, .flac or .ogg; name such a file with --output")
     codes, header = _read_codes(options.file)
     name = options.tokenizer or header["tokenizer"]
     recorded = header["revision"] if options.tokenizer is None else ""
     codec = _load_codec(name, options.revision or recorded or None)
-    if codec.fingerprint() != json.loads(header["fingerprint"]):
-        raise ValueError(
-            f"{name} is not the tokenizer that {options.file} was made with ({header['tokenizer']}), or has another "
-            "codebook since; other codes would sound like noise. Name the one it was made with by --tokenizer"
-        )
+    try:
+        codec.check_fingerprint(json.loads(header["fingerprint"]), f"{options.file} was written")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; {options.file} was made with {header['tokenizer']}") from None
     length, rate = int(header["num_samples"]), codec.config.sampling_rate
     started = time.monotonic()
     with _progress(codec, codec.decoder, length, "Decoding"), torch.no_grad():
@@ -121,7 +86,7 @@ def decode(options: argparse.Namespace) -> None:
 def _load_codec(name: str, revision: str | None) -> VPCodecModel:
     codec = load_tokenizer(name, revision)
     if not isinstance(codec, VPCodecModel):
-        raise ValueError(f"{name} is a {type(codec).__name__}, which is for images; name an audio tokenizer")
+        raise ValueError(f"{name} holds {type(codec).__name__}, which is for images; name an audio tokenizer")
     return codec
 
 
@@ -138,7 +103,7 @@ def _write_audio(file: Path, waveform: np.ndarray, rate: int, kind: str) -> None
     import soundfile
 
     with soundfile.SoundFile(file, "w", rate, 1, format=kind) as opened:
-        # A second at a time: libsndfile's encoder of OGG ends the process when it gets minutes at once.
+        # One second at a time: libsndfile's OGG encoder ends the process if it gets minutes at once.
         for start in range(0, len(waveform), rate):
             opened.write(waveform[start : start + rate])
 
@@ -146,32 +111,28 @@ def _write_audio(file: Path, waveform: np.ndarray, rate: int, kind: str) -> None
 def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:
     """Codes [1, G, N] and the header."""
     if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
+        raise FileNotFoundError(f"{file} does not exist; name a file that `vpvae encode-audio` wrote")
     try:
         with safe_open(file, "pt") as opened:
             header = opened.metadata() or {}
             if header.get("format") != _FORMAT:
-                raise ValueError(f"{file} is no file of audio codes; `vpvae encode-audio` writes such files")
+                raise ValueError(f"{file} holds no audio codes; name a file that `vpvae encode-audio` wrote")
             return opened.get_tensor("audio_codes"), header
     except SafetensorError as error:
-        raise ValueError(f"{file} is no file of audio codes, or is damaged ({error})") from error
+        raise ValueError(f"{file} holds no audio codes, or is damaged ({error}); encode the audio again") from error
 
 
-class _progress:
-    """A bar over the parts that a long recording is worked on in."""
+@contextmanager
+def _progress(codec: VPCodecModel, module: nn.Module, samples: int, title: str) -> Iterator[None]:
+    """A bar over the parts that a long recording is processed in."""
+    parts = math.ceil(math.ceil(samples / codec.config.hop_length) / codec.config.chunk_frames)
+    with tqdm(total=parts, desc=title, unit="part", disable=parts == 1) as bar:
 
-    def __init__(self, codec: VPCodecModel, module: nn.Module, samples: int, title: str):
-        parts = math.ceil(math.ceil(samples / codec.config.hop_length) / codec.config.chunk_frames)
-        self._bar = tqdm(total=parts, desc=title, unit="part", disable=parts == 1)
-        self._hook = module.register_forward_hook(self._count)
+        def count(*_) -> None:  # if a hook returned something, that would replace the module's output
+            bar.update()
 
-    def __enter__(self) -> "_progress":
-        return self
-
-    def _count(self, *_) -> None:
-        # What a hook returns takes the place of the module's output.
-        self._bar.update()
-
-    def __exit__(self, *_) -> None:
-        self._hook.remove()
-        self._bar.close()
+        hook = module.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()

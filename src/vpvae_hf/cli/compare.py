@@ -6,37 +6,6 @@ import logging
 from pathlib import Path
 
 
-def add_parser(commands) -> None:
-    """Add `compare` to the subcommands."""
-    parser = commands.add_parser(
-        "compare",
-        help="train several methods alike and compare them",
-        description="Train every method that a file names, for every codebook size and seed, measure them in and out "
-        "of domain, and write a table, curves and results.json. What is finished is not done again, so the command "
-        "may be interrupted, and started several times to use several cores or GPUs.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="YAML file, e.g. benchmarks/compare/audio_small.yaml"
-    )
-    parser.add_argument("--output", type=Path, help="folder for runs and results; default: the file's output_dir")
-    parser.add_argument("--dataset", help="data set to train and validate on; default: the file's")
-    parser.add_argument("--out-of-domain", help="data set to measure on too; default: the file's")
-    parser.add_argument("--out-of-domain-split", default="test", help="its split")
-    parser.add_argument("--methods", nargs="+", help="some of the methods; default: all")
-    parser.add_argument("--codebook-sizes", nargs="+", type=int, help="some of the sizes; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, help="some of the seeds; default: all")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings of training that all runs have, as a recipe takes them, e.g. max_train_steps=500",
-    )
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
     """Train, measure and report."""
     # What trains is not loaded for other commands.

@@ -1,4 +1,4 @@
-"""`vpvae demo`: from photographs to a tokenizer that is saved, reloaded and looked at."""
+"""`vpvae demo`: train a tokenizer on photographs, save and reload it, and draw what it does."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
 from vpvae_hf.files import claim_output_folder, write_json
-from vpvae_hf.losses import build_image_losses
+from vpvae_hf.losses import IMAGE_LOSSES, build_losses
+from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, fit_codebook
@@ -24,7 +25,7 @@ from vpvae_hf.training.config import LoopConfig
 from vpvae_hf.training.trainer import MetricsLog, Trainer
 from vpvae_hf.training.validation import preview_codebook
 
-# Small enough for two CPU cores: factor 4, 0.7 million weights.
+# Small enough for two CPU cores: a code for every 4 x 4 pixels, 0.7 million weights.
 _ARCHITECTURE = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
@@ -39,10 +40,11 @@ _LEARNING_RATE = 2e-3
 # The squares make colours come sooner.
 _LOSS_WEIGHTS = {"l1": 1.0, "l2": 2.0}
 _VALIDATIONS = 9
-# One held-out crop in this many is looked at while training; all of them at the end.
+# One held-out crop in this many is measured during training; all of them are at the end.
 _VALIDATED_EVERY = 3
 _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
 _SHOWN_IMAGES = 12
+_SHOWN_METRICS = ("psnr", "psnr_unquantized", "ssim", "code_usage", "quantization_error_rms")
 # A queue that turns over every few hundred steps of so short a run.
 _QUEUE_SHARE = 0.1
 _WARMUP_SHARE = 0.02
@@ -50,38 +52,8 @@ _LOGGING_STEPS = 10
 _LAST_ROWS = 5
 
 
-def add_parser(commands) -> None:
-    """Add `demo` to the subcommands."""
-    parser = commands.add_parser(
-        "demo",
-        help="train a small tokenizer on photographs, fit its codebook, and show what it does",
-        description="Train a small image tokenizer on photographs in a few minutes on a CPU, fit its codebook, "
-        "evaluate it on held-out crops, save it, and reload it in a fresh process.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
-    parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
-    parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
-    parser.add_argument(
-        "--perturbation",
-        choices=("metropolis", "always_accept", "random_codebook"),
-        default="metropolis",
-        help="how vp perturbs latents in training",
-    )
-    parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
-    parser.add_argument("--steps", type=_positive, default=900, help="training steps")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, crops, perturbations and codebook")
-    parser.add_argument(
-        "--dataset",
-        help="hub id or folder of a data set of images; default: photographs that ship "
-        "with scikit-image and scikit-learn",
-    )
-    parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> None:
-    """Do all of it; what is written where is printed."""
+    """Train, fit, evaluate, save and reload, and print where the results are."""
     started = time.monotonic()
     claim_output_folder(options.output, overwrite=options.overwrite)
     training, held_out = _images(options)
@@ -104,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
             logging_steps=_LOGGING_STEPS,
             validation_steps=max(1, options.steps // _VALIDATIONS),
         ),
-        losses=build_image_losses(_LOSS_WEIGHTS),
+        losses=build_losses(_LOSS_WEIGHTS, IMAGE_LOSSES),
         loss_weights=_LOSS_WEIGHTS,
         validate=lambda step: _validated(vae, validated),
     ).run()
@@ -135,42 +107,25 @@ _WRITTEN = {
     "reconstruction.png": "held-out crops, decoded without quantization and from codes",
     "tokens.png": "the codes of those crops",
     "training.png": "loss, PSNR, code usage and perturbation over the steps",
-    "results.json": "the figures",
+    "results.json": "all metrics",
 }
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
 def _quantizer_settings(options: argparse.Namespace) -> dict[str, Any]:
-    if options.quantizer == "fsp":
-        return {"kind": "fsp", "codebook_size": options.codebook_size}
-    return {
-        "kind": "vp",
-        "codebook_size": options.codebook_size,
-        "latent_dim": 4,
-        "perturbation": options.perturbation,
-        "queue_share": _QUEUE_SHARE,
-    }
+    settings = {"kind": options.quantizer, "codebook_size": options.codebook_size}
+    if options.quantizer == "vp":
+        settings |= {"latent_dim": 4, "perturbation": options.perturbation, "queue_share": _QUEUE_SHARE}
+    return settings
 
 
 def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Training and held-out images, [H, W, 3] uint8."""
     if options.dataset is None:
         return load_photographs()
-    images = load_images(
-        options.dataset,
-        split="train",
-        limit=_MOST_IMAGES,
-        shortest_side=_SHORTEST_SIDE,
-        column=options.image_column,
-    )
+    scale = {"limit": _MOST_IMAGES, "shortest_side": _SHORTEST_SIDE}
+    images = load_images(options.dataset, split="train", column=options.image_column, **scale)
     if len(images) < 2:
-        raise ValueError(f"data set {options.dataset} has {len(images)} image; one must be held out, give at least 2")
+        raise ValueError(f"data set {options.dataset} has {len(images)} image and one is held out; give at least 2")
     held_out = max(1, min(len(images) // 10, 20))
     return images[:-held_out], images[-held_out:]
 
@@ -180,7 +135,7 @@ def _measured(vae: AutoencoderVP, crops: list[Tensor], codebook: Tensor | None =
 
 
 def _validated(vae: AutoencoderVP, crops: list[Tensor]) -> dict[str, float]:
-    """Figures with the codebook that the queue would give now; none while it is too short for one."""
+    """Metrics with the codebook that the queue would give now; none while the queue is too short for one."""
     codebook = preview_codebook(vae.quantize)
     if vae.quantize.needs_fitting and codebook is None:
         return {}
@@ -193,18 +148,26 @@ def _middle_crops(images: list[np.ndarray]) -> Tensor:
     return torch.cat([grid[len(grid) // 2] for grid in crops])
 
 
+_TOKENIZE = """
+import sys, numpy, torch
+from vpvae_hf import AutoencoderVP
+folder, images, codes = sys.argv[1:]
+numpy.save(codes, AutoencoderVP.from_pretrained(folder).tokenize(torch.from_numpy(numpy.load(images))).numpy())
+"""
+
+
 def _same_codes_after_reload(folder: Path, images: Tensor, codes: Tensor) -> bool:
+    """Whether a process of its own, which has the saved folder alone, gets the same codes."""
     with tempfile.TemporaryDirectory() as scratch:
         images_file, codes_file = Path(scratch, "images.npy"), Path(scratch, "codes.npy")
         np.save(images_file, images.numpy())
-        command = [sys.executable, "-m", "vpvae_hf.cli.reload_check", folder, images_file, codes_file]
-        subprocess.run([str(part) for part in command], check=True)
+        subprocess.run([sys.executable, "-c", _TOKENIZE, folder, images_file, codes_file], check=True)
         return np.array_equal(np.load(codes_file), codes.numpy())
 
 
 @torch.no_grad()
 def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, log: MetricsLog) -> None:
-    from . import pictures  # matplotlib takes a second, and only this needs it
+    from . import pictures  # imports matplotlib, which takes a second
 
     latents = vae.encode(images).latents
     codes = vae.tokenize(images)
@@ -218,41 +181,32 @@ def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, log: Metri
     pictures.save_training_curves(output / "training.png", log)
 
 
-def _json_number(value: float) -> float | None:
-    """JSON knows no NaN, which stands for figures that were not measured yet."""
-    return None if math.isnan(value) else value
-
-
 def _results(
     log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQuality, options: argparse.Namespace
 ) -> dict[str, Any]:
+    logged = sorted({name for row in log.rows for name in row})
+    last = {name: log.last_mean(name, _LAST_ROWS) for name in logged}
     return {
         "settings": {name: str(value) for name, value in vars(options).items() if name != "run"},
         "held_out": {**quality.metrics, "lpips": None, "images": quality.items, "tokens": quality.tokens},
         "codebook_fit": None if fit is None else dataclasses.asdict(fit),
-        "last_steps": {
-            name: _json_number(log.last_mean(name, _LAST_ROWS))
-            for name in sorted({name for row in log.rows for name in row})
-        },
+        # NaN, which JSON does not know, stands for what was not measured yet.
+        "last_steps": {name: None if math.isnan(value) else value for name, value in last.items()},
     }
 
 
 def _table(log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQuality) -> str:
-    figures = quality.metrics
+    def last(name: str, form: str = ".3f") -> str:
+        return format(log.last_mean(f"quantizer/{name}", _LAST_ROWS), form)
+
+    metrics = quality.metrics
     rows = [
         (f"On {quality.items} held-out crops", ""),
-        ("PSNR, quantized", f"{figures['psnr']:.2f} dB"),
-        ("PSNR, not quantized", f"{figures['psnr_unquantized']:.2f} dB"),
-        ("SSIM, quantized", f"{figures['ssim']:.3f}"),
-        ("code usage (CVU)", f"{figures['code_usage']:.3f}"),
-        ("quantization error, RMS", f"{figures['quantization_error_rms']:.3f}"),
+        *((metric_label(name).label, metric_label(name).format(metrics[name])) for name in _SHOWN_METRICS),
         (f"In the last {_LAST_ROWS * _LOGGING_STEPS} training steps", ""),
-        ("displacement, RMS", f"{log.last_mean('quantizer/displacement_rms', _LAST_ROWS):.3f}"),
-        (
-            "quantization error it stands for, RMS",
-            f"{log.last_mean('quantizer/quantization_error_rms', _LAST_ROWS):.3f}",
-        ),
-        ("proposals accepted", f"{log.last_mean('quantizer/acceptance', _LAST_ROWS):.0%}"),
+        ("displacement, RMS", last("displacement_rms")),
+        ("quantization error it stands for, RMS", last("quantization_error_rms")),
+        ("proposals accepted", last("acceptance", ".0%")),
     ]
     if fit is not None:
         rows += [

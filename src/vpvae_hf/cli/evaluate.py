@@ -8,23 +8,7 @@ from vpvae_hf.metric_labels import metric_label, sort_metrics
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 
-from .inputs import add_data_options, data_config
-
-
-def add_parser(commands) -> None:
-    """Add `evaluate` to the subcommands."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a saved tokenizer on a data set",
-        description="Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
-        "distance and code usage on every clip of audio.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("tokenizer", help="folder or hub id")
-    parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
-    parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
-    add_data_options(parser, split="validation")
-    parser.set_defaults(run=run)
+from .inputs import data_config
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,7 +39,7 @@ def _print_metrics(quality: ReconstructionQuality) -> None:
             continue
         label, notes = metric_label(name), []
         if f"{name}_unquantized" in quality.metrics:
-            notes.append(f"{label.format(quality.metrics[f'{name}_unquantized'])} not quantized")
+            notes.append(f"{label.format(quality.metrics[f'{name}_unquantized'])} without quantization")
         if quality.undefined.get(name):
             notes.append(f"not defined for {quality.undefined[name]}, which are left out")
         note = f" ({'; '.join(notes)})" if notes else ""

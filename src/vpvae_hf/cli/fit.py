@@ -2,33 +2,13 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from vpvae_hf import fit_codebook
 from vpvae_hf.files import claim_output_folder
 from vpvae_hf.hub import read_results, write_results
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 
-from .inputs import add_data_options, data_config
-
-
-def add_parser(commands) -> None:
-    """Add `fit` to the subcommands."""
-    parser = commands.add_parser(
-        "fit",
-        help="fit a codebook to a saved tokenizer",
-        description="Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
-        "save the tokenizer with that codebook in another folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("tokenizer", help="folder or hub id")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
-    parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
-    parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
-    parser.add_argument("--seed", type=int, default=0, help="of crops or segments, and K-means")
-    add_data_options(parser, split="train")
-    parser.set_defaults(run=run)
+from .inputs import data_config
 
 
 def run(options: argparse.Namespace) -> None:

@@ -1,12 +1,10 @@
 """`vpvae`: one command, a subcommand for each job."""
 
-import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
-from vpvae_hf.quantizers import NoCodesError
-
-from . import audio_files, compare, demo, evaluate, fit, push, tokenize
+from .parser import build_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,28 +13,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 after an error, 130 after an interruption.
     """
-    description = "Discrete tokens from images and audio: train, fit, use."
-    parser = argparse.ArgumentParser(prog="vpvae", description=description)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo.add_parser(commands)
-    fit.add_parser(commands)
-    evaluate.add_parser(commands)
-    tokenize.add_parser(commands)
-    audio_files.add_encode_parser(commands)
-    audio_files.add_decode_parser(commands)
-    push.add_parser(commands)
-    compare.add_parser(commands)
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    module, function = options.run.split(":")
     try:
-        options.run(options)
+        getattr(importlib.import_module(f"vpvae_hf.cli.{module}"), function)(options)
     except KeyboardInterrupt:
         print(f"\nvpvae {options.command}: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, ImportError, OSError, NoCodesError) as error:
+    except Exception as error:
+        if not _can_be_mended(error):
+            raise
         print(f"vpvae {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _can_be_mended(error: Exception) -> bool:
+    if isinstance(error, ValueError | ImportError | OSError):
+        return True
+    from vpvae_hf.quantizers import NoCodesError  # only now: it imports torch, which help and mistakes must not do
+
+    return isinstance(error, NoCodesError)

@@ -7,16 +7,16 @@ import os
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vpvae_hf.metric_labels import METRIC_LABELS
 from vpvae_hf.training.trainer import MetricsLog
 
 
 def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> None:
-    """One row of images for each name, one column for each image.
+    """One row of images per name, one column per image.
 
     Args:
         rows: name -> [B, 3, H, W].
@@ -26,12 +26,12 @@ def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> No
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, image in zip(line, images, strict=True):
             axis.imshow(_displayed(image))
-        _label(line[0], name)
+        line[0].set_ylabel(name)
     _save(figure, path)
 
 
 def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_latents: Tensor) -> None:
-    """Images above their codes; a code's colour is the first three dimensions of its latent, so like codes look alike.
+    """Images above their codes. A code's colour is the first three dimensions of its latent: similar codes look alike.
 
     Args:
         code_latents: [B, h, w, d], the latent of each code.
@@ -41,13 +41,13 @@ def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_
     high = colours.flatten(0, 2).quantile(0.98, dim=0)
     colours = ((colours - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     used = len(codes.unique())
-    title = f"{codes[0].numel()} codes an image, {used} different codes shown; colour: the code's latent"
+    title = f"{codes[0].numel()} codes per image, {used} different codes shown; colour: the code's latent"
     figure, axes = _grid(2, len(images), title)
     for image, colour, top, bottom in zip(images, colours, *axes, strict=True):
         top.imshow(_displayed(image))
         bottom.imshow(colour.numpy(), interpolation="nearest")
-    _label(axes[0][0], "original")
-    _label(axes[1][0], "codes")
+    axes[0][0].set_ylabel("original")
+    axes[1][0].set_ylabel("codes")
     _save(figure, path)
 
 
@@ -60,10 +60,10 @@ def save_training_curves(path: str | os.PathLike, log: MetricsLog) -> None:
     loss.set_title("Training loss")
     psnr.plot(*log.column("validation/psnr"), "o-", label="quantized")
     psnr.plot(*log.column("validation/psnr_unquantized"), "o-", label="not quantized")
-    psnr.set_title("PSNR of held-out crops, dB")
+    psnr.set_title(f"{METRIC_LABELS['psnr'].heading}, of held-out crops")
     usage.plot(*log.column("validation/code_usage"), "o-", label="held-out crops")
     usage.set_ylim(0, 1)
-    usage.set_title("Code usage (CVU)")
+    usage.set_title(METRIC_LABELS["code_usage"].heading)
     for name, label in (("displacement", "displacement"), ("quantization_error", "quantization error")):
         scale.plot(*log.column(f"quantizer/{name}_rms"), linewidth=0.8, label=label)
     scale.set_title("Root mean square length, in units of the latents")
@@ -83,10 +83,6 @@ def _grid(rows: int, columns: int, title: str | None) -> tuple[Figure, np.ndarra
     if title:
         figure.suptitle(title)
     return figure, axes
-
-
-def _label(axis: Axes, text: str) -> None:
-    axis.set_ylabel(text)
 
 
 def _displayed(image: Tensor) -> np.ndarray:

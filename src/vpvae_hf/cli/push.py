@@ -1,29 +1,10 @@
 """`vpvae push`: a saved tokenizer onto the Hub."""
 
 import argparse
-from pathlib import Path
 
 from huggingface_hub import constants
 
 from vpvae_hf.hub import push_folder, read_saved
-
-
-def add_parser(commands) -> None:
-    """Add `push` to the subcommands."""
-    parser = commands.add_parser(
-        "push",
-        help="push a saved tokenizer to the Hub, with a model card",
-        description="Push the files of a saved tokenizer to the Hub in one commit, with a model card made from them "
-        "unless somebody wrote one. Hidden files and sub-folders stay behind.",
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that save_pretrained wrote")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME; made where it does not exist")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to push to, made where it does not exist; default: main")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
-    parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--allow-unfitted", action="store_true", help="push a tokenizer whose codebook is not fitted")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -14,26 +14,7 @@ from vpvae_hf.data import CodeFiles, claim_code_folder, write_totals
 from vpvae_hf.modalities import load_tokenizer, modality_of
 from vpvae_hf.quantizers import NoCodesError
 
-from .inputs import add_data_options, data_config
-
-
-def add_parser(commands) -> None:
-    """Add `tokenize` to the subcommands."""
-    parser = commands.add_parser(
-        "tokenize",
-        help="write a data set's codes to Parquet files",
-        description="Encode every image of a split, scaled and cropped at its centre, or every clip of audio, and "
-        "write the codes beside the data set's other columns to Parquet files, which datasets.load_dataset reads. A "
-        "run that was interrupted goes on when it is started again. For several GPUs start it with accelerate launch "
-        "-m vpvae_hf.cli.main tokenize.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("tokenizer", help="folder or hub id")
-    parser.add_argument("--revision", help="branch, tag or commit of the tokenizer")
-    add_data_options(parser, split="train")
-    parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
-    parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
-    parser.set_defaults(run=run)
+from .inputs import data_config
 
 
 def run(options: argparse.Namespace) -> None:

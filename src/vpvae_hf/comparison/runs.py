@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from vpvae_hf.files import read_json, write_json
 from vpvae_hf.modalities import MODALITIES, Batches, load_tokenizer, modality_of
+from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import quantizer_config
-from vpvae_hf.training.config import TrainingConfig, parse_config
+from vpvae_hf.training.config import parse_config
 from vpvae_hf.training.run import train_tokenizer
 
 from .config import Comparison, DataSplit, Method

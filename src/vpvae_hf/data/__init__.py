@@ -1,30 +1,20 @@
 """Images and audio for training and evaluation."""
 
-from .audio_decoding import read_audio
+from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
 from .codes import CodeFiles, CodeFolder, claim_code_folder, code_dtype, write_totals
-from .crops import center_crops, random_crops, to_pixel_values
-from .cuts import AudioClip, AudioSegment, Cut, ImageCrop, MaskedAudioSegment
-from .cuts import Cut as Transform
-from .files import UnreadableFileError
-from .in_memory import load_images
-from .photographs import load_photographs
-from .source import Source, check_readable, open_audio, open_images
-from .stream import SampleLoader, SampleStream
-from .stream import SampleLoader as ItemLoader
-from .stream import SampleStream as ItemStream
+from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops, to_pixel_values
+from .sources import Source, Transform, UnreadableFileError, open_audio, open_images
+from .streams import ItemLoader, ItemStream, check_readable
 
 __all__ = [
     "AudioClip",
     "AudioSegment",
     "CodeFiles",
     "CodeFolder",
-    "Cut",
     "ImageCrop",
     "ItemLoader",
     "ItemStream",
     "MaskedAudioSegment",
-    "SampleLoader",
-    "SampleStream",
     "Source",
     "Transform",
     "UnreadableFileError",

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from vpvae_hf.files import read_json, require_folder, write_atomically, write_json
 
-from .cuts import Cut as Transform
-from .files import UnreadableFileError
-from .shards import ShardReader, shard_groups
-from .source import Source
+from .sources import Source, Transform, UnreadableFileError
+from .streams import ShardReader, shard_groups
 
 # Beside the files: what made them, so that they are never mixed with those of another run.
 MANIFEST = "tokenizer.json"
@@ -137,7 +135,7 @@ class CodeFiles:
 
     def _item(self, file) -> Tensor | None:
         try:
-            return self._transform.sample(file, np.random.default_rng(0))
+            return self._transform.read(file, np.random.default_rng(0))
         except UnreadableFileError:
             return None
 

@@ -1,12 +1,20 @@
 """Transformers over codes: what their ids mean, how they are trained and measured, and what they generate."""
 
-from .autoregressive import VPAudioGenerationPipeline, VPImageGenerationPipeline
-from .constraint import CodeConstraint
-from .decoding import GeneratedAudio, GeneratedImages
+from .autoregressive import VPAutoregressivePipeline
+from .batches import (
+    IGNORED,
+    CausalBatches,
+    CodeSequences,
+    MaskedBatches,
+    drop_conditions,
+    load_code_tokenizer,
+    mask_codes,
+    vocabulary_of,
+)
 from .likelihood import CodeLikelihood, causal_likelihood, masked_likelihood
-from .masked import VPMaskedAudioPipeline, VPMaskedImagePipeline, code_logits
-from .sequences import IGNORED, CausalBatches, CodeSequences, MaskedBatches, drop_conditions, mask_codes
-from .vocabulary import CodeVocabulary
+from .masked import VPMaskedPipeline, code_logits
+from .sampling import CodeConstraint, GeneratedAudio, GeneratedImages, write_samples
+from .vocabulary import CodeVocabulary, check_direction, new_transformer
 
 __all__ = [
     "IGNORED",
@@ -18,13 +26,16 @@ __all__ = [
     "GeneratedAudio",
     "GeneratedImages",
     "MaskedBatches",
-    "VPAudioGenerationPipeline",
-    "VPImageGenerationPipeline",
-    "VPMaskedAudioPipeline",
-    "VPMaskedImagePipeline",
+    "VPAutoregressivePipeline",
+    "VPMaskedPipeline",
     "causal_likelihood",
+    "check_direction",
     "code_logits",
     "drop_conditions",
+    "load_code_tokenizer",
     "mask_codes",
     "masked_likelihood",
+    "new_transformer",
+    "vocabulary_of",
+    "write_samples",
 ]

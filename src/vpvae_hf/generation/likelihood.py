@@ -1,18 +1,19 @@
-"""How well a transformer knows the codes: bits for each token on data that it was not trained on.
+"""How well a transformer knows the codes: bits per token on data that it was not trained on.
 
 Shapes as in `vocabulary`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .batches import IGNORED
 from .masked import code_logits
-from .sequences import IGNORED
 from .vocabulary import CodeVocabulary
 
 
@@ -21,8 +22,8 @@ class CodeLikelihood:
     """Negative log-likelihood of codes.
 
     Attributes:
-        bits: of all of them.
-        tokens: how many tokens they are; a token may have several codes.
+        bits: what the transformer needs for all of them.
+        tokens: number of tokens; a token may have several codes.
         unigram_bits: what the best model that knows only how often each code occurs in these very data would need.
     """
 
@@ -38,10 +39,27 @@ class CodeLikelihood:
     def unigram_bits_per_token(self) -> float:
         return self.unigram_bits / self.tokens
 
+    def summary(self, manifest: Mapping[str, Any]) -> dict[str, float]:
+        """What a card tells: tokens, bits per token, and bits per pixel or per second.
+
+        Args:
+            manifest: that of the `CodeFolder` of the codes.
+        """
+        if "clips" in manifest:
+            signal = {"bits_per_second": self.bits_per_token * manifest["sampling_rate"] / manifest["hop_length"]}
+        else:
+            signal = {"bits_per_pixel": self.bits_per_token / manifest["downsample_factor"] ** 2}
+        return {
+            "tokens": self.tokens,
+            "bits_per_token": self.bits_per_token,
+            "unigram_bits_per_token": self.unigram_bits_per_token,
+            **signal,
+        }
+
 
 @torch.no_grad()
 def causal_likelihood(model, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary) -> CodeLikelihood:
-    """Of a causal language model over `CausalBatches`; each code among codes alone, as `generate` is held to."""
+    """The likelihood of `CausalBatches` by a causal language model, among codes alone, as the pipeline draws them."""
     device, nats, counts = model.device, 0.0, _Counts(vocabulary)
     was_training = model.training
     model.eval()
@@ -49,8 +67,7 @@ def causal_likelihood(model, batches: Iterable[dict[str, Tensor]], vocabulary: C
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1, vocabulary.first_code : vocabulary.begin]
-        codes = torch.where((labels >= vocabulary.first_code) & (labels < vocabulary.begin), labels, IGNORED)
-        codes = torch.where(codes == IGNORED, codes, codes - vocabulary.first_code)
+        codes = torch.where(vocabulary.is_code(labels), labels - vocabulary.first_code, IGNORED)
         each = functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none")
         nats += float(each.double().sum())
         counts.add(codes[codes != IGNORED])
@@ -62,14 +79,14 @@ def causal_likelihood(model, batches: Iterable[dict[str, Tensor]], vocabulary: C
 def masked_likelihood(
     model, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary, *, draws: int = 4, seed: int = 0
 ) -> CodeLikelihood:
-    """An upper bound of a masked language model, over `CausalBatches`.
+    """An upper bound of the bits that a masked language model needs for `CausalBatches`.
 
-    Of a sequence of L codes a number l is drawn uniformly from 1..L, and l of them are masked; L / l times the negative
+    For a sequence of L codes a number l is drawn uniformly from 1..L, and l codes are masked; L / l times the negative
     log-likelihood of those has the bound as its mean (the any-order autoregressive bound, e.g. arXiv 2110.02037).
 
     Args:
-        draws: of each sequence.
-        seed: of the draws.
+        draws: number of draws per sequence.
+        seed: decides the draws.
     """
     device, nats, counts = model.device, 0.0, _Counts(vocabulary)
     random = torch.Generator().manual_seed(seed)
@@ -77,7 +94,7 @@ def masked_likelihood(
     model.eval()
     for batch in batches:
         for row, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-            ids = labels[(labels >= vocabulary.first_code) & (labels < vocabulary.begin)]
+            ids = labels[vocabulary.is_code(labels)]
             codes, length = ids - vocabulary.first_code, len(ids)
             counts.add(codes)
             condition = row[:1] if vocabulary.condition_size else torch.tensor([vocabulary.unconditional])
@@ -95,7 +112,7 @@ def masked_likelihood(
 
 
 class _Counts:
-    """How often each code occurs; groups apart from each other."""
+    """How often each code occurs, counted for each group apart."""
 
     def __init__(self, vocabulary: CodeVocabulary):
         self._groups = vocabulary.code_groups

@@ -1,24 +1,22 @@
 """Images and audio by refining masked codes, many at once, with a bidirectional transformer of transformers.
 
-Discrete diffusion by masking (MaskGIT, arXiv 2202.04200). Shapes as in `autoregressive`; L ids of codes of a sequence.
+Discrete diffusion by masking (MaskGIT, arXiv 2202.04200). Shapes as in `autoregressive`.
 """
 
+from dataclasses import dataclass
+
 import torch
-from diffusers import AmusedScheduler, BlockRefinementScheduler, DiffusionPipeline
+from diffusers import AmusedScheduler, BlockRefinementScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
+from vpvae_hf.settings import require
 
-from .decoding import GeneratedAudio, GeneratedImages, check_output_type, decoded_audio, decoded_images
-from .parts import check_parts, check_sampling, tokens_of
-from .randomness import seeded_by
+from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator, seeded_by
 from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
-
-# MaskGIT's; without noise the surest codes come first, which are those of flat areas and silence.
-_CHOICE_TEMPERATURE = 4.5
 
 
 def code_logits(transformer: PreTrainedModel, vocabulary: CodeVocabulary, ids: Tensor, conditions: Tensor) -> Tensor:
@@ -28,91 +26,199 @@ def code_logits(transformer: PreTrainedModel, vocabulary: CodeVocabulary, ids: T
     return logits[:, conditions.shape[1] :, vocabulary.first_code : vocabulary.begin]
 
 
-def _limited(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits [N, K] that are sampled from, for a scheduler that knows no such limits."""
-    if temperature == 0:
-        top_k, top_p, temperature = 1, None, 1.0
-    warpers = [TemperatureLogitsWarper(float(temperature))]
-    warpers += [] if top_k is None else [TopKLogitsWarper(top_k)]
-    warpers += [] if top_p is None else [TopPLogitsWarper(float(top_p))]
-    for warper in warpers:
-        logits = warper(None, logits)
-    return logits
+@dataclass(frozen=True, kw_only=True)
+class _Sampling:
+    """How codes are found; the fields are arguments of `VPMaskedPipeline`."""
+
+    num_inference_steps: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    choice_temperature: float | None
+    guidance_scale: float
+
+    def __post_init__(self):
+        require(self.num_inference_steps >= 1, "num_inference_steps", self.num_inference_steps, "at least 1")
+        require(self.temperature >= 0, "temperature", self.temperature, "at least 0; 0 takes the likeliest code")
+        require(self.top_k is None or self.top_k >= 0, "top_k", self.top_k, "at least 1, or None for no limit")
+        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1], or None for no limit")
+        noise = self.choice_temperature
+        require(noise is None or noise >= 0, "choice_temperature", noise, "at least 0")
+
+    def limited(self, logits: Tensor) -> Tensor:
+        """Logits [N, K] that are sampled from, for a scheduler that knows no such limits."""
+        if self.temperature == 0:
+            return TopKLogitsWarper(1)(None, logits)
+        warpers = [TemperatureLogitsWarper(float(self.temperature))]
+        warpers += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+        warpers += [] if self.top_p is None else [TopPLogitsWarper(float(self.top_p))]
+        for warper in warpers:
+            logits = warper(None, logits)
+        return logits
 
 
-class _MaskedPipeline(DiffusionPipeline):
-    """A bidirectional transformer that fills in masked codes, and a scheduler that says which to keep."""
+class VPMaskedPipeline(CodePipeline):
+    """Images or audio by a bidirectional transformer over a tokenizer's codes, which also fills in parts of them.
 
-    transformer: PreTrainedModel
+    It is saved, loaded and pushed as every pipeline of diffusers.
+
+    Args:
+        tokenizer: an `AutoencoderVP` or a `VPCodecModel` with a codebook.
+        transformer: a masked language model of transformers, trained on the tokenizer's codes, with its
+            `CodeVocabulary` in its config, which says whether images or audio are made.
+        scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
+            `BlockRefinementScheduler`, which keeps the surest.
+
+    Raises:
+        ValueError: the transformer was trained on other codes, has too few ids or positions, or no vocabulary.
+        CodebookNotFittedError, NoCodesError: the tokenizer has no codes.
+    """
+
     scheduler: Scheduler
 
-    @property
-    def vocabulary(self) -> CodeVocabulary:
-        """What the transformer's ids stand for."""
-        return CodeVocabulary.of(self.transformer)
+    def __init__(self, tokenizer: AutoencoderVP | VPCodecModel, transformer: PreTrainedModel, scheduler: Scheduler):
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
+        self._check_parts()
 
     @torch.no_grad()
-    def _refined(
+    def __call__(
         self,
-        conditions: Tensor | list[int] | None,
-        number: int,
-        codes: Tensor | None,
-        known: Tensor | None,
+        class_labels: Tensor | list[int] | None = None,
         *,
-        length: int,
-        steps: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        choice_temperature: float | None,
-        guidance_scale: float,
-        generator: torch.Generator | None,
+        num_images: int = 1,
+        num_inference_steps: int = 16,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        choice_temperature: float | None = None,
+        guidance_scale: float = 1.0,
+        image: Tensor | None = None,
+        mask_image: Tensor | None = None,
+        codes: Tensor | None = None,
+        known: Tensor | None = None,
+        duration_s: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str | None = None,
+        return_dict: bool = True,
+    ) -> GeneratedImages | GeneratedAudio | tuple:
+        """Generate images of the size that the model was trained on, or clips, or fill in what is not known of them.
+
+        Args:
+            class_labels: [B], one per image or clip, or [B, n] ids of a text; None for none.
+            num_images: B, the number of images or clips, if there are neither class labels nor something to fill in.
+            num_inference_steps: steps in which all codes are found; at most as many as there are codes.
+            temperature: the logits are divided by it; 0 takes the likeliest codes.
+            top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
+            choice_temperature: noise in the choice of the codes that a step keeps, which falls to 0; 4.5 if None.
+                For `AmusedScheduler` alone.
+            guidance_scale: classifier-free guidance; 1 for none.
+            image: [B, C, H, W] in [-1, 1] to fill in.
+            mask_image: [B, 1, H, W] or [1, 1, H, W], above 0.5 where the image is to be made anew. A code is made anew
+                if any of its pixels is.
+            codes: [B, *grid] or [B, *grid, G], of images or clips to fill in.
+            known: [B, *grid], true for the codes that stay.
+            duration_s: duration of the clips, seconds; None for the longest that the model was trained on.
+            generator: source of the randomness, on the CPU or the transformer's device; None for torch's global
+                generator. With a list of B generators each image or clip depends on its own one alone; they are then
+                generated one after the other.
+            output_type: "pil" (None), "np" or "pt" images, "np" (None) audio, or "codes" for codes alone.
+            return_dict: False returns the pair (images or audios, codes).
+
+        Raises:
+            ValueError: an argument out of its range, an image of another size, or one of a pair of arguments alone.
+        """
+        vocabulary, output_type = self.vocabulary, self._output_type(output_type)
+        sampling = _Sampling(
+            num_inference_steps=num_inference_steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            choice_temperature=choice_temperature,
+            guidance_scale=guidance_scale,
+        )
+        if image is not None or mask_image is not None:
+            codes, known = self._outside_of_mask(image, mask_image)
+        if (codes is None) != (known is None):
+            raise ValueError("codes and known go together: the codes, and which of them stay")
+        conditions, number = self._conditions(class_labels, num_images if codes is None else len(codes), guidance_scale)
+        if codes is None:
+            length = self._tokens(duration_s, "duration_s") * vocabulary.code_groups
+            sample = torch.full((number, length), vocabulary.codebook_size)
+        else:
+            if duration_s is not None:
+                raise ValueError(f"the codes say how long the clips are; leave duration_s={duration_s} out")
+            sample = self._known_codes(codes, known, number)
+        condition_ids = vocabulary.condition_ids(conditions, batch_size=number)
+
+        def make(rows: slice, generator: torch.Generator | None) -> list[Tensor]:
+            return list(self._refined(sample[rows], condition_ids[rows], sampling, generator) + vocabulary.first_code)
+
+        return self._decoded(for_each_generator(make, number, generator), output_type, return_dict)
+
+    def _known_codes(self, codes: Tensor, known: Tensor, number: int) -> Tensor:
+        """[B, L] codes, and K where they are not known."""
+        vocabulary = self.vocabulary
+        shape = list(codes.shape[: 1 + len(vocabulary.grid)])
+        if list(known.shape) != shape:
+            raise ValueError(f"known must be {shape}, as the codes, got {list(known.shape)}")
+        ids = vocabulary.encode(codes)
+        if len(ids) != number:
+            raise ValueError(f"known codes must be those of {number} sequences, got {len(ids)}; give one for each")
+        known = known.bool().cpu().flatten(1).repeat_interleave(vocabulary.code_groups, dim=1)
+        return torch.where(known, ids - vocabulary.first_code, vocabulary.codebook_size)
+
+    def _outside_of_mask(self, image: Tensor | None, mask_image: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes [B, h, w] or [B, h, w, G] of images, and [B, h, w] true where no pixel is to be made anew."""
+        if self.vocabulary.is_audio:
+            raise ValueError("image and mask_image are for images; give codes and known of clips")
+        if image is None or mask_image is None:
+            raise ValueError("image and mask_image go together: the image to fill in, and where")
+        height, width = image.shape[-2:]
+        if mask_image.ndim != 4 or mask_image.shape[1:] != (1, height, width):
+            wanted = f"[B, 1, {height}, {width}], as the image"
+            raise ValueError(f"mask_image must be {wanted}, got {list(mask_image.shape)}")
+        if len(mask_image) not in (1, len(image)):
+            raise ValueError(f"mask_image must hold 1 mask or one per image, {len(image)}, got {len(mask_image)}")
+        codes = self.tokenizer.tokenize(image.to(self.tokenizer.device))
+        anew = nn.functional.max_pool2d((mask_image > 0.5).float(), self.tokenizer.downsample_factor) > 0
+        return codes, ~anew[:, 0].expand(len(image), -1, -1)
+
+    def _refined(
+        self, sample: Tensor, conditions: Tensor, sampling: _Sampling, generator: torch.Generator | None
     ) -> Tensor:
-        """Ids [B, L] of codes; those of `codes` [B, L] that `known` [B, L] names stay."""
+        """Codes [B, L]; those of `sample` [B, L] that are not K, which stands for unknown ones, stay."""
         vocabulary, device = self.vocabulary, self.transformer.device
-        if conditions is not None:
-            conditions = torch.as_tensor(conditions)
-            number = len(conditions)
-        elif guidance_scale != 1:
-            raise ValueError(f"guidance_scale={guidance_scale} needs class_labels to guide to; give them")
-        if number < 1 or steps < 1:
-            raise ValueError(f"at least one must be generated in at least one step, got {number} in {steps}")
-        check_sampling(temperature, top_k, top_p)
-        with_conditions = vocabulary.condition_ids(conditions, batch_size=number).to(device)
-        without = vocabulary.condition_ids(batch_size=number).to(device)
-        # Codes as the scheduler knows them: 0..K-1, and K where they are unknown.
         unknown = vocabulary.codebook_size
-        sample = torch.full((number, length), unknown, device=device)
-        if codes is not None:
-            if codes.shape != sample.shape:
-                raise ValueError(
-                    f"known codes must be those of {number} sequences of {length}, got {list(codes.shape)}"
-                )
-            sample = torch.where(known.to(device), (codes - vocabulary.first_code).to(device), sample)
-        given, stays = sample, sample != unknown
-        share = (~stays).sum(dim=1, keepdim=True) / length
-        masked = int((sample == unknown).sum(dim=1).max())
+        given, stays = sample.to(device), (sample != unknown).to(device)
+        masked = int((~stays).sum(dim=1).max())
         if masked == 0:
-            return (sample + vocabulary.first_code).cpu()
-        steps = min(steps, masked)
-        self._prepare(steps, masked, choice_temperature, device)
+            return sample
+        share = (~stays).sum(dim=1, keepdim=True) / sample.shape[1]
+        conditions, unconditional = conditions.to(device), torch.full((len(sample), 1), vocabulary.unconditional)
+        steps, scale, sample = min(sampling.num_inference_steps, masked), sampling.guidance_scale, given
+        self._prepare(steps, masked, sampling.choice_temperature, device)
         for step in self.progress_bar(range(steps)):
             ids = torch.where(sample == unknown, vocabulary.mask, sample + vocabulary.first_code)
-            logits = code_logits(self.transformer, vocabulary, ids, with_conditions).float()
-            if guidance_scale != 1:
-                others = code_logits(self.transformer, vocabulary, ids, without).float()
-                logits = others + guidance_scale * (logits - others)
-            sample = self._step(logits, step, sample, share, temperature, top_k, top_p, generator)
-            # AmusedScheduler masks at least one code of each sequence, be it known.
+            logits = code_logits(self.transformer, vocabulary, ids, conditions).float()
+            if scale != 1:
+                others = code_logits(self.transformer, vocabulary, ids, unconditional.to(device)).float()
+                logits = others + scale * (logits - others)
+            sample = self._step(logits, step, sample, share, sampling, generator)
+            # AmusedScheduler masks at least one code of each sequence, even if all are known.
             sample = torch.where(stays, given, sample)
-        return (sample + vocabulary.first_code).cpu()
+        return sample.cpu()
 
     def _prepare(self, steps: int, masked: int, choice_temperature: float | None, device: torch.device) -> None:
         if isinstance(self.scheduler, AmusedScheduler):
-            self._check_mask_id()
-            noise = _CHOICE_TEMPERATURE if choice_temperature is None else choice_temperature
-            if noise < 0:
-                raise ValueError(f"choice_temperature must be at least 0, got {noise}")
+            mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
+            if mask != size:
+                raise ValueError(
+                    f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
+                    f"make it with AmusedScheduler(mask_token_id={size})"
+                )
+            # MaskGIT's; without noise the surest codes come first, which are those of flat areas and silence.
+            noise = 4.5 if choice_temperature is None else choice_temperature
             self.scheduler.set_timesteps(steps, temperature=(noise, 0), device=device)
         elif choice_temperature is not None:
             raise ValueError(
@@ -127,14 +233,12 @@ class _MaskedPipeline(DiffusionPipeline):
         step: int,
         sample: Tensor,
         share: Tensor,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
+        sampling: _Sampling,
         generator: torch.Generator | None,
     ) -> Tensor:
         """The next sample; `share` [B, 1] of it was unknown at first."""
         if isinstance(self.scheduler, AmusedScheduler):
-            limited = _limited(logits.flatten(0, 1), temperature, top_k, top_p).view_as(logits)
+            limited = sampling.limited(logits.flatten(0, 1)).view_as(logits)
             time = self.scheduler.timesteps[step]
             return self.scheduler.step(
                 limited, time, sample, starting_mask_ratio=share, generator=generator
@@ -146,191 +250,7 @@ class _MaskedPipeline(DiffusionPipeline):
                 step,
                 sample,
                 mask_token_id=self.vocabulary.codebook_size,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k or None,
+                top_p=sampling.top_p,
             ).prev_sample
-
-    def _check_mask_id(self) -> None:
-        mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
-        if mask != size:
-            raise ValueError(
-                f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
-                f"make it with AmusedScheduler(mask_token_id={size})"
-            )
-
-
-class VPMaskedImagePipeline(_MaskedPipeline):
-    """Images by a bidirectional transformer over the codes of an `AutoencoderVP`; also fills in parts of images.
-
-    Saved, loaded and pushed as every pipeline of diffusers.
-
-    Args:
-        vae: with a codebook.
-        transformer: a masked language model of transformers, trained on the vae's codes, with its `CodeVocabulary` in
-            its config.
-        scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
-            `BlockRefinementScheduler`, which keeps the surest.
-
-    Raises:
-        ValueError: the model was trained on other codes, has too few ids or positions, or no vocabulary.
-        CodebookNotFittedError, NoCodesError: the vae has no codes.
-    """
-
-    def __init__(self, vae: AutoencoderVP, transformer: PreTrainedModel, scheduler: Scheduler):
-        super().__init__()
-        self.register_modules(vae=vae, transformer=transformer, scheduler=scheduler)
-        check_parts(vae, transformer, dimensions=2)
-
-    def __call__(
-        self,
-        class_labels: Tensor | list[int] | None = None,
-        *,
-        num_images: int = 1,
-        num_inference_steps: int = 16,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        choice_temperature: float | None = None,
-        guidance_scale: float = 1.0,
-        image: Tensor | None = None,
-        mask_image: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        output_type: str = "pil",
-    ) -> GeneratedImages:
-        """Generate images of the size that the model was trained on, or fill in what a mask covers.
-
-        Args:
-            class_labels: [B] one an image, or [B, n] ids of a text; None for none.
-            num_images: B where there are neither class labels nor images.
-            num_inference_steps: in which all codes are found; at most as many as there are codes.
-            temperature: the logits are divided by it; 0 takes the likeliest codes.
-            top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
-            choice_temperature: noise in the choice of the codes that a step keeps, which falls to 0; 4.5 where None.
-                For `AmusedScheduler` alone.
-            guidance_scale: classifier-free guidance; 1 for none.
-            image: [B, C, H, W] in [-1, 1] to fill in.
-            mask_image: [B, 1, H, W] or [1, 1, H, W], above 0.5 where the image is to be made anew. A code is made anew
-                where any of its pixels is.
-            generator: source of the randomness, on the CPU or the transformer's device.
-            output_type: "pil", "np", "pt", or "codes" for codes alone.
-
-        Raises:
-            ValueError: an argument out of its range, an image of another size, or one without a mask.
-        """
-        check_output_type(output_type)
-        vocabulary, codes, known = self.vocabulary, None, None
-        if (image is None) != (mask_image is None):
-            raise ValueError("image and mask_image go together: the image to fill in, and where")
-        if image is not None:
-            codes = vocabulary.ids_of(self.vae.tokenize(image.to(self.vae.device)))
-            known = self._known(mask_image, image)
-            num_images = len(codes)
-        ids = self._refined(
-            class_labels,
-            num_images,
-            codes,
-            known,
-            length=vocabulary.length,
-            steps=num_inference_steps,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            choice_temperature=choice_temperature,
-            guidance_scale=guidance_scale,
-            generator=generator,
-        )
-        return decoded_images(self.vae, vocabulary.codes_of(ids), output_type)
-
-    def _known(self, mask_image: Tensor, image: Tensor) -> Tensor:
-        """[B, L] true for codes of which no pixel is to be made anew."""
-        size = tuple(image.shape[-2:])
-        if mask_image.ndim != 4 or mask_image.shape[1] != 1 or tuple(mask_image.shape[-2:]) != size:
-            raise ValueError(
-                f"mask_image must be [B, 1, {size[0]}, {size[1]}], as the image, got {list(mask_image.shape)}"
-            )
-        if len(mask_image) not in (1, len(image)):
-            raise ValueError(f"mask_image must hold 1 mask or one an image, {len(image)}, got {len(mask_image)}")
-        factor = self.vae.downsample_factor
-        anew = nn.functional.max_pool2d((mask_image > 0.5).float(), factor) > 0
-        known = ~anew.flatten(1).repeat_interleave(self.vocabulary.code_groups, dim=1)
-        return known.expand(len(image), -1)
-
-
-class VPMaskedAudioPipeline(_MaskedPipeline):
-    """Audio by a bidirectional transformer over the codes of a `VPCodecModel`; also fills in parts of clips.
-
-    Saved, loaded and pushed as every pipeline of diffusers.
-
-    Args:
-        codec: with a codebook.
-        transformer, scheduler: as of `VPMaskedImagePipeline`.
-
-    Raises:
-        ValueError, CodebookNotFittedError, NoCodesError: as `VPMaskedImagePipeline`.
-    """
-
-    def __init__(self, codec: VPCodecModel, transformer: PreTrainedModel, scheduler: Scheduler):
-        super().__init__()
-        self.register_modules(codec=codec, transformer=transformer, scheduler=scheduler)
-        check_parts(codec, transformer, dimensions=1)
-
-    def __call__(
-        self,
-        class_labels: Tensor | list[int] | None = None,
-        *,
-        num_clips: int = 1,
-        duration_s: float | None = None,
-        num_inference_steps: int = 16,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        choice_temperature: float | None = None,
-        guidance_scale: float = 1.0,
-        codes: Tensor | None = None,
-        known: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        output_type: str = "np",
-    ) -> GeneratedAudio:
-        """Generate audio, or fill in what is not known of it.
-
-        Args:
-            class_labels, num_inference_steps, temperature, top_k, top_p, choice_temperature, guidance_scale, generator:
-                as of `VPMaskedImagePipeline`.
-            num_clips: B where there are neither class labels nor codes.
-            duration_s: length of the clips, seconds; as long as the model was trained on where None, or as `codes`.
-            codes: [B, n] (with several codes a token [B, n, G]) of clips to fill in.
-            known: [B, n] true for codes that stay.
-            output_type: "np", or "codes" for codes alone.
-
-        Raises:
-            ValueError: an argument out of its range, or codes without `known`.
-        """
-        check_output_type(output_type, audio=True)
-        vocabulary, ids = self.vocabulary, None
-        if (codes is None) != (known is None):
-            raise ValueError("codes and known go together: the clips' codes, and which of them stay")
-        length = tokens_of(duration_s, vocabulary, self.codec, "duration_s") * vocabulary.code_groups
-        if codes is not None:
-            if known.shape != codes.shape[:2]:
-                raise ValueError(f"known must be {list(codes.shape[:2])}, as the codes, got {list(known.shape)}")
-            if duration_s is not None:
-                raise ValueError(f"the codes say how long the clips are; leave duration_s={duration_s} out")
-            ids = vocabulary.ids_of(codes)
-            num_clips, length = ids.shape
-            known = known.bool().repeat_interleave(vocabulary.code_groups, dim=1)
-        made = self._refined(
-            class_labels,
-            num_clips,
-            ids,
-            known,
-            length=length,
-            steps=num_inference_steps,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            choice_temperature=choice_temperature,
-            guidance_scale=guidance_scale,
-            generator=generator,
-        )
-        return decoded_audio(self.codec, list(vocabulary.codes_of(made)), output_type)

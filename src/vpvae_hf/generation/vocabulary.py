@@ -1,6 +1,6 @@
 """Codes as ids of a transformer, and back.
 
-Shapes: B sequences; *grid the codes of an image [h, w], or of a clip [n]; G codes a token; K codes in all; C
+Shapes: B sequences; *grid the codes of an image [h, w], or of a clip [n]; G codes per token; K codes in all; C
 conditions; L = h * w * G or n * G ids of codes.
 """
 
@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
 
-# Where a model's config holds the vocabulary that it was made for.
+from vpvae_hf.settings import require
+
+# The field of a model's config that holds the vocabulary that the model was made for.
 _FIELD = "code_vocabulary"
 
 
@@ -20,16 +23,16 @@ _FIELD = "code_vocabulary"
 class CodeVocabulary:
     """What each id of a transformer over codes stands for.
 
-    Ids are, in this order: C conditions (classes, or all ids of a text tokenizer), K codes, and the special ones below.
-    An autoregressive sequence is [condition...] begin codes [end]; a masked one is condition, then codes.
-    "unconditional" stands in a condition's place where there is none, and for "begin" before codes from within a clip.
+    Ids are, in this order: C conditions (classes, or all ids of a text tokenizer), K codes, and the special ids below.
+    An autoregressive sequence is [condition...] begin codes [end]; a masked one is a condition, then codes.
+    "unconditional" takes the place of a missing condition, and of "begin" before codes from the middle of a clip.
 
     Attributes:
         codebook_size: K.
-        grid: [h, w] of the images, or [n] of the longest clip.
-        code_groups: G; a token's codes follow each other.
-        condition_size: C; 0 where nothing conditions the codes.
-        fingerprint: of the tokenizer whose codes they are, as its `fingerprint()` gives it; None for any.
+        grid: [h, w] of the images, or [n] of the longest clip; it says which of the two the model makes.
+        code_groups: G; the codes of a token follow each other.
+        condition_size: C; 0 if nothing conditions the codes.
+        fingerprint: `fingerprint()` of the tokenizer that made the codes; None accepts any tokenizer.
 
     Raises:
         ValueError: a size below 1 (C: below 0), or a grid that is neither [h, w] nor [n].
@@ -44,10 +47,14 @@ class CodeVocabulary:
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
         for name, least in (("codebook_size", 1), ("code_groups", 1), ("condition_size", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if len(self.grid) not in (1, 2) or min(self.grid) < 1:
-            raise ValueError(f"grid must be [h, w] of images or [n] of clips, each at least 1, got {list(self.grid)}")
+            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        valid = len(self.grid) in (1, 2) and min(self.grid) >= 1
+        require(valid, "grid", list(self.grid), "[h, w] of images or [n] of clips, each at least 1")
+
+    @property
+    def is_audio(self) -> bool:
+        """Whether the codes are those of clips."""
+        return len(self.grid) == 1
 
     @property
     def first_code(self) -> int:
@@ -66,7 +73,7 @@ class CodeVocabulary:
 
     @property
     def unconditional(self) -> int:
-        """The id in place of a condition."""
+        """The id that takes the place of a missing condition."""
         return self.begin + 2
 
     @property
@@ -81,46 +88,46 @@ class CodeVocabulary:
 
     @property
     def size(self) -> int:
-        """Number of ids."""
+        """The number of ids."""
         return self.begin + 5
 
     @property
     def length(self) -> int:
-        """L, how many ids the codes of an image, or of the longest clip, take."""
+        """L, the number of ids that the codes of an image, or of the longest clip, take."""
         return math.prod(self.grid) * self.code_groups
 
     @property
     def _group_shape(self) -> tuple[int, ...]:
         return () if self.code_groups == 1 else (self.code_groups,)
 
-    def ids_of(self, codes: Tensor) -> Tensor:
-        """Ids [B, L] of codes in raster order; of clips as many as there are.
+    def is_code(self, ids: Tensor) -> Tensor:
+        """Which ids are those of codes, as booleans of the same shape."""
+        return (ids >= self.first_code) & (ids < self.begin)
+
+    def encode(self, codes: Tensor) -> Tensor:
+        """Ids [B, L] of codes in raster order; a shorter clip has fewer.
 
         Args:
-            codes: [B, *grid], with several codes a token [B, *grid, G]; a clip may be shorter.
+            codes: [B, *grid], with several codes per token [B, *grid, G]; clips may be shorter than the grid.
 
         Raises:
             TypeError: codes are not integers.
             ValueError: another grid, or codes outside 0..K-1.
         """
-        groups = self._group_shape
-        given = tuple(codes.shape[1 : 1 + len(self.grid)])
-        fits = codes.ndim == 1 + len(self.grid) + len(groups) and tuple(codes.shape[1 + len(self.grid) :]) == groups
-        fits = fits and (given == self.grid if len(self.grid) == 2 else 1 <= given[0] <= self.grid[0])
-        if not fits:
-            wanted = ["B", *map(str, self.grid), *map(str, groups)]
-            if len(self.grid) == 1:
-                wanted[1] = f"1..{wanted[1]}"
+        groups, given = self._group_shape, codes.shape[1:]
+        sizes = given[: len(self.grid)]
+        fits = tuple(given[len(self.grid) :]) == groups and len(sizes) == len(self.grid)
+        if not fits or not (1 <= sizes[0] <= self.grid[0] if self.is_audio else tuple(sizes) == self.grid):
+            wanted = [f"1..{self.grid[0]}"] if self.is_audio else map(str, self.grid)
             raise ValueError(
-                f"codes must be [{', '.join(wanted)}] for this vocabulary, got {list(codes.shape)}; the model was "
-                "trained on that grid, encode images or clips of its size"
+                f"codes must be [{', '.join(['B', *wanted, *map(str, groups)])}] for this vocabulary, got "
+                f"{list(codes.shape)}; the model was trained on that grid, encode images or clips of its size"
             )
         return self._ids(codes)
 
-    def ids_of_some(self, codes: Tensor) -> Tensor:
-        """Ids of the first codes [B, m] or [B, m, G] in raster order; errors as of `ids_of`."""
-        groups = self._group_shape
-        most = math.prod(self.grid)
+    def encode_prefix(self, codes: Tensor) -> Tensor:
+        """Ids of the first m codes in raster order, [B, m] or [B, m, G]; errors as those of `encode`."""
+        groups, most = self._group_shape, math.prod(self.grid)
         if codes.ndim != 2 + len(groups) or tuple(codes.shape[2:]) != groups or codes.shape[1] > most:
             wanted = ", ".join(["B", f"0..{most}", *map(str, groups)])
             raise ValueError(f"the first codes must be [{wanted}], got {list(codes.shape)}")
@@ -137,33 +144,32 @@ class CodeVocabulary:
             )
         return codes.flatten(1) + self.first_code
 
-    def codes_of(self, ids: Tensor) -> Tensor:
-        """Codes [B, *grid] or [B, *grid, G] int64 of ids [B, L]; of clips as many as there are.
+    def decode(self, ids: Tensor) -> Tensor:
+        """Codes [B, *grid] or [B, *grid, G] int64 of ids [B, L]; fewer ids make shorter clips.
 
         Raises:
-            ValueError: an id that is no code's, or another number of ids than a grid takes.
+            ValueError: an id that is not a code's, or another number of ids than a grid takes.
         """
-        codes = ids.long() - self.first_code
-        if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
+        if not self.is_code(ids).all():
             raise ValueError(
                 f"ids of codes lie in {self.first_code}..{self.begin - 1}, got {int(ids.min())}..{int(ids.max())}"
             )
-        groups = self._group_shape
-        if len(self.grid) == 2 and ids.shape[1] != self.length:
+        if not self.is_audio and ids.shape[1] != self.length:
             raise ValueError(f"an image has {self.length} ids of codes, got {ids.shape[1]}")
         if ids.shape[1] % self.code_groups:
             raise ValueError(f"a token has {self.code_groups} ids, so their number {ids.shape[1]} must be a multiple")
-        return codes.reshape(len(ids), *(self.grid if len(self.grid) == 2 else (-1,)), *groups)
+        codes = ids.long() - self.first_code
+        return codes.reshape(len(ids), *((-1,) if self.is_audio else self.grid), *self._group_shape)
 
     def prompt(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
         """Ids [B, P] that go before the codes of an autoregressive sequence.
 
         Args:
-            conditions: [B] one a sequence, such as classes, or [B, n] such as texts of equal length; None for none.
-            batch_size: B where there are no conditions.
+            conditions: [B], one per sequence, such as classes, or [B, n], such as texts of equal length; None for none.
+            batch_size: B if there are no conditions.
 
         Raises:
-            ValueError: conditions outside 0..C-1, or any where C is 0.
+            ValueError: conditions outside 0..C-1, or any conditions if C is 0.
         """
         begin = torch.full((batch_size if conditions is None else len(conditions), 1), self.begin)
         if self.condition_size == 0 and conditions is None:
@@ -171,7 +177,7 @@ class CodeVocabulary:
         return torch.cat([self.condition_ids(conditions, batch_size=batch_size), begin], dim=1)
 
     def condition_ids(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Ids [B, n] of conditions, "unconditional" for none; arguments and errors as of `prompt`."""
+        """Ids [B, n] of conditions, "unconditional" for None; arguments and errors as those of `prompt`."""
         if conditions is None:
             return torch.full((batch_size, 1), self.unconditional)
         if self.condition_size == 0:
@@ -184,43 +190,8 @@ class CodeVocabulary:
             )
         return conditions[:, None] if conditions.ndim == 1 else conditions
 
-    def attach(self, model) -> None:
-        """Write the vocabulary into the config of a transformers model, which then knows what its ids stand for.
-
-        Raises:
-            ValueError: the model has fewer ids, or fewer positions, than the codes need.
-        """
-        self.check_model(model)
-        setattr(model.config, _FIELD, dataclasses.asdict(self) | {"grid": list(self.grid)})
-        # A causal model has settings of its own for generate(), made when it was made.
-        for settings in (model.config, getattr(model, "generation_config", None)):
-            if settings is not None:
-                settings.bos_token_id, settings.eos_token_id = self.begin, self.end
-                settings.pad_token_id = self.pad
-
-    def check_model(self, model) -> None:
-        """See that a model has room for the vocabulary and its sequences.
-
-        Raises:
-            ValueError: it has fewer ids, or fewer positions, than the codes need.
-        """
-        rows = model.get_input_embeddings().num_embeddings
-        if rows < self.size:
-            raise ValueError(
-                f"the {type(model).__name__} has a vocabulary of {rows} ids, and {self.condition_size} conditions, "
-                f"{self.codebook_size} codes and 5 special ids need {self.size}; make it with vocab_size={self.size}, "
-                f"or call resize_token_embeddings({self.size})"
-            )
-        # One condition, begin and end beside the codes; longer texts are the caller's to count.
-        positions, needed = getattr(model.config, "max_position_embeddings", None), self.length + 3
-        if positions is not None and positions < needed:
-            raise ValueError(
-                f"the {type(model).__name__} has {positions} positions, and {self.length} codes with what is around "
-                f"them need {needed}; make it with max_position_embeddings={needed} or more"
-            )
-
     @classmethod
-    def of(cls, model) -> "CodeVocabulary":
+    def from_model(cls, model: PreTrainedModel) -> "CodeVocabulary":
         """The vocabulary in a model's config.
 
         Raises:
@@ -230,19 +201,46 @@ class CodeVocabulary:
         if fields is None:
             raise ValueError(
                 f"the config of the {type(model).__name__} names no code vocabulary; write it with "
-                "CodeVocabulary(codebook_size=..., grid=...).attach(model)"
+                "CodeVocabulary(codebook_size=..., grid=...).write_to(model)"
             )
         return cls(**fields)
 
-    def check_start(self, model) -> None:
-        """See that a model that is gone on from, if it knows codes, knows these by the same ids.
+    def write_to(self, model: PreTrainedModel) -> None:
+        """Write the vocabulary into the config of a transformers model, so that it is saved with the model.
 
         Raises:
-            ValueError: its vocabulary is another.
+            ValueError: the model has fewer ids, or fewer positions, than the codes need.
         """
+        self.check_model(model)
+        setattr(model.config, _FIELD, dataclasses.asdict(self) | {"grid": list(self.grid)})
+        # A causal model has settings of its own for generate(), made when the model was made.
+        for settings in (model.config, getattr(model, "generation_config", None)):
+            if settings is not None:
+                settings.bos_token_id, settings.eos_token_id = self.begin, self.end
+                settings.pad_token_id = self.pad
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise a ValueError if a model has fewer ids, or fewer positions, than the codes need."""
+        rows = model.get_input_embeddings().num_embeddings
+        if rows < self.size:
+            raise ValueError(
+                f"the {type(model).__name__} has a vocabulary of {rows} ids, and {self.condition_size} conditions, "
+                f"{self.codebook_size} codes and 5 special ids need {self.size}; make it with vocab_size={self.size}, "
+                f"or call resize_token_embeddings({self.size})"
+            )
+        # One condition, begin and end in addition to the codes; the caller counts longer texts.
+        positions, needed = getattr(model.config, "max_position_embeddings", None), self.length + 3
+        if positions is not None and positions < needed:
+            raise ValueError(
+                f"the {type(model).__name__} has {positions} positions, and {self.length} codes with what is around "
+                f"them need {needed}; make it with max_position_embeddings={needed} or more"
+            )
+
+    def check_start(self, model: PreTrainedModel) -> None:
+        """Raise a ValueError if a model to start from knows codes, but other ones or by other ids."""
         if getattr(model.config, _FIELD, None) is None:
             return
-        present = CodeVocabulary.of(model)
+        present = CodeVocabulary.from_model(model)
         for name in ("condition_size", "codebook_size", "code_groups", "fingerprint"):
             if getattr(present, name) != getattr(self, name):
                 raise ValueError(
@@ -251,10 +249,10 @@ class CodeVocabulary:
                 )
 
     def check_tokenizer(self, tokenizer) -> None:
-        """See that a tokenizer's codes are those that the model knows.
+        """See that a tokenizer makes the codes that the model knows.
 
         Raises:
-            CodebookNotFittedError, NoCodesError: it has no codes.
+            CodebookNotFittedError, NoCodesError: the tokenizer has no codes.
             ValueError: its codes are others.
         """
         quantizer = tokenizer.quantize
@@ -265,13 +263,58 @@ class CodeVocabulary:
                     f"the model was trained on codes with {name}={getattr(self, name)}, the tokenizer has "
                     f"{getattr(quantizer, name)}; load the tokenizer that made the model's codes"
                 )
-        if self.fingerprint is None:
-            return
-        present = tokenizer.fingerprint()
-        for part, what in (("codes", "codebook was fitted anew, or is another"), ("encoder", "encoder is another")):
-            if part in present and self.fingerprint.get(part, present[part]) != present[part]:
-                raise ValueError(
-                    f"the tokenizer's {what} than when the model was trained (fingerprint {present[part][:12]}, was "
-                    f"{self.fingerprint[part][:12]}), so its codes mean something else; load the tokenizer that made "
-                    "the model's codes, or train the model on the new codes"
-                )
+        if self.fingerprint is not None:
+            tokenizer.check_fingerprint(self.fingerprint, "the model was trained")
+
+
+def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: CodeVocabulary) -> PreTrainedModel:
+    """A new transformer whose ids and positions are as many as the vocabulary needs.
+
+    Args:
+        auto_class: AutoModelForCausalLM or AutoModelForMaskedLM.
+        settings: the model type as "kind", such as llama, and arguments of its config.
+
+    Raises:
+        ValueError: transformers has no such kind or argument, or they do not fit the vocabulary.
+    """
+    arguments = {name: value for name, value in settings.items() if name != "kind"}
+    kind = settings["kind"]
+    try:
+        defaults = AutoConfig.for_model(kind)
+    except ValueError as error:
+        raise ValueError(f"transformer: transformers has no kind {kind!r}") from error
+    for field in arguments:
+        if not hasattr(defaults, field):
+            raise ValueError(f"transformer.{field} is no argument of {type(defaults).__name__}")
+    special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
+    # The defaults of these special ids, which some models have, are ids of texts.
+    special |= {field: None for field in ("cls_token_id", "sep_token_id") if hasattr(defaults, field)}
+    shape = {"vocab_size": vocabulary.size}
+    # Model types name their number of positions differently.
+    positions = next((name for name in ("n_positions", "max_position_embeddings") if hasattr(defaults, name)), None)
+    if positions is not None:
+        shape[positions] = vocabulary.length + 3
+    try:
+        return auto_class.from_config(AutoConfig.for_model(kind, **shape | special | arguments))
+    # Any exception: each kind has its own way to find that its arguments, or the ids of codes, do not fit.
+    except Exception as error:
+        raise ValueError(f"a transformer of kind {kind!r} cannot be made with {shape | arguments}: {error}") from error
+
+
+@torch.no_grad()
+def check_direction(model: PreTrainedModel, vocabulary: CodeVocabulary, *, causal: bool) -> None:
+    """Raise a ValueError if a causal model reads what it is to predict, or a masked one reads one way only."""
+    ids = torch.full((2, 4), vocabulary.first_code)
+    ids[1, -1] = vocabulary.mask
+    was_training = model.training
+    first, second = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
+    model.train(was_training)
+    if causal and not torch.allclose(first, second, atol=1e-4):
+        raise ValueError(
+            f"a {type(model).__name__} of these settings reads codes that it is to predict; name a causal kind, such "
+            "as llama, or set is_decoder: true if the kind has it"
+        )
+    if not causal and torch.equal(first, second):
+        raise ValueError(
+            f"a {type(model).__name__} reads one way only; name a kind that reads both, such as modernbert"
+        )

@@ -1,13 +1,13 @@
 """The Hub: model cards, pushing, and errors that say what to do. It reads saved folders and builds no model."""
 
-from .card import write_card
+from .card import write_card, write_pipeline_card, write_pipeline_results, write_results
 from .errors import hub_errors
-from .pipeline import push_pipeline, write_pipeline_card, write_pipeline_results
-from .push import push_folder
-from .results import read_results, write_results
-from .saved_tokenizer import read_saved
+from .push import push_folder, push_pipeline
+from .saved import HUB_ENTRIES, HubEntry, read_results, read_saved
 
 __all__ = [
+    "HUB_ENTRIES",
+    "HubEntry",
     "hub_errors",
     "push_folder",
     "push_pipeline",

@@ -1,4 +1,4 @@
-"""The model card of a saved tokenizer: what its files say, and nothing that they do not."""
+"""The model cards of saved tokenizers and pipelines: what their files say, and nothing that they do not."""
 
 import json
 import math
@@ -8,42 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from vpvae_hf.files import write_text
+from vpvae_hf.files import read_json, write_json, write_text
+from vpvae_hf.metric_labels import metric_label, sort_metrics
 
-from .privacy import hub_id, without_local_paths
-from .saved_tokenizer import CARD, PICTURE, SavedTokenizer, read_saved
+from .saved import CARD, PICTURE, RESULTS, SavedTokenizer, read_saved, strip_local_paths
 
 # A card that has this line is ours to write anew.
 MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
+PIPELINE_INDEX = "model_index.json"
 _PAPER = "2602.17133"
-_METHODS = {
-    "vp": "VP-VAE: trained by displacing latents, the codebook fitted to them afterwards",
-    "fsp": "FSP: trained with noise on each latent dimension, the codes are a fixed grid",
-    "vq": "VQ-VAE: a codebook that is learned in training (arXiv 1711.00937)",
-    "simvq": "SimVQ: a frozen random codebook under a linear map that is learned (arXiv 2411.02038)",
-    "fsq": "FSQ: each latent dimension is rounded to a fixed grid (arXiv 2309.15505)",
-    "token_bridge": "TokenBridge: a variational autoencoder, each dimension cut into bins (arXiv 2503.16430)",
-    "none": "none: continuous latents, no codes",
-}
-_KINDS_OF_PAPER = frozenset(("vp", "fsp"))
-_METRICS = {
-    "psnr": "PSNR, dB",
-    "psnr_unquantized": "PSNR without quantization, dB",
-    "ssim": "SSIM",
-    "lpips": "LPIPS (VGG)",
-    "pesq": "PESQ (wide band)",
-    "pesq_unquantized": "PESQ (wide band) without quantization",
-    "stoi": "STOI",
-    "stoi_unquantized": "STOI without quantization",
-    "mel_distance": "Mel distance",
-    "mel_distance_unquantized": "Mel distance without quantization",
-    "code_usage": "Code usage (CVU)",
-    "perplexity": "Perplexity of the codes",
-    "codes_used": "Share of the codes that occur",
-    "quantization_error_rms": "Quantization error, RMS",
-}
+_SAMPLES = ("samples.png", "samples.flac")
+# What `datasets.load_dataset` takes for files; none of them is a data set of the Hub.
+_FILE_READERS = frozenset(("arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "webdataset"))
 _TRAINING = {
     "dataset": "Data set",
     "dataset_config": "Configuration",
@@ -63,15 +43,23 @@ _CODEBOOK = {
     "held_out_distortion": "Mean squared error on those",
     "held_out_usage": "Code usage on those",
 }
+_GENERATION = {
+    "bits_per_token": "Bits per token, held out",
+    "unigram_bits_per_token": "By the codes' frequencies alone",
+    "bits_per_pixel": "Bits per pixel",
+    "bits_per_second": "Bits per second",
+    "tokens": "Tokens that were measured",
+    "denoising_error": "Denoising error, held out",
+}
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license: str | None = None) -> Path:
     """Write the card of a saved tokenizer into its folder; one that somebody wrote or took over is left as it is.
 
     Args:
-        folder: as `save_pretrained` writes it, with results.json, reconstruction.png, and for audio original.flac and
-            reconstruction.flac, where there are such.
-        repo_id: repository that it is for; None while that is not known.
+        folder: as `save_pretrained` writes it, if need be with results.json, reconstruction.png, original.flac and
+            reconstruction.flac.
+        repo_id: repository that it is for; None if that is not known.
         license: as the Hub names it, e.g. "apache-2.0"; None for that of the present card.
 
     Returns:
@@ -88,6 +76,17 @@ def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license
     return path
 
 
+def write_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id: str | None = None) -> None:
+    """Write results.json into a saved tokenizer's folder, and the card anew.
+
+    Args:
+        results: "training", "codebook" and "evaluation", each of which may be missing.
+        repo_id: repository that the card is for; None if that is not known.
+    """
+    write_json(Path(folder) / RESULTS, results)
+    write_card(folder, repo_id)
+
+
 def is_generated(card: str | os.PathLike) -> bool:
     """Whether a card is one of ours that nobody took over."""
     return MARKER in Path(card).read_text(encoding="utf-8").splitlines()
@@ -98,19 +97,21 @@ def render_card(
 ) -> str:
     """The card's text; arguments as of `write_card`, and the branch that it is for."""
     name = saved.folder.resolve().name if repo_id is None else repo_id
-    title = name.split("/")[-1]
-    return rendered(
+    title, quantizer = name.split("/")[-1], saved.quantizer
+    return _rendered(
+        f"{saved.entry.name}.md",
         "template.md",
         card_data=_metadata(saved, title, license or _present_license(saved)).to_yaml(),
-        marker=MARKER,
         name=name,
         title=title,
-        modality=saved.modality,
-        method=_method(saved),
+        entry=saved.entry,
+        class_name=saved.class_name,
+        method=quantizer.description + (f" (arXiv {quantizer.paper})" if quantizer.paper else ""),
         config=saved.config,
-        factor=saved.modality.downsampling(saved.config),
+        quantizer=quantizer,
+        factor=saved.entry.downsampling(saved.config),
         has_codes=saved.has_codes,
-        groups=saved.code_groups,
+        groups=quantizer.code_groups,
         bits=saved.bits,
         parameters=saved.parameters,
         picture=PICTURE if (saved.folder / PICTURE).exists() else None,
@@ -119,37 +120,120 @@ def render_card(
         settings=_settings(saved),
         versions=(saved.results.get("training") or {}).get("versions"),
         codebook=_rows(saved.results.get("codebook"), _CODEBOOK),
-        metrics=_metric_names(saved),
+        metrics=_metric_headings(saved),
         evaluations=_evaluations(saved),
-        format=format_number,
-        paper=_PAPER if _is_of_paper(saved) else None,
+        paper=_PAPER if quantizer.paper == _PAPER else None,
     )
 
 
-def rendered(template: str, **values: Any) -> str:
-    """The text of a template of `model_cards`, all of whose values must be given."""
-    templates = Environment(
+def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
+    """Write the card of a saved pipeline into its folder; one that somebody wrote or took over is left as it is.
+
+    Args:
+        folder: as a generation recipe leaves it, with model_index.json and results.json.
+        repo_id: repository that it is for; None if that is not known.
+
+    Raises:
+        ValueError: it is no such folder.
+    """
+    folder = checked_pipeline(folder)
+    path = folder / CARD
+    if not path.exists() or is_generated(path):
+        write_text(path, _render_pipeline_card(folder, repo_id))
+    return path
+
+
+def write_pipeline_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id: str | None = None) -> None:
+    """Write results.json into a saved pipeline's folder, and the card anew.
+
+    Args:
+        results: of a generation recipe.
+        repo_id: repository that the card is for; None if that is not known.
+    """
+    write_json(Path(folder) / RESULTS, results)
+    write_pipeline_card(folder, repo_id)
+
+
+def checked_pipeline(folder: str | os.PathLike) -> Path:
+    """The folder, if it is that of a pipeline of a generation recipe; otherwise a ValueError."""
+    folder = Path(folder)
+    for name in (PIPELINE_INDEX, RESULTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no pipeline of a generation recipe: it has no {name}")
+    return folder
+
+
+def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
+    recorded = read_json(folder / RESULTS)
+    results = strip_local_paths(recorded)
+    name = folder.resolve().name if repo_id is None else repo_id
+    diffusion, masked = results["method"] == "diffusion", results["method"] == "masked"
+    image = diffusion or len(results["vocabulary"]["grid"]) == 2
+    samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
+    if samples is not None and not image and repo_id is not None and "/" in repo_id:
+        samples = hf_hub_url(repo_id, samples)
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation" if image else "text-to-audio",
+        tags=["vpvae_hf", f"{results['method']}-generation"],
+        datasets=[each] if (each := _hub_id(recorded["dataset"])) else None,
+        base_model=_hub_id(recorded["tokenizer"]),
+    )
+    labels = _GENERATION | (
+        {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")} if masked else {}
+    )
+    return _rendered(
+        "diffusion.md" if diffusion else "pipeline.md",
+        card_data=data.to_yaml(),
+        title=name.split("/")[-1],
+        name=name,
+        class_name=read_json(folder / PIPELINE_INDEX)["_class_name"],
+        image=image,
+        masked=masked,
+        samples=samples,
+        results=results,
+        vocabulary=results.get("vocabulary"),
+        measured=_rows(results["evaluation"], labels),
+        settings=json.dumps(results["settings"], indent=2),
+    )
+
+
+def _rendered(*templates: str, **values: Any) -> str:
+    """The text of the first of some templates of `model_cards` that exists; all of its values must be given."""
+    environment = Environment(
         loader=FunctionLoader(_template), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return templates.get_template(template).render(**values)
+    return environment.select_template(templates).render(marker=MARKER, format=format_number, **values)
 
 
-def _template(name: str) -> str:
-    return (resources.files("vpvae_hf.model_cards") / name).read_text(encoding="utf-8")
+def _template(name: str) -> str | None:
+    path = resources.files("vpvae_hf.model_cards") / name
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _hub_id(name: str | None) -> str | None:
+    """The name if it can be a repository of the Hub; None for folders, files, and names of file formats."""
+    if name is None or name in _FILE_READERS or os.path.exists(name):
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
 
 
 def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCardData:
     training = saved.results.get("training") or {}
-    dataset = hub_id(training.get("dataset"))
+    dataset = _hub_id(training.get("dataset"))
     results = _eval_results(saved)
     return ModelCardData(
         license=license,
-        library_name=saved.modality.library,
-        pipeline_tag=saved.modality.pipeline_tag,
-        tags=["vpvae_hf", f"{saved.modality.name}-tokenizer", "vq", saved.quantizer["kind"]]
-        + ([f"arxiv:{_PAPER}"] if _is_of_paper(saved) else []),
+        library_name=saved.entry.library,
+        pipeline_tag=saved.entry.pipeline_tag,
+        tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
+        + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
         datasets=None if dataset is None else [dataset],
-        base_model=hub_id(training.get("base_model")),
+        base_model=_hub_id(training.get("base_model")),
         # Without results it would be written as a field that the Hub does not know.
         model_name=title if results else None,
         eval_results=results or None,
@@ -159,12 +243,12 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCa
 def _eval_results(saved: SavedTokenizer) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type=saved.modality.task,
+            task_type=saved.entry.task,
             dataset_type=evaluation["dataset"],
             dataset_name=evaluation["dataset"],
             dataset_split=evaluation["split"],
             metric_type=name,
-            metric_name=_METRICS.get(name, name),
+            metric_name=metric_label(name).heading,
             metric_value=value,
         )
         for evaluation in _evaluations(saved)
@@ -178,18 +262,9 @@ def _present_license(saved: SavedTokenizer) -> str | None:
     return ModelCard.load(path).data.license if path.exists() and is_generated(path) else None
 
 
-def _method(saved: SavedTokenizer) -> str:
-    kind = saved.quantizer["kind"]
-    return _METHODS.get(kind, f"of the kind `{kind}`")
-
-
-def _is_of_paper(saved: SavedTokenizer) -> bool:
-    return saved.quantizer["kind"] in _KINDS_OF_PAPER
-
-
 def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) -> dict[str, str]:
     """Title -> address of every sound that the folder has."""
-    there = {title: name for title, name in saved.modality.sounds.items() if (saved.folder / name).exists()}
+    there = {title: name for title, name in saved.entry.sounds.items() if (saved.folder / name).exists()}
     if repo_id is None or "/" not in repo_id:
         return there
     # As cards on the Hub name sounds. A path in the repository is known to work for pictures alone.
@@ -197,29 +272,27 @@ def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) ->
 
 
 def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[str, str]]:
-    record = without_local_paths(record or {})
+    record = strip_local_paths(record or {})
     return [(label, format_number(record[key])) for key, label in names.items() if record.get(key) is not None]
 
 
 def _settings(saved: SavedTokenizer) -> str | None:
     settings = (saved.results.get("training") or {}).get("settings")
-    return json.dumps(without_local_paths(settings), indent=2) if settings else None
+    return json.dumps(strip_local_paths(settings), indent=2) if settings else None
 
 
 def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
     """As recorded, figures that are not finite as None: neither the Hub nor a reader has a use for them."""
     return [
         evaluation | {"metrics": {name: _finite(value) for name, value in evaluation["metrics"].items()}}
-        for evaluation in without_local_paths(saved.results.get("evaluation") or [])
+        for evaluation in strip_local_paths(saved.results.get("evaluation") or [])
     ]
 
 
-def _metric_names(saved: SavedTokenizer) -> dict[str, str]:
-    """Key -> label of every metric that some evaluation has, known ones first."""
+def _metric_headings(saved: SavedTokenizer) -> dict[str, str]:
+    """Name -> heading of every metric that some evaluation has."""
     measured = {name for evaluation in _evaluations(saved) for name in evaluation["metrics"]}
-    return {
-        name: _METRICS.get(name, name) for name in [*_METRICS, *sorted(measured - _METRICS.keys())] if name in measured
-    }
+    return {name: metric_label(name).heading for name in sort_metrics(measured)}
 
 
 def _finite(value: float | None) -> float | None:

@@ -2,15 +2,18 @@
 
 import json
 import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .card import is_generated, render_card
+from vpvae_hf.files import read_json
+
+from .card import checked_pipeline, is_generated, render_card, write_pipeline_card
 from .errors import hub_errors
-from .privacy import without_local_paths
-from .saved_tokenizer import CARD, CONFIG, RESULTS, SavedTokenizer, read_saved, weights_set
+from .saved import CARD, read_saved, strip_local_paths, weights_set
 
 
 def push_folder(
@@ -32,11 +35,11 @@ def push_folder(
     failed can be repeated.
 
     Args:
-        folder: as `save_pretrained` writes it, with results.json, pictures and sounds where there are such.
-        repo_id: "owner/name", or "name" for the token's owner. Made where it does not exist.
+        folder: as `save_pretrained` writes it, if need be with results.json, pictures and sounds.
+        repo_id: "owner/name", or "name" for the token's owner. It is made if it does not exist.
         private: whether a new repository is private; None for the owner's default.
         token: None for the one of `hf auth login`.
-        revision: branch to push to, made where it does not exist.
+        revision: branch to push to, made if it does not exist.
         create_pr: open a pull request instead of pushing to the main branch.
         allow_unfitted: push a tokenizer that has no codes yet.
 
@@ -50,49 +53,69 @@ def push_folder(
         PermissionError: the token is refused.
         ConnectionError: the hub cannot be reached or is down.
     """
-    check_repo_id(repo_id)
     if create_pr and revision is not None:
         raise ValueError(
             f"create_pr opens a pull request to the main branch, so revision={revision!r} must be left out"
         )
     saved = read_saved(folder)
-    if not (saved.is_fitted or allow_unfitted):
+    if not (saved.quantizer.fitted or allow_unfitted):
         raise ValueError(
             f"{folder} has no fitted codebook, so nobody could get codes from it; run vpvae_hf.fit_codebook and save "
             "again, or push it as it is with allow_unfitted=True (--allow-unfitted)"
         )
-    api = HfApi(token=token)
-    with hub_errors(repo_id, doing="push", revision=revision):
-        repo_id = ready_repository(api, repo_id, private)
-        if revision is not None:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.create_commit(
-            repo_id,
-            _operations(api, saved, repo_id, revision),
-            commit_message=commit_message or f"Upload {saved.class_name}",
-            revision=revision,
-            create_pr=create_pr,
-        )
-    return commit.pr_url or f"{api.endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
+    contents: dict[str, Path | bytes] = {file.name: file for file in saved.files}
+
+    def ready(repo_id: str) -> dict[str, Path | bytes]:
+        if CARD not in contents or is_generated(contents[CARD]):
+            contents[CARD] = render_card(saved, repo_id, revision=revision).encode()
+        return contents
+
+    return _push(
+        ready,
+        repo_id,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message or f"Upload {saved.class_name}",
+    )
 
 
-def ready_repository(api: HfApi, repo_id: str, private: bool | None) -> str:
-    """Make the repository where there is none; gives its name with its owner.
+def push_pipeline(
+    folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, token: str | None = None
+) -> str:
+    """Push a saved pipeline with its parts, samples and card, in one commit; gives the web address.
+
+    Args:
+        folder: as a generation recipe leaves it. Hidden files, and what lies in hidden folders, stay behind.
+        repo_id, private, token: as for `push_folder`.
 
     Raises:
-        ValueError: it is public and is to be private.
+        ValueError: it is no such folder, or the repository's name is malformed.
+        PermissionError: the token is refused.
+        ConnectionError: the hub cannot be reached or is down.
     """
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    if private and not api.repo_info(repo_id).private:
-        raise ValueError(
-            f"{repo_id} is already public, and private=True makes only new repositories private; make it private "
-            "in its settings on the Hub, or push without private"
-        )
-    return repo_id
+    folder = checked_pipeline(folder)
+
+    def ready(repo_id: str) -> dict[str, Path | bytes]:
+        write_pipeline_card(folder, repo_id)
+        paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        return {name.as_posix(): path for name, path in paths.items() if not any(p.startswith(".") for p in name.parts)}
+
+    return _push(ready, repo_id, private=private, token=token, commit_message="Upload pipeline")
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raise a ValueError for what is no repository's name."""
+def _push(
+    ready: Callable[[str], dict[str, Path | bytes]],
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | None,
+    commit_message: str,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Push what `ready` gives for the repository's whole name, name -> content; gives the web address."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -100,23 +123,52 @@ def check_repo_id(repo_id: str) -> None:
             f"{repo_id!r} is no repository id; give 'name' or 'owner/name', of at most 96 letters, digits, '-', '_' "
             "and '.', neither '-' nor '.' first or last, no '--' or '..'"
         ) from error
-
-
-def _operations(api: HfApi, saved: SavedTokenizer, repo_id: str, revision: str | None) -> list:
-    there = set(api.list_repo_files(repo_id, revision=revision))
-    contents = {file.name: file for file in saved.files}
-    if RESULTS in contents:
-        contents[RESULTS] = json.dumps(without_local_paths(saved.results), indent=2).encode()
-    if (config := without_local_paths(saved.config)) != saved.config:
-        contents[CONFIG] = json.dumps(config, indent=2).encode()
-    if CARD not in contents or is_generated(contents[CARD]):
-        contents[CARD] = render_card(saved, repo_id, revision=revision).encode()
-        if CARD in there and not is_generated(api.hf_hub_download(repo_id, CARD, revision=revision)):
+    api = HfApi(token=token)
+    with hub_errors(repo_id, doing="push", revision=revision):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.repo_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id} is already public, and private=True makes only new repositories private; make it private "
+                "in its settings on the Hub, or push without private"
+            )
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        contents = ready(repo_id)
+        there = set(api.list_repo_files(repo_id, revision=revision))
+        own_card = isinstance(contents[CARD], Path) and not is_generated(contents[CARD])
+        if CARD in there and not own_card and not is_generated(api.hf_hub_download(repo_id, CARD, revision=revision)):
             del contents[CARD]
-    pushed = {weights_set(name) for name in contents} - {None}
-    # Left there, an index or another format of earlier weights would be loaded in place of the new ones.
-    stale = sorted(name for name in there - contents.keys() if weights_set(name) in pushed)
-    return [
-        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in contents.items()),
-        *(CommitOperationDelete(path_in_repo=name) for name in stale),
-    ]
+        # Not `upload_folder`, which may make several commits of a folder.
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, _public(content)) for name, content in contents.items()),
+                *(CommitOperationDelete(name) for name in _stale(there, contents)),
+            ],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return commit.pr_url or f"{api.endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
+
+
+def _stale(there: set[str], contents: Iterable[str]) -> list[str]:
+    """Earlier weights of what is pushed: an index or another format of them would be loaded in place of the new."""
+    pushed = {_weights_of(name) for name in contents} - {None}
+    return sorted(name for name in there - set(contents) if _weights_of(name) in pushed)
+
+
+def _weights_of(name: str) -> tuple[str, str] | None:
+    """Folder and set of weights that a file belongs to; None if it holds none. All of a pipeline's part are one set."""
+    folder, _, file = name.rpartition("/")
+    weights = weights_set(file)
+    return None if weights is None else (folder, "" if folder else weights)
+
+
+def _public(content: Path | bytes) -> Path | bytes:
+    """What of a file is for the public: settings without the paths of this computer."""
+    if isinstance(content, bytes) or content.suffix != ".json":
+        return content
+    recorded = read_json(content)
+    public = strip_local_paths(recorded)
+    return content if public == recorded else json.dumps(public, indent=2).encode()

@@ -2,16 +2,17 @@
 
 from .adversarial import PatchDiscriminator, discriminator_loss, generator_loss
 from .perceptual import lpips_per_image
-from .reconstruction import RECONSTRUCTION_LOSSES
-from .registry import Loss, build_audio_losses, build_image_losses
+from .registry import IMAGE_LOSSES, RECONSTRUCTION_LOSSES, Loaded, Loss, audio_losses, build_losses
 from .spectral import multi_resolution_stft_loss
 
 __all__ = [
+    "IMAGE_LOSSES",
     "RECONSTRUCTION_LOSSES",
+    "Loaded",
     "Loss",
     "PatchDiscriminator",
-    "build_audio_losses",
-    "build_image_losses",
+    "audio_losses",
+    "build_losses",
     "discriminator_loss",
     "generator_loss",
     "lpips_per_image",

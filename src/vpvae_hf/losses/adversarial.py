@@ -14,9 +14,9 @@ class PatchDiscriminator(nn.Module):
 
     4x4 convolutions: `num_layers` of stride 2, then two of stride 1. With three layers a logit sees 70 x 70 pixels.
 
-    Group norm (Wu & He 2018, arXiv 1803.08494) in place of the paper's batch norm: its statistics are of one image, so
-    ranks need no synchronization, a batch of one works, and a logit never depends on what else is in the batch. They
-    are of the whole image, as with batch norm, so beyond its patch a logit knows the image's contrast.
+    Group norm (Wu & He 2018, arXiv 1803.08494) takes the place of the paper's batch norm. Its statistics are of one
+    image, so ranks need no synchronization, a batch of one works, and a logit does not depend on the rest of the batch.
+    They are of the whole image, as with batch norm, so a logit knows the image's contrast beyond its patch.
 
     Args:
         in_channels: C.
@@ -74,29 +74,23 @@ def _block(width: int, next_width: int, stride: int) -> nn.Sequential:
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Hinge loss of the discriminator: Lim & Ye 2017, arXiv 1705.02894; halved as in Esser et al. 2021.
+    """Hinge loss of the discriminator: Lim & Ye 2017, arXiv 1705.02894; halved as in Esser et al. 2021; [].
 
-    (E[max(0, 1 - D(x))] + E[max(0, 1 + D(x_hat))]) / 2: 1 at logits of zero, 0 where every logit is beyond its margin.
+    (E[max(0, 1 - D(x))] + E[max(0, 1 + D(x_hat))]) / 2: 1 at logits of zero, 0 if every logit is beyond its margin.
 
     Args:
         real_logits: D(x), any shape, of original images.
         fake_logits: D(x_hat), any shape, of reconstructions that are detached from their model.
-
-    Returns:
-        [].
     """
     return (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean()) / 2
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Hinge loss of the model that makes the images, -E[D(x_hat)]: Lim & Ye 2017; VQGAN (Esser et al. 2021).
+    """Hinge loss of the model that makes the images, -E[D(x_hat)]: Lim & Ye 2017; VQGAN (Esser et al. 2021); [].
 
-    It has no lower bound: its scale beside other losses is the weight's concern.
+    It has no lower bound; its weight sets its scale relative to other losses.
 
     Args:
         fake_logits: D(x_hat), any shape, of reconstructions that are not detached.
-
-    Returns:
-        [].
     """
     return -fake_logits.mean()

@@ -3,6 +3,7 @@
 B images, C = 3 channels, H x W pixels.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlparse
@@ -26,7 +27,7 @@ def load_lpips_network() -> nn.Module:
 
     Raises:
         ImportError: torchmetrics or torchvision is missing, or does not import beside this torch.
-        OSError: VGG16's weights are neither in torch's cache folder nor could they be downloaded.
+        OSError: VGG16's weights are not in torch's cache folder and cannot be downloaded.
     """
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -50,9 +51,9 @@ def load_lpips_network() -> nn.Module:
 
 
 def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each pair: 0 where both images are equal.
+    """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each pair: 0 if both images are equal.
 
-    It is computed in float32 also under autocast, because features of similar images differ by less than half
+    It is computed in float32 under autocast, too, because features of similar images differ by less than half
     precision can tell. The network follows the device of the images. Gradients reach both images, never the network.
 
     Args:
@@ -72,12 +73,14 @@ def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 
 def lpips_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Mean over images of `lpips_per_image`, which documents arguments and errors.
-
-    Returns:
-        [] float32.
-    """
+    """Mean over images of `lpips_per_image`, which documents arguments and errors; [] float32."""
     return lpips_per_image(reconstruction, original).mean()
+
+
+def load_lpips_loss() -> Callable[[Tensor, Tensor], Tensor]:
+    """`lpips_loss`, after loading its network; errors as of `load_lpips_network`."""
+    load_lpips_network()
+    return lpips_loss
 
 
 def _network_on(device: torch.device) -> nn.Module:

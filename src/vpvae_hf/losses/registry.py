@@ -1,86 +1,80 @@
-"""Losses by the names under which a configuration weights them."""
+"""Losses by the names under which a configuration weights them. A new loss is a function and a line in a table here."""
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
+from torch.nn.functional import l1_loss, mse_loss
 
 from vpvae_hf.settings import did_you_mean
 
-from .perceptual import load_lpips_network, lpips_loss
-from .reconstruction import RECONSTRUCTION_LOSSES
+from .perceptual import load_lpips_loss
 from .spectral import multi_resolution_stft_loss
-from .whisper import SAMPLING_RATE, load_whisper_features, whisper_loss
+from .whisper import SAMPLING_RATE, load_whisper_loss
 
-LPIPS, STFT, WHISPER = "lpips", "stft", "whisper"
-
-# Of (reconstruction, original), both of one shape; gives [].
+# Function of (reconstruction, original), both of one shape; gives [].
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_image_losses(weights: Mapping[str, float]) -> dict[str, Loss]:
-    """The losses of images whose weight is positive, in the order of `weights`.
+@dataclass(frozen=True)
+class Loaded:
+    """A loss that needs a network: `load` gives the loss, and raises if the network is missing."""
 
-    LPIPS' network is loaded here, if "lpips" has a weight, so that what it lacks shows before training. It follows the
-    device of its inputs.
+    load: Callable[[], Loss]
+
+
+# Of any signal.
+RECONSTRUCTION_LOSSES: dict[str, Loss | Loaded] = {"l1": l1_loss, "l2": mse_loss}
+
+# Of images [B, C, H, W] in [-1, 1].
+IMAGE_LOSSES: dict[str, Loss | Loaded] = {
+    **RECONSTRUCTION_LOSSES,
+    "lpips": Loaded(load_lpips_loss),
+}
+
+
+def audio_losses(
+    *, whisper: str = "openai/whisper-base", sampling_rate: int = SAMPLING_RATE
+) -> dict[str, Loss | Loaded]:
+    """The losses of waveforms [B, C, T] in [-1, 1] by name.
 
     Args:
-        weights: non-negative weight of each loss by its name: "l1", "l2", "lpips".
+        whisper: folder or hub id of the Whisper model of the loss "whisper".
+        sampling_rate: of the waveforms, in Hz.
+    """
+    return {
+        **RECONSTRUCTION_LOSSES,
+        "stft": multi_resolution_stft_loss,
+        "whisper": Loaded(partial(load_whisper_loss, whisper, sampling_rate)),
+    }
+
+
+def build_losses(weights: Mapping[str, float], available: Mapping[str, Loss | Loaded]) -> dict[str, Loss]:
+    """The losses with a positive weight, in the order of `weights`.
+
+    Their networks are loaded here, so that a missing one is noticed before training; they follow the device of their
+    inputs.
+
+    Args:
+        weights: non-negative weight of each loss by its name.
+        available: the losses that there are, e.g. `IMAGE_LOSSES` or `audio_losses()`.
 
     Returns:
         Name -> function of (reconstruction, original), both of one shape; gives [], not weighted.
 
     Raises:
         ValueError: an unknown name, a weight that is negative or not finite, or no positive weight.
-        ImportError, OSError: "lpips" has a weight, but not what it needs; see `load_lpips_network`.
+        ValueError, ImportError, OSError: what a loss needs is missing; see `load_lpips_loss`, `load_whisper_loss`.
     """
-    losses = _weighted({**RECONSTRUCTION_LOSSES, LPIPS: lpips_loss}, weights)
-    if LPIPS in losses:
-        load_lpips_network()
-    return losses
-
-
-def build_audio_losses(
-    weights: Mapping[str, float], *, whisper: str = "openai/whisper-base", sampling_rate: int = SAMPLING_RATE
-) -> dict[str, Loss]:
-    """The losses of waveforms whose weight is positive, in the order of `weights`.
-
-    Whisper is loaded here, if "whisper" has a weight, so that what it lacks shows before training. It follows the
-    device of its inputs.
-
-    Args:
-        weights: non-negative weight of each loss by its name: "l1", "l2", "stft", "whisper".
-        whisper: folder or hub id of the Whisper model.
-        sampling_rate: of the waveforms, in Hz.
-
-    Returns:
-        Name -> function of (reconstruction, original), both of one shape; gives [], not weighted.
-
-    Raises:
-        ValueError: an unknown name, a weight that is negative or not finite, no positive weight, or a sampling rate
-            that Whisper was not trained on.
-        ValueError, OSError: "whisper" has a weight, but not what it needs; see `load_whisper_features`.
-    """
-    stft_and_whisper = {STFT: multi_resolution_stft_loss, WHISPER: partial(whisper_loss, model=whisper)}
-    losses = _weighted({**RECONSTRUCTION_LOSSES, **stft_and_whisper}, weights)
-    if WHISPER in losses:
-        if sampling_rate != SAMPLING_RATE:
-            raise ValueError(
-                f"the waveforms have {sampling_rate} Hz, but Whisper hears {SAMPLING_RATE} Hz: train at "
-                f"{SAMPLING_RATE} Hz, or do without the loss {WHISPER!r}"
-            )
-        load_whisper_features(whisper)
-    return losses
-
-
-def _weighted(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> dict[str, Loss]:
-    valid = ", ".join(losses)
     for name, weight in weights.items():
-        if name not in losses:
-            raise ValueError(f"no loss {name!r}; {did_you_mean(name, losses)}")
+        if name not in available:
+            raise ValueError(f"no loss {name!r}; {did_you_mean(name, available)}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"the weight of loss {name!r} is {weight}: give a finite number of at least 0")
     if not any(weights.values()):
+        valid = ", ".join(available)
         raise ValueError(f"no loss has a positive weight in {dict(weights)}: weight at least one of {valid}")
-    return {name: losses[name] for name, weight in weights.items() if weight > 0}
+    chosen = {name: available[name] for name, weight in weights.items() if weight > 0}
+    return {name: loss.load() if isinstance(loss, Loaded) else loss for name, loss in chosen.items()}

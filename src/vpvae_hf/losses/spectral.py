@@ -22,10 +22,10 @@ QUIETEST_MAGNITUDE = 1e-2
 def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
     """Spectral convergence plus L1 of log magnitudes, mean over three resolutions: eqs. (3) to (6).
 
-    0 where both waveforms are equal; it does not hear a change of sign. Between very quiet or silent waveforms it
-    departs from the paper (`SILENT_POWER`, `QUIETEST_MAGNITUDE`), so that it and its gradient are finite; where the
-    reconstruction is all zeros, the gradient is zero. Computed in float32 also under autocast: half precision has no
-    Fourier transform.
+    0 if both waveforms are equal; it does not hear a change of sign. Between very quiet or silent waveforms it
+    departs from the paper (`SILENT_POWER`, `QUIETEST_MAGNITUDE`), so that it and its gradient are finite; if the
+    reconstruction is all zeros, the gradient is zero. It is computed in float32 under autocast, too: half precision has
+    no Fourier transform.
 
     Args:
         reconstruction, original: [B, C, T] in [-1, 1], T at least 1025 samples. Each channel is a waveform of its own.
@@ -49,14 +49,7 @@ def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tens
 
 
 def check_waveforms(loss: str, reconstruction: Tensor, original: Tensor) -> None:
-    """Refuse what is not two waveforms of one shape [B, C, T].
-
-    Args:
-        loss: what compares them, for the message.
-
-    Raises:
-        ValueError: another shape than that, or two different shapes.
-    """
+    """Raise a ValueError that names the loss unless both are waveforms of one shape [B, C, T]."""
     shapes = [list(reconstruction.shape), list(original.shape)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{loss} compares waveforms of one shape, got {shapes[0]} and {shapes[1]}: crop or pad one")

@@ -4,14 +4,13 @@ B items of C channels, W = B * C waveforms of T samples at 16 kHz; M mel bands o
 (20 ms) of the encoder, which is d wide.
 """
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pad
-
-from vpvae_hf.hub import hub_errors
 
 from .spectral import check_waveforms
 
@@ -26,11 +25,11 @@ DECADES = 8.0
 
 
 class WhisperFeatures(nn.Module):
-    """Features of waveforms, of the waveforms' own length.
+    """Whisper's features of waveforms, of the waveforms' own length.
 
-    Whisper pads whatever it hears to 30 s. Here the encoder reads the waveform alone, padded to whole positions; its
-    position embeddings are fixed sinusoids, of which it gets the first. For a second of sound that is a thirtieth of
-    the work, but the features are not those that Whisper has of the padded waveform.
+    Whisper pads what it hears to 30 s. Here the encoder reads only the waveform, padded to whole positions, and gets
+    the first of its position embeddings, which are fixed sinusoids. For a second of sound that is a thirtieth of the
+    work, but the features differ from those of the padded waveform.
 
     Args:
         encoder: Whisper's encoder; it becomes this module's own, whose length changes with each call.
@@ -111,18 +110,25 @@ def load_whisper_features(name: str) -> WhisperFeatures:
 
     Raises:
         ValueError: another kind of model, or one without all of the encoder's weights.
-        OSError: there is no such folder or repository, it lacks a file, or the hub cannot be reached or refuses.
+        OSError: there is no such folder or repository, it lacks a file, or the hub cannot be reached or refuses access.
     """
     from transformers import AutoConfig, WhisperConfig, WhisperModel
 
-    with hub_errors(name, doing="load"), torch.random.fork_rng(devices=[]):
+    try:
         config = AutoConfig.from_pretrained(name)
         if not isinstance(config, WhisperConfig):
             raise ValueError(
                 f"the Whisper loss needs a Whisper model, but {name} is a {config.model_type} model: name one such as "
                 "openai/whisper-base, or do without the Whisper loss"
             )
-        model, info = WhisperModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+        how = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        with torch.random.fork_rng(devices=[]):
+            model, info = WhisperModel.from_pretrained(name, **how)
+    except OSError as error:
+        raise OSError(
+            f"the Whisper loss needs the model {name}, but loading it fails ({error}): name a folder or a Whisper "
+            "model on the hub, check the network, or do without the Whisper loss"
+        ) from error
     missing = sorted(key for key in info["missing_keys"] if key.startswith("encoder."))
     if missing:
         raise ValueError(
@@ -132,10 +138,29 @@ def load_whisper_features(name: str) -> WhisperFeatures:
     return WhisperFeatures(model.encoder)
 
 
-def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Tensor:
-    """Mean squared difference of Whisper's features of both waveforms: 0 where they are equal.
+def load_whisper_loss(model: str, sampling_rate: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """`whisper_loss` with its model, after loading it.
 
-    It is computed in float32 also under autocast. The network follows the device of the reconstruction. The gradient
+    Args:
+        model: folder or hub id; see `load_whisper_features`, also for errors.
+        sampling_rate: of the waveforms, in Hz.
+
+    Raises:
+        ValueError: a sampling rate that Whisper was not trained on.
+    """
+    if sampling_rate != SAMPLING_RATE:
+        raise ValueError(
+            f"the waveforms have {sampling_rate} Hz, but Whisper hears {SAMPLING_RATE} Hz: train at {SAMPLING_RATE} "
+            "Hz, or do without the loss 'whisper'"
+        )
+    load_whisper_features(model)
+    return partial(whisper_loss, model=model)
+
+
+def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Tensor:
+    """Mean squared difference of Whisper's features of both waveforms: 0 if they are equal.
+
+    It is computed in float32 under autocast, too. The network follows the device of the reconstruction. The gradient
     reaches the reconstruction, but neither the original, whose features are computed without a graph, nor the network.
 
     Args:
@@ -147,7 +172,6 @@ def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Ten
 
     Raises:
         ValueError: another shape than that, two different shapes, or too many samples.
-        ValueError, OSError: see `load_whisper_features`.
     """
     check_waveforms("the Whisper loss", reconstruction, original)
     network = _network_on(reconstruction.device, model)

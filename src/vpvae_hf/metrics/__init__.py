@@ -1,9 +1,11 @@
-"""Metrics, as plain functions of tensors, and pictures of what they are of."""
+"""Metrics as plain functions of tensors, and pictures of what they measure."""
+
+from vpvae_hf.metric_labels import METRIC_LABELS, MetricLabel, describe_metrics, metric_label
 
 from .audio import audio_quality, check_audio_packages, log_mel_spectrogram, mel_distance, pesq_score, stoi_score
 from .codes import code_usage
-from .evaluate_modules import load_metric
 from .image import image_quality, lpips_distance
+from .loading import load_metric
 from .pictures import image_grid, spectrogram_grid
 from .reconstruction import (
     MetricFn,
@@ -14,12 +16,15 @@ from .reconstruction import (
 )
 
 __all__ = [
+    "METRIC_LABELS",
     "MetricFn",
+    "MetricLabel",
     "Reconstruction",
     "ReconstructionQuality",
     "audio_quality",
     "check_audio_packages",
     "code_usage",
+    "describe_metrics",
     "evaluate_reconstruction",
     "image_grid",
     "image_quality",
@@ -27,6 +32,7 @@ __all__ = [
     "log_mel_spectrogram",
     "lpips_distance",
     "mel_distance",
+    "metric_label",
     "pesq_score",
     "reconstruct",
     "spectrogram_grid",

@@ -1,7 +1,7 @@
-"""MetricFn of reconstructed audio.
+"""Metrics of reconstructed audio.
 
-B clips of T samples in [-1, 1], one channel. Where a metric is not defined for a clip its value is NaN, so that a mean
-can leave that clip out and say how many there were.
+B clips of T samples in [-1, 1], one channel. If a metric is not defined for a clip its value is NaN, so that a mean can
+leave that clip out and count it.
 """
 
 import math
@@ -24,18 +24,11 @@ MAGNITUDE_FLOOR = 1e-5
 
 
 def audio_quality(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> dict[str, Tensor]:
-    """PESQ, STOI and mel distance of each clip; see `pesq_score`, `stoi_score` and `mel_distance`.
-
-    Args:
-        reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
-        sampling_rate: in Hz.
+    """PESQ, STOI and mel distance of each clip; arguments and errors as of `pesq_score`, `stoi_score`, `mel_distance`.
 
     Returns:
-        "pesq" where the sampling rate is 16000 Hz, the only one it is defined at, then "stoi" and "mel_distance", each
-        [B] float32.
-
-    Raises:
-        ValueError, ImportError: as those functions.
+        "pesq" if the sampling rate is 16000 Hz, the only one it is defined at, then "stoi" and "mel_distance", each [B]
+        float32.
     """
     pesq = {"pesq": pesq_score(reconstruction, original, sampling_rate)} if sampling_rate == _PESQ_RATE else {}
     return pesq | {
@@ -45,11 +38,7 @@ def audio_quality(reconstruction: Tensor, original: Tensor, sampling_rate: int) 
 
 
 def check_audio_packages() -> None:
-    """See that what `audio_quality` takes is there, before long work that ends with it.
-
-    Raises:
-        ImportError: torchmetrics, pesq or pystoi is missing.
-    """
+    """Raise an ImportError if torchmetrics, pesq or pystoi is missing, before long work that needs `audio_quality`."""
     try:
         import pesq  # noqa: F401
         import pystoi  # noqa: F401
@@ -61,20 +50,20 @@ def check_audio_packages() -> None:
 def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
     """Wide-band PESQ (ITU-T P.862.2) of each clip of speech: MOS-LQO from about 1, bad, to 4.64, the same.
 
-    It takes some 20 ms for a second of audio, on one CPU core. A clip of more than 20 seconds is scored in equal parts
-    of at most that, whose mean counts.
+    It takes some 20 ms per second of audio on one CPU core. A clip of more than 20 seconds is scored in equal parts of
+    at most that, whose mean counts.
 
     Args:
         reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
         sampling_rate: in Hz; must be 16000.
 
     Returns:
-        [B] float32. NaN where it is not defined: less than a quarter of a second, no utterance in the original, or a
-        reconstruction that is silent or has NaN. So a tokenizer that gives nothing back has no bad PESQ, but none.
+        [B] float32. NaN if it is not defined: less than a quarter of a second, no utterance in the original, or a
+        reconstruction that is silent or has NaN. So a tokenizer that gives nothing back has no PESQ, not a bad one.
         Parts of a longer clip for which it is not defined are left out.
 
     Raises:
-        ValueError: another sampling rate, or other shapes than that or two different ones.
+        ValueError: another sampling rate, another shape, or two different shapes.
         ImportError: torchmetrics or pesq is missing.
     """
     if sampling_rate != _PESQ_RATE:
@@ -106,18 +95,18 @@ def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
 
 
 def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
-    """STOI (Taal et al. 2011, not the extended one) of each clip of speech: 1 where it is as intelligible, about 0 not.
+    """STOI (Taal et al. 2011, not the extended one) of each clip of speech: 1 if it is as intelligible, about 0 if not.
 
     Args:
         reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
-        sampling_rate: in Hz; other than 10000 Hz are resampled to it.
+        sampling_rate: in Hz; clips with another rate than 10000 Hz are resampled to it.
 
     Returns:
-        [B] float32. NaN where it is not defined: a silent original, or less than 0.4 seconds that are not silent in it,
-        or NaN in either. A silent reconstruction has 0.
+        [B] float32. NaN if it is not defined: a silent original, or less than 0.4 seconds that are not silent in it, or
+        NaN in either. A silent reconstruction has 0.
 
     Raises:
-        ValueError: other shapes than that, or two different ones.
+        ValueError: another shape, or two different shapes.
         ImportError: torchmetrics or pystoi is missing.
     """
     made, true = _clips(reconstruction, original)
@@ -141,9 +130,9 @@ def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
 
 
 def mel_distance(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
-    """Mean absolute difference of the log-mel spectrograms of each clip: 0 where they are equal; 1 is 8.7 dB.
+    """Mean absolute difference of the log-mel spectrograms of each clip: 0 if they are equal; 1 is 8.7 dB.
 
-    Published figures may be of other windows, bands or logarithms, and do not compare. See `log_mel_spectrogram`.
+    See `log_mel_spectrogram`. Published values may use other windows, bands or logarithms; do not compare with those.
 
     Args:
         reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
@@ -153,7 +142,7 @@ def mel_distance(reconstruction: Tensor, original: Tensor, sampling_rate: int) -
         [B] float32. It is defined for silence and for clips of any length.
 
     Raises:
-        ValueError: other shapes than that, or two different ones.
+        ValueError: another shape, or two different shapes.
     """
     made, true = (log_mel_spectrogram(clips, sampling_rate) for clips in _clips(reconstruction, original))
     return (made - true).abs().mean(dim=(1, 2))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def code_usage(codes: Tensor, codebook_size: int) -> float:
-    """CVU = exp(entropy of code use) / K: 1 where all codes are used equally often, 1/K where only one is.
+    """CVU = exp(entropy of code use) / K: 1 if all codes are used equally often, 1/K if only one is used.
 
     Args:
         codes: [...] int64 in 0..K-1, at least one.
@@ -17,14 +17,14 @@ def code_usage(codes: Tensor, codebook_size: int) -> float:
 
 
 def code_statistics(counts: Tensor) -> dict[str, float]:
-    """How evenly codes are used, from how often each was, [K].
+    """How evenly codes are used, from how often each one occurs, [K].
 
     Returns:
         "code_usage" (CVU, perplexity / K), "perplexity" (exp of the entropy, 1 to K) and "codes_used" (the share of
         the codes that occur).
 
     Raises:
-        ValueError: none was.
+        ValueError: no code occurs.
     """
     total = int(counts.sum())
     if total == 0:

@@ -1,55 +1,31 @@
-"""What the metric modules for Hugging Face's evaluate library share, and how they are loaded.
+"""The metric modules for Hugging Face's evaluate library; `load_metric` loads them.
 
-A module lies in `modules/NAME/NAME.py`, since evaluate loads a metric from a folder with a file of its name. It keeps
-sums over the batches that are added to it, never the batches.
+Each keeps sums over the batches that are added to it, never the batches. evaluate loads a metric from a folder with a
+file of its name, so `modules/NAME/NAME.py` names the class here. Their docstrings are what evaluate shows of them.
 """
 
 from inspect import cleandoc
-from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
+import datasets
+import evaluate
 import numpy as np
 import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
 
-_FOLDER = Path(__file__).parent / "modules"
-
-
-def load_metric(name: str, **settings):
-    """A metric module for evaluate, from the package's own files, so without a network.
-
-    Args:
-        name: "code_usage", "lpips", "mel_distance", "pesq", "psnr", "ssim" or "stoi".
-        settings: of the module, which is `across_ranks` alone, see `RunningTotals`, or of `evaluate.load`.
-
-    Returns:
-        An `evaluate.Metric`. Its `add_batch` takes tensors or arrays as its `inputs_description` says; its `compute`
-        gives the figures of what was added, see `RunningTotals.compute`.
-
-    Raises:
-        ValueError: another name.
-        ImportError: evaluate is missing.
-    """
-    files = {file.stem: file for file in _FOLDER.glob("*/*.py")}
-    if name not in files:
-        raise ValueError(f"no metric module {name!r}; there are {', '.join(sorted(files))}")
-    try:
-        import evaluate
-    except ImportError as error:
-        raise ImportError(
-            f"metric modules need the package evaluate ({error}): pip install 'vpvae_hf[eval]'"
-        ) from error
-    return evaluate.load(str(files[name].parent), **settings)
+from .audio import mel_distance, pesq_score, stoi_score
+from .codes import code_statistics
+from .image import image_quality, lpips_distance
 
 
 class Argument(NamedTuple):
-    """Of a metric's `add_batch`.
+    """An argument of a metric's `add_batch`.
 
     Attributes:
         dtype: of its values.
-        dimensions: how many it has for one item.
+        dimensions: how many it has per item.
         description: for users.
     """
 
@@ -67,26 +43,30 @@ CLIPS = {
     "references": Argument("float32", 2, "the originals, of the same shape."),
     "sampling_rate": Argument("int64", 0, "of both, in Hz; the same for all batches."),
 }
+CODES = {
+    "predictions": Argument("int64", 1, "codes of any shape [...], integers in 0..K-1."),
+    "codebook_size": Argument("int64", 0, "K; the same for all batches."),
+}
 
 
-class RunningTotals:
-    """What makes an `evaluate.Metric` one that keeps sums in place of examples; it comes before it among the bases.
+class RunningTotals(evaluate.Metric):
+    """An `evaluate.Metric` that keeps sums instead of examples.
 
     A subclass says in its docstring what it measures and how, and defines `totals_of` and `summary`. Numbers that
     come with predictions (a sampling rate, a codebook's size) have to be the same for all batches of one result.
 
     Args:
-        across_ranks: in a job of torch.distributed, let `compute` give the figures of what was added on all ranks
-            together. Every rank must call it then, and all get the same result; a rank may have added nothing.
-        num_process: of evaluate, whose ranks exchange examples in files; must be 1.
-        settings: as `evaluate.Metric`.
+        across_ranks: in a job of torch.distributed, let `compute` measure what was added on all ranks together. Every
+            rank must call it then, and all get the same result; a rank may have added nothing.
+        num_process: evaluate's number of processes, which exchange examples in files; must be 1.
+        settings: other arguments of `evaluate.Metric`.
 
     Raises:
         ValueError: another `num_process`.
     """
 
-    arguments: dict[str, Argument]
-    citation_text: str
+    arguments: ClassVar[dict[str, Argument]]
+    citation_text: ClassVar[str]
 
     def __init__(self, *, across_ranks: bool = False, num_process: int = 1, **settings):
         if num_process != 1:
@@ -115,11 +95,11 @@ class RunningTotals:
         )
 
     def add_batch(self, *, predictions=None, references=None, **numbers: int) -> None:
-        """Add a batch of tensors, on any device, or of numpy arrays. After an error all is as if it had not been added.
+        """Add a batch of tensors, on any device, or of numpy arrays; one that raises an error is not added.
 
         Raises:
-            ValueError: no predictions or, where the metric takes them, references; other numbers than those that came
-                with the batches before; or as the metric says.
+            ValueError: no predictions or, if the metric takes them, references; other numbers than those of earlier
+                batches; or as the metric says.
             ImportError, OSError: as the metric says.
         """
         given = {"predictions": predictions, "references": references}
@@ -133,12 +113,12 @@ class RunningTotals:
         self._numbers, self._totals = numbers, totals if self._totals is None else self._totals + totals
 
     def compute(self, *, predictions=None, references=None, **numbers: int) -> dict[str, float]:
-        """Figures of all batches that were added since the last call, which are then forgotten.
+        """The metric over all batches that were added since the last call, which are then forgotten.
 
-        With arguments it adds them first, as `add_batch`, whose errors it may raise.
+        Arguments are added first, with the errors of `add_batch`.
 
         Returns:
-            On every rank, unlike other metrics of evaluate, what the metric's description says.
+            What the metric's description says, on every rank, unlike other metrics of evaluate.
 
         Raises:
             ValueError: nothing was added; with `across_ranks`, on no rank, or with different numbers on two ranks.
@@ -158,9 +138,9 @@ class RunningTotals:
                 totals = distributed.sum_over_ranks(own)
         if totals is None:
             raise ValueError(f"nothing was added to {self.name}: call add_batch before compute")
-        figures = self.summary(totals)
+        measured = self.summary(totals)
         self._forget()
-        return figures
+        return measured
 
     def _forget(self) -> None:
         self._numbers, self._totals = None, None
@@ -173,9 +153,6 @@ class RunningTotals:
             )
 
     def _info(self):
-        import datasets
-        import evaluate
-
         features = {}
         for name, argument in self.arguments.items():
             features[name] = datasets.Value(argument.dtype)
@@ -193,8 +170,8 @@ class RunningTotals:
 class MeanOverItems(RunningTotals):
     """The mean of a value of each item, in float64, over those items for which it is not NaN.
 
-    A subclass defines `values`. `compute` gives the mean by the metric's name, NaN where no item has a value, "items",
-    how many were added, and "undefined", how many of them were left out.
+    A subclass defines `values`. `compute` gives the mean by the metric's name (NaN if no item has a value), the number
+    of "items" that were added, and of those "undefined" ones that were left out.
     """
 
     def values(self, predictions: Tensor, references: Tensor, **numbers: int) -> Tensor:
@@ -212,6 +189,152 @@ class MeanOverItems(RunningTotals):
     def summary(self, totals: Tensor) -> dict[str, float]:
         total, defined, items = totals
         return {self.name: float(total / defined), "items": int(items), "undefined": int(items - defined)}
+
+
+class PSNR(MeanOverItems):
+    """Peak signal-to-noise ratio of reconstructed images in dB: higher is better, and equal images have infinity.
+
+    Of each image, over all channels (RGB as it is, not luma), from values clipped to [-1, 1] and shifted to [0, 1], so
+    that the data range is 1; then the mean over images. At least 11 pixels a side.
+
+    Gives "psnr", "items" (how many images) and "undefined" (how many of them have none, because of NaN).
+    """
+
+    arguments = IMAGES
+    citation_text = (
+        "Quan Huynh-Thu and Mohammed Ghanbari: Scope of validity of PSNR in image/video quality assessment. "
+        "Electronics Letters 44(13), 2008"
+    )
+
+    def values(self, predictions: Tensor, references: Tensor) -> Tensor:
+        return image_quality(predictions, references)["psnr"]
+
+
+class SSIM(MeanOverItems):
+    """Structural similarity of reconstructed images: 1 where they are equal.
+
+    Of each image, over all channels (RGB as it is, not luma), from values clipped to [-1, 1] and shifted to [0, 1], so
+    that the data range is 1; with the usual 11-pixel Gaussian window of standard deviation 1.5, also across the border,
+    where the image is mirrored; then the mean over images. At least 11 pixels a side.
+
+    Gives "ssim", "items" (how many images) and "undefined" (how many of them have none, because of NaN).
+    """
+
+    arguments = IMAGES
+    citation_text = (
+        "Zhou Wang, Alan C. Bovik, Hamid R. Sheikh and Eero P. Simoncelli: Image quality assessment: from error "
+        "visibility to structural similarity. IEEE Transactions on Image Processing 13(4), 2004"
+    )
+
+    def values(self, predictions: Tensor, references: Tensor) -> Tensor:
+        return image_quality(predictions, references)["ssim"]
+
+
+class LPIPS(MeanOverItems):
+    """Learned perceptual distance of reconstructed images: 0 where they are equal.
+
+    LPIPS with VGG16 of each RGB image, from values clipped to [-1, 1], then the mean over images. At least 16 pixels a
+    side. Published figures may be of another network, e.g. AlexNet, and do not compare. It needs a torchvision that
+    imports beside this torch, and weights of VGG16 that are downloaded where they are not in the cache folder of torch.
+
+    Gives "lpips", "items" (how many images) and "undefined" (how many of them have none, because of NaN).
+    """
+
+    arguments = IMAGES
+    citation_text = (
+        "Richard Zhang, Phillip Isola, Alexei A. Efros, Eli Shechtman and Oliver Wang: The unreasonable effectiveness "
+        "of deep features as a perceptual metric. CVPR 2018, arXiv 1801.03924"
+    )
+
+    def values(self, predictions: Tensor, references: Tensor) -> Tensor:
+        return lpips_distance(predictions, references)
+
+
+class PESQ(MeanOverItems):
+    """Perceptual quality of reconstructed speech: wide-band PESQ, MOS-LQO from about 1, bad, to 4.64, the same.
+
+    ITU-T P.862.2 of each clip of speech at 16000 Hz, the only sampling rate it takes, clipped to [-1, 1]; then the mean
+    over clips. A clip of more than 20 seconds is scored in equal parts of at most that, whose mean counts. It is not
+    defined, and the clip left out, for less than a quarter of a second, without an utterance in the original, and for a
+    reconstruction that is silent or has NaN. It needs the extra "audio" of the package.
+
+    Gives "pesq", "items" (how many clips) and "undefined" (how many of them have none).
+    """
+
+    arguments = CLIPS
+    citation_text = (
+        "ITU-T Recommendation P.862.2: Wideband extension to Recommendation P.862 for the assessment of wideband "
+        "telephone networks and speech codecs, 2007"
+    )
+
+    def values(self, predictions: Tensor, references: Tensor, sampling_rate: int) -> Tensor:
+        return pesq_score(predictions, references, sampling_rate)
+
+
+class STOI(MeanOverItems):
+    """Intelligibility of reconstructed speech: STOI, 1 where it is as intelligible as the original, about 0 not.
+
+    The one of Taal et al. 2011, not the extended one, of each clip, clipped to [-1, 1] and resampled to 10000 Hz; then
+    the mean over clips. It is not defined, and the clip left out, for a silent original, for less than 0.4 seconds that
+    are not silent in it, and for NaN in either. It needs the extra "audio" of the package.
+
+    Gives "stoi", "items" (how many clips) and "undefined" (how many of them have none).
+    """
+
+    arguments = CLIPS
+    citation_text = (
+        "Cees H. Taal, Richard C. Hendriks, Richard Heusdens and Jesper Jensen: An algorithm for intelligibility "
+        "prediction of time-frequency weighted noisy speech. IEEE Transactions on Audio, Speech, and Language "
+        "Processing 19(7), 2011"
+    )
+
+    def values(self, predictions: Tensor, references: Tensor, sampling_rate: int) -> Tensor:
+        return stoi_score(predictions, references, sampling_rate)
+
+
+class MelDistance(MeanOverItems):
+    """Distance of the log-mel spectrograms of reconstructed audio: 0 where they are equal; 1 is 8.7 dB.
+
+    Mean absolute difference of the natural logarithms of mel-band magnitudes, floored at 1e-5, of each clip, clipped to
+    [-1, 1]; then the mean over clips. Magnitudes of a short-time Fourier transform with a periodic Hann window of 64 ms
+    every 16 ms, centred, with zeros around the clip; 80 triangular bands of unit area from 0 Hz to half the sampling
+    rate on the mel scale of Slaney. Published figures may be of other windows, bands or logarithms, and do not compare,
+    nor do figures at different sampling rates.
+
+    Gives "mel_distance", "items" (how many clips) and "undefined" (how many of them have none, because of NaN).
+    """
+
+    arguments = CLIPS
+    citation_text = "Malcolm Slaney: Auditory Toolbox, version 2. Interval Research, technical report 1998-010, 1998"
+
+    def values(self, predictions: Tensor, references: Tensor, sampling_rate: int) -> Tensor:
+        return mel_distance(predictions, references, sampling_rate)
+
+
+class CodeUsage(RunningTotals):
+    """How evenly the codes of a tokenizer are used, from how often each occurs in all that is added.
+
+    Gives "code_usage" (CVU, exp of the entropy in nats of code use / K: 1 where all codes are used equally often, 1/K
+    where only one is), "perplexity" (exp of the entropy, 1 to K), "codes_used" (the share of the K codes that occur)
+    and "tokens" (how many codes were added). Few tokens for each code make all three lower than many would.
+    """
+
+    arguments = CODES
+    citation_text = "VP-VAE, arXiv 2602.17133"
+
+    def totals_of(self, predictions: Tensor, references: Tensor | None, codebook_size: int) -> Tensor:
+        if references is not None:
+            raise ValueError("code usage takes no references")
+        if predictions.is_floating_point():
+            raise ValueError(f"codes must be integers, got {predictions.dtype}")
+        codes = predictions.flatten().long()
+        outside = codes[(codes < 0) | (codes >= codebook_size)]
+        if len(outside):
+            raise ValueError(f"codes must lie in 0..{codebook_size - 1}, got {int(outside[0])}")
+        return torch.bincount(codes, minlength=codebook_size).double().cpu()
+
+    def summary(self, totals: Tensor) -> dict[str, float]:
+        return code_statistics(totals) | {"tokens": int(totals.sum())}
 
 
 def _tensor(value) -> Tensor:

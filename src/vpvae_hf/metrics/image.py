@@ -1,4 +1,4 @@
-"""MetricFn of reconstructed images."""
+"""Metrics of reconstructed images."""
 
 from torch import Tensor
 
@@ -12,10 +12,10 @@ def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = Fal
 
     Args:
         reconstruction, original: [B, C, H, W] in [-1, 1], at least 11 pixels a side.
-        lpips: measure it too, which takes a network that may have to be downloaded, see `lpips_distance`.
+        lpips: measure LPIPS, too; its network may have to be downloaded, see `lpips_distance`.
 
     Returns:
-        "psnr" and "ssim", and "lpips" where asked for, each [B] float32.
+        "psnr" and "ssim", and "lpips" if it is asked for, each [B] float32.
 
     Raises:
         ValueError, ImportError, OSError: of LPIPS, see `lpips_distance`.
@@ -34,13 +34,13 @@ def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = Fal
 def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
     """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each image, from values clipped to [-1, 1].
 
-    Published figures may be of another network, e.g. AlexNet, and do not compare.
+    Published values may be of another network, e.g. AlexNet; do not compare with those.
 
     Args:
         reconstruction, original: [B, 3, H, W] in [-1, 1], at least 16 pixels a side.
 
     Returns:
-        [B] float32: 0 where both images are equal.
+        [B] float32: 0 if both images are equal.
 
     Raises:
         ValueError: another shape than that, or two different shapes.

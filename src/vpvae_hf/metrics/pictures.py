@@ -1,4 +1,4 @@
-"""Pictures of images and audio: each row is one version of all examples, which stand side by side."""
+"""Pictures of images and audio: a row per version, in which all examples stand side by side."""
 
 import math
 
@@ -11,25 +11,15 @@ from .audio import MAGNITUDE_FLOOR, log_mel_spectrogram
 
 _IMAGE_GAP, _CLIP_GAP = 4, 8
 _WAVE_HEIGHT = 48
-# Pixels for a mel band and for a step in time.
+# Pixels per mel band and per step in time.
 _ENLARGED = 2
-# Below the loudest band of the original by 80 dB, all is black; as a natural logarithm.
+# What is 80 dB below the loudest band of the original is black; as a natural logarithm.
 _RANGE = 80 / 20 * math.log(10)
 # From quiet to loud. Lightness rises in equal steps of the OKLab colour space (Ottosson 2020), while the hue turns from
 # blue over red to yellow: equal differences look equal, in grey too.
-_COLOURS = np.array(
-    [
-        [5, 5, 13],
-        [42, 3, 67],
-        [91, 7, 90],
-        [147, 15, 95],
-        [203, 35, 80],
-        [242, 85, 48],
-        [252, 150, 67],
-        [253, 204, 127],
-        [255, 250, 218],
-    ]
-)
+_COLOURS = np.frombuffer(
+    bytes.fromhex("05050d 2a0343 5b075a 930f5f cb2350 f25530 fc9643 fdcc7f fffada"), dtype=np.uint8
+).reshape(-1, 3)
 _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
 
 
@@ -58,7 +48,7 @@ def image_grid(rows: list[Tensor]) -> np.ndarray:
 def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
     """One picture of several rows of clips, with white gaps: above the waveform, below it the log-mel spectrogram.
 
-    Time runs to the right, 8 ms a pixel; frequency upwards on the mel scale, see `log_mel_spectrogram`. Brightness
+    Time runs to the right, 8 ms per pixel; frequency upwards on the mel scale, see `log_mel_spectrogram`. Brightness
     covers the 80 dB below the original's loudest band. A clip has one scale of amplitude and one of brightness in all
     rows, so that they compare.
 
@@ -73,7 +63,7 @@ def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
     mels = log_mel_spectrogram(clips.flatten(0, 1), sampling_rate).unflatten(0, clips.shape[:2])
     loudest = mels[0].amax(dim=(1, 2))[:, None, None]
     quietest = (loudest - _RANGE).clamp_min(math.log(MAGNITUDE_FLOOR))
-    # Of silence the range is nothing.
+    # The range of silence is zero.
     shades = ((mels - quietest) / (loudest - quietest).clamp_min(1)).clamp(0, 1).flip(2).numpy()
     peaks = clips.abs().amax(dim=(0, 2)).clamp_min(1e-5)[:, None]
     panels = [

@@ -1,10 +1,11 @@
 """What a tokenizer keeps of held-out inputs, of any modality.
 
-B items (images, clips of audio) in a batch; a grid of latents of d dimensions for each.
+B items (images, clips of audio) in a batch; each has a grid of latents with d dimensions.
 """
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from vpvae_hf.neighbors import nearest_point
 
 from .codes import code_statistics
 
-# (reconstruction, original), two batches of one shape -> name -> [B]; NaN for an item it is not defined for.
+if TYPE_CHECKING:
+    from vpvae_hf.models import Tokenizer
+
+# (reconstruction, original), two batches of one shape -> name -> [B]; NaN for an item that has no value.
 MetricFn = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 _SQUARED_ERROR = "squared_error"
@@ -25,13 +29,13 @@ class ReconstructionQuality:
     """What was measured.
 
     Attributes:
-        metrics: means over items by the names that `metric_fn` gives: of what codes give back, and as
-            "NAME_unquantized" of what continuous latents give back; then "code_usage", "perplexity" and "codes_used"
-            over all tokens, see `code_statistics` (means over groups where a token has several codes), and
-            "quantization_error_rms", the root mean square distance of a latent to its code. A tokenizer without codes
-            has neither, and its continuous latents in place of codes.
-        undefined: for each of those means, the number of items left out because it was NaN for them; the mean is NaN
-            where that is all of them.
+        metrics: means over items by the names that `metric_fn` gives: of decoded codes, and as "NAME_unquantized" of
+            decoded continuous latents; then "code_usage", "perplexity" and "codes_used" over all tokens, see
+            `code_statistics` (means over groups if a token has several codes), and "quantization_error_rms", the root
+            mean square distance of a latent to its code. A tokenizer without codes has none of these four, and is
+            measured by its continuous latents.
+        undefined: for each of those means, the number of items left out because their value was NaN; the mean is NaN if
+            all of them were.
         items, tokens: how many were measured.
     """
 
@@ -42,7 +46,7 @@ class ReconstructionQuality:
 
 
 def evaluate_reconstruction(
-    model,
+    model: "Tokenizer",
     batches: Iterable[Tensor],
     codebook: Tensor | None = None,
     *,
@@ -53,12 +57,11 @@ def evaluate_reconstruction(
     """Measure a tokenizer, in eval mode, without changing it.
 
     Args:
-        model: an `AutoencoderVP` or a `VPCodecModel`.
         batches: inputs as the model takes them: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ
             in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
         metric_fn: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
-        unquantized: the names of its metrics that are also measured of what continuous latents give back; None for all.
+        unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
 
@@ -88,13 +91,13 @@ def evaluate_reconstruction(
     if not totals:
         raise ValueError("no batches to evaluate")
     squared_error, _, tokens = totals.pop(_SQUARED_ERROR)
-    figures = {name: float(total / defined) for name, (total, defined, _) in totals.items()}
+    metrics = {name: float(total / defined) for name, (total, defined, _) in totals.items()}
     if size:
         statistics = [code_statistics(group) for group in counts.view(groups, size)]
-        figures |= {name: sum(each[name] for each in statistics) / groups for name in statistics[0]}
-        figures["quantization_error_rms"] = float((squared_error / tokens).sqrt())
+        metrics |= {name: sum(each[name] for each in statistics) / groups for name in statistics[0]}
+        metrics["quantization_error_rms"] = float((squared_error / tokens).sqrt())
     return ReconstructionQuality(
-        metrics=figures,
+        metrics=metrics,
         undefined={name: int(items - defined) for name, (_, defined, items) in totals.items()},
         items=int(next(iter(totals.values()))[2]),
         tokens=int(tokens),
@@ -107,8 +110,8 @@ class Reconstruction:
 
     Attributes:
         quantized, unquantized: shaped as the batch, from codes and from continuous latents.
-        codes: [B, *grid] or [B, *grid, G] int64; the grid is [h, w] of an image, [N] of a clip. None where there are
-            none; then `quantized` is `unquantized`.
+        codes: [B, *grid] or [B, *grid, G] int64; the grid is [h, w] of an image, [N] of a clip. None if the tokenizer
+            has none; then `quantized` is `unquantized`.
         squared_error: [B, *grid] squared distance of each latent to its code.
     """
 
@@ -119,7 +122,7 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(model, batch: Tensor, codebook: Tensor | None = None) -> Reconstruction:
+def reconstruct(model: "Tokenizer", batch: Tensor, codebook: Tensor | None = None) -> Reconstruction:
     """Encode and decode a batch in eval mode; arguments as `evaluate_reconstruction`."""
     was_training = model.training
     model.eval()

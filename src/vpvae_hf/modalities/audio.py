@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtype, open_audio
-from vpvae_hf.losses import Loss, build_audio_losses
+from vpvae_hf.losses import Loss, audio_losses, build_losses
 from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 from vpvae_hf.settings import require
@@ -70,8 +70,8 @@ class AudioModality(Modality):
         return VPCodecModel(VPCodecConfig(**config.model.architecture, quantizer=dict(config.quantizer) or None))
 
     def losses(self, config: AudioTrainingConfig, model: VPCodecModel) -> Mapping[str, Loss]:
-        rate = model.config.sampling_rate
-        return build_audio_losses(config.loss_weights, whisper=config.whisper, sampling_rate=rate)
+        available = audio_losses(whisper=config.whisper, sampling_rate=model.config.sampling_rate)
+        return build_losses(config.loss_weights, available)
 
     def data_config(self, model: VPCodecModel, **given: Any) -> AudioDataConfig:
         return super().data_config(model, **{"segment_s": _FITTED_SECONDS, **given})
@@ -148,12 +148,11 @@ def _reading(data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
     return {"sampling_rate": model.config.sampling_rate, "resample": data.resample, "downmix": data.downmix}
 
 
-@torch.no_grad()
 def _codes(clips: list[Tensor], transform: AudioClip, model: VPCodecModel) -> np.ndarray:
     """[B, n] or [B, G, n] of the longest clip."""
     audio = transform.model_input(pad_sequence(clips, batch_first=True))
     lengths = torch.tensor([len(clip) for clip in clips])
     mask = (torch.arange(audio.shape[-1]) < lengths[:, None]).long()
-    codes = model.encode(audio.to(model.device), mask.to(model.device)).audio_codes
-    codes = codes[:, 0] if model.quantize.code_groups == 1 else codes
+    codes = model.tokenize(audio.to(model.device), mask.to(model.device))
+    codes = codes if model.quantize.code_groups == 1 else codes.mT
     return codes.cpu().numpy().astype(code_dtype(model.quantize.codebook_size))

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vpvae_hf.data import ImageCrop, code_dtype, open_images
-from vpvae_hf.losses import Loss, PatchDiscriminator, build_image_losses
+from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.settings import require
@@ -81,7 +81,7 @@ class ImageModality(Modality):
         return AutoencoderVP(**{"sample_size": size, **config.model.architecture}, quantizer=quantizer)
 
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
-        return build_image_losses(config.loss_weights)
+        return build_losses(config.loss_weights, IMAGE_LOSSES)
 
     def adversarial(
         self, config: ImageTrainingConfig, model: AutoencoderVP

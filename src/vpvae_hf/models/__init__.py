@@ -1,20 +1,19 @@
-"""Tokenizer models."""
+"""Tokenizer models, imported when they are first used: those of images need diffusers, those of audio transformers."""
 
-from .autoencoder_vp import AutoencoderVP, AutoencoderVPOutput
-from .codec_streaming import StreamingDecoder, StreamingEncoder
-from .configuration_vp_codec import VPCodecConfig
-from .feature_extraction_vp_codec import VPCodecFeatureExtractor
-from .modeling_vp_codec import VPCodecDecoderOutput, VPCodecEncoderOutput, VPCodecModel, VPCodecOutput
+from vpvae_hf.lazy import lazy_names
 
-__all__ = [
-    "AutoencoderVP",
-    "AutoencoderVPOutput",
-    "StreamingDecoder",
-    "StreamingEncoder",
-    "VPCodecConfig",
-    "VPCodecDecoderOutput",
-    "VPCodecEncoderOutput",
-    "VPCodecFeatureExtractor",
-    "VPCodecModel",
-    "VPCodecOutput",
-]
+_SOURCES = {
+    "AutoencoderVP": ".autoencoder_vp",
+    "AutoencoderVPOutput": ".autoencoder_vp",
+    "StreamingDecoder": ".vp_codec_streaming",
+    "StreamingEncoder": ".vp_codec_streaming",
+    "Tokenizer": ".tokenizer",
+    "VPCodecConfig": ".configuration_vp_codec",
+    "VPCodecDecoderOutput": ".modeling_vp_codec",
+    "VPCodecEncoderOutput": ".modeling_vp_codec",
+    "VPCodecFeatureExtractor": ".feature_extraction_vp_codec",
+    "VPCodecModel": ".modeling_vp_codec",
+    "VPCodecOutput": ".modeling_vp_codec",
+}
+__all__ = list(_SOURCES)
+__getattr__, __dir__ = lazy_names(__name__, _SOURCES)

@@ -76,8 +76,8 @@ class AutoencoderKLStart:
         config = model.quantize.config
         if config.latent_dim == config.feature_dim == channels:
             start_from_mean_path(model.quant_conv, model.post_quant_conv, kl)
-        model._mark_new()
-        model._follow_quantizer()
+        model._mark_unfitted()
+        model._sync_config()
         # diffusers' own `to` would warn that the quantizer must stay float32, which it does by itself.
         return nn.Module.to(model, kl.device, kl.dtype).eval()
 

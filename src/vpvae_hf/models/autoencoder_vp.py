@@ -1,12 +1,10 @@
 """The image tokenizer: the VQGAN architecture around any quantizer.
 
-Shapes: B images, C channels, H x W pixels, f the downsampling factor, d latent dimensions.
+Shapes: B images, C channels, H x W pixels, f the downsampling factor, h x w = H/f x W/f codes, d latent dimensions.
+Latents are [B, h, w, d] inside, and [B, d, h, w] in `encode`, `decode` and outputs, as diffusers has them.
 """
 
-import os
-import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,14 +17,13 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from vpvae_hf.files import staged_folder
-from vpvae_hf.hub import hub_errors, push_folder
+from vpvae_hf.hub import HubEntry
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 from vpvae_hf.settings import did_you_mean
 
 from .autoencoder_kl import AutoencoderKLStart
-from .quantizer_owner import QuantizerOwner
 from .tiling import apply_in_tiles
+from .tokenizer import Tokenizer
 
 # What diffusers' EMAModel writes into the config of the model that it saves.
 _EMA_FIELDS = frozenset(
@@ -36,12 +33,12 @@ _EMA_FIELDS = frozenset(
 
 @dataclass
 class AutoencoderVPOutput(BaseOutput):
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
         sample: [B, C, H, W] reconstruction.
-        latents: [B, d, H/f, W/f] what the decoder read: perturbed in training, quantized otherwise.
-        codes: [B, H/f, W/f] int64, of kind "token_bridge" [B, H/f, W/f, d]; None where a kind makes none in training.
+        latents: [B, d, h, w] what the decoder read: perturbed in training, quantized otherwise.
+        codes: [B, h, w] or [B, h, w, G] int64; None if a kind makes none in training.
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         metrics: detached scalars of the quantizer.
     """
@@ -53,7 +50,7 @@ class AutoencoderVPOutput(BaseOutput):
     metrics: dict[str, Tensor] | None = None
 
 
-class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, AutoencoderKLStart):
+class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin, ConfigMixin):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
     Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1).
@@ -65,16 +62,25 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
             `fit_codebook` and the recipes measure it.
         norm_type: "group", or "spatial" for a decoder whose normalization reads the latents (MoVQ).
-        force_upcast: for pipelines that ask: whether float16 is too narrow for the decoder.
+        force_upcast: tells pipelines whether float16 is too narrow for the decoder.
         encoder_out_channels: channels between the encoder and the bottleneck; block_out_channels[-1] by default.
         decoder_in_channels: channels between the bottleneck and the decoder; likewise.
-        force_not_quantize: `decode` takes latents as they are where it is not told otherwise, so that pipelines decode
-            what a diffusion model makes without quantizing it.
+        force_not_quantize: the default of `decode`'s argument, so that pipelines do not quantize the latents that a
+            diffusion model makes.
 
     Raises:
         ValueError: latent_channels that contradict the quantizer, or invalid quantizer settings.
     """
 
+    hub_entry = HubEntry(
+        name="image",
+        library="diffusers",
+        pipeline_tag="image-feature-extraction",
+        task="image-reconstruction",
+        items="images",
+        downsampling=lambda config: 2 ** (len(config["block_out_channels"]) - 1),
+    )
+    _weights_file = "diffusion_pytorch_model"
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
     _no_split_modules: ClassVar = ["BasicTransformerBlock", "ResnetBlock2D"]
@@ -141,7 +147,7 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         self.use_tiling = False
         self.tile_sample_min_size = sample_size
         self.tile_overlap_factor = 0.25
-        self._follow_quantizer()
+        self._sync_config()
 
     @property
     def downsample_factor(self) -> int:
@@ -156,13 +162,14 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
             x: [B, C, H, W] in [-1, 1].
 
         Returns:
-            `.latents` [B, d, H/f, W/f], in the model's dtype.
+            `.latents` [B, d, h, w], in the model's dtype.
 
         Raises:
             ValueError: another shape, sides that are not multiples of f, or NaN or infinite pixels.
         """
         x = self._checked(x)
-        latents = torch.cat([self._encode(part) for part in x.split(1)]) if self.use_slicing else self._encode(x)
+        parts = [self._encode(part).movedim(-1, 1) for part in (x.split(1) if self.use_slicing else [x])]
+        latents = torch.cat(parts) if self.use_slicing else parts[0]
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -176,11 +183,10 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         """Images from codes or latents; the dtype tells which.
 
         Args:
-            h: codes [B, H/f, W/f] of an integer dtype (of kind "token_bridge" [B, H/f, W/f, d]), or latents
-                [B, d, H/f, W/f], floating.
-            force_not_quantize: decode latents as they are; None for what the config says. Codes are looked up in any
-                case, and latents of a quantizer of kind "none" are never quantized.
-            shape: where codes come flat, (B, H/f, W/f) or (B, H/f, W/f, d).
+            h: codes [B, h, w] or [B, h, w, G] of an integer dtype, or floating latents [B, d, h, w].
+            force_not_quantize: decode latents as they are; None for what the config says. Codes are always looked up,
+                and latents of a quantizer of kind "none" are never quantized.
+            shape: (B, h, w) or (B, h, w, d), if the codes are flat.
 
         Returns:
             `.sample` [B, C, H, W].
@@ -210,25 +216,14 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
                     f"codes must be [{wanted}], got shape {tuple(codes.shape)}; for flat codes give shape="
                 )
             latents = self.quantize.decode(codes)
-        latents = latents.movedim(-1, 1).to(self.dtype)
+        latents = latents.to(self.dtype)
         parts = latents.split(1) if self.use_slicing else [latents]
         sample = torch.cat([self._decode(part) for part in parts])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     @torch.no_grad()
-    def tokenize(self, pixel_values: Tensor) -> Tensor:
-        """Codes of images: [B, H/f, W/f] int64 (of kind "token_bridge" [B, H/f, W/f, d]) from [B, C, H, W] in [-1, 1].
-
-        Raises:
-            ValueError: as `encode`.
-            CodebookNotFittedError: no codebook has been fitted.
-            NoCodesError: the quantizer is of kind "none".
-        """
-        return self.quantize.encode(self.encode(pixel_values).latents.movedim(1, -1))
-
-    @torch.no_grad()
     def detokenize(self, codes: Tensor) -> Tensor:
-        """Images of codes: [B, C, H, W] from [B, H/f, W/f] integers; the same as `decode(codes).sample`."""
+        """Images [B, C, H, W] of codes [B, h, w] or [B, h, w, G]; the same as `decode(codes).sample`."""
         return self.decode(codes).sample
 
     def forward(
@@ -246,12 +241,11 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
             ValueError: as `encode`.
             CodebookNotFittedError: eval mode without a fitted codebook.
         """
-        features = self.quant_conv(self.encoder(self._checked(sample)))
-        quantized = self.quantize(features.movedim(1, -1), generator=generator)
-        latents = quantized.latents.movedim(-1, 1)
+        features = self._features(self._checked(sample))
+        quantized = self.quantize(features, generator=generator)
         output = AutoencoderVPOutput(
-            sample=self._decode_whole(latents.to(features.dtype)),
-            latents=latents,
+            sample=self._decode_whole(quantized.latents.to(features.dtype)),
+            latents=quantized.latents.movedim(-1, 1),
             codes=quantized.codes,
             loss=quantized.loss,
             metrics=quantized.metrics,
@@ -261,111 +255,30 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         return output.sample, output.latents, output.codes, output.loss, output.metrics
 
     @torch.no_grad()
-    def latent_vectors(self, pixel_values: Tensor) -> Tensor:
-        """Continuous latents as vectors, one a token: [B, H/f, W/f, d] float32. `fit_codebook` clusters these."""
-        return self.encode(pixel_values).latents.movedim(1, -1).float()
+    def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Continuous latents [B, h, w, d] float32 of images [B, C, H, W] in [-1, 1]; `fit_codebook` clusters these.
+
+        Raises:
+            ValueError: as `encode`, or a padding_mask, which images do not have.
+        """
+        if padding_mask is not None:
+            self.token_mask(padding_mask)
+        return self.encode(inputs).latents.movedim(1, -1).float()
 
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Images [B, C, H, W] of latents as vectors [B, H/f, W/f, d], which are not quantized."""
+        """Images [B, C, H, W] of latents [B, h, w, d], which are not quantized."""
         return self.decode(vectors.movedim(-1, 1), force_not_quantize=True).sample
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        save_function: Callable | None = None,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        push_to_hub: bool = False,
-        **kwargs,
-    ) -> None:
-        """Save weights with codebook, config and image processor; arguments as in diffusers.
+    def preprocessor(self):
+        """The image processor that makes `pixel_values` of images; it is saved along with the model."""
+        from transformers import CLIPImageProcessorPil  # only saving needs it; this one needs no torchvision
 
-        The files are written aside and moved into place once all of them are there, so a save that fails for want of
-        space or any other reason leaves what was there before.
-
-        With `push_to_hub` the folder is then pushed as `vpvae_hf.hub.push_folder` does it, which takes the other
-        arguments; `repo_id` is the folder's name where it is not given.
-        """
-        self._follow_quantizer()
-        dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
-        # Shards of an earlier save, and their index, which loading would prefer to a single file.
-        name, shard, kind = rf"diffusion_pytorch_model{dot_variant}", r"-\d{5}-of-\d{5}", r"\.(safetensors|bin)"
-        obsolete = rf"{name}({shard})?{kind}|diffusion_pytorch_model{kind}\.index{dot_variant}\.json"
-        with staged_folder(save_directory, obsolete) as folder:
-            super().save_pretrained(
-                folder,
-                is_main_process=is_main_process,
-                save_function=save_function,
-                safe_serialization=safe_serialization,
-                variant=variant,
-                max_shard_size=max_shard_size,
-            )
-            if is_main_process:
-                self._image_processor().save_pretrained(folder)
-        if push_to_hub and is_main_process:
-            repo_id = kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
-            push_folder(save_directory, repo_id, **kwargs)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        create_pr: bool = False,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        revision: str | None = None,
-        allow_unfitted: bool = False,
-    ) -> str:
-        """Push the model with a model card; arguments as in diffusers and as of `vpvae_hf.hub.push_folder`.
-
-        Returns:
-            The web address of what was pushed.
-
-        Raises:
-            ValueError, PermissionError, ConnectionError, FileNotFoundError: as `push_folder`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return push_folder(
-                folder,
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-                commit_message=commit_message,
-                allow_unfitted=allow_unfitted,
-            )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AutoencoderVP":
-        """Load a folder or a hub id; arguments as in diffusers.
-
-        Raises:
-            ValueError: a weight or the codebook is missing, misshapen or not usable, or unknown config fields.
-            FileNotFoundError: there is no such folder, repository, revision or file.
-            PermissionError: the hub refuses the token.
-            ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        name = pretrained_model_name_or_path
-        try:
-            with hub_errors(name, doing="load", revision=kwargs.get("revision")):
-                model, info = super().from_pretrained(name, output_loading_info=True, **kwargs)
-        except ValueError as error:
-            if "expected shape" not in str(error):
-                raise
-            raise ValueError(
-                f"{name}: weights and config do not belong together ({error.args[0].split('. If you want')[0]}); "
-                "save the model again with save_pretrained, or restore the config.json it was saved with"
-            ) from error
-        model._check_loaded(name, info["missing_keys"])
-        return (model, info) if with_info else model
+        half = [0.5] * self.config.in_channels
+        size = self.config.sample_size
+        return CLIPImageProcessorPil(
+            size={"shortest_edge": size}, crop_size=size, image_mean=half, image_std=half, do_convert_rgb=len(half) == 3
+        )
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
@@ -380,7 +293,7 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
                 )
         return super().extract_init_dict(config_dict, **kwargs)
 
-    def _follow_quantizer(self) -> None:
+    def _sync_config(self) -> None:
         self._set_config(quantizer=self.quantize.config.to_dict(), latent_channels=self.quantize.latent_dim)
 
     def _set_config(self, **settings) -> None:
@@ -415,38 +328,44 @@ class AutoencoderVP(ModelMixin, AutoencoderMixin, ConfigMixin, QuantizerOwner, A
         # Another memory format has other kernels, which round otherwise: equal images shall have equal codes.
         return x.to(self.dtype).contiguous()
 
+    def _features(self, x: Tensor) -> Tensor:
+        """[B, h, w, F] of the quantizer, from [B, C, H, W]."""
+        return self.quant_conv(self.encoder(x)).movedim(1, -1)
+
     def _encode(self, x: Tensor) -> Tensor:
+        """[B, h, w, d] from [B, C, H, W]."""
         tile, latent_tile = self._tile_sizes()
         if not self.use_tiling or max(x.shape[-2:]) <= tile:
-            return self._encode_whole(x)
-        overlap = int(latent_tile * self.tile_overlap_factor) * self.downsample_factor
-        return apply_in_tiles(self._encode_whole, x, tile=tile, overlap=overlap, out_tile=latent_tile)
-
-    def _encode_whole(self, x: Tensor) -> Tensor:
-        features = self.quant_conv(self.encoder(x))
-        return self.quantize.to_latents(features.movedim(1, -1)).movedim(-1, 1)
+            return self.quantize.to_latents(self._features(x))
+        latents = apply_in_tiles(
+            lambda part: self.quantize.to_latents(self._features(part.movedim(-1, 1))),
+            x.movedim(1, -1),
+            tile=tile,
+            overlap=int(latent_tile * self.tile_overlap_factor) * self.downsample_factor,
+            out_tile=latent_tile,
+        )
+        # Channels first in memory: another format has other kernels, which round otherwise, when these are decoded.
+        return latents.movedim(-1, 1).contiguous().movedim(1, -1)
 
     def _decode(self, latents: Tensor) -> Tensor:
+        """[B, C, H, W] from [B, h, w, d]."""
         tile, latent_tile = self._tile_sizes()
-        if not self.use_tiling or max(latents.shape[-2:]) <= latent_tile:
+        if not self.use_tiling or max(latents.shape[1:3]) <= latent_tile:
             return self._decode_whole(latents)
-        overlap = int(latent_tile * self.tile_overlap_factor)
-        return apply_in_tiles(self._decode_whole, latents, tile=latent_tile, overlap=overlap, out_tile=tile)
+        sample = apply_in_tiles(
+            lambda part: self._decode_whole(part).movedim(1, -1),
+            latents,
+            tile=latent_tile,
+            overlap=int(latent_tile * self.tile_overlap_factor),
+            out_tile=tile,
+        )
+        return sample.movedim(-1, 1).contiguous()
 
     def _decode_whole(self, latents: Tensor) -> Tensor:
-        features = self.post_quant_conv(latents)
+        features = self.post_quant_conv(latents.movedim(-1, 1))
         return self.decoder(features, features if self.config.norm_type == "spatial" else None)
 
     def _tile_sizes(self) -> tuple[int, int]:
         """Side of a tile in pixels, a multiple of f, and in codes."""
         latent_tile = max(1, self.tile_sample_min_size // self.downsample_factor)
         return latent_tile * self.downsample_factor, latent_tile
-
-    def _image_processor(self):
-        from transformers import CLIPImageProcessorPil  # only saving needs it; this one needs no torchvision
-
-        half = [0.5] * self.config.in_channels
-        size = self.config.sample_size
-        return CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size=size, image_mean=half, image_std=half, do_convert_rgb=len(half) == 3
-        )

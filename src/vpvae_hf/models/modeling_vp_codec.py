@@ -1,16 +1,14 @@
 """The audio tokenizer: convolutions and windowed attention around any quantizer.
 
-Shapes: B samples of a batch, T audio samples, hop audio samples a code, N = ceil(T / hop) codes, d latent dimensions.
+Shapes: B samples of a batch, T audio samples, hop audio samples per code, N = ceil(T / hop) frames, G codes of a
+frame, d latent dimensions.
 """
 
-import os
-import re
-import tempfile
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import DynamicCache
@@ -20,34 +18,31 @@ from transformers.models.dac.modeling_dac import Snake1d
 from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
-from vpvae_hf.files import staged_folder
-from vpvae_hf.hub import hub_errors, push_folder
+from vpvae_hf.hub import HubEntry
 from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
 
-from .audio_convolutions import (
+from .configuration_vp_codec import VPCodecConfig
+from .feature_extraction_vp_codec import VPCodecFeatureExtractor
+from .tokenizer import Tokenizer
+from .vp_codec_layers import (
     CausalPadding,
     ConvolutionalDecoder,
     ConvolutionalEncoder,
     Padding,
     SymmetricPadding,
+    WindowedTransformer,
     context_frames,
     initialize_convolution,
 )
-from .audio_inputs import checked_audio, checked_padding
-from .configuration_vp_codec import VPCodecConfig
-from .feature_extraction_vp_codec import VPCodecFeatureExtractor
-from .quantizer_owner import QuantizerOwner
-from .windowed_transformer import WindowedTransformer
 
 
 @dataclass
 class VPCodecEncoderOutput(ModelOutput):
-    """What `encode` gives.
+    """The result of `encode`.
 
     Attributes:
-        audio_codes: [B, G, N] int64, G = config.num_codebooks; 0 beyond the end of a padded sample, which the mask
-            tells from code 0.
-        audio_codes_mask: [B, N] bool, True for codes of audio; None where nothing was padded.
+        audio_codes: [B, G, N] int64, G = config.num_codebooks; 0 beyond the end of a padded sample.
+        audio_codes_mask: [B, N] bool, True for codes of audio; None if nothing was padded.
         latents: [B, d, N] continuous latents, before quantization.
     """
 
@@ -58,7 +53,7 @@ class VPCodecEncoderOutput(ModelOutput):
 
 @dataclass
 class VPCodecDecoderOutput(ModelOutput):
-    """What `decode` gives.
+    """The result of `decode`.
 
     Attributes:
         audio_values: [B, 1, T] in [-1, 1].
@@ -69,13 +64,13 @@ class VPCodecDecoderOutput(ModelOutput):
 
 @dataclass
 class VPCodecOutput(ModelOutput):
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         audio_values: [B, 1, T] reconstruction, as long as the input.
-        audio_codes: [B, G, N] int64; None where a kind makes none in training.
-        audio_codes_mask: [B, N] bool; None where nothing was padded.
+        audio_codes: [B, G, N] int64; None if a kind makes none in training.
+        audio_codes_mask: [B, N] bool; None if nothing was padded.
         latents: [B, d, N] what the decoder read: perturbed in training, quantized otherwise.
         metrics: detached scalars of the quantizer.
     """
@@ -93,15 +88,27 @@ class VPCodecOutput(ModelOutput):
         return self.audio_values
 
 
-class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
+class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     """An audio tokenizer with one codebook: mono audio to one code every `config.hop_length` samples, and back.
 
-    Audio is [B, 1, T] in [-1, 1] at `config.sampling_rate`, T at least one hop. Longer audio than
-    `config.chunk_length_s` is worked on in parts that see all the context which the whole would give them: latents
-    differ from those of the whole by rounding alone (less than 1e-4), so do codes of latents just between two.
+    Audio is [B, 1, T] in [-1, 1] at `config.sampling_rate`, T at least one hop. Audio longer than
+    `config.chunk_length_s` is processed in parts with all the context that each has in the whole. Their latents differ
+    from those of the whole by rounding (less than 1e-4), which changes the code of a latent that lies between two.
     """
 
     config: VPCodecConfig
+    hub_entry = HubEntry(
+        name="audio",
+        library="transformers",
+        pipeline_tag="feature-extraction",  # the Hub lists EnCodec, DAC and Mimi under it
+        task="audio-reconstruction",
+        items="clips",
+        sounds={"Original": "original.flac", "Reconstruction": "reconstruction.flac"},
+        downsampling=lambda config: math.prod(config["downsampling_ratios"]),
+    )
+    _weights_file = "model"
+    # transformers' own error does not say what is mismatched; the info that it gives does.
+    _loading = {"ignore_mismatched_sizes": True}  # noqa: RUF012
     base_model_prefix = "vp_codec"
     main_input_name = "input_values"
     input_modalities = "audio"
@@ -132,7 +139,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         """Codes of audio.
 
         Args:
-            input_values: [B, 1, T]; where T is no multiple of the hop, the last code is that of audio and zeros.
+            input_values: [B, 1, T]; if T is no multiple of the hop, the last code is that of audio and zeros.
             padding_mask: [B, T], 1 for audio and 0 for padding at the end.
 
         Raises:
@@ -141,15 +148,11 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         """
         audio, valid = self._checked(input_values, padding_mask)
         latents = self.quantize.to_latents(self._features(audio, valid))
-        mask = self._frame_mask(valid, latents.shape[1])
+        mask = _frame_mask(valid, latents.shape[1])
         codes = self.quantize.encode(latents)
         if mask is not None:
             codes[~mask] = 0
-        output = VPCodecEncoderOutput(
-            audio_codes=self.codes_first(codes),
-            audio_codes_mask=mask,
-            latents=latents.transpose(1, 2),
-        )
+        output = VPCodecEncoderOutput(self.codes_first(codes), mask, latents.transpose(1, 2))
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
     def decode(
@@ -174,7 +177,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         latents = self._latents_of(audio_codes, force_not_quantize)
         frames, valid = latents.shape[1], None
         if padding_mask is not None:
-            lengths = checked_padding(padding_mask, len(latents), self.config.hop_length).to(latents.device)
+            lengths = _checked_padding(padding_mask, len(latents), self.config.hop_length).to(latents.device)
             valid = self._frames_of(lengths, padding_mask.shape[-1])
             if -(-padding_mask.shape[-1] // self.config.hop_length) != frames:
                 raise ValueError(
@@ -210,14 +213,15 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         """
         audio, valid = self._checked(input_values, padding_mask)
         features = self._features(audio, valid)
-        mask = self._frame_mask(valid, features.shape[1])
+        mask = _frame_mask(valid, features.shape[1])
         quantized = self._quantized(features, mask, generator)
-        made = self._decoded(quantized.latents, valid)[..., : input_values.shape[-1]]
+        reconstruction = self._decoded(quantized.latents, valid)[..., : input_values.shape[-1]]
         if padding_mask is not None:
-            made = made.masked_fill(~padding_mask.reshape(len(made), 1, -1).to(made.device, torch.bool), 0)
+            beyond = ~padding_mask.reshape(len(audio), 1, -1).to(audio.device, torch.bool)
+            reconstruction = reconstruction.masked_fill(beyond, 0)
         output = VPCodecOutput(
             loss=quantized.loss,
-            audio_values=made,
+            audio_values=reconstruction,
             audio_codes=None if quantized.codes is None else self.codes_first(quantized.codes),
             audio_codes_mask=mask,
             latents=quantized.latents.transpose(1, 2),
@@ -226,96 +230,38 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
     @torch.no_grad()
-    def latent_vectors(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Continuous latents as vectors, one a code: [B, N, d] float32. `fit_codebook` clusters these."""
-        return self.quantize.to_latents(self._features(*self._checked(input_values, padding_mask))).float()
+    def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Continuous latents [B, N, d] float32 of audio [B, 1, T]; `fit_codebook` clusters these.
+
+        Raises:
+            ValueError: as `encode`.
+        """
+        return self.quantize.to_latents(self._features(*self._checked(inputs, padding_mask))).float()
 
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor) -> Tensor:
-        """Audio [B, 1, N * hop] of latents as vectors [B, N, d], which are not quantized."""
+        """Audio [B, 1, N * hop] of latents [B, N, d], which are not quantized."""
         return self._decoded(vectors, None)
 
-    def get_audio_codes_mask(self, padding_mask: Tensor) -> Tensor:
-        """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
-        lengths = checked_padding(padding_mask, len(padding_mask), self.config.hop_length)
-        frames = -(-padding_mask.shape[-1] // self.config.hop_length)
-        return torch.arange(frames, device=lengths.device) < self._frames_of(lengths)[:, None]
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        push_to_hub: bool = False,
-        variant: str | None = None,
-        **kwargs,
-    ) -> None:
-        """Save weights with codebook, config and feature extractor; arguments as in transformers.
-
-        The files are written aside and moved into place once all of them are there, so a save that fails for want of
-        space or any other reason leaves what was there before.
-
-        With `push_to_hub` the folder is then pushed as `vpvae_hf.hub.push_folder` does it, which takes the arguments
-        `private`, `token`, `revision`, `create_pr`, `commit_message` and `allow_unfitted`; `repo_id` is the folder's
-        name where it is not given.
-        """
-        names = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "allow_unfitted")
-        pushing = {name: kwargs.pop(name) for name in names if name in kwargs}
-        self._follow_quantizer()
-        dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
-        # Shards of an earlier save, and their index, which loading would prefer to a single file.
-        obsolete = (
-            rf"model{dot_variant}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{dot_variant}\.json"
-        )
-        with staged_folder(save_directory, obsolete) as folder:
-            super().save_pretrained(folder, is_main_process=is_main_process, variant=variant, **kwargs)
-            if is_main_process:
-                self.feature_extractor().save_pretrained(folder)
-        if push_to_hub and is_main_process:
-            repo_id = pushing.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
-            push_folder(save_directory, repo_id, **pushing)
-
-    def push_to_hub(self, repo_id: str, *, variant: str | None = None, **kwargs) -> str:
-        """Push the model with a model card; further arguments as of `vpvae_hf.hub.push_folder`.
-
-        Returns:
-            The web address of what was pushed.
-
-        Raises:
-            ValueError, PermissionError, ConnectionError, FileNotFoundError: as `push_folder`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, variant=variant)
-            return push_folder(folder, repo_id, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> "VPCodecModel":
-        """Load a folder or a hub id; arguments as in transformers.
-
-        Raises:
-            ValueError: a weight or the codebook is missing, misshapen or not usable.
-            FileNotFoundError: there is no such folder, repository, revision or file.
-            PermissionError: the hub refuses the token.
-            ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
-        """
-        with_info = kwargs.pop("output_loading_info", False)
-        allow_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
-        name = pretrained_model_name_or_path
-        try:
-            with hub_errors(name, doing="load", revision=kwargs.get("revision")):
-                # transformers' own error does not say what is mismatched.
-                model, info = super().from_pretrained(
-                    name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-                )
-        except SafetensorError as error:
+    @torch.no_grad()
+    def detokenize(self, codes: Tensor) -> Tensor:
+        """Audio [B, 1, N * hop] of codes [B, N] or [B, N, G]; `decode` takes transformers' [B, G, N]."""
+        groups = self.quantize.code_groups
+        group = () if groups == 1 else (groups,)
+        if codes.ndim != 2 + len(group) or tuple(codes.shape[2:]) != group:
+            wanted = ", ".join(("B", "N", *map(str, group)))
             raise ValueError(
-                f"{name}: a file of weights is damaged or cut short ({error}); download it or save the model again"
-            ) from error
-        if not allow_mismatched:
-            _check_shapes(name, info["mismatched_keys"])
-        model._check_loaded(name, list(info["missing_keys"]))
-        return (model, info) if with_info else model
+                f"codes must be [{wanted}], got shape {tuple(codes.shape)}; decode takes [B, {groups}, N], as encode "
+                "gives them"
+            )
+        return self.decode(self.codes_first(codes), return_dict=True).audio_values
 
-    def feature_extractor(self) -> VPCodecFeatureExtractor:
+    def token_mask(self, padding_mask: Tensor) -> Tensor:
+        """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
+        lengths = _checked_padding(padding_mask, len(padding_mask), self.config.hop_length)
+        return _frame_mask(self._frames_of(lengths), -(-padding_mask.shape[-1] // self.config.hop_length))
+
+    def preprocessor(self) -> VPCodecFeatureExtractor:
         """What makes `input_values` and `padding_mask` of waveforms; it is saved along with the model."""
         return VPCodecFeatureExtractor(sampling_rate=self.config.sampling_rate)
 
@@ -335,7 +281,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         else:
             super()._init_weights(module)
 
-    def _follow_quantizer(self) -> None:
+    def _sync_config(self) -> None:
         self._set_config(quantizer=self.quantize.config.to_dict())
 
     def _set_config(self, **settings) -> None:
@@ -360,7 +306,7 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         audio = checked_audio(input_values, hop).to(self.dtype)
         valid = None
         if padding_mask is not None:
-            lengths = checked_padding(padding_mask, len(audio), hop, audio.shape[-1]).to(audio.device)
+            lengths = _checked_padding(padding_mask, len(audio), hop, audio.shape[-1]).to(audio.device)
             valid = self._frames_of(lengths, audio.shape[-1])
             audio = audio.masked_fill(torch.arange(audio.shape[-1], device=audio.device) >= lengths[:, None, None], 0)
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
@@ -371,10 +317,6 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         if longest is not None and bool((frames == -(-longest // self.config.hop_length)).all()):
             return None
         return frames
-
-    def _frame_mask(self, valid: Tensor | None, frames: int) -> Tensor | None:
-        """[B, N] bool."""
-        return None if valid is None else torch.arange(frames, device=valid.device) < valid[:, None]
 
     def _features(self, audio: Tensor, valid: Tensor | None) -> Tensor:
         """[B, N, d] what the quantizer makes latents of, from audio [B, 1, N * hop]."""
@@ -463,15 +405,58 @@ class VPCodecModel(PreTrainedAudioTokenizerBase, QuantizerOwner):
         return latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
 
 
-def _check_shapes(name: str | os.PathLike, mismatched: Iterable[tuple[str, torch.Size, torch.Size]]) -> None:
-    """Raise a ValueError for weights loaded from `name` whose shapes, given first, are not the model's."""
-    shapes = sorted(f"{key} is {tuple(saved)}, not {tuple(wanted)}" for key, saved, wanted in mismatched)
-    if shapes:
-        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+def checked_audio(audio: Tensor, shortest: int) -> Tensor:
+    """The audio, if it is [B, 1, T], floating, finite, and T at least `shortest`.
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    if audio.ndim != 3 or audio.shape[1] != 1:
+        remedy = "average the channels" if audio.ndim == 3 else "add dimensions with reshape(B, 1, T)"
+        raise ValueError(f"audio must be mono, [B, 1, T], got shape {tuple(audio.shape)}; {remedy}")
+    if not audio.is_floating_point():
+        raise TypeError(f"audio must be floating point in [-1, 1], got {audio.dtype}; use the feature extractor")
+    if len(audio) == 0:
+        raise ValueError(f"audio must be a batch of at least one sample, got shape {tuple(audio.shape)}")
+    if audio.shape[-1] < shortest:
         raise ValueError(
-            f"{name}: weights and config do not belong together ({', '.join(shapes[:3])}{more}); "
-            "save the model again with save_pretrained, or restore the config.json it was saved with"
+            f"audio must have at least {shortest} samples, which one code stands for, got shape {tuple(audio.shape)}; "
+            "append zeros"
         )
+    if not torch.isfinite(audio).all():
+        bad = int((~torch.isfinite(audio)).sum())
+        raise ValueError(f"{bad} of {audio.numel()} audio samples are NaN or infinite; audio lies in [-1, 1]")
+    return audio
+
+
+def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None = None) -> Tensor:
+    """Samples of audio in each sample of a batch, [B] int64, from a mask [B, T] (or [B, 1, T]) of ones, then zeros.
+
+    Args:
+        length: T; None for any.
+
+    Raises:
+        ValueError: another shape, padding before audio, or less audio than `shortest`.
+    """
+    mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
+    if mask.ndim != 2 or len(mask) != batch or length not in (None, mask.shape[-1]):
+        wanted = f"[{batch}, {'T' if length is None else length}]"
+        raise ValueError(f"padding_mask must be {wanted}, 1 for audio and 0 for padding, got {tuple(mask.shape)}")
+    mask = mask.bool()
+    lengths = mask.sum(dim=1)
+    if not torch.equal(mask, torch.arange(mask.shape[-1], device=mask.device) < lengths[:, None]):
+        raise ValueError("padding_mask must be ones followed by zeros; pad at the end of each sample, not before it")
+    if bool((lengths < shortest).any()):
+        raise ValueError(
+            f"each sample must have at least {shortest} audio samples, which one code stands for, got "
+            f"{int(lengths.min())}; leave it out, or count some of the padding as audio"
+        )
+    return lengths
+
+
+def _frame_mask(valid: Tensor | None, frames: int) -> Tensor | None:
+    """[B, N] bool of the valid frames [B] of each sample; None if all are."""
+    return None if valid is None else torch.arange(frames, device=valid.device) < valid[:, None]
 
 
 def _part_of(valid: Tensor | None, start: int, end: int) -> Tensor | None:

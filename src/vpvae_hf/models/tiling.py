@@ -12,29 +12,29 @@ def apply_in_tiles(
     """Run `function` on each tile and blend the results, weighted by the distance from the tile's inner edges.
 
     Args:
-        function: [B, C, tile, tile] -> [B, C', out_tile, out_tile].
-        inputs: [B, C, H, W]; a side shorter than `tile` is taken whole.
-        tile, overlap: side of a tile and what neighbours share, in input pixels.
+        function: [B, tile, tile, C] -> [B, out_tile, out_tile, C'].
+        inputs: [B, H, W, C]; a side shorter than `tile` is taken whole.
+        tile, overlap: side of a tile and what neighbours share, in input positions.
         out_tile: side of a tile's result.
 
     Returns:
-        [B, C', H * out_tile / tile, W * out_tile / tile].
+        [B, H * out_tile / tile, W * out_tile / tile, C'].
     """
-    height, width = inputs.shape[-2:]
+    height, width = inputs.shape[1:3]
     out_height, out_width = height * out_tile // tile, width * out_tile // tile
     total = weights = None
     for top in _starts(height, tile, overlap):
         for left in _starts(width, tile, overlap):
-            result = function(inputs[..., top : top + tile, left : left + tile])
+            result = function(inputs[:, top : top + tile, left : left + tile])
             y, x = top * out_tile // tile, left * out_tile // tile
-            rows, columns = result.shape[-2:]
+            rows, columns = result.shape[1:3]
             ramp = max(1, overlap * out_tile // tile)
             weight = _edge_ramp(rows, y, out_height, ramp)[:, None] * _edge_ramp(columns, x, out_width, ramp)
-            weight = weight.to(result)
+            weight = weight[..., None].to(result)
             if total is None:
-                total = result.new_zeros(*result.shape[:2], out_height, out_width)
-                weights = result.new_zeros(out_height, out_width)
-            total[..., y : y + rows, x : x + columns] += weight * result
+                total = result.new_zeros(len(result), out_height, out_width, result.shape[-1])
+                weights = result.new_zeros(out_height, out_width, 1)
+            total[:, y : y + rows, x : x + columns] += weight * result
             weights[y : y + rows, x : x + columns] += weight
     return total / weights
 

@@ -1,5 +1,206 @@
-"""The type of every `model`."""
+"""The abstract class of every tokenizer model.
 
-from .quantizer_owner import QuantizerOwner as Tokenizer
+Shapes: B items of a batch, *grid the positions of an item's tokens, F features and d latent dimensions of a token, K
+codes. Codes are [B, *grid], or [B, *grid, G] if a token has G codes of its own.
+"""
 
-__all__ = ["Tokenizer"]
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vpvae_hf.hub import HUB_ENTRIES, HubEntry
+from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quantizer, quantizer_config
+
+from .persistence import Persistence
+
+
+class Tokenizer(Persistence, ABC):
+    """A model that turns signals into codes and codes into signals, through its `Quantizer`.
+
+    It computes: signal, encoder, projection, quantizer, projection, decoder, signal. Models derive from this class
+    first, and then from a model class of diffusers or transformers.
+
+    Attributes:
+        quantize: the quantizer.
+        hub_entry: how the Hub shows the class's models. A class that sets it is known to `vpvae_hf.hub`.
+    """
+
+    quantize: Quantizer
+    hub_entry: ClassVar[HubEntry]
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "hub_entry" in vars(cls):
+            HUB_ENTRIES[cls.__name__] = cls.hub_entry
+
+    @abstractmethod
+    def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Continuous latents [B, *grid, d] float32 of signals; `fit_codebook` clusters these.
+
+        Raises:
+            ValueError: the model does not take such signals or such a mask.
+        """
+
+    @abstractmethod
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """Signals of latents [B, *grid, d], which are not quantized."""
+
+    @abstractmethod
+    def detokenize(self, codes: Tensor) -> Tensor:
+        """Signals of codes [B, *grid] or [B, *grid, G], of any integer dtype.
+
+        Raises:
+            ValueError: another shape, or codes out of range.
+            CodebookNotFittedError: no codebook has been fitted.
+        """
+
+    @torch.no_grad()
+    def tokenize(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Codes of signals: [B, *grid] or [B, *grid, G] int64, 0 beyond the end of a padded signal.
+
+        Raises:
+            ValueError: as `latent_vectors`.
+            CodebookNotFittedError: no codebook has been fitted.
+            NoCodesError: the quantizer is of kind "none".
+        """
+        codes = self.quantize.encode(self.latent_vectors(inputs, padding_mask))
+        if padding_mask is not None:
+            codes[~self.token_mask(padding_mask).to(codes.device)] = 0
+        return codes
+
+    def token_mask(self, padding_mask: Tensor) -> Tensor:
+        """Which tokens are of the signal, [B, *grid] bool, from which of its values are.
+
+        Raises:
+            ValueError: the model takes no padded signals.
+        """
+        raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
+
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Install a fitted codebook [K, d], in the model and in its config.
+
+        Raises:
+            ValueError: another shape, NaN or infinite values, or a quantizer whose codes are fixed.
+        """
+        if not self.quantize.needs_fitting:
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, it is not fitted to data")
+        self.quantize.set_codebook(codebook)
+        self._sync_config()
+
+    def set_quantizer(self, settings: Mapping[str, Any]) -> None:
+        """Use another quantizer with the same encoder and decoder.
+
+        What the new settings leave valid is kept: the projections if latent_dim stays, and for kind "vp" also the
+        queue, and the codebook if K stays. Everything else is new and unfitted, whatever `fitted` says; an optimizer
+        made before does not know new projections.
+
+        Args:
+            settings: all settings that are not to have their defaults, with their "kind", as for the constructor.
+
+        Raises:
+            TypeError, ValueError: invalid settings; the model stays as it was.
+        """
+        config, present = quantizer_config(settings), self.quantize.config
+        if config == present:
+            return
+        same_dims = (config.latent_dim, config.feature_dim) == (present.latent_dim, present.feature_dim)
+        if same_dims and isinstance(config, VectorPerturbationConfig) and isinstance(present, VectorPerturbationConfig):
+            self.quantize.adopt(config)
+        else:
+            device = next(self.parameters()).device
+            self.quantize = build_quantizer(config).to(device).train(self.training)
+            self._mark_unfitted()
+            if not same_dims:
+                self._replace_projections()
+        self._sync_config()
+
+    def set_scaling_factor(self, scaling_factor: float) -> None:
+        """Write into the config what latents are multiplied by for a diffusion model.
+
+        Raises:
+            ValueError: it is not positive and finite.
+        """
+        if not 0 < scaling_factor < float("inf"):
+            raise ValueError(
+                f"scaling_factor must be positive and finite, got {scaling_factor}; are all latents equal?"
+            )
+        self._set_config(scaling_factor=scaling_factor)
+
+    def freeze_encoder(self) -> None:
+        """Leave the decoder alone to be trained: no weight before it, and none of the quantizer, needs a gradient."""
+        for part in (*self._encoder_parts(), self.quantize):
+            part.requires_grad_(False)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of all that decides what codes mean, to tell later whether they still mean the same.
+
+        Returns:
+            SHA-256 of "codes", the quantizer; and, if the model is float32, of "encoder", all before the quantizer.
+            Training the decoder, or changing training-only settings, changes neither.
+        """
+        config = self.quantize.config
+        deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
+        fingerprint = {"codes": _sha256(deciding, self.quantize.state_dict())}
+        if self.dtype == torch.float32:
+            parts = {
+                f"{number}.{name}": weights
+                for number, part in enumerate(self._encoder_parts())
+                for name, weights in part.state_dict().items()
+            }
+            fingerprint["encoder"] = _sha256({}, parts)
+        return fingerprint
+
+    def check_fingerprint(self, recorded: Mapping[str, str], what: str) -> None:
+        """See that codes which were made earlier have the same meaning for this model; digests that one lacks agree.
+
+        Args:
+            recorded: what `fingerprint()` gave when the codes were made.
+            what: what was done with the codes, a clause for the message: "the model was trained".
+
+        Raises:
+            ValueError: a digest differs.
+        """
+        present = self.fingerprint()
+        for part, change in (("codes", "codebook was fitted anew, or is another"), ("encoder", "encoder is another")):
+            if part in present and recorded.get(part, present[part]) != present[part]:
+                raise ValueError(
+                    f"the tokenizer's {change} than when {what} (fingerprint {present[part][:12]}, was "
+                    f"{recorded[part][:12]}), so its codes mean something else; load the tokenizer that made the "
+                    "codes, or make the codes anew with this one"
+                )
+
+    @abstractmethod
+    def _encoder_parts(self) -> tuple[nn.Module, ...]:
+        """What is computed before the quantizer."""
+
+    @abstractmethod
+    def _sync_config(self) -> None:
+        """Write the quantizer's settings into the config."""
+
+    @abstractmethod
+    def _set_config(self, **settings) -> None:
+        """Write values into the config."""
+
+    @abstractmethod
+    def _replace_projections(self) -> None:
+        """Make new projections for the present quantizer, to its features and from its latents."""
+
+    def _mark_unfitted(self) -> None:
+        # Settings copied from a fitted model say that they are fitted, but its codebook does not come with them.
+        quantizer = self.quantize
+        quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
+
+
+def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of settings, as JSON stores them, and of tensors with their names; about 1 GB per second."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

@@ -4,17 +4,17 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vpvae_hf.modalities.config import LoopConfig, RunConfig, TrainingConfig, option
+from vpvae_hf.modalities.config import LoopConfig, RunConfig, option
 from vpvae_hf.quantizers import NoCodesError
 from vpvae_hf.settings import did_you_mean
 
 __all__ = [
     "LoopConfig",
     "RunConfig",
-    "TrainingConfig",
     "describe",
     "option",
     "parse_config",
@@ -59,6 +59,13 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
             value = "true"
         config = _merged(config, OmegaConf.from_dotlist([f"{key}={value}"]), "the command line")
     return OmegaConf.to_object(config)
+
+
+def require_settings(config: RunConfig, *keys: str) -> None:
+    """Raise a ValueError for the first of some settings, named as on the command line, that has no value."""
+    for key in keys:
+        if not attrgetter(key)(config):
+            raise ValueError(f"{key} is not set; add --{key} ...")
 
 
 def run_recipe(

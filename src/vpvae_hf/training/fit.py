@@ -200,7 +200,7 @@ def _latents(model: Tokenizer, batch: Tensor | Mapping[str, Tensor], device: tor
     if isinstance(batch, Tensor) or _PADDING not in batch:
         return model.latent_vectors(inputs).flatten(0, -2)
     mask = batch[_PADDING].to(device)
-    return model.latent_vectors(inputs, mask)[model.get_audio_codes_mask(mask)]
+    return model.latent_vectors(inputs, mask)[model.token_mask(mask)]
 
 
 def _inputs(batch: Tensor | Mapping[str, Tensor]) -> Tensor:

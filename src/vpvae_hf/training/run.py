@@ -5,11 +5,9 @@ import dataclasses
 import importlib.metadata
 import logging
 from collections.abc import Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -18,12 +16,13 @@ from vpvae_hf.hub import push_folder, write_results
 from vpvae_hf.metric_labels import describe_metrics
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, Modality, modality_of
-from vpvae_hf.modalities.config import LoopConfig, RunConfig, TrainingConfig
+from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 
 from .checkpoints import checkpoints, prepare_output
+from .config import require_settings
 from .fit import CodebookFit, fit_codebook, measure_scaling_factor
-from .trainer import Trainer
+from .trainer import Trainer, accelerator_for, start_trackers
 from .validation import Validation
 
 _log = logging.getLogger(__name__)
@@ -73,7 +72,8 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     if checkpoint is not None:
         trainer.resume(checkpoint)
     accelerator.print(_beginning(modality, model, config, accelerator, checkpoint))
-    with tracking(accelerator, config, trainer):
+    start_trackers(accelerator, config, trainer.step)
+    with _resume_hint(output, trainer):
         trainer.run()
     fit = _fit(model, batches, config)
     folder = output / "tokenizer"
@@ -92,35 +92,13 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     return folder
 
 
-def require_settings(config: RunConfig, *keys: str) -> None:
-    """Raise a ValueError for the first of some settings, named as on the command line, that has no value."""
-    for key in keys:
-        if not attrgetter(key)(config):
-            raise ValueError(f"{key} is not set; add --{key} ...")
-
-
-def accelerator_for(config: RunConfig) -> Accelerator:
-    """An Accelerator with a run's settings."""
-    return Accelerator(
-        # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=list(config.report_to) or None,
-        project_dir=config.output_dir,
-    )
-
-
 @contextlib.contextmanager
-def tracking(accelerator: Accelerator, config: LoopConfig, trainer: Trainer) -> Iterator[None]:
-    """Log to the trackers within it, and if training is interrupted say from which checkpoint it can go on."""
-    # What TensorBoard has of later steps, from before an interruption, no longer shows.
-    settings = {"tensorboard": {"purge_step": trainer.step + 1}} if "tensorboard" in config.report_to else {}
-    accelerator.init_trackers("logs", init_kwargs=settings)
+def _resume_hint(output: Path, trainer: Trainer) -> Iterator[None]:
+    """If training is interrupted within it, say from which checkpoint it can go on."""
     try:
         yield
     except KeyboardInterrupt:
-        newest = next(reversed(checkpoints(Path(config.output_dir))), None)
+        newest = next(reversed(checkpoints(output)), None)
         kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
         _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
         raise

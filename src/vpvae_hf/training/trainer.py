@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from vpvae_hf import distributed
 from vpvae_hf.files import write_text
 from vpvae_hf.losses import Loss, discriminator_loss, generator_loss
-from vpvae_hf.modalities.config import AdversarialConfig, LoopConfig
+from vpvae_hf.modalities.config import AdversarialConfig, LoopConfig, RunConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 
 from .checkpoints import load_checkpoint, save_checkpoint
@@ -228,6 +228,24 @@ class Trainer:
         state = self._batches.state_dict() if hasattr(self._batches, "state_dict") else None
         position = {"readers": self._readers, "state": state}
         save_checkpoint(self.accelerator, self._output, self.step, position, self.config.checkpoints_total_limit)
+
+
+def accelerator_for(config: RunConfig) -> Accelerator:
+    """An Accelerator with a run's settings."""
+    return Accelerator(
+        # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir,
+    )
+
+
+def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> None:
+    """Begin to log to the trackers after `step`; TensorBoard no longer shows what it had of later steps."""
+    settings = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in config.report_to else {}
+    accelerator.init_trackers("logs", init_kwargs=settings)
 
 
 def checkpoint_activations(model: nn.Module) -> None:

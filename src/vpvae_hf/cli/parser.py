@@ -1,0 +1,239 @@
+"""The commands and their options. Nothing heavy is imported here, so that help and mistakes are answered at once."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpvae_hf import __version__
+from vpvae_hf.settings import did_you_mean
+
+_REVISION = "branch, tag or commit of the tokenizer"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that looks for mistyped names first; argparse would first miss the option that one was meant to be."""
+
+    def parse_known_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None):
+        commands = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
+        for argument in args:
+            name = argument.partition("=")[0]
+            if name == "--":
+                break
+            if name.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions):
+                self.error(f"there is no option {name}; {did_you_mean(name, self._long_options())}")
+            if commands is not None and not name.startswith("-"):
+                if name not in commands.choices:
+                    self.error(f"there is no command {name}; {did_you_mean(name, commands.choices)}")
+                break  # what follows is the command's
+        return super().parse_known_args(args, namespace)
+
+    def _long_options(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `vpvae`. In what it returns, `run` is "module:function" in this package, to be called with it."""
+    parser = _Parser(prog="vpvae", description="Discrete tokens from images and audio: train, fit, use.")
+    parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_fit, _add_evaluate, _add_tokenize, _add_encode, _add_decode, _add_push, _add_compare):
+        add(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "demo",
+        "train a small tokenizer on photographs, fit its codebook, and show what it does",
+        "Train a small image tokenizer on photographs in a few minutes on a CPU, fit its codebook, "
+        "evaluate it on held-out crops, save it, and reload it in a fresh process.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
+    parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
+    parser.add_argument(
+        "--perturbation",
+        choices=("metropolis", "always_accept", "random_codebook"),
+        default="metropolis",
+        help="how vp perturbs latents in training",
+    )
+    parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
+    parser.add_argument("--steps", type=_positive, default=900, help="training steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, crops, perturbations and codebook")
+    parser.add_argument(
+        "--dataset",
+        help="hub id or folder of a data set of images; default: photographs that ship "
+        "with scikit-image and scikit-learn",
+    )
+    parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
+
+
+def _add_fit(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "fit",
+        "fit a codebook to a saved tokenizer",
+        "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
+        "save the tokenizer with that codebook in another folder.",
+    )
+    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
+    parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
+    parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
+    _add_data_options(parser, split="train")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "evaluate",
+        "measure a saved tokenizer on a data set",
+        "Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
+        "distance and code usage on every clip of audio.",
+    )
+    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
+    parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
+    _add_data_options(parser, split="validation")
+
+
+def _add_tokenize(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "tokenize",
+        "write a data set's codes to Parquet files",
+        "Encode every image of a split, scaled and cropped at its centre, or every clip of audio, and "
+        "write the codes with the data set's other columns to Parquet files, which datasets.load_dataset reads. A "
+        "run that was interrupted goes on if it is started again. For several GPUs start it with accelerate launch "
+        "-m vpvae_hf tokenize.",
+    )
+    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("--revision", help=_REVISION)
+    _add_data_options(parser, split="train")
+    parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
+    parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
+
+
+def _add_encode(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "encode-audio",
+        "turn an audio file into a file of codes",
+        "Encode an audio file (WAV, FLAC, OGG, MP3) and write its codes to a safetensors file, from which "
+        "`vpvae decode-audio` makes audio again.",
+        run="audio_files:encode",
+    )
+    parser.add_argument("file", type=Path, help="audio file")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of an audio tokenizer")
+    parser.add_argument("--revision", help=_REVISION)
+    parser.add_argument(
+        "--output", type=Path, help="file for the codes; default: the audio file's name with .safetensors"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    _add_audio_options(parser)
+
+
+def _add_decode(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "decode-audio",
+        "turn a file of codes into an audio file",
+        "Decode a file that `vpvae encode-audio` wrote.",
+        run="audio_files:decode",
+    )
+    parser.add_argument("file", type=Path, help="file of codes")
+    parser.add_argument("--tokenizer", help="folder or hub id; default: the one that the file of codes names")
+    parser.add_argument("--revision", help=_REVISION)
+    parser.add_argument("--output", type=Path, help="WAV, FLAC or OGG file; default: the file's name with .decoded.wav")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+
+
+def _add_push(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "push",
+        "push a saved tokenizer to the Hub, with a model card",
+        "Push the files of a saved tokenizer to the Hub in one commit, with a model card made from them "
+        "unless somebody wrote one. Hidden files and sub-folders stay behind.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that save_pretrained wrote")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch to push to, made if it does not exist; default: main")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("--message", help="message of the commit")
+    parser.add_argument("--allow-unfitted", action="store_true", help="push a tokenizer whose codebook is not fitted")
+
+
+def _add_compare(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "compare",
+        "train several methods alike and compare them",
+        "Train every method that a file names, for every codebook size and seed, measure them in and out "
+        "of domain, and write a table, curves and results.json. What is finished is not done again, so the command "
+        "may be interrupted, and started several times to use several cores or GPUs.",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, e.g. recipes/image/compare_small.yaml")
+    parser.add_argument("--output", type=Path, help="folder for runs and results; default: the file's output_dir")
+    parser.add_argument("--dataset", help="data set to train and validate on; default: the file's")
+    parser.add_argument("--out-of-domain", help="data set to measure on too; default: the file's")
+    parser.add_argument("--out-of-domain-split", default="test", help="its split")
+    parser.add_argument("--methods", nargs="+", help="some of the methods; default: all")
+    parser.add_argument("--codebook-sizes", nargs="+", type=int, help="some of the sizes; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, help="some of the seeds; default: all")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings of training for all runs, as a recipe takes them, e.g. max_train_steps=500",
+    )
+    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
+
+
+def _add_command(
+    commands: argparse._SubParsersAction, name: str, summary: str, description: str, run: str | None = None
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=description, formatter_class=_Help)
+    parser.set_defaults(run=run or f"{name}:run")
+    return parser
+
+
+def _add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
+    """Options that name a data set of images or audio."""
+    parser.add_argument("--dataset", required=True, help="hub id or local path of a data set of images or audio")
+    parser.add_argument("--dataset-config", help="configuration (subset) of the data set")
+    parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
+    parser.add_argument("--split", default=split, help="split to read")
+    parser.add_argument("--column", help="column that holds the images or the audio; default: the only one")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="images or clips encoded at once; clips are measured one by one"
+    )
+    images = parser.add_argument_group("for images")
+    images.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
+    images.add_argument("--shortest-side", type=int, help="images are scaled to it; default: the side of a crop")
+    _add_audio_options(parser.add_argument_group("for audio"))
+
+
+def _add_audio_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--resample", action="store_true", help="convert files of another sampling rate")
+    parser.add_argument("--downmix", action="store_true", help="average the channels of files that have several")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value

@@ -1,0 +1,263 @@
+"""Audio: files to mono waveforms at one sampling rate, whole clips or segments of them.
+
+Shapes: T samples of a clip, S of a segment, B items; float32, full scale is [-1, 1].
+"""
+
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import fsspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpvae_hf.resampling import resampled
+from vpvae_hf.settings import require, require_integer
+
+from .sources import Transform, UnreadableFileError, name_of
+
+# libsndfile reports this if a file's header does not tell its length.
+_UNKNOWN_LENGTH = (1 << 63) - 1
+_POSITIONS = ("random", "center", "start")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AudioTransform(Transform):
+    kind: ClassVar[str] = "audio clip"
+
+    sampling_rate: int
+    resample: bool = False
+    downmix: bool = False
+    shortest: int = 1
+
+    def __post_init__(self):
+        require_integer("sampling_rate", self.sampling_rate, 1)
+
+    def model_input(self, batch: Tensor) -> Tensor:
+        return batch.unsqueeze(1)
+
+    @contextmanager
+    def _opened(self, file: Mapping | None) -> Iterator["AudioFile"]:
+        how = {"sampling_rate": self.sampling_rate, "resample": self.resample, "downmix": self.downmix}
+        with AudioFile(file, **how) as audio:
+            if audio.length < self.shortest:
+                raise UnreadableFileError(f"{audio.name}: it has {audio.length} of at least {self.shortest} samples")
+            yield audio
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioSegment(_AudioTransform):
+    """Segments of one length: items [S] float32, batches [B, 1, S]. Loudness is kept, and so is silence.
+
+    Only the segment is decoded, so a corrupt part elsewhere in the file goes unnoticed. A shorter clip is followed by
+    zeros.
+
+    Args:
+        length: S.
+        sampling_rate: of the segment, in Hz.
+        resample: resample files with another sampling rate; otherwise they are an error.
+        downmix: take the mean of several channels; otherwise they are an error.
+        shortest: the least length of a clip; shorter ones count as unreadable.
+        position: "random", "center", or "start" of the clip.
+
+    Raises:
+        ValueError: a length or sampling rate below 1, or another position.
+    """
+
+    length: int
+    position: Literal["random", "center", "start"] = "random"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_integer("length", self.length, 1)
+        require(self.position in _POSITIONS, "position", self.position, "random, center or start")
+
+    def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
+        return self._segment(file, rng)[0]
+
+    def _segment(self, file: Mapping | None, rng: np.random.Generator) -> tuple[Tensor, int]:
+        """[S], and how many samples of the clip it begins with."""
+        with self._opened(file) as audio:
+            room = max(0, audio.length - self.length)
+            start = room // 2 if self.position == "center" else 0
+            start = int(rng.integers(room + 1)) if self.position == "random" else start
+            waveform = audio.read(start, min(start + self.length, audio.length))
+        return torch.from_numpy(np.pad(waveform, (0, self.length - len(waveform)))), len(waveform)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedAudioSegment(AudioSegment):
+    """Segments that tell audio from the zeros after a shorter clip; arguments and errors as of `AudioSegment`.
+
+    Items are [2, S], the segment and 1 where it is audio; batches are "input_values" [B, 1, S] and "padding_mask"
+    [B, S].
+    """
+
+    def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
+        segment, length = self._segment(file, rng)
+        return torch.stack([segment, (torch.arange(self.length) < length).float()])
+
+    def model_input(self, batch: Tensor) -> dict[str, Tensor]:
+        return {"input_values": batch[:, :1], "padding_mask": batch[:, 1].long()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioClip(_AudioTransform):
+    """Whole clips: items [T] float32, batches [1, 1, T] of one clip each.
+
+    Args:
+        sampling_rate, resample, downmix, shortest: as `AudioSegment` takes them.
+
+    Raises:
+        ValueError: a sampling rate below 1.
+    """
+
+    def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
+        with self._opened(file) as audio:
+            return torch.from_numpy(audio.read(0, audio.length))
+
+    def collate(self, items: list[Tensor]) -> Tensor:
+        if len(items) > 1:
+            raise ValueError(f"whole clips differ in length, got {len(items)} at once; use a batch size of 1")
+        return torch.stack(items)
+
+
+def read_audio(
+    file: str | os.PathLike | Mapping, *, sampling_rate: int, resample: bool = False, downmix: bool = False
+) -> np.ndarray:
+    """A whole file, [T] float32.
+
+    Args:
+        file: a path or an address that fsspec knows, or a mapping of "bytes" and "path".
+        sampling_rate: of the result, in Hz.
+        resample: resample a file with another sampling rate; otherwise it is an error.
+        downmix: take the mean of several channels; otherwise they are an error.
+
+    Raises:
+        ImportError: soundfile is not installed.
+        ValueError: another sampling rate or several channels, if that is not allowed.
+        UnreadableFileError: no such file or no readable audio (it is a ValueError, too).
+    """
+    file = file if isinstance(file, Mapping) else {"bytes": None, "path": os.fspath(file)}
+    with AudioFile(file, sampling_rate=sampling_rate, resample=resample, downmix=downmix) as audio:
+        return audio.read(0, audio.length)
+
+
+class AudioFile:
+    """An open audio file, of which only what is read is decoded; close it, or use it in a `with`.
+
+    Read one part only and open the file again for another: libsndfile loses its place in Ogg Vorbis if it goes back.
+
+    Args and errors are those of `read_audio`; `file=None` (a row without a file) raises UnreadableFileError.
+
+    Attributes:
+        name: what messages call the file.
+        length: T, at the sampling rate of the result.
+    """
+
+    def __init__(self, file: Mapping | None, *, sampling_rate: int, resample: bool = False, downmix: bool = False):
+        if file is None or (file["bytes"] is None and file["path"] is None):
+            raise UnreadableFileError("there is no file")
+        self._soundfile, self.name = _import_soundfile(), name_of(file)
+        try:
+            self._file = self._soundfile.SoundFile(_source_of(file))
+        except (self._soundfile.LibsndfileError, OSError, TypeError) as error:
+            # soundfile adds a name to libsndfile's reason, which is that of a buffer if the file is in memory.
+            reason = getattr(error, "error_string", error)
+            raise UnreadableFileError(f"{self.name}: {reason}") from error
+        try:
+            self._check(sampling_rate, resample, downmix)
+        except ValueError:
+            self.close()
+            raise
+        self._rate = sampling_rate
+        divisor = math.gcd(sampling_rate, self._file.samplerate)
+        self._up, self._down = sampling_rate // divisor, self._file.samplerate // divisor
+        self.length = -(-self._file.frames * self._up // self._down)
+
+    def __enter__(self) -> "AudioFile":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Samples start..stop of what reading the whole file gives, 0 <= start < stop <= length.
+
+        Raises:
+            UnreadableFileError: this part is corrupt, missing, or holds values that are NaN or infinite.
+        """
+        up, down = self._up, self._down
+        if up == down:
+            return self._decoded(start, stop)
+        # Half of the filter, which is ten periods of the lower rate long. A part begins at a multiple of `down`, where
+        # a sample of the whole file's output falls on one of its input.
+        margin = 10 * max(up, down) // up + 1
+        first = max(0, start * down // up - margin) // down * down
+        last = min(self._file.frames, -(-stop * down // up) + margin)
+        offset = start - first // down * up
+        part = resampled(self._decoded(first, last), self._file.samplerate, self._rate)
+        return part[offset : offset + stop - start]
+
+    def _check(self, sampling_rate: int, resample: bool, downmix: bool) -> None:
+        found = self._file
+        if found.frames == 0:
+            raise UnreadableFileError(f"{self.name}: it holds no sample")
+        if found.frames == _UNKNOWN_LENGTH:
+            raise UnreadableFileError(f"{self.name}: its header does not say how long it is; encode it anew")
+        if found.samplerate != sampling_rate and not resample:
+            raise ValueError(
+                f"{self.name} has a sampling rate of {found.samplerate} Hz, wanted are {sampling_rate} Hz; "
+                "allow resampling (resample=True, --resample, --data.resample true)"
+            )
+        if found.channels > 1 and not downmix:
+            raise ValueError(
+                f"{self.name} has {found.channels} channels, wanted is one; "
+                "allow their mean (downmix=True, --downmix, --data.downmix true)"
+            )
+
+    def _decoded(self, first: int, last: int) -> np.ndarray:
+        """[last - first] at the file's own sampling rate."""
+        try:
+            self._file.seek(first)
+            channels = self._file.read(last - first, dtype="float32", always_2d=True)
+        except self._soundfile.LibsndfileError as error:
+            raise UnreadableFileError(
+                f"{self.name}: samples {first} to {last} cannot be decoded: {error.error_string}"
+            ) from error
+        if len(channels) < last - first:
+            raise UnreadableFileError(
+                f"{self.name}: it is cut off after {first + len(channels)} of {self._file.frames} samples"
+            )
+        if not np.isfinite(channels).all():
+            raise UnreadableFileError(f"{self.name}: it holds values that are NaN or infinite")
+        return channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
+
+
+def _source_of(file: Mapping):
+    """What libsndfile opens: a local path, which it reads fastest, or all bytes of any other file."""
+    if file["bytes"] is not None:
+        return io.BytesIO(file["bytes"])
+    if fsspec.utils.get_protocol(file["path"]) == "file":
+        path = fsspec.core.strip_protocol(file["path"])
+        open(path, "rb").close()  # Python says why that fails, libsndfile does not
+        return path
+    # At once: an error of the network while libsndfile reads would look like the end of the file.
+    with fsspec.open(file["path"], "rb") as opened:
+        return io.BytesIO(opened.read())
+
+
+def _import_soundfile():
+    try:
+        import soundfile
+    except ImportError as error:
+        raise ImportError("soundfile is missing; install it with: pip install 'vpvae_hf[audio]'") from error
+    return soundfile

@@ -1,0 +1,326 @@
+"""Streams of items of images or audio, split over ranks and loader workers, that resume where they stopped.
+
+A reader is one loader worker of one rank. Shapes: B items in a batch; items and batches are as the stream's transform
+makes them.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vpvae_hf.settings import require_integer
+
+from .sources import Source, Transform, UnreadableFileError, library_missing
+
+# A folder of a million files has a million shards, so shards are dealt out in at most this many groups.
+_MOST_GROUPS = 1024
+_MOST_UNREADABLE = 1000
+_CHECKED_ROWS = 100
+_BEGINNING = {"block": 0, "taken": 0, "block_start": None}
+
+
+class ItemStream(IterableDataset):
+    """One item of each file of a data set: a crop of an image, a segment of audio.
+
+    The order and the items depend on the seed and on a file's place in the order, not on what was drawn before. Files
+    are shuffled in blocks: a block is read, permuted and given out, then comes the next. So a position is a few
+    numbers, and returning to one costs the reading of part of a block.
+
+    Args:
+        source: opened by `open_images` or `open_audio`.
+        transform: e.g. an `ImageCrop` or an `AudioSegment`.
+        shuffle_buffer: files in a block, which is held in memory as encoded; 1 keeps the data set's own order.
+        passes: number of passes over the data set; None for no end.
+        seed: decides order and items.
+        rank, world_size: this process and how many there are. Their shares may differ in size.
+
+    Raises:
+        ValueError: a buffer below 1.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        *,
+        shuffle_buffer: int = 1,
+        passes: int | None = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        require_integer("shuffle_buffer", shuffle_buffer, 1)
+        self.transform = transform
+        self._source, self._block_size = source, shuffle_buffer
+        self._passes, self._seed, self._rank, self._world_size = passes, seed, rank, world_size
+        self._loaded = False
+        self._rows: Iterator | None = None
+        self._stand_at(_BEGINNING)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """From the beginning, or once from a loaded state.
+
+        Yields:
+            "item", and "skipped", the number of unreadable files just before it. If a finite stream ends with
+            unreadable files, the "item" of its last yield is None.
+
+        Raises:
+            ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
+        """
+        if not self._loaded:
+            self._stand_at(_BEGINNING)
+        self._loaded = False
+        number, count = self._reader_of()
+        shuffled = self._block_size > 1
+        seed = self._seed if shuffled else None
+        reader = ShardReader(self._source.rows, number, count, seed=seed, passes=self._passes)
+        if self._block_start is not None:
+            reader.load_state_dict(self._block_start)
+        self._rows = rows = iter(reader)
+        skipped = 0
+        while True:
+            self._block_start = reader.state_dict()
+            files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
+            if not files:
+                if skipped:
+                    yield {"item": None, "skipped": skipped}
+                self._stand_at(_BEGINNING)
+                return
+            order = self._rng(number, self._block).permutation(len(files)) if shuffled else range(len(files))
+            for place in order[self._taken :]:
+                self._taken += 1
+                try:
+                    item = self.transform.read(files[place], self._rng(number, self._block, self._taken))
+                except UnreadableFileError as error:
+                    skipped += 1
+                    self._check_skipped(skipped, error)
+                    continue
+                yield {"item": item, "skipped": skipped}
+                skipped = 0
+            self._block, self._taken = self._block + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """This reader's position."""
+        return {"block": self._block, "taken": self._taken, "block_start": self._block_start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start the next iteration from that position."""
+        self._stand_at(state)
+        self._loaded = True
+
+    def close(self) -> None:
+        """Close the files of an iteration that was broken off; the position does not change."""
+        if self._rows is not None:
+            self._rows.close()
+
+    def _stand_at(self, state: dict[str, Any]) -> None:
+        self._block, self._taken, self._block_start = state["block"], state["taken"], state["block_start"]
+
+    def _reader_of(self) -> tuple[int, int]:
+        """Number of this reader, and how many there are."""
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        return self._rank * count + number, self._world_size * count
+
+    def _check_skipped(self, skipped: int, error: UnreadableFileError) -> None:
+        # Otherwise an endless stream would search for ever, e.g. if the network is gone.
+        if skipped == _MOST_UNREADABLE:
+            kind = self.transform.kind
+            raise ValueError(
+                f"data set {self._source.name}: {skipped} {kind}s in a row cannot be read; see whether the files of "
+                f"column {self._source.column!r} are {kind}s and can be reached (the last: {error})"
+            )
+
+    def _rng(self, *place: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, *place])
+
+
+class ItemLoader:
+    """Batches of an `ItemStream` as a model takes them, decoded by worker processes; its position can be saved.
+
+    Args:
+        stream: the items of one rank.
+        batch_size: B.
+        workers: number of worker processes; 0 for none.
+
+    Attributes:
+        skipped: number of unreadable files so far.
+    """
+
+    def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0):
+        self._stream, self._batch_size, self._workers = stream, batch_size, workers
+        self._loader: Any = None
+        # Where the next iteration starts, and where the last one was left.
+        self._resumed: dict[str, Any] | None = None
+        self._left_at: dict[str, Any] | None = None
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
+        """What the transform's `model_input` gives; the last batch of a finite stream may be smaller."""
+        self._loader, resumed, self._resumed = self._new_loader(), self._resumed, None
+        if resumed is not None:
+            self._loader.load_state_dict(resumed)
+        try:
+            for batch, skipped in self._loader:
+                self.skipped += skipped
+                if batch is not None:
+                    yield self._stream.transform.model_input(batch)
+        finally:
+            # At once: workers that the garbage collector finds later may hold it up for seconds, and files still open
+            # when Python exits can abort it.
+            self._left_at, self._loader = self._loader.state_dict(), None
+            self._stream.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch that was given."""
+        loader = self._left_at if self._loader is None else self._loader.state_dict()
+        return {"loader": loader, "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Start the next iteration from there; it takes the same number of workers and ranks as when it was saved."""
+        self._resumed, self.skipped = state["loader"], state["skipped"]
+
+    def _new_loader(self):
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # torchdata's own call
+            return StatefulDataLoader(
+                self._stream,
+                batch_size=self._batch_size,
+                num_workers=self._workers,
+                collate_fn=partial(_collate, self._stream.transform.collate),
+                # Its own: making an iterator draws from it, and training's randomness must not depend on that.
+                generator=torch.Generator().manual_seed(0),
+            )
+
+
+def _collate(collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
+    """A batch in the items' form, None if there is no item, and the number of unreadable files."""
+    items = [each["item"] for each in yielded if each["item"] is not None]
+    return collate(items) if items else None, sum(each["skipped"] for each in yielded)
+
+
+def check_readable(source: Source, transform: Transform) -> None:
+    """Read the first rows, so that what would stop a run later is found early.
+
+    Args:
+        transform: what the run will read files with.
+
+    Raises:
+        ValueError: no row, no readable file among the first 100, a file that the transform does not allow, or a shard
+            that cannot be read before a file is found.
+        ImportError: reading needs a library that is not installed.
+    """
+    files_only = source.rows.select_columns([source.column])
+    errors = []
+    for row in itertools.islice(ShardReader(files_only, 0, 1, seed=None, passes=1), _CHECKED_ROWS):
+        try:
+            transform.read(row[source.column], np.random.default_rng(0))
+            return
+        except UnreadableFileError as error:
+            errors.append(error)
+    found = "it is empty"
+    if errors:
+        found = (
+            f"the first {len(errors)} rows of column {source.column!r} hold no readable {transform.kind} "
+            f"(the first: {errors[0]})"
+        )
+    raise ValueError(f"data set {source.name} cannot be used: {found}")
+
+
+def shard_groups(rows, readers: int = 1) -> int:
+    """The number of groups in which shards are dealt out: as many as there are shards, up to a limit."""
+    return min(rows.num_shards, max(_MOST_GROUPS, readers))
+
+
+class ShardReader:
+    """Rows of one reader's share of the shards, pass after pass; its position is a small dictionary.
+
+    Each group of shards belongs to one reader. If there are fewer groups than readers, several readers share a group
+    and take its rows in turn, so shares may differ in size.
+
+    Args:
+        rows: a `datasets.IterableDataset` or `JoinedRows`.
+        reader, readers: the number of this reader, from 0, and how many there are.
+        seed: gives each pass its own order of groups; None keeps the data set's own order.
+        passes: number of passes; None for no end.
+    """
+
+    def __init__(self, rows, reader: int, readers: int, *, seed: int | None, passes: int | None):
+        self._rows, self._seed, self._passes = rows, seed, passes
+        self._groups = shard_groups(rows, readers)
+        self._own = list(range(reader % self._groups, self._groups, readers))
+        self._sharing, self._turn = len(range(reader % self._groups, readers, self._groups)), reader // self._groups
+        # The pass, the group within it, rows seen of the group, and rows given in the pass.
+        self._pass = self._position = self._seen = self._given = 0
+        self._group: Any = None
+        self._group_state: dict | None = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows from its position on.
+
+        Raises:
+            ValueError: a shard that cannot be read, or an endless reader whose share has no row.
+            ImportError: reading needs a library that is not installed.
+        """
+        while self._passes is None or self._pass < self._passes:
+            order = self._order()
+            while self._position < len(order):
+                yield from self._rows_of(order[self._position])
+                self._position += 1
+                self._seen, self._group, self._group_state = 0, None, None
+            if self._passes is None and self._given == 0:
+                raise ValueError(
+                    "the data set has no row for one of its readers; use fewer ranks or loader workers, or more data"
+                )
+            self._pass, self._position, self._given = self._pass + 1, 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last row that was given."""
+        return {
+            "pass": self._pass,
+            "position": self._position,
+            "seen": self._seen,
+            "given": self._given,
+            "group": self._group_state if self._group is None else self._group.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pass, self._position = state["pass"], state["position"]
+        self._seen, self._given, self._group_state = state["seen"], state["given"], state["group"]
+
+    def _order(self) -> list[int]:
+        if self._seed is None:
+            return self._own
+        return np.random.default_rng([self._seed, self._pass]).permutation(self._own).tolist()
+
+    def _rows_of(self, group: int) -> Iterator[dict[str, Any]]:
+        self._group = self._rows.shard(num_shards=self._groups, index=group)
+        if self._group_state is not None:
+            self._group.load_state_dict(self._group_state)
+        # Not iter(): within a loader's worker that would give the worker its share of the share.
+        rows = self._group.iter(batch_size=1)
+        while True:
+            try:
+                row = next(rows, None)
+            except ImportError as error:
+                raise library_missing(error) from error
+            except Exception as error:
+                raise ValueError(
+                    f"part {group} of {self._groups} of the data set cannot be read after row {self._seen}: {error}; "
+                    "mend or remove the file"
+                ) from error
+            if row is None:
+                return
+            self._seen += 1
+            if (self._seen - 1) % self._sharing == self._turn:
+                self._given += 1
+                yield {column: values[0] for column, values in row.items()}

@@ -1,0 +1,167 @@
+"""Codes that `vpvae tokenize` wrote, as sequences of ids to train a transformer on.
+
+Shapes as in `vocabulary`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import BlockRefinementScheduler
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from vpvae_hf.data import CodeFolder
+from vpvae_hf.models import AutoencoderVP, VPCodecModel
+
+from .vocabulary import CodeVocabulary
+
+IGNORED = -100  # a label that transformers leaves out of the loss
+
+
+def load_code_tokenizer(folder: CodeFolder, name: str | None = None) -> AutoencoderVP | VPCodecModel:
+    """The tokenizer that made a folder of codes, or the named one, in eval mode.
+
+    Raises:
+        FileNotFoundError, PermissionError, ConnectionError, ValueError: it cannot be loaded.
+    """
+    kind = VPCodecModel if folder.is_audio else AutoencoderVP
+    if name:
+        return kind.from_pretrained(name).eval()
+    name, revision = folder.manifest["tokenizer"], folder.manifest["tokenizer_revision"]
+    try:
+        return kind.from_pretrained(name, **({} if revision is None else {"revision": revision})).eval()
+    except (FileNotFoundError, PermissionError, ConnectionError, ValueError) as error:
+        raise type(error)(
+            f"the tokenizer that the codes were made with, {name}, cannot be loaded; name it with --tokenizer ({error})"
+        ) from error
+
+
+def vocabulary_of(folder: CodeFolder, window: int | None = None) -> CodeVocabulary:
+    """The vocabulary of a folder's codes and conditions.
+
+    Args:
+        window: most tokens of a sequence of audio; None for as many as the longest clip has.
+
+    Raises:
+        ValueError: a window for images, or conditions below 0.
+    """
+    grid = folder.grid
+    if window is not None:
+        if not folder.is_audio:
+            raise ValueError(f"data.window={window} is for audio; images are always whole, leave it out")
+        grid = (min(window, grid[0]),)
+    return CodeVocabulary(
+        codebook_size=folder.manifest["codebook_size"],
+        grid=grid,
+        code_groups=folder.manifest["code_groups"],
+        condition_size=folder.condition_size,
+        fingerprint=folder.manifest["fingerprint"],
+    )
+
+
+class CodeSequences(Dataset):
+    """Ids of codes; clips longer than the grid are cut into windows, one after the other.
+
+    An item has "ids" [at most L], "condition" (an int, -1 if there is none), and whether the window "begins" and "ends"
+    a clip, which images always do.
+    """
+
+    def __init__(self, folder: CodeFolder, vocabulary: CodeVocabulary):
+        self._folder, self._vocabulary = folder, vocabulary
+        if folder.is_audio:
+            window = vocabulary.grid[0]
+            self._windows = [
+                (row, start) for row, length in enumerate(folder.lengths) for start in range(0, length, window)
+            ]
+        else:
+            self._windows = [(row, 0) for row in range(len(folder.rows))]
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        row, start = self._windows[number]
+        example = self._folder.rows[row]
+        codes = self._folder.codes(example)
+        column, ends = self._folder.condition_column, True
+        if self._folder.is_audio:
+            stop = start + self._vocabulary.grid[0]
+            codes, ends = codes[start:stop], stop >= len(codes)
+        ids = self._vocabulary.encode(codes[None])[0]
+        condition = -1 if column is None else int(example[column])
+        return {"ids": ids, "condition": condition, "begins": start == 0, "ends": ends}
+
+
+@dataclass(frozen=True)
+class CausalBatches:
+    """Collates items to "input_ids", "attention_mask" and "labels" [B, P + L + 1] for a causal language model."""
+
+    vocabulary: CodeVocabulary
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        vocabulary, sequences, labels = self.vocabulary, [], []
+        for item in items:
+            # A window from the middle of a clip has an id in place of "begin", so that all have as many.
+            begin = vocabulary.begin if item["begins"] else vocabulary.unconditional
+            before = torch.cat([_condition(vocabulary, item), torch.tensor([begin])])
+            after = torch.tensor([vocabulary.end] if item["ends"] else [], dtype=torch.long)
+            sequences.append(torch.cat([before, item["ids"], after]))
+            labels.append(torch.cat([torch.full_like(before, IGNORED), item["ids"], after]))
+        batch = _padded(vocabulary, sequences)
+        return batch | {"labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED)}
+
+
+@dataclass(frozen=True)
+class MaskedBatches:
+    """Collates items to "input_ids", "attention_mask" and "labels" [B, 1 + L] for a masked model, nothing masked."""
+
+    vocabulary: CodeVocabulary
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        vocabulary, sequences = self.vocabulary, []
+        for item in items:
+            condition = _condition(vocabulary, item)
+            condition = condition if len(condition) else torch.tensor([vocabulary.unconditional])
+            sequences.append(torch.cat([condition, item["ids"]]))
+        batch = _padded(vocabulary, sequences)
+        ids = batch["input_ids"]
+        return batch | {"labels": torch.where(vocabulary.is_code(ids), ids, IGNORED)}
+
+
+def drop_conditions(batch: dict[str, Tensor], vocabulary: CodeVocabulary, share: float) -> dict[str, Tensor]:
+    """A batch in which each sequence loses its condition with a probability, drawn from torch's global generator."""
+    if vocabulary.condition_size == 0 or share == 0:
+        return batch
+    ids = batch["input_ids"].clone()
+    ids[torch.rand(len(ids), device=ids.device) < share, 0] = vocabulary.unconditional
+    return batch | {"input_ids": ids}
+
+
+def mask_codes(
+    batch: dict[str, Tensor], vocabulary: CodeVocabulary, scheduler: BlockRefinementScheduler
+) -> dict[str, Tensor]:
+    """A batch of `MaskedBatches` with codes masked; the labels are the masked codes.
+
+    The share of masked codes is drawn for each sequence, uniformly on [0, 1]. All draws are from torch's global
+    generator.
+    """
+    ids = batch["input_ids"]
+    noisy, _, masked, _ = scheduler.add_noise(
+        ids, batch["attention_mask"], prompt_length=1, block_length=ids.shape[1] - 1, mask_token_id=vocabulary.mask
+    )
+    return batch | {"input_ids": noisy, "labels": torch.where(masked, ids, IGNORED)}
+
+
+def _condition(vocabulary: CodeVocabulary, item: Mapping[str, Any]) -> Tensor:
+    """Ids [1] of an item's condition; [0] if the vocabulary has none."""
+    if vocabulary.condition_size == 0:
+        return torch.empty(0, dtype=torch.long)
+    return vocabulary.condition_ids(torch.tensor([item["condition"]]))[0]
+
+
+def _padded(vocabulary: CodeVocabulary, sequences: list[Tensor]) -> dict[str, Tensor]:
+    ids = pad_sequence(sequences, batch_first=True, padding_value=vocabulary.pad)
+    return {"input_ids": ids, "attention_mask": (ids != vocabulary.pad).long()}

@@ -1,0 +1,179 @@
+"""What the folder of a saved tokenizer holds, read from its files alone, and the results that lie in it."""
+
+import importlib
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from vpvae_hf.files import read_json
+from vpvae_hf.quantizers import QuantizerConfig, quantizer_config
+
+CARD, CONFIG, RESULTS, PICTURE = "README.md", "config.json", "results.json", "reconstruction.png"
+
+# NAME[.VARIANT].safetensors, a shard or the index of such, or the same pickled. The variant of an index follows that
+# word, and that of shards which older releases of diffusers wrote follows their number.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)"
+    r"(\.[\w-]+?)?(?:-\d{5}-of-\d{5})?(\.[\w-]+)?\.(?:safetensors|bin)(?:\.index(\.[\w-]+)?\.json)?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubEntry:
+    """How the Hub shows the models of a class of tokenizers.
+
+    Attributes:
+        name: of the signal; `model_cards/{name}.md` is the card's template, if there is one.
+        library: the library whose `from_pretrained` reads the folder.
+        pipeline_tag: task under which the Hub lists the model.
+        task: task under which results are listed.
+        items: what an evaluation counts; its key in results.json.
+        sounds: title -> file that the card plays if the folder has it.
+        downsampling: config -> f, the values along each axis of the signal that one code stands for.
+    """
+
+    name: str
+    library: str
+    pipeline_tag: str
+    task: str
+    items: str
+    sounds: Mapping[str, str] = field(default_factory=dict)
+    downsampling: Callable[[dict[str, Any]], int]
+
+
+# By the name of the class of models, which enters itself when it is defined.
+HUB_ENTRIES: dict[str, HubEntry] = {}
+
+
+def hub_entry(class_name: str | None) -> HubEntry | None:
+    """The entry of a class of tokenizers; None if there is no such class."""
+    if class_name is not None and class_name not in HUB_ENTRIES:
+        # The package imports a public class when it is first asked for.
+        getattr(importlib.import_module("vpvae_hf"), class_name, None)
+    return HUB_ENTRIES.get(class_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTokenizer:
+    """A saved tokenizer.
+
+    Attributes:
+        class_name: of the model that the config names.
+        config: the content of its config.json.
+        quantizer: the settings in it.
+        entry: of its class.
+        results: the content of its results.json; empty if there is none.
+        parameters: number of values in the weights, codebook included; None if they are pickled.
+    """
+
+    folder: Path
+    class_name: str
+    config: dict[str, Any]
+    results: dict[str, Any]
+    quantizer: QuantizerConfig
+    entry: HubEntry
+    parameters: int | None
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether it gives codes as it is."""
+        return self.quantizer.fitted and self.quantizer.codebook_size is not None
+
+    @property
+    def bits(self) -> float:
+        """Of a token's codes."""
+        return self.quantizer.code_groups * math.log2(self.quantizer.codebook_size or 1)
+
+    @property
+    def files(self) -> list[Path]:
+        """The folder's own files. Neither hidden ones nor sub-folders: those hold saves and training state."""
+        return sorted(path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
+    """Read the folder of a saved tokenizer.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is no saved tokenizer, or a file of it is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; name the one that save_pretrained wrote")
+    if not (folder / CONFIG).exists():
+        raise ValueError(f"{folder} is no saved tokenizer: it has no {CONFIG}; name the folder save_pretrained wrote")
+    config = read_json(folder / CONFIG)
+    # As diffusers records the class, or else as transformers does.
+    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    entry = hub_entry(name)
+    if entry is None:
+        raise ValueError(
+            f"{folder} is no saved tokenizer: its {CONFIG} is of the class {name}; known: {', '.join(HUB_ENTRIES)}"
+        )
+    results = folder / RESULTS
+    return SavedTokenizer(
+        folder=folder,
+        class_name=name,
+        config=config,
+        quantizer=quantizer_config(config["quantizer"]),
+        results=read_json(results) if results.exists() else {},
+        entry=entry,
+        parameters=_count_parameters(folder),
+    )
+
+
+def read_results(folder: str | os.PathLike) -> dict[str, Any]:
+    """The results in a saved tokenizer's folder; empty if there are none, or for a hub id."""
+    return read_saved(folder).results if Path(folder).is_dir() else {}
+
+
+def strip_local_paths(value: Any) -> Any:
+    """JSON data in which each absolute path is cut to its last part: the rest tells of the computer, not the model."""
+    if isinstance(value, dict):
+        return {name: strip_local_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [strip_local_paths(item) for item in value]
+    if isinstance(value, str) and (
+        value.startswith("~") or PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
+    ):
+        return PureWindowsPath(value).name
+    return value
+
+
+def weights_set(name: str) -> str | None:
+    """Which weights a file belongs to: "" for those without a variant, ".fp16" for those of the variant fp16.
+
+    All shards and the index of a model have the same set, in either format and by either library. None: it holds no
+    weights.
+    """
+    named = _WEIGHTS.fullmatch(name)
+    return None if named is None else "".join(part or "" for part in named.groups())
+
+
+def _count_parameters(folder: Path) -> int | None:
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin")]
+    sets = {file: weights_set(file.name) for file in files}
+    if set(sets.values()) <= {None}:
+        raise ValueError(f"{folder} has no weights (*model.safetensors); save the model with save_pretrained")
+    counts: Counter[str] = Counter()
+    for file, name in sets.items():
+        # To open pickled ones would be to run them.
+        if name is not None and file.suffix == ".safetensors":
+            counts[name] += _count_values(file)
+    # All of them are the same model.
+    return next(iter(counts.values()), None)
+
+
+def _count_values(file: Path) -> int:
+    try:
+        with safe_open(file, "numpy") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or cut short ({error}); save the model again") from error

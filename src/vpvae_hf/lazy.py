@@ -1,0 +1,27 @@
+"""Packages whose public names are imported when they are first used (PEP 562)."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lazy_names(package: str, sources: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package.
+
+    Args:
+        package: the package's `__name__`.
+        sources: public name -> module that defines it, relative to the package, e.g. ".models".
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in sources:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        value = getattr(importlib.import_module(sources[name], package), name)
+        setattr(sys.modules[package], name, value)  # the next access does not come here
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *sources})
+
+    return __getattr__, __dir__

@@ -1,0 +1,162 @@
+"""Saving, loading and pushing of all tokenizers; diffusers and transformers write and read the weights."""
+
+import os
+import re
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+
+from vpvae_hf.files import staged_folder
+from vpvae_hf.hub import hub_errors, push_folder
+
+_PUSH_ARGUMENTS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "allow_unfitted")
+
+
+class Persistence:
+    """The folder of a tokenizer: weights with codebook, config and preprocessor. Part of `Tokenizer`.
+
+    Attributes:
+        _weights_file: name of the file of weights, without its ending.
+        _loading: arguments that the library's `from_pretrained` always gets.
+    """
+
+    _weights_file: ClassVar[str]
+    _loading: ClassVar[dict[str, Any]] = {}
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *,
+        # By these names diffusers pipelines see that the arguments may be given.
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """Save weights with codebook, config and preprocessor; arguments as in diffusers or transformers.
+
+        The files are written aside and moved into place once all of them are there, so a save that fails for want of
+        space or any other reason leaves what was there before.
+
+        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_folder`, which takes the arguments
+        `private`, `token`, `revision`, `create_pr`, `commit_message` and `allow_unfitted`; `repo_id` is the folder's
+        name if it is not given.
+        """
+        pushing = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
+        if max_shard_size is not None:
+            kwargs["max_shard_size"] = max_shard_size
+        if not safe_serialization:
+            kwargs["safe_serialization"] = False
+        self._sync_config()
+        # Shards of an earlier save, and their index, which loading would prefer to a single file.
+        dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
+        name, shard, ending = self._weights_file, r"-\d{5}-of-\d{5}", r"\.(safetensors|bin)"
+        obsolete = rf"{name}{dot_variant}({shard})?{ending}|{name}{ending}\.index{dot_variant}\.json"
+        with staged_folder(save_directory, obsolete) as folder:
+            super().save_pretrained(folder, is_main_process=is_main_process, variant=variant, **kwargs)
+            if is_main_process:
+                self.preprocessor().save_pretrained(folder)
+        if push_to_hub and is_main_process:
+            repo_id = pushing.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            push_folder(save_directory, repo_id, **pushing)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        **kwargs,
+    ) -> str:
+        """Push the model with a model card; further arguments as of `vpvae_hf.hub.push_folder`.
+
+        Returns:
+            The web address of what was pushed.
+
+        Raises:
+            ValueError, PermissionError, ConnectionError, FileNotFoundError: as `push_folder`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            return push_folder(folder, repo_id, commit_message=commit_message, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Self:
+        """Load a folder or a hub id; arguments as in diffusers or transformers.
+
+        Raises:
+            ValueError: a weight or the codebook is missing, misshapen, damaged or not usable, or unknown config fields.
+            FileNotFoundError: there is no such folder, repository, revision or file.
+            PermissionError: the hub refuses the token.
+            ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
+        """
+        name, with_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        try:
+            with hub_errors(name, doing="load", revision=kwargs.get("revision")):
+                model, info = super().from_pretrained(name, *args, **kwargs | cls._loading, output_loading_info=True)
+        except (SafetensorError, OSError, ValueError) as error:
+            explained = _explained(name, error)
+            if explained is None:
+                raise
+            raise explained from error
+        if not kwargs.get("ignore_mismatched_sizes"):
+            _check_shapes(name, info["mismatched_keys"])
+        model._check_loaded(name, info["missing_keys"])
+        return (model, info) if with_info else model
+
+    @abstractmethod
+    def preprocessor(self):
+        """What makes the model's inputs of images or waveforms; it is saved along with the model."""
+
+    def _check_loaded(self, name: str | os.PathLike, missing_keys: Iterable[str]) -> None:
+        """Raise a ValueError for a model loaded from `name` that lacks weights, or the codebook it should have."""
+        if missing_keys:
+            raise ValueError(
+                f"{name}: the weights lack {', '.join(sorted(missing_keys))}; they were saved by another "
+                "architecture or cut short, save the model again with save_pretrained"
+            )
+        codebook = dict(self.quantize.named_buffers()).get("codebook")
+        if codebook is None or not self.quantize.config.fitted:
+            return
+        if not torch.isfinite(codebook).all() or not codebook.any():
+            raise ValueError(
+                f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
+                "values; run vpvae_hf.fit_codebook again and save"
+            )
+
+
+def _explained(name: str | os.PathLike, error: Exception) -> ValueError | None:
+    """The error for weights that a library could not load; None if weights are not what it is about."""
+    # diffusers raises one of these for misshapen weights, and hides the other behind an OSError.
+    if isinstance(error, ValueError) and "expected shape" in str(error):
+        return _mismatch(name, str(error.args[0]).split(". If you want")[0])
+    cause = error
+    while cause is not None:
+        if isinstance(cause, SafetensorError):
+            return ValueError(
+                f"{name}: a file of weights is damaged or cut short ({cause}); download it or save the model again"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _check_shapes(name: str | os.PathLike, mismatched: Iterable[tuple[str, torch.Size, torch.Size]]) -> None:
+    """Raise a ValueError for weights loaded from `name` whose shapes, given first, are not the model's."""
+    shapes = sorted(f"{key} is {tuple(saved)}, not {tuple(wanted)}" for key, saved, wanted in mismatched)
+    if shapes:
+        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        raise _mismatch(name, ", ".join(shapes[:3]) + more)
+
+
+def _mismatch(name: str | os.PathLike, what: str) -> ValueError:
+    return ValueError(
+        f"{name}: weights and config do not belong together ({what}); save the model again with save_pretrained, or "
+        "restore the config.json it was saved with"
+    )

@@ -1,0 +1,318 @@
+"""Image files to arrays, crops of them, and images in memory."""
+
+import io
+import itertools
+import logging
+from collections import Counter
+from functools import partial
+from itertools import islice
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from audio_files import write_rows
+from image_shards import bytes_of, encoded, loader_of, picture, write_shards
+from PIL import Image
+
+from vpvae_hf.data import ImageCrop, center_crops, load_images, load_photographs, random_crops, to_pixel_values
+
+AUGMENTED = {"size": 8, "crop": "random", "flip": True, "shuffle_buffer": 4, "passes": None, "seed": 3}
+
+
+def positions(height: int, width: int, name: int) -> np.ndarray:
+    """An image whose channels are the row, the column and the image's name."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, np.full_like(rows, name)], axis=-1).astype(np.uint8)
+
+
+def read_back(batch: torch.Tensor) -> np.ndarray:
+    """[B, S, S, 3] whole numbers from [B, 3, S, S] pixel values."""
+    return ((batch + 1) * 127.5).round().int().movedim(1, -1).numpy()
+
+
+@pytest.fixture
+def images():
+    return [positions(40, 56, 0), positions(100, 33, 1), positions(32, 32, 2)]
+
+
+def test_pixel_values_span_minus_one_to_one():
+    values = to_pixel_values(np.array([0, 51, 102, 255], dtype=np.uint8).reshape(1, 2, 2, 1).repeat(3, axis=3))
+    assert values.shape == (1, 3, 2, 2)
+    assert values.dtype == torch.float32
+    assert values[0, 2].flatten().tolist() == pytest.approx([-1, -0.6, -0.2, 1])
+
+
+def test_pixel_values_of_views(images):
+    mirrored, read_only = images[0][None, :, ::-1], images[0][None]
+    read_only.flags.writeable = False
+    for image in (mirrored, read_only):
+        np.testing.assert_array_equal(read_back(to_pixel_values(image)), image)
+
+
+def test_random_crops_come_from_the_images(images):
+    names, mirrored = [], []
+    for batch in islice(random_crops(images, size=32, batch_size=8, seed=0), 25):
+        assert batch.shape == (8, 3, 32, 32)
+        assert batch.dtype == torch.float32
+        assert batch.min() >= -1
+        assert batch.max() <= 1
+        for crop in read_back(batch):
+            flip = crop[0, 0, 1] > crop[0, -1, 1]
+            crop = crop[:, ::-1] if flip else crop
+            top, left, name = crop[0, 0]
+            np.testing.assert_array_equal(crop, images[name][top : top + 32, left : left + 32])
+            names.append(name)
+            mirrored.append(flip)
+    assert 0.35 < np.mean(mirrored) < 0.65
+    areas = np.array([image.shape[0] * image.shape[1] for image in images])
+    np.testing.assert_allclose(np.bincount(names) / len(names), areas / areas.sum(), atol=0.1)
+
+
+def test_random_crops_reach_every_position():
+    crops = np.concatenate(
+        [read_back(b) for b in islice(random_crops([positions(6, 7, 0)], size=4, batch_size=50, seed=0), 8)]
+    )
+    corners = {(int(crop[0, 0, 0]), int(crop[0, :, 1].min())) for crop in crops}
+    assert corners == {(top, left) for top in range(3) for left in range(4)}
+
+
+def test_random_crops_are_seeded(images):
+    first, again, other = (
+        torch.cat(list(islice(random_crops(images, size=16, batch_size=4, seed=seed), 3))) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first[:4], first[4:8])
+
+
+@pytest.mark.parametrize("size", [5, 16, 32])
+def test_center_crops_cover_each_grid_once(images, size):
+    crops = np.concatenate([read_back(batch) for batch in center_crops(images, size=size, batch_size=7)])
+    expected = [(image.shape[0] // size) * (image.shape[1] // size) for image in images]
+    assert np.bincount(crops[:, 0, 0, 2]).tolist() == expected
+    for name, image in enumerate(images):
+        seen = np.zeros(image.shape[:2], dtype=int)
+        for crop in crops[crops[:, 0, 0, 2] == name]:
+            top, left, _ = crop[0, 0]
+            np.testing.assert_array_equal(crop, image[top : top + size, left : left + size])
+            seen[top : top + size, left : left + size] += 1
+        covered = np.argwhere(seen)
+        assert seen.max() == 1
+        for axis in (0, 1):
+            before, after = covered[:, axis].min(), image.shape[axis] - 1 - covered[:, axis].max()
+            assert 0 <= after - before <= 1
+            assert before + after == image.shape[axis] % size
+        assert seen.sum() == (covered.max(axis=0) - covered.min(axis=0) + 1).prod()
+
+
+def test_center_crops_come_in_order_and_batches(images):
+    batches = list(center_crops(images[:1], size=16, batch_size=4))
+    assert [batch.shape for batch in batches] == [(4, 3, 16, 16), (2, 3, 16, 16)]
+    corners = [tuple(crop[0, 0, :2]) for batch in batches for crop in read_back(batch)]
+    assert corners == sorted(corners)
+
+
+def test_an_image_of_the_size_of_a_crop(images):
+    (batch,) = center_crops(images[2:], size=32, batch_size=4)
+    np.testing.assert_array_equal(read_back(batch), images[2][None])
+    crop = read_back(next(random_crops(images[2:], size=32, batch_size=1, seed=0)))[0]
+    assert np.array_equal(crop, images[2]) or np.array_equal(crop[:, ::-1], images[2])
+
+
+@pytest.mark.parametrize("crops", [partial(random_crops, seed=0), center_crops], ids=["random", "center"])
+def test_images_that_cannot_be_cropped(images, crops):
+    with pytest.raises(ValueError, match="an image has a side of 32 pixels, crops need 33"):
+        crops(images, size=33, batch_size=2)
+    with pytest.raises(ValueError, match="no images to crop"):
+        crops([], size=8, batch_size=2)
+
+
+@pytest.mark.parametrize(("height", "width", "top", "left"), [(12, 30, 0, 9), (31, 12, 9, 0), (15, 20, 1, 4)])
+def test_the_center_of_an_image(tmp_path, height, width, top, left):
+    name = write_shards(tmp_path, [[encoded(picture(7, height, width))]])
+    (crop,) = bytes_of(next(iter(loader_of(name))))
+    assert torch.equal(crop, torch.from_numpy(picture(7, height, width)[top : top + 12, left : left + 12].copy()))
+
+
+def test_random_crops_reach_every_place_and_half_are_mirrored(tmp_path):
+    name = write_shards(tmp_path, [[encoded(picture(7, 8, 11))]])
+    crops = torch.cat(list(itertools.islice(loader_of(name, batch_size=50, **AUGMENTED), 5)))
+    seen = Counter()
+    for crop in bytes_of(crops):
+        columns = crop[0, :, 2].tolist()
+        mirrored = columns[0] > columns[-1]
+        left = min(columns)
+        assert columns == sorted(range(left, left + 8), reverse=mirrored)
+        assert crop[:, 0, 1].tolist() == list(range(8))
+        seen[left, mirrored] += 1
+    assert set(seen) == set(itertools.product(range(4), (False, True)))
+    assert min(seen.values()) > 12
+
+
+def test_without_flip_none_is_mirrored(tmp_path):
+    name = write_shards(tmp_path, [[encoded(picture(7, 8, 11))]])
+    crops = torch.cat(list(itertools.islice(loader_of(name, **{**AUGMENTED, "flip": False}), 30)))
+    assert (bytes_of(crops)[:, 0, 0, 2] < bytes_of(crops)[:, 0, 7, 2]).all()
+
+
+@pytest.mark.parametrize("shortest_side", [None, 12])
+@pytest.mark.parametrize("crop", ["center", "random"])
+def test_small_images_are_enlarged_to_the_crop(tmp_path, shortest_side, crop):
+    name = write_shards(tmp_path, [[encoded(picture(7, 6, 9))]])
+    (image,) = bytes_of(next(iter(loader_of(name, shortest_side=shortest_side, crop=crop))))
+    assert image.shape == (12, 12, 3)
+    assert (image[..., 0] == 7).all()
+    assert (image[0, 0, 1], image[-1, 0, 1]) == (0, 5)
+
+
+def test_large_images_are_scaled_where_that_is_asked(tmp_path):
+    name = write_shards(tmp_path, [[encoded(picture(7, 24, 24))]])
+    (whole,) = bytes_of(next(iter(loader_of(name, shortest_side=12))))
+    (middle,) = bytes_of(next(iter(loader_of(name))))
+    assert (whole[0, 0, 1] <= 1) & (whole[-1, 0, 1] >= 22)
+    assert middle[:, 0, 1].tolist() == list(range(6, 18))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"size": 12, "shortest_side": 11}, "shortest_side must be at least the size of a crop, 12, got 11"),
+    ],
+)
+def test_crops_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ImageCrop(**settings)
+
+
+def noise(height: int = 24, width: int = 40, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def file_of(image: Image.Image | np.ndarray, file_format: str = "PNG", **how) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, file_format, **how)
+    return buffer.getvalue()
+
+
+def tiff_with_a_text_for_its_width() -> bytes:
+    tiff = bytearray(file_of(noise(), "TIFF"))
+    tiff[12] = 2  # type of the first entry
+    return bytes(tiff)
+
+
+CORRUPT = {
+    "no image": b"<html>404</html>",
+    "empty": b"",
+    "cut off": file_of(noise())[:500],
+    "nonsense in its header": tiff_with_a_text_for_its_width(),
+    "missing": None,
+}
+
+
+@pytest.fixture
+def loaded(tmp_path_factory, monkeypatch):
+    """Loads files that it writes into a data set, with a cache of its own for the `datasets` library."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+    def load(*files: bytes | None, limit: int = 10, side: int = 24) -> list[np.ndarray]:
+        name = write_rows(
+            tmp_path_factory.mktemp("data") / "train.parquet",
+            {"label": datasets.Value("int64"), "photo": datasets.Image()},
+            [{"label": 0, "photo": None if file is None else {"bytes": file, "path": None}} for file in files],
+        )
+        return load_images(name, split="train", limit=limit, shortest_side=side)
+
+    return load
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 10])
+def test_the_first_readable_images_come_in_order(loaded, limit):
+    files = [CORRUPT["no image"], *(file_of(noise(seed=seed)) for seed in range(4))]
+    images = loaded(*files, limit=limit)
+    assert len(images) == min(limit, 4)
+    for seed, image in enumerate(images):
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, noise(seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side", "shape"),
+    [(24, 40, 12, (12, 20, 3)), (40, 24, 12, (20, 12, 3)), (24, 40, 48, (48, 80, 3)), (17, 100, 10, (10, 59, 3))],
+)
+def test_shortest_side(loaded, height, width, side, shape):
+    (image,) = loaded(file_of(noise(height, width)), side=side)
+    assert image.shape == shape
+
+
+def test_scaling_keeps_what_is_shown(loaded):
+    ramp = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 32, axis=0).repeat(3, axis=2)
+    (image,) = loaded(file_of(ramp), side=16)
+    np.testing.assert_allclose(image, ramp[::2, ::2], atol=8)
+
+
+@pytest.mark.parametrize("kind", CORRUPT)
+def test_an_unreadable_image_is_skipped_and_counted(loaded, caplog, kind):
+    with caplog.at_level(logging.WARNING, logger="vpvae_hf"):
+        images = loaded(file_of(noise(seed=0)), CORRUPT[kind], file_of(noise(seed=1)))
+    assert len(images) == 2
+    np.testing.assert_array_equal(images[1], noise(seed=1))
+    (message,) = caplog.messages
+    assert message.startswith("skipped 1 unreadable images of ")
+
+
+def test_readable_images_give_no_warning(loaded, caplog):
+    loaded(file_of(noise()))
+    assert caplog.messages == []
+
+
+def test_no_images(loaded):
+    with pytest.raises(ValueError, match="split 'train', column 'photo' holds no readable image"):
+        loaded(CORRUPT["no image"], CORRUPT["no image"])
+    with pytest.raises(ValueError, match="limit must be an integer of at least 1, got 0"):
+        loaded(limit=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
+def test_every_mode_becomes_rgb(loaded, mode):
+    source = Image.fromarray(noise()).convert(mode)
+    (image,) = loaded(file_of(source, "TIFF" if mode == "CMYK" else "PNG"))
+    np.testing.assert_array_equal(image, np.asarray(source.convert("RGB")))
+
+
+def test_sixteen_bits_of_grey_are_scaled(loaded):
+    grey = np.linspace(0, 65535, 24 * 40).astype(np.uint16).reshape(24, 40)
+    (image,) = loaded(file_of(grey))
+    np.testing.assert_array_equal(image, np.repeat((grey // 257)[..., None], 3, axis=2))
+
+
+def test_orientation_is_applied(loaded):
+    turned = Image.fromarray(noise(24, 40))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # lies on its side
+    (image,) = loaded(file_of(turned, exif=exif))
+    np.testing.assert_array_equal(image, np.rot90(noise(24, 40), -1))
+
+
+def test_a_folder_of_files_of_classes(tmp_path):
+    """The data set then has a column of labels beside the images."""
+    for label, file in {"cat": file_of(noise(seed=0)), "dog": file_of(noise(30, 24), "JPEG")}.items():
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "a.image.jpg").write_bytes(file)
+    images = load_images(str(tmp_path), split="train", limit=10, shortest_side=24)
+    assert [image.shape for image in images] == [(24, 40, 3), (30, 24, 3)]
+    np.testing.assert_array_equal(images[0], noise(seed=0))
+
+
+def test_twelve_different_photographs_in_two_parts():
+    from skimage import data
+
+    photographs = load_photographs()
+    for part in photographs:
+        assert len({image.tobytes() for image in part}) == len(part) == 12
+        assert min(image.std() for image in part) > 5
+        assert all(image.dtype == np.uint8 and image.shape[2:] == (3,) and min(image.shape[:2]) >= 64 for image in part)
+    for training, held_out in zip(*photographs, strict=True):
+        assert training.shape[1] == (training.shape[1] + held_out.shape[1]) * 3 // 4
+    np.testing.assert_array_equal(np.concatenate([part[0] for part in photographs], axis=1), data.astronaut())

@@ -1,0 +1,132 @@
+"""What is imported when, and that transformers and diffusers find our classes whatever was imported first."""
+
+import subprocess
+import sys
+
+import pytest
+
+import vpvae_hf
+from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A saved image tokenizer, a saved audio tokenizer, and a pipeline that holds the image tokenizer."""
+    from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel
+
+    folder = tmp_path_factory.mktemp("saved")
+    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    images = AutoencoderVP(
+        **blocks,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        quantizer={"kind": "fsp", "levels": [8, 6]},
+    )
+    images.save_pretrained(folder / "images")
+    audio = {
+        "encoder_hidden_size": 4,
+        "decoder_hidden_size": 32,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    VPCodecModel(VPCodecConfig(**audio, quantizer={"kind": "fsp", "levels": [8, 6, 5]})).save_pretrained(
+        folder / "audio"
+    )
+    unet = UNet2DModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        **blocks,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    LDMPipeline(images, unet, DDIMScheduler()).save_pretrained(folder / "pipeline")
+    return folder
+
+
+def in_a_fresh_process(script: str, *arguments) -> str:
+    """What a script prints; `loaded(name)` in it are the modules within a package that are imported."""
+    start = (
+        "import sys, warnings; warnings.simplefilter('error')\n"
+        "loaded = lambda name: sorted(each for each in sys.modules if f'{each}.'.startswith(f'{name}.'))\n"
+    )
+    command = [sys.executable, "-c", start + script, *map(str, arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def test_the_package_alone_imports_no_library():
+    script = "import vpvae_hf; vpvae_hf.__version__; print([loaded(each) for each in sys.argv[1:]])"
+    libraries = ("torch", "transformers", "diffusers", "numpy", "huggingface_hub")
+    assert in_a_fresh_process(script, *libraries) == str([[]] * len(libraries))
+
+
+def test_every_public_name_is_listed_and_found():
+    assert set(vpvae_hf.__all__) <= set(dir(vpvae_hf))
+    for name in vpvae_hf.__all__:
+        assert getattr(vpvae_hf, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'vpvae_hf' has no attribute 'AutoencoderVQ'"):
+        vpvae_hf.AutoencoderVQ  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'VPCodec'"):
+        from vpvae_hf.models import VPCodec  # noqa: F401
+
+
+def test_audio_needs_no_diffusers(folders):
+    script = (
+        "import torch; from vpvae_hf import VPCodecModel; codec = VPCodecModel.from_pretrained(sys.argv[1])\n"
+        "codes = codec.encode(torch.zeros(1, 1, 960)).audio_codes; codec.decode(codes)\n"
+        "print(tuple(codes.shape), loaded('diffusers'))"
+    )
+    assert in_a_fresh_process(script, folders / "audio") == "(1, 1, 10) []"
+
+
+def test_images_need_no_audio_model(folders):
+    """Of transformers' models they import only those that diffusers' own autoencoders import."""
+    script = (
+        "import torch; from diffusers import VQModel; before = loaded('transformers.models')\n"
+        "from vpvae_hf import AutoencoderVP; vae = AutoencoderVP.from_pretrained(sys.argv[1])\n"
+        "codes = vae.tokenize(torch.zeros(1, 3, 8, 8)); vae.detokenize(codes)\n"
+        "print(tuple(codes.shape), [each for each in loaded('vpvae_hf.models') if 'codec' in each])\n"
+        "print([each for each in loaded('transformers.models') if '.modeling_' in each and each not in before])"
+    )
+    assert in_a_fresh_process(script, folders / "images").splitlines() == ["(1, 4, 4) []", "[]"]
+
+
+LOADED_BY_AUTO_CLASSES = """
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
+assert type(AutoFeatureExtractor.from_pretrained(sys.argv[2])).__name__ == "VPCodecFeatureExtractor"
+model = AutoModelForAudioTokenization.from_pretrained(sys.argv[2])
+assert type(model) is type(AutoModel.from_pretrained(sys.argv[2])) is vpvae_hf.VPCodecModel
+assert type(AutoModel.from_config(AutoConfig.from_pretrained(sys.argv[2]))) is vpvae_hf.VPCodecModel
+assert type(AutoConfig.for_model("vp_codec")) is vpvae_hf.VPCodecConfig
+assert AutoModel._model_mapping[vpvae_hf.VPCodecConfig] is vpvae_hf.VPCodecModel
+"""
+LOADED_BY_DIFFUSERS = """
+assert type(diffusers.AutoModel.from_pretrained(sys.argv[1])) is vpvae_hf.AutoencoderVP
+pipeline = diffusers.DiffusionPipeline.from_pretrained(sys.argv[3])
+assert type(pipeline.vqvae) is vpvae_hf.AutoencoderVP
+assert diffusers.AutoencoderVP is vpvae_hf.AutoencoderVP
+assert not hasattr(diffusers, "VPCodecModel")
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import vpvae_hf, diffusers, transformers",
+        "import diffusers, transformers, vpvae_hf",
+        "from transformers import AutoModel, AutoFeatureExtractor; from diffusers import AutoModel, DiffusionPipeline",
+        "from vpvae_hf import VPCodecModel",
+        "from vpvae_hf import CodeVocabulary",
+    ],
+)
+def test_the_libraries_find_our_classes(imports, folders):
+    """Whatever was imported first, and although nothing has been asked for but `import vpvae_hf`."""
+    loading = [LOADED_BY_AUTO_CLASSES, LOADED_BY_DIFFUSERS]
+    if "transformers" not in imports:
+        loading.reverse()
+    script = "\n".join([imports, "import diffusers, vpvae_hf", *loading])
+    in_a_fresh_process(script, folders / "images", folders / "audio", folders / "pipeline")
