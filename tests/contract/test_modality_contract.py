@@ -122,7 +122,7 @@ class SeriesTrainingConfig(TrainingConfig):
 
 class SeriesModality(Modality):
     model_class, config_class = SeriesTokenizer, SeriesTrainingConfig
-    library, items, train_items, headline_metric = "torch", "series", "series", "error"
+    train_items, headline_metric = "series", "error"
     _open = staticmethod(open_series)
 
     def new_model(self, config):

@@ -59,8 +59,7 @@ class AudioModality(Modality):
     """Segments of clips in training; whole clips in evaluations and files of codes."""
 
     model_class, config_class = VPCodecModel, AudioTrainingConfig
-    library = "transformers"
-    items, train_items = "clips", "segments"
+    train_items = "segments"
     headline_metric = "pesq"
     one_by_one = True
     batches_decoded = 4  # clips of like lengths are batched: sorted among so many, little of a batch is padding

@@ -28,8 +28,6 @@ class Modality(ABC):
     Attributes:
         model_class: the tokenizer.
         config_class: settings of a training run; its `data` decides what the transforms below read.
-        library: the library, besides torch, whose version results depend on.
-        items: what one file becomes in an evaluation and in files of codes, e.g. "images".
         train_items: what one file becomes in training, e.g. "segments".
         headline_metric: the one metric that curves and the progress bar show.
         unquantized_metrics: metrics that are also measured without quantization; None for all.
@@ -40,8 +38,6 @@ class Modality(ABC):
 
     model_class: ClassVar[type[Tokenizer]]
     config_class: ClassVar[type[TrainingConfig]]
-    library: ClassVar[str]
-    items: ClassVar[str]
     train_items: ClassVar[str]
     headline_metric: ClassVar[str]
     unquantized_metrics: ClassVar[tuple[str, ...] | None] = None
@@ -49,6 +45,16 @@ class Modality(ABC):
     one_by_one: ClassVar[bool] = False
     batches_decoded: ClassVar[int] = 1
     _open: ClassVar[Callable[..., Source]]
+
+    @property
+    def library(self) -> str:
+        """The library, besides torch, whose version results depend on."""
+        return self.model_class.hub_entry.library
+
+    @property
+    def items(self) -> str:
+        """What one file becomes in an evaluation and in files of codes, e.g. "images"."""
+        return self.model_class.hub_entry.items
 
     # Models
 

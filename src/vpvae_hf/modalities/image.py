@@ -67,8 +67,7 @@ class ImageModality(Modality):
     """Crops of images."""
 
     model_class, config_class = AutoencoderVP, ImageTrainingConfig
-    library = "diffusers"
-    items = train_items = "images"
+    train_items = "images"
     headline_metric, unquantized_metrics, extra_metrics = "psnr", ("psnr",), ("lpips",)
     _open = staticmethod(open_images)
 

@@ -76,10 +76,11 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     with _resume_hint(output, trainer):
         trainer.run()
     fit = _fit(model, batches, config)
+    model.eval()
     folder = output / "tokenizer"
     with distributed.failing_together():
         if accelerator.is_main_process:
-            model.eval().save_pretrained(folder)  # before it is measured, which takes long and may fail
+            model.save_pretrained(folder)  # before it is measured, which takes long and may fail
     quality = validation.measure_all()
     with distributed.failing_together():
         if accelerator.is_main_process:
