@@ -56,8 +56,6 @@ class Modality(ABC):
         """What one file becomes in an evaluation and in files of codes, e.g. "images"."""
         return self.model_class.hub_entry.items
 
-    # Models
-
     @abstractmethod
     def new_model(self, config: TrainingConfig) -> Tokenizer:
         """A model to train from the beginning.
@@ -94,8 +92,6 @@ class Modality(ABC):
     def adversarial(self, config: TrainingConfig, model: Tokenizer) -> tuple[AdversarialConfig, nn.Module] | None:
         """Settings of a discriminator, and the discriminator; None to train without one."""
         return None
-
-    # Data
 
     def data_config(self, model: Tokenizer, **given: Any) -> DataConfig:
         """Settings for reading a data set for a saved tokenizer, as the commands need them.
@@ -149,8 +145,6 @@ class Modality(ABC):
     def is_random(self, data: DataConfig) -> bool:
         """Whether each pass over the data gives other training items."""
 
-    # Metrics
-
     @abstractmethod
     def metric_fn(self, model: Tokenizer, extra: Collection[str] = ()) -> MetricFn:
         """How reconstructions are measured.
@@ -188,8 +182,6 @@ class Modality(ABC):
             across_ranks=across_ranks,
         )
 
-    # Codes in files
-
     @abstractmethod
     def code_features(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:
         """The columns of codes, as `datasets` describes them; "codes" is one of them."""
@@ -209,8 +201,6 @@ class Modality(ABC):
     @abstractmethod
     def code_settings(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:
         """What codes depend on besides tokenizer and files, and how much of the signal a code stands for; for JSON."""
-
-    # What people see and hear
 
     @abstractmethod
     def resolution(self, model: Tokenizer) -> str:

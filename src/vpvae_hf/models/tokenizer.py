@@ -111,7 +111,7 @@ class Tokenizer(Persistence, ABC):
             return
         same_dims = (config.latent_dim, config.feature_dim) == (present.latent_dim, present.feature_dim)
         if same_dims and isinstance(config, VectorPerturbationConfig) and isinstance(present, VectorPerturbationConfig):
-            self.quantize.adopt(config)
+            self.quantize.reconfigure(config)
         else:
             device = next(self.parameters()).device
             self.quantize = build_quantizer(config).to(device).train(self.training)
