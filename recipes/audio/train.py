@@ -5,8 +5,8 @@
 
 import sys
 
-from vpvae_hf.training.config import AudioTrainingConfig
-from vpvae_hf.training.recipe import run_recipe
+from vpvae_hf.modalities.audio import AudioTrainingConfig
+from vpvae_hf.training.config import run_recipe
 from vpvae_hf.training.run import train_tokenizer
 
 if __name__ == "__main__":

@@ -28,13 +28,11 @@ from vpvae_hf import AutoencoderVP, distributed
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, Source, check_readable, open_images
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
+from vpvae_hf.modalities.image import ImageDataConfig
 from vpvae_hf.settings import require
-from vpvae_hf.training.checkpoint import load_checkpoint, save_checkpoint
-from vpvae_hf.training.config import ImageDataConfig, LoopConfig, option
-from vpvae_hf.training.job import accelerator_for, require_settings, start_trackers
-from vpvae_hf.training.metrics_log import MetricsLog
-from vpvae_hf.training.output_folder import prepare_output
-from vpvae_hf.training.recipe import run_recipe
+from vpvae_hf.training.checkpoints import load_checkpoint, prepare_output, save_checkpoint
+from vpvae_hf.training.config import LoopConfig, option, require_settings, run_recipe
+from vpvae_hf.training.trainer import MetricsLog, accelerator_for, start_trackers
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -95,7 +93,7 @@ def train(config: DiffusionConfig) -> Path:
     set_seed(config.seed)
     scheduler = build_scheduler(config)
     unet = build_unet(config, vae).to(accelerator.device)
-    checkpoint = prepare_output(output, config, made=("pipeline",))
+    checkpoint = prepare_output(output, config, outputs=("pipeline",))
     images, held_out = open_data(config)
     set_seed(config.seed, device_specific=True)  # each rank draws noise and times of its own
     data, rank = config.data, {"rank": accelerator.process_index, "world_size": accelerator.num_processes}

@@ -37,11 +37,9 @@ from vpvae_hf.generation import (
 )
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.settings import require
-from vpvae_hf.training.config import RunConfig, option
-from vpvae_hf.training.job import require_settings
-from vpvae_hf.training.loop import checkpoint_activations
-from vpvae_hf.training.output_folder import prepare_output
-from vpvae_hf.training.recipe import run_recipe
+from vpvae_hf.training.checkpoints import prepare_output
+from vpvae_hf.training.config import RunConfig, option, require_settings, run_recipe
+from vpvae_hf.training.trainer import checkpoint_activations
 
 # About 25 million weights. transformers' own defaults are those of the largest models.
 MODERNBERT = {
@@ -214,7 +212,7 @@ def train(config: MaskedConfig) -> Path:
         codes.check_same_codes(held_out)
     tokenizer, vocabulary = load_code_tokenizer(codes, config.tokenizer), vocabulary_of(codes, data.window)
     vocabulary.check_tokenizer(tokenizer)
-    checkpoint = prepare_output(output, config, made=("pipeline",), marker=STATE)
+    checkpoint = prepare_output(output, config, outputs=("pipeline",), checkpoint_file=STATE)
     step = 0 if checkpoint is None else json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
     ended = step >= config.max_train_steps
     set_seed(config.seed)

@@ -5,8 +5,8 @@
 
 import sys
 
-from vpvae_hf.training.config import ImageTrainingConfig
-from vpvae_hf.training.recipe import run_recipe
+from vpvae_hf.modalities.image import ImageTrainingConfig
+from vpvae_hf.training.config import run_recipe
 from vpvae_hf.training.run import train_tokenizer
 
 if __name__ == "__main__":

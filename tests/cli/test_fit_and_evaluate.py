@@ -56,7 +56,7 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
         (["fit", "{tokenizer}", "--dataset", "{data}", "--output", "{tokenizer}"], "exists and is not empty"),
         (
             ["fit", "{tokenizer}", "--dataset", "{data}", "--output", "{new}", "--size", "9"],
-            "must be multiples of 2, got 9 x 9",
+            "size must be a multiple of the tokenizer's factor 2, got 9; try 8",
         ),
         (["fit", "{new}", "--dataset", "{data}", "--output", "{new}"], "new"),
         (

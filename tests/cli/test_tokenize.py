@@ -13,7 +13,7 @@ from image_shards import CORRUPT, encoded, loader_of, write_shards
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli import tokenize as cli_tokenize
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import code_dtype, code_files
+from vpvae_hf.data import code_dtype
 
 datasets = pytest.importorskip("datasets")
 
@@ -131,6 +131,7 @@ def test_codes_go_back_into_the_tokenizer(images, tmp_path, streaming, codebook_
 @pytest.mark.parametrize(("codebook_size", "dtype"), [(2, "uint8"), (1 << 16, "uint16"), ((1 << 16) + 1, "int32")])
 def test_the_smallest_type_that_holds_the_codes(codebook_size, dtype):
     assert code_dtype(codebook_size) == dtype
+    assert np.iinfo(dtype).max >= codebook_size - 1
 
 
 def test_size_shortest_side_and_a_slice_without_streaming(tokenizer, images, tmp_path):
@@ -181,7 +182,7 @@ def test_large_shards_are_written_in_pieces(tokenizer, images, tmp_path, monkeyp
     """Of a batch each here; the last batch of the last shard holds an unreadable image alone."""
     from pyarrow.parquet import read_metadata
 
-    monkeypatch.setattr(code_files, "_ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("vpvae_hf.data.codes._ROWS_AT_ONCE", 1)
     assert tokenize(tokenizer, images, tmp_path) == 0
     assert [read_metadata(tmp_path / name).num_row_groups for name in FILES[:3]] == [2, 1, 2]
     rows = datasets.load_dataset(str(tmp_path), split="train")

@@ -42,30 +42,30 @@ def finish(process: subprocess.Popen, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
+def finished_run(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
     process = launch(settings(data, folder / "run", use_ema=True), folder)
     printed = finish(process, folder)
     assert process.returncode == 0, printed
     return folder / "run"
 
 
-def test_two_ranks_train_on_both_their_parts(whole):
-    rows = [row for row in metrics(whole) if "loss/total" in row]
+def test_two_ranks_train_on_both_their_parts(finished_run):
+    rows = [row for row in metrics(finished_run) if "loss/total" in row]
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert [row["examples"] for row in rows] == [8 * step for step in range(1, 13)]
 
 
-def test_the_queue_is_one_for_both(whole):
+def test_the_queue_is_one_for_both(finished_run):
     """Of 2 x 4 images of 64 tokens the first batch fills the queue, one rank alone would bring half of it."""
-    first = next(row for row in metrics(whole) if "quantizer/queue_fill" in row)
+    first = next(row for row in metrics(finished_run) if "quantizer/queue_fill" in row)
     assert first["quantizer/queue_fill"] == pytest.approx(2 * 4 * 64 / (16 * 32 * 4))
 
 
-def test_metrics_of_two_ranks_are_those_of_one_process(whole, data):
-    results = json.loads((whole / "tokenizer" / "results.json").read_text())["evaluation"][0]
+def test_metrics_of_two_ranks_are_those_of_one_process(finished_run, data):
+    results = json.loads((finished_run / "tokenizer" / "results.json").read_text())["evaluation"][0]
     assert results["images"] == 11
-    vae = AutoencoderVP.from_pretrained(whole / "tokenizer")
+    vae = AutoencoderVP.from_pretrained(finished_run / "tokenizer")
     source = open_images(data, split="validation")
     stream = ItemStream(source, ImageCrop(size=16, shortest_side=20))
     batches = ItemLoader(stream, batch_size=4)
@@ -73,7 +73,7 @@ def test_metrics_of_two_ranks_are_those_of_one_process(whole, data):
     assert results["metrics"] == pytest.approx(alone.metrics, rel=1e-6)
 
 
-def test_a_killed_rank_ends_the_job_and_it_goes_on_exactly(whole, data, tmp_path):
+def test_a_killed_rank_ends_the_job_and_it_goes_on_exactly(finished_run, data, tmp_path):
     values = settings(data, tmp_path / "run", use_ema=True)
     process = launch(values, tmp_path)
     log = tmp_path / "run" / "metrics.jsonl"
@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_the_job_and_it_goes_on_exactly(whole, data, tmp_path
     again = launch(values, tmp_path, "--resume_from_checkpoint", "latest")
     printed = finish(again, tmp_path)
     assert again.returncode == 0, printed
-    assert metrics(tmp_path / "run") == metrics(whole)
+    assert metrics(tmp_path / "run") == metrics(finished_run)
     name = "tokenizer/diffusion_pytorch_model.safetensors"
-    one, other = load_file(tmp_path / "run" / name), load_file(whole / name)
+    one, other = load_file(tmp_path / "run" / name), load_file(finished_run / name)
     assert all(torch.equal(one[key], other[key]) for key in one)

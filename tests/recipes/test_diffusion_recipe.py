@@ -20,8 +20,7 @@ from safetensors.torch import load_file
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.quantizers import NoCodesError
-from vpvae_hf.training.arguments import describe, parse_config
-from vpvae_hf.training.recipe import run_recipe
+from vpvae_hf.training.config import describe, parse_config, run_recipe
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET = {

@@ -10,7 +10,7 @@ from vpvae_hf.training.generator_config import AutoregressiveConfig, MaskedConfi
 from vpvae_hf import (
     CodebookNotFittedError,
 )
-from vpvae_hf.training.arguments import describe, parse_config
+from vpvae_hf.training.config import describe, parse_config
 
 
 @pytest.mark.parametrize(

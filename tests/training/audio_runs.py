@@ -6,7 +6,7 @@ from audio_files import RATE, encoded, write_shards
 from omegaconf import OmegaConf
 from speech import speech
 
-from vpvae_hf.training.config import AudioTrainingConfig
+from vpvae_hf.modalities.audio import AudioTrainingConfig
 
 ARCHITECTURE = {
     "encoder_hidden_size": 4,

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vpvae_hf.training.arguments import describe, parse_config
-from vpvae_hf.training.audio import AudioModality
-from vpvae_hf.training.config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
-from vpvae_hf.training.images import ImageModality
+from vpvae_hf.modalities import MODALITIES
+from vpvae_hf.modalities.audio import AudioTrainingConfig
+from vpvae_hf.modalities.config import TrainingConfig
+from vpvae_hf.modalities.image import ImageTrainingConfig
+from vpvae_hf.training.config import describe, parse_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -120,8 +121,7 @@ def test_accelerate_takes_its_configurations(file, machines, processes):
 
 
 def recipes(modality):
-    """Files of settings, without those of comparisons, which have a test of their own."""
-    return sorted(file for file in RECIPES.glob(f"{modality}/*.yaml") if not file.name.startswith("compare_"))
+    return sorted(RECIPES.glob(f"{modality}/*.yaml"))
 
 
 @pytest.mark.parametrize("file", recipes("image"), ids=lambda file: file.name)
@@ -129,7 +129,7 @@ def test_every_image_recipe_is_valid(file):
     config = parse("--config", str(file))
     small = {"block_out_channels": [8] * len(config.model.architecture.get("block_out_channels", [8] * 4))}
     config.model.architecture |= {**small, "norm_num_groups": 4, "layers_per_block": 1}
-    model = ImageModality().build_model(config)
+    model = MODALITIES["image"].build_model(config)
     if file.name.startswith(("vp", "fsp", "ablation")):
         assert model.downsample_factor == 8
         assert config.output_dir == f"runs/image_{file.stem.removeprefix('ablation_')}"
@@ -142,7 +142,7 @@ def test_every_audio_recipe_is_valid(file):
     config = parse("--config", str(file), kind=AudioTrainingConfig)
     small = {"encoder_hidden_size": 2, "decoder_hidden_size": 32, "hidden_size": 16, "intermediate_size": 16}
     config.model.architecture |= small
-    model = AudioModality().build_model(config)
+    model = MODALITIES["audio"].build_model(config)
     assert (model.config.hop_length, model.config.sampling_rate) == (96, 16000)
     if file.name.startswith(("vp", "fsp")):
         assert config.output_dir == f"runs/audio_{file.stem}"

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import soundfile
 import torch
 from audio_files import RATE
 from audio_runs import ARCHITECTURE, VECTOR, configured, settings, write_speech
-from image_runs import metrics
+from image_runs import launch_and_kill, metrics
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
@@ -31,67 +29,61 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def finished_run(data, tmp_path_factory):
     """An uninterrupted run."""
-    output = tmp_path_factory.mktemp("whole") / "run"
+    output = tmp_path_factory.mktemp("finished") / "run"
     train_tokenizer(configured(settings(data, output, use_ema=True, data={"workers": 2})))
     return output
 
 
-def test_a_run_leaves_a_tokenizer_and_its_records(whole):
-    codec = VPCodecModel.from_pretrained(whole / "tokenizer")
+def test_a_run_leaves_a_tokenizer_and_its_records(finished_run):
+    codec = VPCodecModel.from_pretrained(finished_run / "tokenizer")
     assert codec.quantize.config.fitted
     assert codec.encode(torch.zeros(1, 1, 960)).audio_codes.shape == (1, 1, 10)
-    results = json.loads((whole / "tokenizer" / "results.json").read_text())
+    results = json.loads((finished_run / "tokenizer" / "results.json").read_text())
     assert results["training"]["steps"] == 12
     assert results["training"]["segments_seen"] == 12 * 4
     assert results["codebook"]["codebook_size"] == 32
     (evaluation,) = results["evaluation"]
     assert (evaluation["split"], evaluation["clips"]) == ("validation", 5)
     assert set(evaluation["metrics"]) >= {"pesq", "pesq_unquantized", "stoi", "mel_distance", "code_usage"}
-    rows = metrics(whole)
+    rows = metrics(finished_run)
     assert [row["step"] for row in rows if "validation/pesq" in row] == [6, 12]
     assert {"loss/l1", "loss/stft", "loss/quantizer", "gradient_norm"} <= set(rows[-2])
     assert [row["examples"] for row in rows if "examples" in row] == [4 * step for step in range(1, 13)]
 
 
-def test_the_card_shows_and_plays_the_same_clips(whole):
-    card = (whole / "tokenizer" / "README.md").read_text()
+def test_the_card_shows_and_plays_the_same_clips(finished_run):
+    card = (finished_run / "tokenizer" / "README.md").read_text()
     assert "model-index" in card
     assert "PESQ (wide band)" in card
     for name in ("original", "reconstruction"):
         assert f"{name}.flac" in card
-        waveform, rate = soundfile.read(whole / "tokenizer" / f"{name}.flac")
+        waveform, rate = soundfile.read(finished_run / "tokenizer" / f"{name}.flac")
         assert (len(waveform), rate) == (2 * round(3.5 * RATE), RATE)
-    for picture in (whole / "tokenizer" / "reconstruction.png", whole / "validation" / "step-0000012.png"):
+    for picture in (
+        finished_run / "tokenizer" / "reconstruction.png",
+        finished_run / "validation" / "step-0000012.png",
+    ):
         with Image.open(picture) as image:
             assert min(image.size) > 100
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(whole, data, tmp_path):
+def test_a_killed_run_goes_on_with_the_same_losses(finished_run, data, tmp_path):
     """Equal to the bit on a CPU, the positions of the segments in the clips among the rest."""
     output = tmp_path / "run"
     values = settings(data, output, use_ema=True, data={"workers": 2})
-    (tmp_path / "settings.yaml").write_text(json.dumps(values))
-    command = [sys.executable, "-W", "error", str(RECIPE), "--config", str(tmp_path / "settings.yaml")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (output / "metrics.jsonl").exists() or len((output / "metrics.jsonl").read_text().splitlines()) < 6:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (output / "tokenizer").exists()
+    launch_and_kill("audio", values, tmp_path)
     train_tokenizer(configured(values | {"resume_from_checkpoint": "latest"}))
-    assert metrics(output) == metrics(whole)
+    assert metrics(output) == metrics(finished_run)
 
 
-def test_the_decoder_alone_learns_to_read_the_codes(whole, data, tmp_path):
-    values = settings(data, tmp_path / "run", train_only="decoder", model={"pretrained": str(whole / "tokenizer")})
+def test_the_decoder_alone_learns_to_read_the_codes(finished_run, data, tmp_path):
+    values = settings(
+        data, tmp_path / "run", train_only="decoder", model={"pretrained": str(finished_run / "tokenizer")}
+    )
     train_tokenizer(configured(values))
-    first, second = (load_file(run / "tokenizer/model.safetensors") for run in (whole, tmp_path / "run"))
+    first, second = (load_file(run / "tokenizer/model.safetensors") for run in (finished_run, tmp_path / "run"))
     changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"post_quant_proj", "decoder_transformer", "decoder"}
 
@@ -108,14 +100,14 @@ def test_training_brings_the_reconstruction_nearer(data, tmp_path):
     assert trained["code_usage"] > 4 / 200
 
 
-def test_fine_tuning_with_another_codebook_size(whole, data, tmp_path):
-    start = {"model": {"pretrained": str(whole / "tokenizer")}, "quantizer": {"codebook_size": 64}}
+def test_fine_tuning_with_another_codebook_size(finished_run, data, tmp_path):
+    start = {"model": {"pretrained": str(finished_run / "tokenizer")}, "quantizer": {"codebook_size": 64}}
     memory = {"gradient_checkpointing": True}
     train_tokenizer(configured(settings(data, tmp_path / "run", **start, **memory, max_train_steps=2)))
     codec = VPCodecModel.from_pretrained(tmp_path / "run" / "tokenizer")
     assert (codec.config.codebook_size, codec.quantize.config.fitted) == (64, True)
     results = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())
-    assert results["training"]["base_model"] == str(whole / "tokenizer")
+    assert results["training"]["base_model"] == str(finished_run / "tokenizer")
 
 
 def test_features_of_whisper_as_a_loss(data, tmp_path):
@@ -143,7 +135,7 @@ def test_two_ranks_share_the_clips_and_the_queue(data, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [row for row in metrics(tmp_path / "run") if "loss/total" in row]
     assert [row["examples"] for row in rows] == [8, 16, 24, 32]
-    # Segments of 0.2 seconds have 33 codes; the first batch of both ranks goes into the queue whole.
+    # Segments of 0.2 seconds have 33 codes; the first batch of both ranks goes into the queue finished_run.
     assert rows[1]["quantizer/queue_fill"] >= 2 * 4 * 33 / (16 * 32 * 4)
     evaluation = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())["evaluation"][0]
     assert evaluation["clips"] == 5

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from audio_runs import ARCHITECTURE as AUDIO
+from image_runs import ARCHITECTURE as IMAGE
 
 from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel, fit_codebook, measure_scaling_factor
 
@@ -15,15 +16,7 @@ NONE = {"kind": "none", "latent_dim": 2}
 
 def tiny(quantizer):
     torch.manual_seed(0)
-    return AutoencoderVP(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=16,
-        quantizer=quantizer,
-    )
+    return AutoencoderVP(**IMAGE, sample_size=16, quantizer=quantizer)
 
 
 def tiny_codec(quantizer):

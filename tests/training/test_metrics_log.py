@@ -1,6 +1,6 @@
 import math
 
-from vpvae_hf.training.metrics_log import MetricsLog
+from vpvae_hf.training.trainer import MetricsLog
 
 
 def test_rows_come_back_and_later_ones_are_dropped(tmp_path):

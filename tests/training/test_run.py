@@ -2,25 +2,20 @@
 
 import json
 import logging
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from image_runs import ARCHITECTURE, VECTOR, configured, metrics, settings, write_pictures
+from image_runs import ARCHITECTURE, VECTOR, configured, launch_and_kill, launched, metrics, settings, write_pictures
 from PIL import Image
 from safetensors.torch import load_file
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.training.run import train_tokenizer
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "image" / "train.py"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -30,9 +25,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
+def finished_run(data, tmp_path_factory):
     """An uninterrupted run with everything that has a state."""
-    output = tmp_path_factory.mktemp("whole") / "run"
+    output = tmp_path_factory.mktemp("finished") / "run"
     train_tokenizer(configured(settings(data, output, **STATEFUL)))
     return output
 
@@ -46,79 +41,67 @@ STATEFUL = {
 }
 
 
-def launched(values: dict, tmp_path: Path, *extra: str) -> subprocess.Popen:
-    """The recipe in a process of its own."""
-    file = tmp_path / "settings.yaml"
-    file.write_text(json.dumps(values))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", str(RECIPE), "--config", str(file), *extra]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
 def same_weights(one: Path, other: Path) -> bool:
     first, second = load_file(one), load_file(other)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_leaves_a_tokenizer_and_its_records(whole):
-    vae = AutoencoderVP.from_pretrained(whole / "tokenizer").eval()
+def test_a_run_leaves_a_tokenizer_and_its_records(finished_run):
+    vae = AutoencoderVP.from_pretrained(finished_run / "tokenizer").eval()
     assert vae.quantize.config.fitted
     assert vae.tokenize(torch.zeros(1, 3, 16, 16)).shape == (1, 8, 8)
-    results = json.loads((whole / "tokenizer" / "results.json").read_text())
+    results = json.loads((finished_run / "tokenizer" / "results.json").read_text())
     assert results["training"]["steps"] == 12
     assert results["training"]["images_seen"] == 12 * 2 * 4
     assert results["codebook"]["codebook_size"] == 32
     (evaluation,) = results["evaluation"]
     assert (evaluation["split"], evaluation["images"], evaluation["tokens"]) == ("validation", 10, 10 * 64)
     assert 5 < evaluation["metrics"]["psnr"] < 60
-    assert "model-index" in (whole / "tokenizer" / "README.md").read_text()
-    for picture in (whole / "tokenizer" / "reconstruction.png", whole / "validation" / "step-0000012.png"):
+    assert "model-index" in (finished_run / "tokenizer" / "README.md").read_text()
+    for picture in (
+        finished_run / "tokenizer" / "reconstruction.png",
+        finished_run / "validation" / "step-0000012.png",
+    ):
         with Image.open(picture) as image:
             assert image.size == (3 * 20 - 4, 3 * 20 - 4)
-    rows = metrics(whole)
+    rows = metrics(finished_run)
     assert [row["step"] for row in rows if "loss/total" in row] == list(range(1, 13))
     assert [row["step"] for row in rows if "validation/psnr" in row] == [6, 12]
     assert {"loss/l1", "loss/adversarial", "gradient_norm", "quantizer/displacement_rms", "learning_rate"} <= set(
         rows[-2]
     )
-    assert sorted(folder.name for folder in whole.glob("checkpoint-*")) == [
+    assert sorted(folder.name for folder in finished_run.glob("checkpoint-*")) == [
         "checkpoint-12",
         "checkpoint-4",
         "checkpoint-8",
     ]
 
 
-def test_the_published_weights_are_the_average(whole):
-    trained = load_file(whole / "checkpoint-12" / "model.safetensors")
-    published = load_file(whole / "tokenizer" / WEIGHTS)
+def test_the_published_weights_are_the_average(finished_run):
+    trained = load_file(finished_run / "checkpoint-12" / "model.safetensors")
+    published = load_file(finished_run / "tokenizer" / WEIGHTS)
     assert not torch.equal(trained["encoder.conv_in.weight"], published["encoder.conv_in.weight"])
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(whole, data, tmp_path):
+def test_a_killed_run_goes_on_with_the_same_losses(finished_run, data, tmp_path):
     """Equal to the bit on a CPU: weights, optimizers, EMA, queue, random states and the position in the stream."""
     output = tmp_path / "run"
     values = settings(data, output, **STATEFUL)
-    process = launched(values, tmp_path)
-    deadline = time.monotonic() + 120
-    while not (output / "metrics.jsonl").exists() or len((output / "metrics.jsonl").read_text().splitlines()) < 7:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (output / "tokenizer").exists()
+    launch_and_kill("image", values, tmp_path)
     train_tokenizer(configured(values | {"resume_from_checkpoint": "latest"}))
-    assert metrics(output) == metrics(whole)
-    assert same_weights(output / "checkpoint-12" / "model.safetensors", whole / "checkpoint-12" / "model.safetensors")
-    assert same_weights(output / "tokenizer" / WEIGHTS, whole / "tokenizer" / WEIGHTS)
+    assert metrics(output) == metrics(finished_run)
+    assert same_weights(
+        output / "checkpoint-12" / "model.safetensors", finished_run / "checkpoint-12" / "model.safetensors"
+    )
+    assert same_weights(output / "tokenizer" / WEIGHTS, finished_run / "tokenizer" / WEIGHTS)
 
 
-def test_a_run_that_had_ended_only_fits_and_saves_again(whole, data, tmp_path):
-    before = metrics(whole)
-    weights = load_file(whole / "tokenizer" / WEIGHTS)
-    train_tokenizer(configured(settings(data, whole, **STATEFUL) | {"resume_from_checkpoint": "latest"}))
-    assert metrics(whole) == before
-    after = load_file(whole / "tokenizer" / WEIGHTS)
+def test_a_run_that_had_ended_only_fits_and_saves_again(finished_run, data, tmp_path):
+    before = metrics(finished_run)
+    weights = load_file(finished_run / "tokenizer" / WEIGHTS)
+    train_tokenizer(configured(settings(data, finished_run, **STATEFUL) | {"resume_from_checkpoint": "latest"}))
+    assert metrics(finished_run) == before
+    after = load_file(finished_run / "tokenizer" / WEIGHTS)
     assert all(torch.equal(weights[name], after[name]) for name in weights)
 
 
@@ -194,9 +177,9 @@ def test_gradient_checkpointing_trains_alike(data, tmp_path):
     assert saved["loss/l1"] == pytest.approx(plain["loss/l1"], rel=1e-4)
 
 
-def test_fine_tuning_on_other_images_raises_psnr_on_them(whole, tmp_path):
+def test_fine_tuning_on_other_images_raises_psnr_on_them(finished_run, tmp_path):
     other = write_pictures(tmp_path / "dark", shards={"train": [30], "validation": [10]}, seed=1, dark=True)
-    start = {"pretrained": str(whole / "tokenizer")}
+    start = {"pretrained": str(finished_run / "tokenizer")}
     common = {"model": start, "quantizer": {}, "learning_rate": 3e-3, "validation_steps": 1000}
     before = settings(other, tmp_path / "before", **common | {"max_train_steps": 1, "learning_rate": 1e-9})
     after = settings(other, tmp_path / "after", **common | {"max_train_steps": 60, "checkpointing_steps": 100})
@@ -209,14 +192,14 @@ def test_fine_tuning_on_other_images_raises_psnr_on_them(whole, tmp_path):
     assert psnr[1] > psnr[0] + 1
 
 
-def decoder_run(whole: Path, source: str, output: Path, **changes) -> dict:
-    start = {"pretrained": str(whole / "tokenizer")}
+def decoder_run(finished_run: Path, source: str, output: Path, **changes) -> dict:
+    start = {"pretrained": str(finished_run / "tokenizer")}
     return settings(source, output, **{"model": start, "train_only": "decoder", "learning_rate": 5e-4} | changes)
 
 
-def test_the_decoder_alone_learns_to_read_the_codes(whole, data, tmp_path):
-    values = decoder_run(whole, data, tmp_path / "run", max_train_steps=60, checkpointing_steps=100)
-    before, after = whole / "tokenizer", train_tokenizer(configured(values))
+def test_the_decoder_alone_learns_to_read_the_codes(finished_run, data, tmp_path):
+    values = decoder_run(finished_run, data, tmp_path / "run", max_train_steps=60, checkpointing_steps=100)
+    before, after = finished_run / "tokenizer", train_tokenizer(configured(values))
     first, second = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (before, after))
     changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert changed == {"post_quant_conv", "decoder"}
@@ -231,9 +214,9 @@ def test_the_decoder_alone_learns_to_read_the_codes(whole, data, tmp_path):
     assert "quantizer/displacement_rms" not in rows[0]
 
 
-def test_training_of_the_decoder_alone_goes_on_from_a_checkpoint(whole, data, tmp_path):
-    in_one = decoder_run(whole, data, tmp_path / "one", data={"workers": 1})
-    in_two = decoder_run(whole, data, tmp_path / "two", data={"workers": 1})
+def test_training_of_the_decoder_alone_goes_on_from_a_checkpoint(finished_run, data, tmp_path):
+    in_one = decoder_run(finished_run, data, tmp_path / "one", data={"workers": 1})
+    in_two = decoder_run(finished_run, data, tmp_path / "two", data={"workers": 1})
     train_tokenizer(configured(in_one))
     shutil.copytree(tmp_path / "one" / "checkpoint-8", tmp_path / "two" / "checkpoint-8")
     train_tokenizer(configured(in_two | {"resume_from_checkpoint": "latest"}))
@@ -258,8 +241,8 @@ def test_training_the_decoder_alone_needs_a_fitted_tokenizer(data, tmp_path):
         ({"perturbation": "random_codebook"}, "vp", 32),
     ],
 )
-def test_going_on_with_another_quantizer(quantizer, kind, size, whole, data, tmp_path):
-    start = {"pretrained": str(whole / "tokenizer")}
+def test_going_on_with_another_quantizer(quantizer, kind, size, finished_run, data, tmp_path):
+    start = {"pretrained": str(finished_run / "tokenizer")}
     values = settings(data, tmp_path / "run", max_train_steps=2, model=start, quantizer=quantizer)
     config = AutoencoderVP.from_pretrained(train_tokenizer(configured(values))).quantize.config
     assert (config.kind, config.codebook_size, config.fitted) == (kind, size, True)
@@ -318,7 +301,7 @@ def test_too_few_latents_for_the_codes(data, tmp_path):
 
 
 def test_the_recipe_prints_one_line_for_a_mistake(tmp_path):
-    process = launched({}, tmp_path, "--learning_rat", "1")
+    process = launched("image", {}, tmp_path, "--learning_rat", "1")
     _, printed = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "did you mean 'learning_rate'" in printed

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from vpvae_hf import VPCodecModel
 from vpvae_hf.data import code_dtype, read_audio
 from vpvae_hf.files import write_atomically
-
-from .tokenizers import load_tokenizer
+from vpvae_hf.modalities import load_tokenizer
 
 # What the header of a file of codes says it is.
 _FORMAT = "vpvae_hf audio codes"

@@ -9,14 +9,14 @@ from pathlib import Path
 def run(options: argparse.Namespace) -> None:
     """Train, measure and report."""
     # What trains is not loaded for other commands.
-    from vpvae_hf.comparison import Place, planned_runs, read_comparison, run_all, write_report
+    from vpvae_hf.comparison import DataSplit, planned_runs, read_comparison, run_all, write_report
 
     comparison = read_comparison(options.config)
     if options.output is not None:
         comparison = dataclasses.replace(comparison, output_dir=options.output)
     if options.out_of_domain is not None:
-        place = Place(options.out_of_domain, options.out_of_domain_split, label=Path(options.out_of_domain).name)
-        comparison = dataclasses.replace(comparison, out_of_domain=place)
+        split = DataSplit(options.out_of_domain, options.out_of_domain_split, label=Path(options.out_of_domain).name)
+        comparison = dataclasses.replace(comparison, out_of_domain=split)
     for pair in options.set:
         if "=" not in pair:
             raise ValueError(f"--set takes KEY=VALUE, got {pair!r}")
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
         finished = run_all(comparison, chosen, arguments)
         if len(finished) < len(chosen):
             left = len(chosen) - len(finished)
-            print(f"{left} of {len(chosen)} runs are left: other processes are at them, or they wait for others")
+            print(f"{left} of {len(chosen)} runs are left: other processes work on them, or they wait for others")
     # Of all runs that are there, whichever were chosen now.
     files = write_report(comparison, [each for each in everything if each.result is not None])
     print(files[1].read_text(encoding="utf-8"))

@@ -21,9 +21,8 @@ from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, fit_codebook
-from vpvae_hf.training.config import TrainingConfig
-from vpvae_hf.training.loop import Trainer
-from vpvae_hf.training.metrics_log import MetricsLog
+from vpvae_hf.training.config import LoopConfig
+from vpvae_hf.training.trainer import MetricsLog, Trainer
 from vpvae_hf.training.validation import preview_codebook
 
 # Small enough for two CPU cores: a code for every 4 x 4 pixels, 0.7 million weights.
@@ -70,15 +69,15 @@ def run(options: argparse.Namespace) -> None:
     log = Trainer(
         vae,
         random_crops(training, size=_TRAINING_CROP, batch_size=_BATCH_SIZE, seed=options.seed),
-        TrainingConfig(
+        LoopConfig(
             max_train_steps=options.steps,
             learning_rate=_LEARNING_RATE,
             lr_warmup_steps=max(1, round(_WARMUP_SHARE * options.steps)),
-            losses=_LOSS_WEIGHTS,
             logging_steps=_LOGGING_STEPS,
             validation_steps=max(1, options.steps // _VALIDATIONS),
         ),
         losses=build_losses(_LOSS_WEIGHTS, IMAGE_LOSSES),
+        loss_weights=_LOSS_WEIGHTS,
         validate=lambda step: _validated(vae, validated),
     ).run()
     fit = None

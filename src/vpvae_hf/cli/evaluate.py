@@ -4,13 +4,11 @@ import argparse
 from pathlib import Path
 
 from vpvae_hf.hub import read_results, write_results
-from vpvae_hf.metric_labels import METRIC_LABELS
-from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.metric_labels import metric_label, sort_metrics
+from vpvae_hf.metrics import ReconstructionQuality
+from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 
-from .inputs import inputs_for
-from .tokenizers import load_tokenizer
-
-_NOT_SHOWN = frozenset(("perplexity", "codes_used"))
+from .inputs import data_config
 
 
 def run(options: argparse.Namespace) -> None:
@@ -19,13 +17,13 @@ def run(options: argparse.Namespace) -> None:
     if options.save and not folder.is_dir():
         raise FileNotFoundError(f"--save needs a local folder, got {options.tokenizer}; download the tokenizer first")
     model = load_tokenizer(options.tokenizer)
-    inputs = inputs_for(model, options)
-    measure = inputs.quality(lpips=options.lpips)
-    quality = evaluate_reconstruction(model, inputs.in_order(), metric_fn=measure, unquantized=inputs.unquantized)
-    print(f"{options.dataset}, {options.split}: {quality.items} {inputs.measured}, {quality.tokens} tokens")
-    _print_figures(quality)
+    modality = modality_of(model)
+    batches = Batches(modality, model, data_config(options, model), batch_size=options.batch_size)
+    quality = modality.evaluate(model, batches.evaluation(), extra=["lpips"] if options.lpips else [])
+    print(f"{options.dataset}, {options.split}: {quality.items} {modality.items}, {quality.tokens} tokens")
+    _print_metrics(quality)
     if options.save:
-        entry = {"dataset": options.dataset, "split": options.split, inputs.measured: quality.items}
+        entry = {"dataset": options.dataset, "split": options.split, modality.items: quality.items}
         results = read_results(folder)
         same = (options.dataset, options.split)
         others = [old for old in results.get("evaluation", []) if (old["dataset"], old["split"]) != same]
@@ -34,14 +32,15 @@ def run(options: argparse.Namespace) -> None:
         print(f"added to the results and the model card in {folder}")
 
 
-def _print_figures(quality: ReconstructionQuality) -> None:
-    for name, label in METRIC_LABELS.items():
-        if name not in quality.metrics or name in _NOT_SHOWN:
+def _print_metrics(quality: ReconstructionQuality) -> None:
+    """A line for each metric, with its value without quantization if that was measured."""
+    for name in sort_metrics(quality.metrics):
+        if name.endswith("_unquantized"):
             continue
-        notes = []
+        label, notes = metric_label(name), []
         if f"{name}_unquantized" in quality.metrics:
             notes.append(f"{label.format(quality.metrics[f'{name}_unquantized'])} without quantization")
         if quality.undefined.get(name):
             notes.append(f"not defined for {quality.undefined[name]}, which are left out")
         note = f" ({'; '.join(notes)})" if notes else ""
-        print(f"  {label.label:<25}{label.format(quality.metrics[name])}{note}")
+        print(f"  {label.label:<31}{label.format(quality.metrics[name])}{note}")

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from vpvae_hf import fit_codebook
 from vpvae_hf.files import claim_output_folder
 from vpvae_hf.hub import read_results, write_results
+from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 
-from .inputs import inputs_for
-from .tokenizers import load_tokenizer, loading_code
+from .inputs import data_config
 
 
 def run(options: argparse.Namespace) -> None:
@@ -16,15 +16,19 @@ def run(options: argparse.Namespace) -> None:
     output = options.output
     claim_output_folder(output, overwrite=options.overwrite)
     model = load_tokenizer(options.tokenizer)
-    batches = inputs_for(model, options).shuffled(options.seed)
+    batches = Batches(modality_of(model), model, data_config(options, model), batch_size=options.batch_size)
     fit = fit_codebook(
-        model, batches, options.codebook_size, latents_per_code=options.latents_per_code, seed=options.seed
+        model,
+        batches.fitting(options.seed),
+        options.codebook_size,
+        latents_per_code=options.latents_per_code,
+        seed=options.seed,
     )
     model.save_pretrained(output)
-    # What was measured with the former codebook does not hold for this one.
+    # Metrics of the former codebook do not hold for the new one.
     write_results(output, read_results(options.tokenizer) | {"codebook": asdict(fit), "evaluation": []})
     print(
         f"{fit.codebook_size} codes fitted to {fit.fitted_latents} latents: mean squared error {fit.distortion:.4f}, "
         f"on {fit.held_out_latents} others {fit.held_out_distortion:.4f}, CVU {fit.held_out_usage:.3f}"
     )
-    print(f"saved: {loading_code(model, output)}")
+    print(f'saved: {type(model).__name__}.from_pretrained("{output}")')

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vpvae_hf.metric_labels import METRIC_LABELS
-from vpvae_hf.training.metrics_log import MetricsLog
+from vpvae_hf.training.trainer import MetricsLog
 
 
 def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> None:

@@ -2,19 +2,19 @@
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
 from vpvae_hf import CodebookNotFittedError
-from vpvae_hf.data import CodeFiles, check_readable, claim_folder, write_totals
+from vpvae_hf.data import CodeFiles, claim_code_folder, write_totals
+from vpvae_hf.modalities import load_tokenizer, modality_of
 from vpvae_hf.quantizers import NoCodesError
 
-from .inputs import Inputs, inputs_for
-from .tokenizers import load_tokenizer
+from .inputs import data_config
 
 
 def run(options: argparse.Namespace) -> None:
@@ -31,57 +31,60 @@ def run(options: argparse.Namespace) -> None:
         raise NoCodesError(
             f"{options.tokenizer} is continuous (kind {kind!r}) and has no codes; name another tokenizer"
         )
-    inputs = inputs_for(model, options)
-    coder = inputs.coder()
-    source = inputs.source(streaming=not options.no_streaming, other_columns=True)
+    modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
+    transform = modality.eval_transform(data, model)
+    source = modality.open(data, transform, other_columns=True)
     # Of slices and joined splits the names alone: `datasets` takes neither brackets nor a plus in one.
     split = "_".join(part.partition("[")[0] for part in options.split.split("+"))
-    files = CodeFiles(source, options.output, split=split, coder=coder)
-    check_readable(source, coder.cut)
-    claim_folder(options.output, _settings(inputs, source.column, files.count))
+    files = CodeFiles(
+        source,
+        options.output,
+        split=split,
+        transform=transform,
+        features=modality.code_features(data, model),
+        encode=partial(modality.code_rows, transform=transform, model=model),
+        batches_decoded=modality.batches_decoded,
+    )
+    claim_code_folder(
+        options.output,
+        {
+            "items": modality.items,
+            "tokenizer": options.tokenizer,
+            "tokenizer_revision": options.revision,
+            "fingerprint": model.fingerprint(),
+            "codebook_size": model.quantize.codebook_size,
+            "code_groups": model.quantize.code_groups,
+            **modality.code_settings(data, model),
+            "dataset": options.dataset,
+            "dataset_config": options.dataset_config,
+            "dataset_revision": options.dataset_revision,
+            "split": options.split,
+            "column": source.column,
+            "streaming": data.streaming,
+            "files": files.count,
+        },
+    )
     if ranks.is_main_process and files.count < ranks.num_processes:
         idle = ranks.num_processes - files.count
         print(
             f"the data set has {files.count} shards for {ranks.num_processes} ranks: {idle} have nothing to do; "
             "with --no-streaming it is split into up to 256"
         )
-    _write(files, ranks, options.batch_size, inputs.measured)
-    _finish(files, ranks, options.output, inputs.measured)
+    _write(files, ranks, options.batch_size, modality.items)
+    _finish(files, ranks, options.output, modality.items)
     ranks.destroy_process_group()
 
 
-def _settings(inputs: Inputs, column: str, files: int) -> dict[str, Any]:
-    options, model = inputs.options, inputs.model
-    return {
-        "tokenizer": options.tokenizer,
-        "tokenizer_revision": options.revision,
-        "fingerprint": model.fingerprint(),
-        "codebook_size": model.quantize.codebook_size,
-        "code_groups": model.quantize.code_groups,
-        **inputs.scale(),
-        "dataset": options.dataset,
-        "dataset_config": options.dataset_config,
-        "dataset_revision": options.dataset_revision,
-        "split": options.split,
-        "column": column,
-        "streaming": not options.no_streaming,
-        **inputs.coding(),
-        "files": files,
-        inputs.measured: None,
-        f"unreadable_{inputs.measured}": None,
-    }
-
-
-def _write(files: CodeFiles, ranks: PartialState, batch_size: int, measured: str) -> None:
+def _write(files: CodeFiles, ranks: PartialState, batch_size: int, items: str) -> None:
     todo = files.unfinished(ranks.process_index, ranks.num_processes)
-    # Shards are what is counted beforehand; the number of images or clips is often not known.
+    # The bar counts shards, since the number of items is often not known beforehand.
     bar = tqdm(total=len(todo), unit="file", disable=not ranks.is_main_process or not todo)
     started, done = time.monotonic(), 0
 
     def progress(count: int) -> None:
         nonlocal done
         done += count
-        bar.set_postfix_str(f"{done} {measured}, {done / (time.monotonic() - started):.0f} {measured}/s a rank")
+        bar.set_postfix_str(f"{done} {items}, {done / (time.monotonic() - started):.0f} {items}/s per rank")
 
     with bar:
         for number in todo:
@@ -89,13 +92,13 @@ def _write(files: CodeFiles, ranks: PartialState, batch_size: int, measured: str
             bar.update()
 
 
-def _finish(files: CodeFiles, ranks: PartialState, output: Path, measured: str) -> None:
+def _finish(files: CodeFiles, ranks: PartialState, output: Path, items: str) -> None:
     """Count, on the rank that comes last."""
     left = len(files.unfinished())
     if left == 0:
         done, unreadable = files.totals()
-        write_totals(output, **{measured: done, f"unreadable_{measured}": unreadable})
+        write_totals(output, done, unreadable)
     if ranks.is_main_process and left:
         print(f"{files.count - left} of {files.count} files in {output}; other ranks are at work on the rest")
     elif ranks.is_main_process:
-        print(f"{done} {measured} in {files.count} files in {output}; {unreadable} unreadable {measured} left out")
+        print(f"{done} {items} in {files.count} files in {output}; {unreadable} unreadable {items} left out")

@@ -8,22 +8,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.settings import did_you_mean
-from vpvae_hf.training.arguments import with_bases
-from vpvae_hf.training.config import AudioTrainingConfig, ImageTrainingConfig, TrainingConfig
+from vpvae_hf.training.config import with_bases
 
-_CONFIGS: dict[str, type[TrainingConfig]] = {"image": ImageTrainingConfig, "audio": AudioTrainingConfig}
 Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
-class Place:
+class DataSplit:
     """A split of a data set.
 
     Attributes:
         name: hub id or local path.
-        split, config, column: as of `DataConfig`.
-        label: what it is called in tables; the name where None.
+        split, config, column: as in `DataConfig`.
+        label: what it is called in tables; None for its name.
     """
 
     name: str
@@ -40,11 +39,11 @@ class Method:
     Attributes:
         quantizer: settings with their kind; the size and the dimension are filled in unless given.
         by_size: further settings of the quantizer for some K.
-        settings: of training, that change those of the comparison.
-        starts_from: a method named before, whose tokenizer of equal seed is gone on from.
-        start_size: the K that it was compared at; the same where None.
-        codebook_sizes, seeds: where it has fewer, or other ones, than the comparison.
-        paper: the paper's name of it, where the paper has it.
+        settings: settings of training that change those of the comparison.
+        starts_from: a method named before, whose tokenizer of the same seed training starts from.
+        start_size: the K at which that tokenizer was compared; None for the same K.
+        codebook_sizes, seeds: given if they differ from those of the comparison.
+        paper: the paper's name of the method, if the paper has it.
     """
 
     quantizer: dict[str, Any]
@@ -62,14 +61,15 @@ class Comparison:
     """What is compared, on what.
 
     Attributes:
-        modality: "image" or "audio".
+        modality: a name in `MODALITIES`, e.g. "image".
         training: a file of settings of all runs.
-        settings: that change those of the file.
+        settings: settings that change those of the file.
         latent_dims: d for each K.
         methods: by name.
         seeds: each method is trained once with each.
         out_of_domain: data that is measured but not trained on; None for none.
         output_dir: folder for runs and results.
+        paper: metrics of the paper for some K and its methods, to be shown next to those that are measured.
     """
 
     modality: str
@@ -78,16 +78,17 @@ class Comparison:
     latent_dims: dict[int, int]
     methods: dict[str, Method]
     seeds: tuple[int, ...]
-    out_of_domain: Place | None
+    out_of_domain: DataSplit | None
     output_dir: Path
+    paper: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
 
-    @property
-    def config_class(self) -> type[TrainingConfig]:
-        return _CONFIGS[self.modality]
+    def paper_metrics(self, method: str, codebook_size: int) -> dict[str, float]:
+        """What the paper measured of a method at one K; empty if it did not."""
+        return self.paper.get(codebook_size, {}).get(self.methods[method].paper, {})
 
 
 def read_comparison(file: Path) -> Comparison:
-    """Read a comparison; a file that it names is looked for beside it, and it may change another, its `base`.
+    """Read a comparison. Paths in it are relative to the file; it may change another file, which it names as `base`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -99,14 +100,16 @@ def read_comparison(file: Path) -> Comparison:
     except ImportError as error:
         raise ImportError("omegaconf is missing; install it with: pip install 'vpvae_hf[train]'") from error
     content = OmegaConf.merge(*(content for _, content in with_bases(file)))
-    values = {"settings": {}, "out_of_domain": None, "seeds": [0], **OmegaConf.to_container(content)}
+    values = {"settings": {}, "out_of_domain": None, "seeds": [0], "paper": None, **OmegaConf.to_container(content)}
     known = [each.name for each in fields(Comparison)]
     _check_keys(values, known, str(file), needed=known)
-    if values["modality"] not in _CONFIGS:
-        raise ValueError(f"{file}: modality must be image or audio, got {values['modality']!r}")
-    training = file.parent / values["training"]
-    if not training.is_file():
-        raise FileNotFoundError(f"no such file: {training}, named as training by {file}")
+    if values["modality"] not in MODALITIES:
+        raise ValueError(f"{file}: modality must be {' or '.join(MODALITIES)}, got {values['modality']!r}")
+    named = {name: file.parent / values[name] for name in ("training", "paper") if values[name] is not None}
+    for name, path in named.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"no such file: {path}, named as {name} by {file}")
+    paper = OmegaConf.to_container(OmegaConf.load(named["paper"])) if "paper" in named else {}
     latent_dims = {int(size): int(dim) for size, dim in values["latent_dims"].items()}
     methods: dict[str, Method] = {}
     for name, each in values["methods"].items():
@@ -118,16 +121,17 @@ def read_comparison(file: Path) -> Comparison:
         at = methods[name].start_size
         if at is not None and (start is None or at not in (methods[start].codebook_sizes or latent_dims)):
             raise ValueError(f"{file}: methods.{name} starts from {start!r} at K={at}, which is not compared")
-    place = values["out_of_domain"]
+    split = values["out_of_domain"]
     return Comparison(
         modality=values["modality"],
-        training=training.resolve(),
+        training=named["training"].resolve(),
         settings=values["settings"],
         latent_dims=latent_dims,
         methods=methods,
         seeds=tuple(values["seeds"]),
-        out_of_domain=None if place is None else _part(Place, place, f"{file}: out_of_domain", ["name"]),
+        out_of_domain=None if split is None else _part(DataSplit, split, f"{file}: out_of_domain", ["name"]),
         output_dir=Path(values["output_dir"]),
+        paper=paper.get(values["modality"], {}),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the runs of a comparison came to: results.json, a table, and curves."""
+"""The results of a comparison: results.json, a table, and curves."""
 
 import json
 import math
@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpvae_hf.metric_labels import metric_label
+from vpvae_hf.metric_labels import metric_label, sort_metrics
+from vpvae_hf.modalities import MODALITIES
 
 from .config import Comparison
-from .paper import paper_figures
 from .runs import Run
 
-# Metrics of the tables.
-_METRICS = ("code_usage", "lpips", "psnr", "ssim", "pesq", "stoi", "mel_distance")
-# What the curves show of each modality.
-_QUALITY = {"image": "psnr", "audio": "pesq"}
+# Metrics that tables leave out.
+_LEFT_OUT = ("perplexity", "codes_used", "quantization_error_rms")
 _UNQUANTIZED = "none"
 _LINES = ("-", "--", ":", "-.")
 
@@ -44,7 +42,7 @@ def write_report(comparison: Comparison, finished: Sequence[Run]) -> list[Path]:
 
 
 def render_table(comparison: Comparison, results: Sequence[dict[str, Any]]) -> str:
-    """A table in Markdown for each K: means over seeds, with the standard deviation where there are several."""
+    """A table in Markdown for each K: means over seeds, with the standard deviation if there are several."""
     parts = []
     for size in sorted({result["size"] for result in results}):
         rows = _by_method(comparison, [result for result in results if result["size"] == size])
@@ -60,42 +58,42 @@ def _by_method(comparison: Comparison, results: Iterable[dict]) -> dict[str, lis
 
 def _table(comparison: Comparison, size: int, rows: dict[str, list[dict]]) -> str:
     domains = ["in_domain", *(["out_of_domain"] if comparison.out_of_domain else [])]
-    names = {
-        domain: [
-            name for name in _METRICS if any(name in (run[domain] or {}) for runs in rows.values() for run in runs)
-        ]
+    measured = {
+        domain: _shown(name for runs in rows.values() for run in runs for name in run[domain] or {})
         for domain in domains
     }
-    quality = _QUALITY[comparison.modality]
-    bound = _mean_of(rows.get(_UNQUANTIZED, []), lambda run: run["in_domain"].get(quality, math.nan))
-    paper = {name: paper_figures(comparison.modality, size, comparison.methods[name].paper or "") for name in rows}
-    paper_names = [name for name in _METRICS if any(name in figures for figures in paper.values())]
+    headline = MODALITIES[comparison.modality].headline_metric
+    bound = _mean_of(rows.get(_UNQUANTIZED, []), lambda run: run["in_domain"].get(headline, math.nan))
+    paper = {method: comparison.paper_metrics(method, size) for method in rows}
+    paper_names = _shown(name for metrics in paper.values() for name in metrics)
     header = ["method", "codes"]
-    header += [metric_label(name).heading for name in names["in_domain"]]
+    header += [metric_label(name).heading for name in measured["in_domain"]]
     if not math.isnan(bound):
-        header.append(f"{metric_label(quality).label} below {_UNQUANTIZED}")
+        header.append(f"{metric_label(headline).label} below {_UNQUANTIZED}")
     if comparison.out_of_domain:
         label = comparison.out_of_domain.label or comparison.out_of_domain.name
-        header += [f"{label}: {metric_label(name).heading}" for name in names["out_of_domain"]]
-    header += ["minutes", "quantizer's share", "seeds"] + [
-        f"paper: {metric_label(name).heading}" for name in paper_names
-    ]
+        header += [f"{label}: {metric_label(name).heading}" for name in measured["out_of_domain"]]
+    header += ["minutes", "seeds"] + [f"paper: {metric_label(name).heading}" for name in paper_names]
     lines = [header, ["---"] * len(header)]
     for method, runs in rows.items():
         groups, count = runs[0]["code_groups"], runs[0]["codebook_size"]
         line = [method, "-" if count is None else f"{count}" if groups == 1 else f"{count}^{groups}"]
-        line += [_cell(runs, "in_domain", name) for name in names["in_domain"]]
+        line += [_cell(runs, "in_domain", name) for name in measured["in_domain"]]
         if not math.isnan(bound):
-            mine = _mean_of(runs, lambda run: run["in_domain"].get(quality, math.nan))
-            line.append(f"{bound - mine:.{metric_label(quality).decimals}f}")
+            mean = _mean_of(runs, lambda run: run["in_domain"].get(headline, math.nan))
+            line.append(f"{bound - mean:.{metric_label(headline).decimals}f}")
         if comparison.out_of_domain:
-            line += [_cell(runs, "out_of_domain", name) for name in names["out_of_domain"]]
+            line += [_cell(runs, "out_of_domain", name) for name in measured["out_of_domain"]]
         line.append(f"{_mean_of(runs, lambda run: run['training_seconds']) / 60:.1f}")
-        line.append(f"{_mean_of(runs, lambda run: run['quantizer_share_of_time']):.1%}")
         line.append(str(len(runs)))
         line += [f"{paper[method][name]:.4g}" if name in paper[method] else "" for name in paper_names]
         lines.append(line)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    """Those of some metrics that tables show, in their order."""
+    return [name for name in sort_metrics(set(names).difference(_LEFT_OUT)) if not name.endswith("_unquantized")]
 
 
 def _cell(runs: Sequence[dict], domain: str, name: str) -> str:
@@ -119,13 +117,13 @@ def _draw(file: Path, comparison: Comparison, results: Sequence[dict], draw: Cal
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     draw(axes, comparison, results)
-    if axes.lines:  # what has no codes has no use of them either
+    if axes.lines:  # a method without codes has no line
         figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(file, dpi=120)
 
 
 def _style(method: str, number: int) -> dict[str, str]:
-    """Of a method's line; what is not quantized is black."""
+    """The style of a method's line; the method without quantization is black."""
     color = "black" if method == _UNQUANTIZED else f"C{number % 10}"
     return {"color": color, "linestyle": _LINES[number // 10 % len(_LINES)], "marker": "."}
 
@@ -146,15 +144,13 @@ def _draw_usage(axes, comparison: Comparison, results: Sequence[dict]) -> None:
 
 
 def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict]) -> None:
-    """Quality over bits per token: means over seeds; what has no codes stands at the K that it is compared at."""
-    quality = _QUALITY[comparison.modality]
+    """The headline metric over bits per token: means over seeds; without codes, at the K of the comparison."""
+    headline = MODALITIES[comparison.modality].headline_metric
     for number, (method, runs) in enumerate(_by_method(comparison, results).items()):
         points = {}
         for run in runs:
             bits = None if run["codebook_size"] is None else run["code_groups"] * math.log2(run["codebook_size"])
-            points.setdefault(bits or math.log2(run["size"]), []).append(run["in_domain"][quality])
+            points.setdefault(bits or math.log2(run["size"]), []).append(run["in_domain"][headline])
         line = sorted((bits, statistics.fmean(values)) for bits, values in points.items())
         axes.plot(*zip(*line, strict=True), **_style(method, number), label=method)
-    axes.set(
-        xlabel="bits per token, log2 K", ylabel=metric_label(quality).heading, title="Quality over rate, in domain"
-    )
+    axes.set(xlabel="bits per token", ylabel=metric_label(headline).heading, title="Quality over rate, in domain")

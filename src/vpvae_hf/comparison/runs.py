@@ -8,22 +8,23 @@ import dataclasses
 import fcntl
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
-from vpvae_hf.data import ItemLoader, ItemStream, check_readable
 from vpvae_hf.files import read_json, write_json
-from vpvae_hf.metrics import evaluate_reconstruction
+from vpvae_hf.modalities import MODALITIES, Batches, load_tokenizer, modality_of
+from vpvae_hf.modalities.config import TrainingConfig
+from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import quantizer_config
-from vpvae_hf.training.arguments import parse_config
-from vpvae_hf.training.config import TrainingConfig
-from vpvae_hf.training.run import modality_of, train_tokenizer
+from vpvae_hf.training.config import parse_config
+from vpvae_hf.training.run import train_tokenizer
 
-from .config import Comparison, Method, Place
+from .config import Comparison, DataSplit, Method
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ class Run:
     Attributes:
         method, size, seed: its name, the K that it is compared at, and its seed.
         folder: for its settings, checkpoints, tokenizer and result.
-        settings: of its training, as nested mappings.
-        start: folder of the run whose tokenizer it goes on from; None for a new one.
+        settings: settings of its training, as nested mappings.
+        start: folder of the run whose tokenizer it starts from; None for a new one.
     """
 
     method: str
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What was measured; None where it is not finished."""
+        """What was measured; None if the run is not finished."""
         path = self.folder / _RESULT
         return read_json(path) if path.exists() else None
 
@@ -95,9 +96,9 @@ def planned_runs(
 
 
 def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str] = ()) -> list[Run]:
-    """Train and measure what is not finished; gives the finished runs.
+    """Train and measure what is not finished; returns the finished runs.
 
-    May be called by several processes at once: each takes runs that no other is at. A run that was interrupted goes on
+    Several processes may call it at once: each takes runs that no other works on. A run that was interrupted goes on
     from its last checkpoint.
 
     Args:
@@ -161,7 +162,7 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
     start = {} if run.start is None else {"model": {"pretrained": str(run.start / _TOKENIZER)}}
     OmegaConf.save(OmegaConf.create({"base": str(comparison.training), **run.settings, **start}), overlay)
     write_json(run.folder / "run.json", _record(run, arguments))
-    config = parse_config(comparison.config_class, ["--config", str(overlay), *arguments])
+    config = parse_config(MODALITIES[comparison.modality].config_class, ["--config", str(overlay), *arguments])
     config = dataclasses.replace(
         config,
         output_dir=str(run.folder / "training"),
@@ -170,9 +171,8 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
         checkpoints_total_limit=1,
     )
     tokenizer = train_tokenizer(config)
-    model = modality_of(config).load(str(tokenizer)).eval()
+    model = load_tokenizer(str(tokenizer), device=torch.device("cpu"))
     evaluation = read_json(tokenizer / "results.json")["evaluation"]
-    place = comparison.out_of_domain
     quantizer = model.quantize
     log = run.folder / "training/metrics.jsonl"  # not there where nothing was trained
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
@@ -186,33 +186,27 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
         "steps": config.max_train_steps,
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "in_domain": evaluation[0]["metrics"] if evaluation else None,
-        "out_of_domain": None if place is None else _measured(config, model, place),
-        **_times(rows),
+        "out_of_domain": _measured(config, model, comparison.out_of_domain) if comparison.out_of_domain else None,
+        "training_seconds": _seconds(rows),
         "validation": [row for row in rows if any(name.startswith("validation/") for name in row)],
     }
     write_json(run.folder / _RESULT, result)
 
 
-def _measured(config: TrainingConfig, model, place: Place) -> dict[str, float]:
-    modality = modality_of(config)
-    source = modality.open(
-        place.name, split=place.split, config=place.config, column=place.column, streaming=config.data.streaming
-    )
-    cut = modality.held_out_cut(config, model)
-    check_readable(source, cut)
-    batch_size = modality.held_out_batch_size(config)
-    batches = ItemLoader(ItemStream(source, cut), batch_size=batch_size, workers=min(1, config.data.workers))
-    quality = modality.quality(model, config, final=True)
-    return evaluate_reconstruction(model, batches, metric_fn=quality, unquantized=modality.unquantized).metrics
+def _measured(config: TrainingConfig, model: Tokenizer, split: DataSplit) -> dict[str, float]:
+    where = {"name": split.name, "config": split.config, "column": split.column, "revision": None}
+    data = dataclasses.replace(config.data, **where, validation_name=None, validation_split=split.split)
+    modality = modality_of(model)
+    batches = Batches(modality, model, data, batch_size=config.train_batch_size)
+    # With those that need a network only if training lowers them, as in domain.
+    extra = [name for name in modality.extra_metrics if config.loss_weights.get(name, 0) > 0]
+    return modality.evaluate(model, batches.evaluation(), extra=extra).metrics
 
 
-def _times(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Seconds of training without validation, and the quantizer's share of them."""
-    seconds = quantizing = 0.0
-    before = 0
+def _seconds(rows: Sequence[dict[str, float]]) -> float:
+    """Seconds of training without validation."""
+    seconds, before = 0.0, 0
     for row in rows:
         if "examples" in row:
-            spent = (row["examples"] - before) / row["examples_per_second"]
-            seconds, before = seconds + spent, row["examples"]
-            quantizing += spent * row["quantizer/share_of_time"]
-    return {"training_seconds": seconds, "quantizer_share_of_time": quantizing / seconds if seconds else 0.0}
+            seconds, before = seconds + (row["examples"] - before) / row["examples_per_second"], row["examples"]
+    return seconds

@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.metrics import code_usage
+from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 
 _log = logging.getLogger(__name__)
 
-# Of ten latents one is kept out of the fit, to measure the codebook on.
+# One latent in ten is left out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
 _INPUT_NAMES = ("pixel_values", "input_values")
 _PADDING = "padding_mask"
@@ -29,15 +30,15 @@ _PADDING = "padding_mask"
 
 @dataclass(frozen=True)
 class CodebookFit:
-    """How well a fitted codebook serves.
+    """How well a codebook fits.
 
     Attributes:
         codebook_size: K.
         fitted_latents, held_out_latents: how many latents the codebook was fitted to, and measured on.
         distortion: mean squared Euclidean distance of a fitted latent to its code.
         held_out_distortion: the same on latents that the fit did not see.
-        held_out_usage: CVU on those, exp(entropy of code use) / K.
-        iterations: of K-means.
+        held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
+        iterations: how many iterations K-means took.
     """
 
     codebook_size: int
@@ -50,7 +51,7 @@ class CodebookFit:
 
 
 def fit_codebook(
-    model,
+    model: Tokenizer,
     batches: Iterable[Tensor | Mapping[str, Tensor]],
     codebook_size: int | None = None,
     *,
@@ -64,18 +65,21 @@ def fit_codebook(
 
     The config's `scaling_factor` becomes one over the latents' standard deviation.
 
-    Reads batches until `latents_per_code` latents a code are found, and a ninth more to measure on, or the batches end;
-    so the batches should be shuffled. The same data and seed give the same codebook. May be called again, also with
-    another codebook size, for which later training is then perturbed.
+    Batches are read until there are `latents_per_code` latents per code, and a ninth more to measure on, or until they
+    end; so they should be shuffled. The same data and seed give the same codebook. The function may be called again,
+    also with another codebook size; later training is then perturbed for that size.
+
+    K-means runs at three moments: here; in validations during training, on the queue of recent latents, for a preview
+    that is thrown away; and within a VQ quantizer with `kmeans_start`, on its first training batch.
 
     Args:
         model: a tokenizer; it keeps its mode and device.
         batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values", audio
             with its "padding_mask" where it is padded.
         codebook_size: K; by default that of the quantizer's config.
-        latents_per_code: how many latents to fit to; below 256 codes overfit, and a warning says so.
-        seeding: of K-means, see `fit_kmeans`.
-        seed: of K-means.
+        latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
+        seeding: how K-means chooses its first centroids, see `fit_kmeans`.
+        seed: seed of K-means.
         across_ranks: in a distributed job, fit to the latents of all ranks together. Every rank must make this call,
             each with its own model of equal weights and its own part of the data; all end with the same codebook.
         progress: show bars on stderr.
@@ -127,7 +131,7 @@ def fit_codebook(
 
 
 def measure_scaling_factor(
-    model,
+    model: Tokenizer,
     batches: Iterable[Tensor | Mapping[str, Tensor]],
     *,
     latents: int = 65_536,
@@ -168,7 +172,7 @@ def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
     return variance**-0.5 if variance > 1e-12 * squares / count else math.inf
 
 
-def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
+def _collect(model: Tokenizer, batches: Iterable, wanted: int, progress: bool) -> Tensor:
     """[N, d] latents on the model's device, at most `wanted`."""
     device = next(model.parameters()).device
     was_training = model.training
@@ -190,7 +194,7 @@ def _collect(model, batches: Iterable, wanted: int, progress: bool) -> Tensor:
     return torch.cat(found)[:wanted]
 
 
-def _latents(model, batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Tensor:
+def _latents(model: Tokenizer, batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Tensor:
     """[n, d] of a batch, without those of padding."""
     inputs = _inputs(batch).to(device)
     if isinstance(batch, Tensor) or _PADDING not in batch:

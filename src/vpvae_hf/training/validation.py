@@ -10,106 +10,95 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.metrics import (
-    MetricFn,
-    Reconstruction,
-    ReconstructionQuality,
-    evaluate_reconstruction,
-    reconstruct,
-)
-
-from .config import TrainingConfig
-from .modality import Modality
-from .splits import TrainingData
+from vpvae_hf.metrics import Reconstruction, ReconstructionQuality, reconstruct
+from vpvae_hf.modalities import Batches, Modality
+from vpvae_hf.modalities.config import TrainingConfig
+from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.quantizers import Quantizer
 
 # A preview codebook shows how training goes; the one that is published is fitted more carefully, to fresh latents.
 _PREVIEW_ITERATIONS = 10
 
 
 class Validation:
-    """Measures a model while it trains and in the end, and shows the same examples each time."""
+    """Measures a model during training and at its end, and shows the same items each time.
+
+    Raises:
+        ImportError: measuring needs a library that is not installed.
+    """
 
     def __init__(
         self,
         modality: Modality,
-        model,
-        data: TrainingData,
+        model: Tokenizer,
+        batches: Batches,
         output: Path,
         config: TrainingConfig,
         accelerator: Accelerator,
     ):
-        self._modality, self._model, self._data = modality, model, data
+        self._modality, self._model, self._batches = modality, model, batches
         self._output, self._config, self._accelerator = output, config, accelerator
+        # Those that training lowers; they need a network, so they are measured at the end only.
+        self._extra = [name for name in modality.extra_metrics if config.loss_weights.get(name, 0) > 0]
         self._shown = None
-        if data.validates:
-            modality.quality(model, config, final=True)  # so that what it lacks shows before training
-        if data.validates and config.validation_pictures and accelerator.is_main_process:
-            self._shown = data.shown(config.validation_pictures)
+        if batches.validates:
+            modality.metric_fn(model, self._extra)  # so that a missing library shows before training
+            if config.validation_pictures and accelerator.is_main_process:
+                self._shown = batches.shown(config.validation_pictures)
 
     def measure(self, step: int) -> dict[str, float]:
-        """MetricFn with the codebook that the queue would give now, or with that of a model whose codebook stays.
+        """Metrics with a preview codebook, or with the model's own if it is not to be refitted.
 
-        Nothing while the queue is too short for a codebook.
+        Empty while the queue is too short for a preview.
         """
         codebook = None
         if self._model.quantize.needs_fitting and self._config.train_only is None:
             codebook = preview_codebook(self._model.quantize)
             if codebook is None:
                 return {}
-        figures = self._evaluated(self._config.data.validation_examples, codebook, final=False).metrics
-        picture = self.picture(codebook)
-        if picture is not None:
+        validated = self._batches.evaluation(self._config.data.validation_examples)
+        metrics = self._modality.evaluate(self._model, validated, codebook, across_ranks=True).metrics
+        if self._shown is not None:
+            picture = self._picture(self._reconstructed(codebook))
             folder = self._output / "validation"
             folder.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / f"step-{step:07d}.png")
             for tracker in self._accelerator.trackers:
                 if hasattr(tracker, "log_images"):
                     tracker.log_images({"validation": picture[None]}, step=step, dataformats="NHWC")
-        return figures
+        return metrics
 
     def measure_all(self) -> ReconstructionQuality | None:
-        """MetricFn of the finished tokenizer on the whole split; None where there is none."""
-        return self._evaluated(None, None, final=True) if self._data.validates else None
-
-    def picture(self, codebook: Tensor | None = None) -> np.ndarray | None:
-        """[height, width, 3] uint8: originals above reconstructions, not quantized and from codes."""
-        return None if self._shown is None else self._pictured(self._reconstructed(codebook))
+        """Quality of the finished tokenizer on the whole split; None if there is none."""
+        if not self._batches.validates:
+            return None
+        batches = self._batches.evaluation()
+        return self._modality.evaluate(self._model, batches, extra=self._extra, across_ranks=True)
 
     def write_examples(self, folder: Path) -> None:
-        """Write what the model card shows and plays into a saved tokenizer's folder."""
+        """Write the picture and sounds of the model card into a saved tokenizer's folder."""
         if self._shown is None:
             return
-        made = self._reconstructed(None)
-        Image.fromarray(self._pictured(made)).save(folder / "reconstruction.png")
-        self._modality.write_sounds(folder, self._shown, made.quantized, self._model)
+        reconstruction = self._reconstructed(None)
+        Image.fromarray(self._picture(reconstruction)).save(folder / "reconstruction.png")
+        self._modality.write_sounds(folder, self._shown, reconstruction.quantized, self._model)
 
     def _reconstructed(self, codebook: Tensor | None) -> Reconstruction:
         return reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
 
-    def _pictured(self, made: Reconstruction) -> np.ndarray:
-        return self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
-
-    def _evaluated(self, limit: int | None, codebook: Tensor | None, *, final: bool) -> ReconstructionQuality:
-        quality: MetricFn = self._modality.quality(self._model, self._config, final=final)
-        return evaluate_reconstruction(
-            self._model,
-            self._data.held_out(limit),
-            codebook,
-            metric_fn=quality,
-            unquantized=self._modality.unquantized,
-            across_ranks=True,
-        )
+    def _picture(self, reconstruction: Reconstruction) -> np.ndarray:
+        """[height, width, 3] uint8: originals above reconstructions, without quantization and from codes."""
+        rows = [self._shown, reconstruction.unquantized, reconstruction.quantized]
+        return self._modality.picture(rows, self._model)
 
 
-def preview_codebook(quantizer) -> Tensor | None:
+def preview_codebook(quantizer: Quantizer) -> Tensor | None:
     """A codebook [K, d] of the latents in the queue, the same on all ranks.
 
-    None where the codes are fixed, or while the queue is too short for one.
+    None if the codes need no fitting, or while the queue is too short for a codebook.
     """
-    if not quantizer.needs_fitting:
-        return None
-    latents = quantizer.queue.latents()
-    if len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
+    latents = quantizer.recent_latents()
+    if latents is None or len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
         return None
     preview = fit_kmeans(latents, quantizer.codebook_size, max_iterations=_PREVIEW_ITERATIONS)
     return distributed.from_first_rank(preview.centroids)

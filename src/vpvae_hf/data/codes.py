@@ -1,0 +1,286 @@
+"""A data set's items as Parquet files of codes, one per shard of the data set, and reading them back.
+
+Shapes: [h, w] codes of an image, [n] of a clip, G codes per token.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpvae_hf.files import read_json, require_folder, write_atomically, write_json
+
+from .sources import Source, Transform, UnreadableFileError
+from .streams import ShardReader, shard_groups
+
+# Beside the files: what made them, so that they are never mixed with those of another run.
+MANIFEST = "tokenizer.json"
+# Where the tokenizer lies may change, what it is may not.
+_MAY_DIFFER = ("tokenizer", "tokenizer_revision")
+_ROWS_AT_ONCE = 1000
+_SKIPPED = b"vpvae_hf.skipped"
+
+
+def code_dtype(codebook_size: int) -> str:
+    """The smallest of the integer types of files that holds the codes 0..K-1."""
+    if codebook_size <= 1 << 8:
+        return "uint8"
+    return "uint16" if codebook_size <= 1 << 16 else "int32"
+
+
+class CodeFiles:
+    """Files `data/{split}-00003-of-00128.parquet` with columns of codes and the data set's other columns.
+
+    A file gets its name only when it is complete, so an interrupted run need not do again what it has finished.
+
+    Args:
+        source: opened with its other columns.
+        folder: the folder that holds "data".
+        split: part of the files' names.
+        transform: what of a file is encoded.
+        features: the columns of codes, as `datasets` describes them.
+        encode: gives the values of these columns for a list of items, encoding `batch_size` of them together.
+        batches_decoded: for how many batches files are decoded before they are encoded.
+
+    Attributes:
+        count: number of files.
+
+    Raises:
+        ValueError: the data set already has one of the columns of codes.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        *,
+        split: str,
+        transform: Transform,
+        features: Mapping[str, Any],
+        encode: Callable[..., list[dict[str, Any]]],
+        batches_decoded: int = 1,
+    ):
+        for column in features:
+            if column in source.rows.features:
+                raise ValueError(f'data set {source.name} has a column "{column}" already; rename it there')
+        self._source, self._folder, self._split, self._transform = source, folder / "data", split, transform
+        self._code_features, self._encode, self._batches_decoded = features, encode, batches_decoded
+        self.count = shard_groups(source.rows)
+
+    def unfinished(self, rank: int = 0, world_size: int = 1) -> list[int]:
+        """Numbers of the files that this rank still has to write."""
+        return [number for number in range(rank, self.count, world_size) if not self._path(number).exists()]
+
+    def write(self, number: int, *, batch_size: int, progress: Callable[[int], None] = lambda files: None) -> None:
+        """Write a file.
+
+        Args:
+            batch_size: items encoded together.
+            progress: called with the number of the data set's files that were encoded since the last call.
+
+        Raises:
+            ValueError: a shard that cannot be read, or a file that the transform does not allow.
+        """
+        from pyarrow.parquet import ParquetWriter
+
+        path, features, skipped = self._path(number), self._features(), 0
+        with write_atomically(path) as aside, ParquetWriter(aside, features.arrow_schema) as writer:
+            written: list[dict[str, Any]] = []
+            for rows, items in self._decoded(number, batch_size * self._batches_decoded):
+                encoded = self._encoded(rows, items, batch_size)
+                skipped += len(rows) - len(encoded)
+                written += encoded
+                progress(len(rows))
+                if len(written) >= _ROWS_AT_ONCE:
+                    writer.write_table(_table(written, features))
+                    written = []
+            if written:
+                writer.write_table(_table(written, features))
+            writer.add_key_value_metadata({_SKIPPED: str(skipped)})
+
+    def totals(self) -> tuple[int, int]:
+        """Rows of all files, which must be finished, and the data set's files that could not be read."""
+        from pyarrow.parquet import read_metadata
+
+        files = [read_metadata(self._path(number)) for number in range(self.count)]
+        return sum(file.num_rows for file in files), sum(int(file.metadata[_SKIPPED]) for file in files)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{self._split}-{number:05d}-of-{self.count:05d}.parquet"
+
+    def _features(self):
+        from datasets import Features
+
+        others = {name: kind for name, kind in self._source.rows.features.items() if name != self._source.column}
+        return Features({**self._code_features, **others})
+
+    def _decoded(self, number: int, count: int) -> Iterator[tuple[list[dict], Iterable[Tensor | None]]]:
+        """So many rows at a time and their items; threads decode some while the ones before are encoded."""
+        # Other columns go from file to file as they are, images and audio among them.
+        undecoded = self._source.rows.decode(False)
+        rows = iter(ShardReader(undecoded, number, self.count, seed=None, passes=1))
+        waiting: deque = deque()
+        with ThreadPoolExecutor() as threads:
+            for some in iter(lambda: list(itertools.islice(rows, count)), []):
+                waiting.append((some, threads.map(self._item, [row.pop(self._source.column) for row in some])))
+                if len(waiting) > 1:
+                    yield waiting.popleft()
+            yield from waiting
+
+    def _item(self, file) -> Tensor | None:
+        try:
+            return self._transform.read(file, np.random.default_rng(0))
+        except UnreadableFileError:
+            return None
+
+    def _encoded(self, rows: list[dict], items: Iterable[Tensor | None], batch_size: int) -> list[dict[str, Any]]:
+        """The rows whose file could be read, with its codes."""
+        readable = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
+        columns = self._encode([item for _, item in readable], batch_size=batch_size)
+        return [{**codes, **row} for codes, (row, _) in zip(columns, readable, strict=True)]
+
+
+def _table(rows: list[dict[str, Any]], features):
+    from datasets import Audio, Dataset, Features, Value
+
+    # To encode a column of audio takes torchcodec, even where its files stay as they are.
+    encoded = {"bytes": Value("binary"), "path": Value("string")}
+    storable = {name: encoded if isinstance(kind, Audio) else kind for name, kind in features.items()}
+    return Dataset.from_list(rows, features=Features(storable)).with_format("arrow")[:]
+
+
+def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make a folder the folder of a run, or see that it already is. Several ranks may do so at once.
+
+    Args:
+        settings: settings of the run, as JSON stores them. "items" is what one row holds, e.g. "images".
+
+    Raises:
+        FileExistsError: it holds other files, or is a file.
+        ValueError: it is the folder of a run with other settings.
+    """
+    require_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MANIFEST).exists():
+        # Another rank may be writing the manifest, aside.
+        others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{MANIFEST}")]
+        if others and not (folder / MANIFEST).exists():
+            raise FileExistsError(f"{folder} holds other files ({min(others)}) and no {MANIFEST}; name another folder")
+        items = settings["items"]
+        write_json(folder / MANIFEST, {**settings, items: None, f"unreadable_{items}": None})
+    held = read_json(folder / MANIFEST)
+    for name, value in settings.items():
+        if name not in _MAY_DIFFER and held.get(name) != value:
+            raise ValueError(
+                f"{folder} holds codes of another run: its {name} is {held.get(name)!r}, here it is {value!r}; "
+                "go on with the same settings, or name another folder"
+            )
+
+
+def write_totals(folder: Path, items: int, unreadable: int) -> None:
+    """Add the counts of a finished run to its manifest."""
+    held = read_json(folder / MANIFEST)
+    write_json(folder / MANIFEST, held | {held["items"]: items, f"unreadable_{held['items']}": unreadable})
+
+
+class CodeFolder:
+    """The codes that `vpvae tokenize` wrote.
+
+    Args:
+        folder: with tokenizer.json and data/*.parquet.
+        condition_column: column of whole numbers, such as classes, that condition the codes; None for none.
+
+    Attributes:
+        manifest: content of tokenizer.json.
+        rows: the data set, on disk.
+        is_audio: whether the codes are those of clips.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no codes.
+        ValueError: the codes are not complete, or there is no such column of whole numbers.
+    """
+
+    def __init__(self, folder: str | Path, condition_column: str | None = None):
+        from datasets import Value, load_dataset
+
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"{folder} has no {MANIFEST}; name a folder that `vpvae tokenize` wrote")
+        self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        items = self.manifest["items"]
+        self.is_audio = items == "clips"
+        files = sorted(str(file) for file in (folder / "data").glob("*.parquet"))
+        if self.manifest[items] is None or len(files) != self.manifest["files"]:
+            raise ValueError(
+                f"{folder} is not finished: {len(files)} of {self.manifest['files']} files are there; start the same "
+                "`vpvae tokenize` again, it goes on"
+            )
+        rows = load_dataset("parquet", data_files=files, split="train")
+        self.condition_column = condition_column
+        if condition_column is not None:
+            kind = rows.features.get(condition_column)
+            whole = hasattr(kind, "names") or (isinstance(kind, Value) and "int" in kind.dtype)
+            if not whole:
+                raise ValueError(
+                    f"{folder} has no column {condition_column!r} of whole numbers; columns: "
+                    f"{', '.join(rows.column_names)}"
+                )
+        read = ["codes", *(["num_samples"] if self.is_audio else []), *([condition_column] if condition_column else [])]
+        self.rows = rows.select_columns(read).with_format("numpy")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """[h, w] of the images; [n] of the longest clip."""
+        if not self.is_audio:
+            return tuple(self.rows[0]["codes"].shape[:2])
+        return (max(self.lengths),)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each clip."""
+        samples = np.asarray(self.rows["num_samples"][:])
+        return np.ceil(samples / self.manifest["hop_length"]).astype(int).tolist()
+
+    @property
+    def condition_size(self) -> int:
+        """One more than the highest condition; 0 without a column."""
+        if self.condition_column is None:
+            return 0
+        kind = self.rows.features[self.condition_column]
+        if hasattr(kind, "names"):
+            return len(kind.names)
+        values = np.asarray(self.rows[self.condition_column][:], dtype=float)
+        if not values.min() >= 0:  # NaN where a value is missing
+            found = "missing values" if np.isnan(values).any() else values.min()
+            raise ValueError(f"column {self.condition_column!r} must hold whole numbers from 0 on, got {found}")
+        return int(values.max()) + 1
+
+    def codes(self, example: Mapping[str, Any]) -> Tensor:
+        """[h, w] or [n] of a row, with several codes a token [..., G]."""
+        codes = torch.from_numpy(np.asarray(example["codes"]).astype(np.int64))
+        return codes.transpose(0, 1) if self.is_audio and codes.ndim == 2 else codes
+
+    def check_same_codes(self, other: "CodeFolder") -> None:
+        """Raise a ValueError where another folder's codes are of another tokenizer, grid, or range of conditions."""
+        for name in ("fingerprint", "codebook_size", "code_groups"):
+            if self.manifest[name] != other.manifest[name]:
+                raise ValueError(
+                    f"the two folders hold codes of different tokenizers: {self.manifest['tokenizer']} and "
+                    f"{other.manifest['tokenizer']} ({name} differs); tokenize both with the same one"
+                )
+        if not self.is_audio and self.grid != other.grid:
+            raise ValueError(
+                f"the two folders hold codes of different sizes, {list(self.grid)} and {list(other.grid)} an image; "
+                "tokenize both with the same --size"
+            )
+        if other.condition_size > self.condition_size:
+            raise ValueError(
+                f"column {self.condition_column!r} goes to {other.condition_size - 1} in the second folder, only to "
+                f"{self.condition_size - 1} in the first, which is trained on"
+            )

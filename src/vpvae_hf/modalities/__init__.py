@@ -1,0 +1,71 @@
+"""Kinds of signals. Another one is a subclass of `Modality` in a file of its own, and one line in `MODALITIES`."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+
+from vpvae_hf.files import read_json
+from vpvae_hf.hub import hub_errors
+from vpvae_hf.models.tokenizer import Tokenizer
+
+from .audio import AudioModality
+from .base import Modality
+from .batches import Batches
+from .config import TrainingConfig
+from .image import ImageModality
+
+__all__ = ["MODALITIES", "Batches", "Modality", "load_tokenizer", "modality_of"]
+
+MODALITIES: dict[str, Modality] = {
+    "image": ImageModality(),
+    "audio": AudioModality(),
+}
+
+
+def modality_of(subject: Tokenizer | TrainingConfig) -> Modality:
+    """The modality of a tokenizer, or of the settings of a training run.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for modality in MODALITIES.values():
+        if isinstance(subject, modality.model_class | modality.config_class):
+            return modality
+    known = ", ".join(f"{each.model_class.__name__} and {each.config_class.__name__}" for each in MODALITIES.values())
+    raise ValueError(f"{type(subject).__name__} belongs to no modality; known: {known}")
+
+
+def load_tokenizer(name: str, revision: str | None = None, device: torch.device | None = None) -> Tokenizer:
+    """A tokenizer of any modality from a folder or a hub id, in eval mode.
+
+    Args:
+        revision: branch, tag or commit of the hub id.
+        device: where it is to be; None for a GPU if there is one, otherwise the CPU.
+
+    Raises:
+        ValueError: it is no tokenizer of this package, or not a whole one.
+        FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
+    """
+    config = _read_config(name, revision)
+    # As diffusers records the class, or as transformers does.
+    recorded = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    classes = {modality.model_class.__name__: modality.model_class for modality in MODALITIES.values()}
+    if recorded not in classes:
+        raise ValueError(
+            f"{name} is no saved tokenizer: its config.json is of the class {recorded}; known: {', '.join(classes)}"
+        )
+    where = {} if revision is None else {"revision": revision}
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return classes[recorded].from_pretrained(name, **where).eval().to(device)
+
+
+def _read_config(name: str, revision: str | None) -> dict:
+    if Path(name).is_dir():
+        file = Path(name, "config.json")
+        if not file.is_file():
+            raise ValueError(f"{name} is no saved tokenizer: it has no config.json")
+    else:
+        with hub_errors(name, doing="load", revision=revision):
+            file = Path(hf_hub_download(name, "config.json", revision=revision))
+    return read_json(file)

@@ -1,0 +1,157 @@
+"""Audio for a `VPCodecModel`.
+
+Shapes: T samples of a clip, n = ceil(T / hop) codes; S samples of a training segment, a multiple of the hop.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtype, open_audio
+from vpvae_hf.losses import Loss, audio_losses, build_losses
+from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
+from vpvae_hf.models import VPCodecConfig, VPCodecModel
+from vpvae_hf.settings import require
+
+from .base import Modality
+from .config import DataConfig, TrainingConfig, option
+
+# Length of each clip that is shown and played, and of the silence between two.
+_SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
+# Length of the segments that `vpvae fit` reads.
+_FITTED_SECONDS = 2.0
+
+
+@dataclass
+class AudioDataConfig(DataConfig):
+    """Which audio to train and validate on."""
+
+    segment_s: float = option(1.0, "length of a training segment, seconds; rounded to whole codes")
+    resample: bool = option(False, "convert files of another sampling rate; otherwise they are an error")
+    downmix: bool = option(False, "average the channels of files that have several; otherwise they are an error")
+    validation_examples: int | None = option(64, "clips for validation during training; null for all. The end uses all")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.segment_s > 0, "data.segment_s", self.segment_s, "positive")
+
+
+@dataclass
+class AudioTrainingConfig(TrainingConfig):
+    """A training run of an audio tokenizer."""
+
+    data: AudioDataConfig = field(default_factory=AudioDataConfig)
+    losses: dict[str, float] = option(
+        {}, "weight of each reconstruction loss: l1, l2, stft, whisper; l1 alone if empty"
+    )
+    whisper: str = option("openai/whisper-base", "folder or hub id of the Whisper model of the loss whisper")
+
+
+class AudioModality(Modality):
+    """Segments of clips in training; whole clips in evaluations and files of codes."""
+
+    model_class, config_class = VPCodecModel, AudioTrainingConfig
+    train_items = "segments"
+    headline_metric = "pesq"
+    one_by_one = True
+    batches_decoded = 4  # clips of like lengths are batched: sorted among so many, little of a batch is padding
+    _open = staticmethod(open_audio)
+
+    def new_model(self, config: AudioTrainingConfig) -> VPCodecModel:
+        return VPCodecModel(VPCodecConfig(**config.model.architecture, quantizer=dict(config.quantizer) or None))
+
+    def losses(self, config: AudioTrainingConfig, model: VPCodecModel) -> Mapping[str, Loss]:
+        available = audio_losses(whisper=config.whisper, sampling_rate=model.config.sampling_rate)
+        return build_losses(config.loss_weights, available)
+
+    def data_config(self, model: VPCodecModel, **given: Any) -> AudioDataConfig:
+        return super().data_config(model, **{"segment_s": _FITTED_SECONDS, **given})
+
+    def train_transform(self, data: AudioDataConfig, model: VPCodecModel) -> AudioSegment:
+        return AudioSegment(length=_segment(data, model), **_reading(data, model))
+
+    def fit_transform(self, data: AudioDataConfig, model: VPCodecModel) -> MaskedAudioSegment:
+        hop = model.config.hop_length
+        return MaskedAudioSegment(length=_segment(data, model), shortest=hop, **_reading(data, model))
+
+    def eval_transform(self, data: AudioDataConfig, model: VPCodecModel) -> AudioClip:
+        return AudioClip(shortest=model.config.hop_length, **_reading(data, model))
+
+    def shown_transform(self, data: AudioDataConfig, model: VPCodecModel) -> AudioSegment:
+        length = round(_SHOWN_SECONDS * model.config.sampling_rate)
+        return AudioSegment(length=length, position="start", **_reading(data, model))
+
+    def is_random(self, data: AudioDataConfig) -> bool:
+        return True
+
+    def metric_fn(self, model: VPCodecModel, extra: Collection[str] = ()) -> MetricFn:
+        check_audio_packages()
+        return partial(audio_quality, sampling_rate=model.config.sampling_rate)
+
+    def code_features(self, data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
+        """ "codes" [n], or [G, n] if a token has several, and "num_samples", the T to cut decoded audio to."""
+        from datasets import List, Value
+
+        codes = List(Value(code_dtype(model.quantize.codebook_size)))
+        codes = codes if model.quantize.code_groups == 1 else List(codes)
+        return {"codes": codes, "num_samples": Value("int64")}
+
+    def code_rows(
+        self, items: list[Tensor], transform: AudioClip, model: VPCodecModel, batch_size: int
+    ) -> list[dict[str, Any]]:
+        by_length = sorted(range(len(items)), key=lambda place: len(items[place]))
+        rows: dict[int, dict[str, Any]] = {}
+        for start in range(0, len(items), batch_size):
+            places = by_length[start : start + batch_size]
+            codes = _codes([items[place] for place in places], transform, model)
+            for place, clip_codes in zip(places, codes, strict=True):
+                length = len(items[place])
+                count = -(-length // model.config.hop_length)
+                rows[place] = {"codes": clip_codes[..., :count], "num_samples": length}
+        return [rows[place] for place in range(len(items))]
+
+    def code_settings(self, data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
+        config = model.config
+        rates = {"hop_length": config.hop_length, "sampling_rate": config.sampling_rate}
+        return {**rates, "resample": data.resample, "downmix": data.downmix}
+
+    def resolution(self, model: VPCodecModel) -> str:
+        return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes per second)"
+
+    def picture(self, rows: list[Tensor], model: VPCodecModel) -> np.ndarray:
+        return spectrogram_grid(rows, sampling_rate=model.config.sampling_rate)
+
+    def write_sounds(self, folder: Path, original: Tensor, reconstruction: Tensor, model: VPCodecModel) -> None:
+        import soundfile
+
+        rate = model.config.sampling_rate
+        for name, clips in (("original", original), ("reconstruction", reconstruction)):
+            joined = pad(clips.float().cpu(), (0, round(_PAUSE_SECONDS * rate))).flatten()
+            soundfile.write(folder / f"{name}.flac", joined.clamp(-1, 1).numpy(), rate)
+
+
+def _segment(data: AudioDataConfig, model: VPCodecModel) -> int:
+    """S."""
+    return max(1, round(data.segment_s * model.config.frame_rate)) * model.config.hop_length
+
+
+def _reading(data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
+    return {"sampling_rate": model.config.sampling_rate, "resample": data.resample, "downmix": data.downmix}
+
+
+def _codes(clips: list[Tensor], transform: AudioClip, model: VPCodecModel) -> np.ndarray:
+    """[B, n] or [B, G, n] of the longest clip."""
+    audio = transform.model_input(pad_sequence(clips, batch_first=True))
+    lengths = torch.tensor([len(clip) for clip in clips])
+    mask = (torch.arange(audio.shape[-1]) < lengths[:, None]).long()
+    codes = model.tokenize(audio.to(model.device), mask.to(model.device))
+    codes = codes if model.quantize.code_groups == 1 else codes.mT
+    return codes.cpu().numpy().astype(code_dtype(model.quantize.codebook_size))

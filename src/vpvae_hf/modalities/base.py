@@ -1,0 +1,230 @@
+"""What differs between images, audio and any other kind of signal: one subclass and one line in `MODALITIES` for each.
+
+Shapes: B items in a batch; h x w codes of an image, n of a clip; G codes per token.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from vpvae_hf.data import Source, Transform, check_readable
+from vpvae_hf.losses import Loss
+from vpvae_hf.metrics import MetricFn, ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.models.tokenizer import Tokenizer
+
+from .config import AdversarialConfig, DataConfig, TrainingConfig
+
+
+class Modality(ABC):
+    """A kind of signal: its model and settings, what is read of its files, how it is judged, and how codes are stored.
+
+    A modality has no state. Training, `vpvae fit`, `evaluate`, `tokenize` and `compare` all ask it, so that they read
+    files in the same way.
+
+    Attributes:
+        model_class: the tokenizer.
+        config_class: settings of a training run; its `data` decides what the transforms below read.
+        train_items: what one file becomes in training, e.g. "segments".
+        headline_metric: the one metric that curves and the progress bar show.
+        unquantized_metrics: metrics that are also measured without quantization; None for all.
+        extra_metrics: metrics that are measured only if they are asked for, since they need a network.
+        one_by_one: whether items differ in size, so that they are measured one by one.
+        batches_decoded: for how many batches files are decoded before they are encoded into codes.
+    """
+
+    model_class: ClassVar[type[Tokenizer]]
+    config_class: ClassVar[type[TrainingConfig]]
+    train_items: ClassVar[str]
+    headline_metric: ClassVar[str]
+    unquantized_metrics: ClassVar[tuple[str, ...] | None] = None
+    extra_metrics: ClassVar[tuple[str, ...]] = ()
+    one_by_one: ClassVar[bool] = False
+    batches_decoded: ClassVar[int] = 1
+    _open: ClassVar[Callable[..., Source]]
+
+    @property
+    def library(self) -> str:
+        """The library, besides torch, whose version results depend on."""
+        return self.model_class.hub_entry.library
+
+    @property
+    def items(self) -> str:
+        """What one file becomes in an evaluation and in files of codes, e.g. "images"."""
+        return self.model_class.hub_entry.items
+
+    # Models
+
+    @abstractmethod
+    def new_model(self, config: TrainingConfig) -> Tokenizer:
+        """A model to train from the beginning.
+
+        Raises:
+            ValueError: invalid settings.
+        """
+
+    def build_model(self, config: TrainingConfig) -> Tokenizer:
+        """A new model, or the one that `config.model.pretrained` names.
+
+        Quantizer settings without a kind change those of the pretrained model. They are ignored if the decoder alone is
+        trained.
+
+        Raises:
+            ValueError: invalid settings, or a tokenizer that cannot be loaded.
+        """
+        if config.model.pretrained is None:
+            return self.new_model(config)
+        model = self.model_class.from_pretrained(config.model.pretrained, **config.model.hub_location)
+        if config.train_only is not None:
+            return model
+        present = model.quantize.config.to_dict()
+        wanted = dict(config.quantizer) if "kind" in config.quantizer else {**present, **config.quantizer}
+        if wanted != present:
+            wanted.pop("fitted", None)
+            model.set_quantizer(wanted)
+        return model
+
+    @abstractmethod
+    def losses(self, config: TrainingConfig, model: Tokenizer) -> Mapping[str, Loss]:
+        """The losses that `config.loss_weights` weights, by name."""
+
+    def adversarial(self, config: TrainingConfig, model: Tokenizer) -> tuple[AdversarialConfig, nn.Module] | None:
+        """Settings of a discriminator, and the discriminator; None to train without one."""
+        return None
+
+    # Data
+
+    def data_config(self, model: Tokenizer, **given: Any) -> DataConfig:
+        """Settings for reading a data set for a saved tokenizer, as the commands need them.
+
+        Args:
+            given: fields of the modality's `DataConfig`. A field that is None or False counts as not given, so that a
+                command may pass all options that it has.
+
+        Raises:
+            ValueError: an option that this modality has no field for, or one that does not suit the model.
+        """
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        kind = type(self.config_class().data)
+        for name in given:
+            if name not in kind.__dataclass_fields__:
+                _refuse_option(name, model)
+        return kind(**given)
+
+    def open(self, data: DataConfig, transform: Transform, *, other_columns: bool = False) -> Source:
+        """Open `data.split` of `data.name` and see that the transform can read its first files.
+
+        Args:
+            other_columns: keep the other columns in the rows.
+
+        Raises:
+            ValueError: no such split or column, or no file that the transform can read.
+            FileNotFoundError: no such data set.
+        """
+        where = {"split": data.split, "config": data.config, "revision": data.revision, "column": data.column}
+        source = type(self)._open(data.name, **where, streaming=data.streaming, other_columns=other_columns)
+        check_readable(source, transform)
+        return source
+
+    @abstractmethod
+    def train_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
+        """What the model is trained on."""
+
+    def fit_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
+        """What the codebook is fitted to."""
+        return self.train_transform(data, model)
+
+    @abstractmethod
+    def eval_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
+        """What is measured and tokenized."""
+
+    def shown_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
+        """What pictures show; all of one size."""
+        return self.eval_transform(data, model)
+
+    @abstractmethod
+    def is_random(self, data: DataConfig) -> bool:
+        """Whether each pass over the data gives other training items."""
+
+    # Metrics
+
+    @abstractmethod
+    def metric_fn(self, model: Tokenizer, extra: Collection[str] = ()) -> MetricFn:
+        """How reconstructions are measured.
+
+        Args:
+            extra: some of `extra_metrics`.
+
+        Raises:
+            ImportError: measuring needs a library that is not installed.
+        """
+
+    def evaluate(
+        self,
+        model: Tokenizer,
+        batches: Iterable[Tensor],
+        codebook: Tensor | None = None,
+        *,
+        extra: Collection[str] = (),
+        across_ranks: bool = False,
+    ) -> ReconstructionQuality:
+        """Measure a tokenizer with this modality's metrics; see `evaluate_reconstruction`.
+
+        Raises:
+            ValueError: a metric in `extra` that this modality does not have, or see `evaluate_reconstruction`.
+        """
+        for name in extra:
+            if name not in self.extra_metrics:
+                _refuse_option(name, model)
+        return evaluate_reconstruction(
+            model,
+            batches,
+            codebook,
+            metric_fn=self.metric_fn(model, extra),
+            unquantized=self.unquantized_metrics,
+            across_ranks=across_ranks,
+        )
+
+    # Codes in files
+
+    @abstractmethod
+    def code_features(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:
+        """The columns of codes, as `datasets` describes them; "codes" is one of them."""
+
+    @abstractmethod
+    def code_rows(
+        self, items: list[Tensor], transform: Transform, model: Tokenizer, batch_size: int
+    ) -> list[dict[str, Any]]:
+        """The values of those columns for each item.
+
+        Args:
+            items: read by the `eval_transform` that is `transform`.
+            model: a fitted tokenizer in eval mode.
+            batch_size: how many items are encoded together.
+        """
+
+    @abstractmethod
+    def code_settings(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:
+        """What codes depend on besides tokenizer and files, and how much of the signal a code stands for; for JSON."""
+
+    # What people see and hear
+
+    @abstractmethod
+    def resolution(self, model: Tokenizer) -> str:
+        """How much of the signal a code stands for, in a few words."""
+
+    @abstractmethod
+    def picture(self, rows: list[Tensor], model: Tokenizer) -> np.ndarray:
+        """A picture [height, width, 3] uint8 of rows of items [B, ...], the originals first."""
+
+    def write_sounds(self, folder: Path, original: Tensor, reconstruction: Tensor, model: Tokenizer) -> None:
+        """Write sounds for the model card into a saved tokenizer's folder, if the modality has any."""
+        return
+
+
+def _refuse_option(name: str, model: Tokenizer) -> None:
+    option = name.replace("_", "-")
+    raise ValueError(f"--{option} has no meaning for a {type(model).__name__}; leave it out")

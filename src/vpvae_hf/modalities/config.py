@@ -1,0 +1,196 @@
+"""Settings of training that all modalities share: dataclasses with a default and a line of help for each field."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from vpvae_hf.settings import require
+
+_Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
+
+
+def option(default: Any, description: str) -> Any:
+    """A field with a line for --help."""
+    if isinstance(default, Mapping | list):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": description})
+    return field(default=default, metadata={"help": description})
+
+
+@dataclass
+class ModelConfig:
+    """Which model to train: a new one unless `pretrained` or the like names a start."""
+
+    architecture: dict[str, Any] = option({}, "arguments of a new model (AutoencoderVP, VPCodecConfig)")
+    pretrained: str | None = option(None, "folder or hub id of a tokenizer to go on from")
+    subfolder: str | None = option(None, "subfolder of that folder or repository")
+    revision: str | None = option(None, "branch, tag or commit of the hub id")
+
+    @property
+    def start(self) -> str | None:
+        """Folder or hub id of the model that training starts from; None for a new one."""
+        return self.pretrained
+
+    @property
+    def hub_location(self) -> dict[str, str]:
+        """Where in the folder or repository the start lies, as `from_pretrained` takes it."""
+        where = {"subfolder": self.subfolder, "revision": self.revision}
+        return {name: value for name, value in where.items() if value is not None}
+
+
+@dataclass
+class DataConfig:
+    """Which data to train and validate on."""
+
+    name: str | None = option(None, "data set: hub id or local path")
+    config: str | None = option(None, "configuration (subset) of the data set")
+    revision: str | None = option(None, "branch, tag or commit of the data set")
+    split: str = option("train", "split to train on")
+    column: str | None = option(None, "column that holds the images or the audio; null: the only one of that type")
+    streaming: bool = option(True, "read the data set while training, without downloading it first")
+    shuffle_buffer: int = option(1000, "examples that each loader worker shuffles at once")
+    workers: int = option(2, "loader processes per rank")
+    validation_name: str | None = option(None, "data set to validate on; null: the training one")
+    validation_config: str | None = option(None, "configuration of validation_name")
+    validation_column: str | None = option(None, "column of validation_name; null: the only one of that type")
+    validation_split: str | None = option("validation", "split to validate on; null to measure nothing")
+    validation_examples: int | None = option(
+        512, "images or clips for validation during training; null for all. The end uses all"
+    )
+
+    def __post_init__(self):
+        require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
+        examples = self.validation_examples
+        require(examples is None or examples >= 1, "data.validation_examples", examples, "at least 1, or null")
+
+    @property
+    def validation(self) -> "DataConfig":
+        """The same settings, with the validation split in place of the training split."""
+        if self.validation_name in (None, self.name):
+            return replace(self, split=self.validation_split)
+        where = {"config": self.validation_config, "column": self.validation_column, "revision": None}
+        return replace(self, name=self.validation_name, split=self.validation_split, **where)
+
+
+@dataclass
+class AdversarialConfig:
+    """A patch discriminator. Its weight is 0 by default: the paper trains without one."""
+
+    weight: float = option(0.0, "weight of the adversarial loss")
+    start_step: int = option(0, "the first step that uses the discriminator")
+    learning_rate: float = option(1e-4, "learning rate of the discriminator")
+    channels: int = option(64, "width of the discriminator's first layer")
+    layers: int = option(3, "strided layers of the discriminator")
+
+    def __post_init__(self):
+        require(self.weight >= 0, "adversarial.weight", self.weight, "at least 0")
+
+
+@dataclass
+class CodebookConfig:
+    """How the codebook is fitted when training has ended."""
+
+    latents_per_code: int = option(256, "fresh latents to fit each code to")
+    seeding: Literal["rounds", "k-means++"] = option("rounds", "how K-means chooses its first centroids")
+
+
+@dataclass
+class RunConfig:
+    """How anything is trained: where to, in how many steps, with what optimizer."""
+
+    _FEWEST_STEPS: ClassVar[int] = 1
+
+    output_dir: str | None = option(None, "folder for checkpoints, metrics, pictures and what was trained")
+    overwrite_output_dir: bool = option(False, "start anew in a folder that holds another run, which is deleted")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint's folder, or latest")
+    max_train_steps: int = option(100_000, "optimizer steps")
+    train_batch_size: int = option(8, "examples per rank and forward pass")
+    gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
+    learning_rate: float = option(1e-4, "the highest learning rate")
+    lr_scheduler: _Schedule = option("cosine", "decay of the learning rate")
+    lr_warmup_steps: int = option(500, "steps in which the learning rate rises")
+    adam_beta1: float = option(0.9, "AdamW's beta1")
+    adam_beta2: float = option(0.99, "AdamW's beta2")
+    adam_weight_decay: float = option(1e-4, "AdamW's weight decay")
+    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "null: as accelerate is configured")
+    gradient_checkpointing: bool = option(False, "save memory by computing activations twice")
+    seed: int = option(0, "seed of the weights, the order of the data, and all random numbers of training")
+    logging_steps: int = option(10, "steps that a row of metrics averages over")
+    validation_steps: int = option(2000, "steps between validations")
+    checkpointing_steps: int = option(2000, "steps between checkpoints")
+    checkpoints_total_limit: int | None = option(3, "newest checkpoints that are kept; null for all")
+    report_to: list[str] = option(["tensorboard"], "trackers known to accelerate; an empty list for none")
+    push_to_hub: bool = option(False, "upload what was trained at the end")
+    hub_model_id: str | None = option(None, "repository, e.g. name/tokenizer")
+    hub_private: bool | None = option(None, "whether a new repository is private")
+
+    def __post_init__(self):
+        fewest = self._FEWEST_STEPS
+        require(self.max_train_steps >= fewest, "max_train_steps", self.max_train_steps, f"at least {fewest}")
+        positive = (
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "validation_steps",
+            "checkpointing_steps",
+        )
+        for name in positive:
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        require(self.lr_warmup_steps >= 0, "lr_warmup_steps", self.lr_warmup_steps, "at least 0")
+        limit = self.checkpoints_total_limit
+        require(limit is None or limit >= 1, "checkpoints_total_limit", limit, "at least 1, or null")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub needs a repository; add --hub_model_id NAME/REPOSITORY")
+
+
+@dataclass
+class LoopConfig(RunConfig):
+    """In addition, the settings of this package's own training loop."""
+
+    use_ema: bool = option(False, "publish a moving average of the weights")
+    ema_decay: float = option(0.999, "decay of the moving average")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "in [0, 1)")
+
+
+@dataclass
+class TrainingConfig(LoopConfig):
+    """A training run of a tokenizer; each modality has its own subclass.
+
+    With `max_train_steps=0` nothing is trained; the codebook is refitted and the starting model is evaluated.
+    """
+
+    _FEWEST_STEPS: ClassVar[int] = 0
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quantizer: dict[str, Any] = option(
+        {}, "settings with a kind; without a kind they change the quantizer of model.pretrained"
+    )
+    data: DataConfig = field(default_factory=DataConfig)
+    train_only: Literal["decoder"] | None = option(
+        None, "decoder: keep encoder, quantizer and codebook of model.pretrained, and train its decoder on the codes"
+    )
+    losses: dict[str, float] = option({}, "weight of each reconstruction loss; l1 alone where empty")
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
+    torch_compile: bool = option(False, "compile encoder and decoder")
+    validation_pictures: int = option(8, "images or clips shown at each validation")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.validation_pictures >= 0, "validation_pictures", self.validation_pictures, "at least 0")
+        if self.max_train_steps == 0 and self.model.start is None:
+            raise ValueError("max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained")
+        if self.train_only is not None and self.model.pretrained is None:
+            raise ValueError(
+                f"train_only={self.train_only} goes on from a fitted tokenizer; name one with --model.pretrained"
+            )
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss by its name."""
+        return self.losses or {"l1": 1.0}

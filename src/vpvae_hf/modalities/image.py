@@ -1,0 +1,144 @@
+"""Images for an `AutoencoderVP`.
+
+Shapes: S the side of a crop in pixels, f the tokenizer's downsampling factor, h = w = S / f.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from vpvae_hf.data import ImageCrop, code_dtype, open_images
+from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses
+from vpvae_hf.metrics import MetricFn, image_grid, image_quality
+from vpvae_hf.models import AutoencoderVP
+from vpvae_hf.settings import require
+
+from .base import Modality
+from .config import AdversarialConfig, DataConfig, ModelConfig, TrainingConfig, option
+
+
+@dataclass
+class ImageModelConfig(ModelConfig):
+    """Which image tokenizer to train."""
+
+    from_autoencoder_kl: str | None = option(None, "folder or hub id of a diffusers AutoencoderKL to start from")
+
+    def __post_init__(self):
+        if self.pretrained and self.from_autoencoder_kl:
+            raise ValueError("model.pretrained and model.from_autoencoder_kl name two starts; give one of them")
+
+    @property
+    def start(self) -> str | None:
+        return self.pretrained or self.from_autoencoder_kl
+
+
+@dataclass
+class ImageDataConfig(DataConfig):
+    """Which images to train and validate on."""
+
+    size: int = option(256, "side of a training crop, pixels")
+    shortest_side: int | None = option(256, "length that each image's shortest side is scaled to; null: no scaling")
+    crop: Literal["random", "center"] = option("center", "where crops are taken")
+    flip: bool = option(False, "mirror half of the images")
+    validation_size: int | None = option(None, "side of a validation crop, pixels; null: as in training")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.size >= 1, "data.size", self.size, "at least 1")
+        size = self.validation_size
+        require(size is None or size >= 1, "data.validation_size", size, "at least 1, or null")
+
+
+@dataclass
+class ImageTrainingConfig(TrainingConfig):
+    """A training run of an image tokenizer."""
+
+    model: ImageModelConfig = field(default_factory=ImageModelConfig)
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    losses: dict[str, float] = option({}, "weight of each reconstruction loss: l1, l2, lpips; l1 alone if empty")
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+
+
+class ImageModality(Modality):
+    """Crops of images."""
+
+    model_class, config_class = AutoencoderVP, ImageTrainingConfig
+    train_items = "images"
+    headline_metric, unquantized_metrics, extra_metrics = "psnr", ("psnr",), ("lpips",)
+    _open = staticmethod(open_images)
+
+    def new_model(self, config: ImageTrainingConfig) -> AutoencoderVP:
+        quantizer = dict(config.quantizer) or None
+        start = config.model.from_autoencoder_kl
+        if start is not None:
+            return AutoencoderVP.from_autoencoder_kl(start, quantizer=quantizer, **config.model.hub_location)
+        size = config.data.validation_size or config.data.size
+        return AutoencoderVP(**{"sample_size": size, **config.model.architecture}, quantizer=quantizer)
+
+    def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
+        return build_losses(config.loss_weights, IMAGE_LOSSES)
+
+    def adversarial(
+        self, config: ImageTrainingConfig, model: AutoencoderVP
+    ) -> tuple[AdversarialConfig, nn.Module] | None:
+        settings = config.adversarial
+        if not settings.weight:
+            return None
+        return settings, PatchDiscriminator(model.config.out_channels, settings.channels, settings.layers)
+
+    def data_config(self, model: AutoencoderVP, **given: Any) -> ImageDataConfig:
+        """By default crops of the model's `sample_size`, from images whose shortest side is scaled to that."""
+        size = model.config.sample_size if given.get("size") is None else given["size"]
+        factor = model.downsample_factor
+        if size < 1 or size % factor:
+            near = max(factor, size // factor * factor)
+            raise ValueError(f"size must be a multiple of the tokenizer's factor {factor}, got {size}; try {near}")
+        side = size if given.get("shortest_side") is None else given["shortest_side"]
+        return super().data_config(model, **{**given, "size": size, "shortest_side": side, "crop": "random"})
+
+    def train_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
+        return ImageCrop(size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip)
+
+    def eval_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
+        side, size = data.shortest_side, data.validation_size
+        if size is None:
+            return ImageCrop(size=data.size, shortest_side=side)
+        return ImageCrop(size=size, shortest_side=None if side is None else max(side, size))
+
+    def is_random(self, data: ImageDataConfig) -> bool:
+        return data.crop == "random"
+
+    def metric_fn(self, model: AutoencoderVP, extra: Collection[str] = ()) -> MetricFn:
+        return partial(image_quality, lpips="lpips" in extra)
+
+    def code_features(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
+        """ "codes" [h, w], or [h, w, G] if a token has several."""
+        from datasets import Array2D, Array3D
+
+        side, groups = data.size // model.downsample_factor, model.quantize.code_groups
+        dtype = code_dtype(model.quantize.codebook_size)
+        return {"codes": Array2D((side, side), dtype) if groups == 1 else Array3D((side, side, groups), dtype)}
+
+    def code_rows(
+        self, items: list[Tensor], transform: ImageCrop, model: AutoencoderVP, batch_size: int
+    ) -> list[dict[str, Any]]:
+        rows = []
+        for start in range(0, len(items), batch_size):
+            pixel_values = transform.model_input(transform.collate(items[start : start + batch_size]))
+            codes = model.tokenize(pixel_values.to(model.device)).cpu().numpy()
+            rows += [{"codes": each} for each in codes.astype(code_dtype(model.quantize.codebook_size))]
+        return rows
+
+    def code_settings(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
+        factor = model.downsample_factor
+        return {"downsample_factor": factor, "size": data.size, "shortest_side": data.shortest_side}
+
+    def resolution(self, model: AutoencoderVP) -> str:
+        return f"factor {model.downsample_factor}"
+
+    def picture(self, rows: list[Tensor], model: AutoencoderVP) -> np.ndarray:
+        return image_grid(rows)

@@ -1,0 +1,149 @@
+"""The output folder of a run: checkpoints, each a folder that is complete or not there, and never two runs in one."""
+
+import dataclasses
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from vpvae_hf import distributed
+from vpvae_hf.files import require_folder, write_json
+from vpvae_hf.modalities.config import RunConfig
+
+_log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+_STREAM = "stream_{}.pt"  # of each rank
+_CHECKPOINT_FILE = _STREAM.format(0)  # every complete checkpoint of `Trainer` has this file
+
+
+def checkpoints(output: Path, checkpoint_file: str = _CHECKPOINT_FILE) -> list[Path]:
+    """Complete checkpoints of a run, which hold a file of that name, the oldest first."""
+    named = [folder for folder in output.glob("checkpoint-*") if _NAME.fullmatch(folder.name)]
+    complete = [folder for folder in named if (folder / checkpoint_file).is_file()]
+    return sorted(complete, key=lambda folder: int(_NAME.fullmatch(folder.name)[1]))
+
+
+def find_checkpoint(output: Path, which: str, checkpoint_file: str = _CHECKPOINT_FILE) -> Path | None:
+    """The folder of "latest" (None if there is none yet), of a path, or of a name within the output folder.
+
+    Raises:
+        FileNotFoundError: no such folder, or one that is no checkpoint.
+    """
+    if which == "latest":
+        return next(reversed(checkpoints(output, checkpoint_file)), None)
+    for folder in (Path(which), output / which):
+        if folder.is_dir():
+            if not _NAME.fullmatch(folder.name) or not (folder / checkpoint_file).is_file():
+                raise FileNotFoundError(
+                    f"{folder} is no checkpoint of this trainer; those are folders checkpoint-STEP, and "
+                    "--resume_from_checkpoint latest takes the newest. To go on from a saved model name it as the "
+                    "start, with --model.pretrained of a tokenizer, --pretrained of a transformer"
+                )
+            return folder
+    there = ", ".join(folder.name for folder in checkpoints(output, checkpoint_file)) or "none"
+    raise FileNotFoundError(f"no checkpoint {which}; {output} holds {there}")
+
+
+def save_checkpoint(
+    accelerator: Accelerator, output: Path, step: int, stream: dict[str, Any], limit: int | None
+) -> None:
+    """Write all that the ranks need to go on; the newest `limit` checkpoints are kept.
+
+    It is written aside and renamed when complete. If writing fails, the ranks go on without it and say why.
+
+    Args:
+        stream: this rank's position in the data.
+    """
+    folder, aside = output / f"checkpoint-{step}", output / f".checkpoint-{step}.partial"
+    try:
+        with distributed.failing_together():
+            if accelerator.is_main_process:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir()
+        with distributed.failing_together():
+            accelerator.save_state(str(aside))
+            torch.save(stream, aside / _STREAM.format(accelerator.process_index))
+    # Whatever is raised: libraries report a full disk in many ways, and a run is worth more than a checkpoint.
+    except Exception as error:
+        if accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+            _log.error(
+                "no checkpoint at step %d: %s. Training goes on; make room in %s before the next", step, error, output
+            )
+        return
+    if accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+        for old in checkpoints(output)[: 0 if limit is None else -limit]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
+    """Restore what `save_checkpoint` wrote; returns this rank's position in the data, None if it was not saved.
+
+    Raises:
+        ValueError: the checkpoint belongs to another model or to other settings.
+    """
+    try:
+        accelerator.load_state(str(folder))
+    except (RuntimeError, ValueError, KeyError, IndexError, OSError) as error:
+        raise ValueError(
+            f"{folder} cannot be resumed with these settings: {error}; resume with those that the run was started with"
+        ) from error
+    stream = folder / _STREAM.format(accelerator.process_index)
+    return torch.load(stream, weights_only=False) if stream.is_file() else None
+
+
+def prepare_output(
+    output: Path, config: RunConfig, *, outputs: Sequence[str], checkpoint_file: str = _CHECKPOINT_FILE
+) -> Path | None:
+    """Make the output folder, with settings.json; returns the checkpoint to go on from, None to start anew.
+
+    Args:
+        outputs: what a run leaves in it in addition to checkpoints, metrics and logs, its result last; deleted if the
+            run is overwritten.
+        checkpoint_file: the name of a file that every complete checkpoint has.
+
+    Raises:
+        FileExistsError: it is a file, or holds another run.
+        FileNotFoundError: no such checkpoint.
+    """
+    decided: list[Any] = [None]
+    with distributed.failing_together():
+        if distributed.rank() == 0:
+            decided[0] = _decide_start(output, config, outputs, checkpoint_file)
+    if distributed.world_size() > 1:
+        broadcast_object_list(decided)
+    return decided[0]
+
+
+def _decide_start(output: Path, config: RunConfig, outputs: Sequence[str], checkpoint_file: str) -> Path | None:
+    require_folder(output)
+    checkpoint = None
+    if config.resume_from_checkpoint is not None:
+        checkpoint = find_checkpoint(output, config.resume_from_checkpoint, checkpoint_file)
+    there, finished = checkpoints(output, checkpoint_file), (output / outputs[-1]).exists()
+    if config.overwrite_output_dir and checkpoint is None:
+        for folder in (*output.glob("checkpoint-*"), output / "logs", *(output / name for name in outputs)):
+            shutil.rmtree(folder, ignore_errors=True)
+        (output / "metrics.jsonl").unlink(missing_ok=True)
+    elif checkpoint is None and (there or finished):
+        go_on = "go on with --resume_from_checkpoint latest, " if there else ""
+        raise FileExistsError(
+            f"{output} holds another run; {go_on}start anew with --overwrite_output_dir, or name another folder with "
+            "--output_dir"
+        )
+    elif checkpoint is None:
+        (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "settings.json", dataclasses.asdict(config))
+    return checkpoint

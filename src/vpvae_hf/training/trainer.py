@@ -1,0 +1,354 @@
+"""The training loop, on whatever devices and ranks Accelerate was given, and the log of what it measures."""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from vpvae_hf import distributed
+from vpvae_hf.files import write_text
+from vpvae_hf.losses import Loss, discriminator_loss, generator_loss
+from vpvae_hf.modalities.config import AdversarialConfig, LoopConfig, RunConfig
+from vpvae_hf.models.tokenizer import Tokenizer
+
+from .checkpoints import load_checkpoint, save_checkpoint
+
+_log = logging.getLogger(__name__)
+
+# The method that saves memory, as transformers, an older transformers, and diffusers name it.
+_CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
+
+
+class Trainer:
+    """Trains a tokenizer with AdamW, eq. (10); makes checkpoints, validates and logs.
+
+    Args:
+        model: trained through its `forward`.
+        batches: endless batches of this rank, as the model takes them. If they have `state_dict` and `load_state_dict`,
+            their position is part of a checkpoint; if they have `skipped`, it is logged.
+        config: settings of the loop.
+        losses: reconstruction losses by name.
+        loss_weights: the weight of each of them.
+        adversarial: settings of a discriminator, and the discriminator; None to train without one.
+        accelerator: made with the settings' precision and accumulation.
+        workers: processes per rank that read `batches`; a checkpoint's position holds for the same number only.
+        output: folder for checkpoints and metrics.jsonl; None to write neither.
+        validate: called with a step on every rank, model in train mode; returns metrics by name.
+        headline_metric: the metric of `validate` that the progress bar shows.
+        frozen_modules: modules that stay in eval mode while the others train.
+
+    Attributes:
+        model: the model, without wrappers.
+        log: `MetricsLog` of all rows.
+        step: optimizer steps that were taken.
+        examples: how many items all ranks together were trained on.
+    """
+
+    def __init__(
+        self,
+        model: Tokenizer,
+        batches: Iterable[Tensor],
+        config: LoopConfig,
+        *,
+        losses: Mapping[str, Loss],
+        loss_weights: Mapping[str, float],
+        adversarial: tuple[AdversarialConfig, nn.Module] | None = None,
+        accelerator: Accelerator | None = None,
+        workers: int = 0,
+        output: Path | None = None,
+        validate: Callable[[int], dict[str, float]] | None = None,
+        headline_metric: str = "psnr",
+        frozen_modules: Sequence[nn.Module] = (),
+    ):
+        self.accelerator = accelerator = accelerator or Accelerator()
+        self.config, self.model = config, model
+        self.step = self.examples = 0
+        self._batches, self._output, self._validate = batches, output, validate
+        self._losses, self._loss_weights, self._frozen_modules = losses, loss_weights, frozen_modules
+        # How many processes read the data set on all ranks.
+        self._readers = accelerator.num_processes * max(1, workers)
+        self._shown = {"loss": "loss/total", headline_metric: f"validation/{headline_metric}"}
+        self._shown["cvu"] = "validation/code_usage"
+        if config.gradient_checkpointing:
+            checkpoint_activations(model)
+        betas = (config.adam_beta1, config.adam_beta2)
+        trained = [weights for weights in model.parameters() if weights.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay
+        )
+        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        # Not prepared: Accelerate would step it once for each rank.
+        self._schedule = get_scheduler(
+            config.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        )
+        self._adversary = None if adversarial is None else _Adversary(*adversarial, betas, accelerator)
+        self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
+        for part in (self, self._schedule, self._ema, model.quantize.training_state):
+            if part is not None:
+                accelerator.register_for_checkpointing(part)
+        writes = output is not None and accelerator.is_main_process
+        self.log = MetricsLog(output / "metrics.jsonl" if writes else None)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step, "examples": self.examples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step, self.examples = state["step"], state["examples"]
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it.
+
+        Raises:
+            ValueError: the checkpoint belongs to other settings.
+        """
+        position = load_checkpoint(self.accelerator, folder)
+        if self._ema is not None:
+            self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
+        if position is None or position["readers"] != self._readers:
+            _log.warning(
+                "%s was made with other ranks or loader workers than now (%d readers): weights and all other states "
+                "go on, the data set starts again from its beginning",
+                folder,
+                self._readers,
+            )
+        elif position["state"] is not None:
+            self._batches.load_state_dict(position["state"])
+        if self._output is not None and self.accelerator.is_main_process:
+            self.log.resume(self.step)
+
+    def run(self) -> "MetricsLog":
+        """Train up to the last step. The model is left in train mode, with the averaged weights if there is an EMA.
+
+        Raises:
+            ValueError: NaN or infinite latents, or data that cannot be read.
+        """
+        config, last = self.config, self.config.max_train_steps
+        self._train_mode()
+        interval = _Interval()
+        with tqdm(
+            total=last, initial=self.step, desc="Training", unit="step", disable=not self.accelerator.is_main_process
+        ) as bar:
+            batches = iter(self._batches) if self.step < last else iter(())
+            for batch in batches:
+                interval.add(self._forward_backward(batch.to(self.accelerator.device)), len(batch))
+                if not self.accelerator.sync_gradients:
+                    continue
+                self.step += 1
+                bar.update()
+                ends = self.step == last
+                saves = self._output is not None and (ends or self.step % config.checkpointing_steps == 0)
+                validates = self._validate is not None and (ends or self.step % config.validation_steps == 0)
+                # Before a checkpoint too, so that a resumed run averages over the same steps, and before a validation,
+                # whose time does not count as training.
+                if ends or saves or validates or self.step % config.logging_steps == 0:
+                    self._log_interval(interval)
+                    interval = _Interval()
+                if validates:
+                    metrics = self._validate(self.step)
+                    self._train_mode()
+                    self._append({f"validation/{name}": value for name, value in metrics.items()})
+                    interval = _Interval()
+                latest = {name: self.log.last_mean(column, 1) for name, column in self._shown.items()}
+                bar.set_postfix({name: f"{value:.4g}" for name, value in latest.items() if math.isfinite(value)})
+                if saves:
+                    self._save()
+                if ends:
+                    break
+        if self._ema is not None:
+            self._ema.copy_to(self.model.parameters())
+        return self.log
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        for module in self._frozen_modules:
+            module.eval()
+
+    def _forward_backward(self, original: Tensor) -> dict[str, Tensor]:
+        """One forward and backward pass, and an optimizer step if enough gradients were accumulated; the metrics."""
+        accelerator, adversary = self.accelerator, self._adversary
+        prepared = [self._wrapped] if adversary is None else [self._wrapped, adversary.discriminator]
+        if adversary is not None and self.step < adversary.config.start_step:
+            adversary = None
+        with accelerator.accumulate(*prepared):
+            output = self._wrapped(original)
+            metrics = {f"loss/{name}": loss(output.sample, original) for name, loss in self._losses.items()}
+            total = output.loss + sum(self._loss_weights[name] * metrics[f"loss/{name}"] for name in self._losses)
+            metrics["loss/quantizer"] = output.loss
+            if adversary is not None:
+                metrics["loss/adversarial"] = adversary.generator_loss(output.sample)
+                total = total + adversary.config.weight * metrics["loss/adversarial"]
+            metrics["loss/total"] = total
+            accelerator.backward(total)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+                metrics["gradient_norm"] = torch.as_tensor(norm)
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            if adversary is not None:
+                metrics["loss/discriminator"] = adversary.train_step(original, output.sample)
+        if accelerator.sync_gradients:
+            self._schedule.step()
+            if self._ema is not None:
+                self._ema.step(self.model.parameters())
+        return {name: value.detach().float() for name, value in (metrics | output.metrics).items()}
+
+    def _log_interval(self, interval: "_Interval") -> None:
+        """A row of means over the interval and the ranks."""
+        means = interval.means()
+        stacked = torch.stack(list(means.values()))
+        stacked = distributed.sum_over_ranks(stacked) / distributed.world_size()
+        examples = interval.examples * self.accelerator.num_processes
+        self.examples += examples
+        row = dict(zip(means, stacked.tolist(), strict=True))
+        row["learning_rate"] = self._schedule.get_last_lr()[0]
+        row["examples"] = self.examples
+        row["examples_per_second"] = examples / interval.seconds()
+        if hasattr(self._batches, "skipped"):
+            row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
+        self._append(row)
+
+    def _append(self, metrics: dict[str, float]) -> None:
+        self.log.append(self.step, metrics)
+        self.accelerator.log(metrics, step=self.step)
+
+    def _save(self) -> None:
+        state = self._batches.state_dict() if hasattr(self._batches, "state_dict") else None
+        position = {"readers": self._readers, "state": state}
+        save_checkpoint(self.accelerator, self._output, self.step, position, self.config.checkpoints_total_limit)
+
+
+def accelerator_for(config: RunConfig) -> Accelerator:
+    """An Accelerator with a run's settings."""
+    return Accelerator(
+        # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.report_to) or None,
+        project_dir=config.output_dir,
+    )
+
+
+def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> None:
+    """Begin to log to the trackers after `step`; TensorBoard no longer shows what it had of later steps."""
+    settings = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in config.report_to else {}
+    accelerator.init_trackers("logs", init_kwargs=settings)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Have a model of diffusers or transformers save memory by computing its activations twice."""
+    next(getattr(model, name) for name in _CHECKPOINTING if hasattr(model, name))()
+
+
+class MetricsLog:
+    """Rows of named metrics, each with its "step"; in the file, if there is one, each is a line of JSON.
+
+    Args:
+        file: to append to; None to keep rows in memory only.
+
+    Attributes:
+        rows: all of them, in order.
+    """
+
+    def __init__(self, file: str | os.PathLike | None = None):
+        self._file = None if file is None else Path(file)
+        self.rows: list[dict[str, float]] = []
+
+    def append(self, step: int, metrics: dict[str, float]) -> None:
+        """Add a row; NaN and infinite values, which JSON does not know, become null in the file."""
+        row = {"step": step, **metrics}
+        self.rows.append(row)
+        if self._file is not None:
+            finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(finite) + "\n")
+
+    def resume(self, step: int) -> None:
+        """Read back the file's rows up to a step and drop later ones, which will be measured again."""
+        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
+        rows = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
+        self.rows = [{name: math.nan if v is None else v for name, v in row.items()} for row in rows]
+        write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def column(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of the rows that have a metric."""
+        pairs = [(row["step"], row[name]) for row in self.rows if name in row]
+        return [step for step, _ in pairs], [value for _, value in pairs]
+
+    def last_mean(self, name: str, rows: int) -> float:
+        """Mean of a metric over the last rows that have it; NaN if there are none."""
+        values = self.column(name)[1][-rows:]
+        return sum(values) / len(values) if values else math.nan
+
+
+def _parsed(line: str) -> dict | None:
+    # A run that was killed may leave its last line unfinished.
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+class _Interval:
+    """Metrics of the steps between two rows; summed on their device, since reading one waits for it."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._began = time.monotonic()
+        self.examples = 0
+
+    def add(self, metrics: dict[str, Tensor], examples: int) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self.examples += examples
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: value / self._counts[name] for name, value in self._sums.items()}
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+
+class _Adversary:
+    """A discriminator that is trained together with the tokenizer. It and its optimizer are parts of checkpoints."""
+
+    def __init__(
+        self, config: AdversarialConfig, discriminator: nn.Module, betas: tuple[float, float], accelerator: Accelerator
+    ):
+        self.config, self._accelerator = config, accelerator
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, betas=betas)
+        self.discriminator, self._optimizer = accelerator.prepare(discriminator, optimizer)
+
+    def generator_loss(self, reconstruction: Tensor) -> Tensor:
+        """The tokenizer's adversarial loss for reconstructions [B, ...]; its gradient stops at them."""
+        # Without the wrapper of several ranks, which would share gradients that nobody uses.
+        network = self._accelerator.unwrap_model(self.discriminator).requires_grad_(False)
+        with self._accelerator.autocast():
+            loss = generator_loss(network(reconstruction).float())
+        network.requires_grad_(True)
+        return loss
+
+    def train_step(self, original: Tensor, reconstruction: Tensor) -> Tensor:
+        """Train the discriminator on originals and detached reconstructions, each [B, ...]; returns its loss."""
+        # In one pass: a wrapper of several ranks allows one forward pass per backward pass.
+        logits = self.discriminator(torch.cat([original, reconstruction.detach().to(original.dtype)])).float()
+        loss = discriminator_loss(*logits.chunk(2))
+        self._accelerator.backward(loss)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
