@@ -20,8 +20,6 @@ from tiny_generators import (
 
 from vpvae_hf import (
     VPAutoregressivePipeline,
-    VPAutoregressivePipeline,
-    VPMaskedPipeline,
     VPMaskedPipeline,
 )
 from vpvae_hf.generation import CausalBatches, MaskedBatches, causal_likelihood, mask_codes, masked_likelihood
