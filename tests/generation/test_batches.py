@@ -15,13 +15,7 @@ from tiny_generators import GROUPED, HOP, SIDE, tiny_codec, tiny_vae, vector
 from vpvae_hf import CodeVocabulary
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import CodeFolder
-from vpvae_hf.generation import (
-    CausalBatches,
-    CodeSequences,
-    MaskedBatches,
-    drop_conditions,
-    mask_codes,
-)
+from vpvae_hf.generation import CausalBatches, CodeSequences, MaskedBatches, drop_conditions, mask_codes
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 # Samples of clips, and how many codes those are.

@@ -119,15 +119,6 @@ def test_a_killed_run_goes_on_to_the_same_weights(image_codes, method, tmp_path)
     assert results_of(again)["steps"] == 6
 
 
-def test_a_checkpoint_by_its_folder(image_codes, tmp_path):
-    whole = train(image_codes, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "again")
-    again = train(image_codes, tmp_path / "again", resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-2"))
-    assert same_weights(again, whole)
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*checkpoint-3; .* holds checkpoint-2, .*-4, .*-6$"):
-        train(image_codes, tmp_path / "again", resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-3"))
-
-
 @METHODS
 def test_a_finished_run_goes_no_step_further(image_codes, method, tmp_path):
     first = train(image_codes, tmp_path / "run", method, lr_scheduler="constant", samples=0)
