@@ -1,9 +1,12 @@
 """The layers that pyproject.toml declares hold, and what import-linter cannot see."""
 
 import ast
+import dataclasses
+import importlib
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -33,3 +36,38 @@ def test_search_and_codebooks_know_no_module(folder):
     kinds = ast.Import | ast.ImportFrom | ast.Attribute
     statements = [ast.unparse(node) for _, node in nodes(folder) if isinstance(node, kinds)]
     assert [text for text in statements if re.match(r"(from |import )?torch(\.| import (.*, )?)nn\b", text)] == []
+
+
+def test_every_model_has_a_type():
+    """Every parameter called `model`, so that a reader knows what it can do."""
+    untyped = [
+        f"{file.relative_to(SOURCE)}:{function.lineno}"
+        for file, function in nodes()
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for argument in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+        if argument.arg == "model" and argument.annotation is None
+    ]
+    assert untyped == []
+
+
+def test_the_trainer_uses_only_settings_that_its_config_declares():
+    """For `config.a.b` in the class, the type of the constructor's `config` has a, and the type of a has b."""
+    ((file, tree),) = [
+        (file, node) for file, node in nodes("training") if isinstance(node, ast.ClassDef) and node.name == "Trainer"
+    ]
+    trainer = importlib.import_module(f"vpvae_hf.training.{file.stem}").Trainer
+    config = typing.get_type_hints(trainer.__init__)["config"]
+    used = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    paths = [match[1].split(".") for text in used if (match := re.fullmatch(r"(?:self\._?)?config\.([\w.]+)", text))]
+    assert len(paths) > 5
+    assert [path for path in paths if not declared(config, path)] == []
+
+
+def declared(kind: type, path: list[str]) -> bool:
+    """Whether a dataclass has a field, method or property of that name, and the field's type the next one."""
+    first, *rest = path
+    fields = {field.name for field in dataclasses.fields(kind)}
+    if first not in fields:
+        return hasattr(kind, first)
+    field_type = typing.get_type_hints(kind)[first]
+    return not rest or not dataclasses.is_dataclass(field_type) or declared(field_type, rest)

@@ -4,10 +4,10 @@
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,9 @@ from vpvae_hf.training.trainer import checkpoint_activations
 
 # About 25 million weights. transformers' own defaults are those of the largest models.
 LLAMA = {
-    "kind": "llama",
-    "hidden_size": 512,
-    "intermediate_size": 1376,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-}
+    "kind": "llama", "hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8,
+    "num_attention_heads": 8, "num_key_value_heads": 8,
+}  # fmt: skip
 STATE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
 
 
@@ -255,9 +251,7 @@ def finish(
         "steps": steps,
         "evaluation": evaluation,
         "settings": dataclasses.asdict(config),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", "transformers", "diffusers")
-        },
+        "versions": {name: version(name) for name in ("vpvae_hf", "torch", "transformers", "diffusers")},
     }
     write_pipeline_results(folder, results, repo_id=config.hub_model_id)
     if evaluation is not None:

@@ -5,12 +5,12 @@ and change what you like. Shapes: B images, d latent dimensions, h x w latents p
 """
 
 import dataclasses
-import importlib.metadata
 import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +332,7 @@ def finish(config: DiffusionConfig, pipeline: LDMPipeline, error: float | None, 
         "steps": steps,
         "evaluation": None if error is None else {"denoising_error": error},
         "settings": dataclasses.asdict(config),
-        "versions": {name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", "diffusers")},
+        "versions": {name: version(name) for name in ("vpvae_hf", "torch", "diffusers")},
     }
     write_pipeline_results(folder, results, repo_id=config.hub_model_id)
     measured = "" if error is None else f"denoising error {error:.4f}; "

@@ -64,19 +64,12 @@ def write_counted(folder: Path, *counts: int) -> str:
     return write_shards(folder, [[encoded(picture(next(numbers))) for _ in range(count)] for count in counts])
 
 
-def crop_of(settings: dict) -> ImageCrop:
-    """Of 12 unless told otherwise; what it takes is taken out of the settings."""
-    names = ("size", "shortest_side", "crop", "flip")
-    return ImageCrop(**{"size": 12, **{name: settings.pop(name) for name in names if name in settings}})
-
-
-def stream_of(name: str, **settings) -> ItemStream:
-    """Of the split "train", of crops of 12 unless told otherwise."""
-    return ItemStream(open_images(name, split="train"), crop_of(settings), **settings)
-
-
 def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> ItemLoader:
-    return ItemLoader(stream_of(name, **settings), batch_size=batch_size, workers=workers)
+    """Of the split "train", of crops of 12 unless told otherwise; settings of the crop and of the stream."""
+    names = settings.keys() & {"size", "shortest_side", "crop", "flip"}
+    crop = ImageCrop(**{"size": 12, **{each: settings.pop(each) for each in names}})
+    stream = ItemStream(open_images(name, split="train"), crop, **settings)
+    return ItemLoader(stream, batch_size=batch_size, workers=workers)
 
 
 def bytes_of(pixel_values: Tensor) -> Tensor:

@@ -286,19 +286,12 @@ def test_segments_are_resampled_where_that_is_allowed(tmp_path):
     np.testing.assert_allclose(batch[0, 0], expected, atol=0.002)
 
 
-@pytest.mark.parametrize(
-    ("workers", "file", "message"),
-    [
-        (0, encoded(clip(0), 8000), "has a sampling rate of 8000 Hz, wanted are 16000 Hz; allow resampling"),
-        (0, encoded(np.zeros((200, 2))), "has 2 channels, wanted is one; allow their mean"),
-        (1, encoded(np.zeros((200, 2))), "has 2 channels, wanted is one; allow their mean"),
-    ],
-)
-def test_another_kind_of_audio_stops_the_run(tmp_path, workers, file, message):
-    name = write_shards(tmp_path, [[encoded(clip(0)), encoded(clip(1)), file]])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_kind_of_audio_stops_the_run(tmp_path, workers):
+    name = write_shards(tmp_path, [[encoded(clip(0)), encoded(clip(1)), encoded(np.zeros((200, 2)))]])
     batches = iter(loader_of(name, workers=workers))
     assert numbers_of(itertools.islice(batches, 2)) == [0, 1]
-    with pytest.raises(ValueError, match=f"2.wav {message}"):
+    with pytest.raises(ValueError, match=r"2.wav has 2 channels, wanted is one; allow their mean"):
         list(batches)
 
 

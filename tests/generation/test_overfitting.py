@@ -7,6 +7,7 @@ from tiny_generators import (
     FRAMES,
     GROUPED,
     HOP,
+    TOKEN_S,
     causal,
     masked,
     noise_images,
@@ -18,111 +19,76 @@ from tiny_generators import (
     vocabulary_of,
 )
 
-from vpvae_hf import (
-    VPAutoregressivePipeline,
-    VPMaskedPipeline,
-)
+from vpvae_hf import VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.generation import CausalBatches, MaskedBatches, causal_likelihood, mask_codes, masked_likelihood
 
+MAKERS = pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
 QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
 
 
-def items_of(vocabulary, codes):
-    """Of codes of images or whole clips, each with its place as condition where there are any."""
-    return [
+def examples(tokenizer, lengths):
+    """Codes of three images of noise, or of clips of these lengths, and a vocabulary of three classes."""
+    vocabulary = vocabulary_of(tokenizer, condition_size=3)
+    if not vocabulary.is_audio:
+        return vocabulary, list(tokenizer.tokenize(noise_images(3)))
+    clips = [torch.randn(1, 1, length * HOP, generator=seeded(number)) for number, length in enumerate(lengths)]
+    return vocabulary, [tokenizer.codes_last(tokenizer.encode(clip).audio_codes)[0] for clip in clips]
+
+
+def learned(model, collate, vocabulary, codes, repeats=1):
+    """The items, each with its number as condition, after the model has seen them a hundred times."""
+    items = [
         {"ids": vocabulary.encode(each[None])[0], "condition": number, "begins": True, "ends": True}
         for number, each in enumerate(codes)
     ]
-
-
-def learned(model, collate, items, steps):
-    """The model after so many steps on all the items."""
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     model.train()
-    for _ in range(steps):
+    for _ in range(100):
         optimizer.zero_grad()
-        model(**collate(items)).loss.backward()
+        model(**collate(items * repeats)).loss.backward()
         optimizer.step()
-    return model.eval()
+    model.eval()
+    return items
 
 
-def clip_codes(codec, lengths):
-    """Of noise, [n] or [n, G] each."""
-    clips = []
-    for number, length in enumerate(lengths):
-        codes = codec.encode(torch.randn(1, 1, length * HOP, generator=seeded(number))).audio_codes[0]
-        clips.append(codes[0] if len(codes) == 1 else codes.T)
-    return clips
-
-
+@MAKERS
 @QUANTIZERS
-def test_an_image_by_heart(quantizer):
-    vae = tiny_vae(quantizer)
-    vocabulary, codes = vocabulary_of(vae), vae.tokenize(noise_images(1))
-    assert len(codes.unique()) > 3
-    items = items_of(vocabulary, codes)
+def test_one_code_after_the_other(make, quantizer):
+    """Clips with their ends."""
+    tokenizer = make(quantizer)
+    vocabulary, codes = examples(tokenizer, [2, FRAMES, 4])
     model = causal(vocabulary, initializer_range=0.05)
-    pipeline = silent(VPAutoregressivePipeline(vae, model))
-    assert not torch.equal(pipeline(temperature=0).codes, codes)
-    learned(model, CausalBatches(vocabulary), items, steps=60)
-    assert torch.equal(pipeline(temperature=0).codes, codes)
-    assert torch.equal(pipeline(generator=seeded(0), top_p=0.9).codes, codes)
+    items = learned(model, CausalBatches(vocabulary), vocabulary, codes)
+    pipeline = silent(VPAutoregressivePipeline(tokenizer, model))
+    ends = {"min_duration_s": TOKEN_S} if vocabulary.is_audio else {}
+    for settings in ({"temperature": 0}, {"generator": seeded(0), "top_p": 0.9}):
+        made = pipeline([2, 0, 1], **settings, **ends)
+        assert all(torch.equal(each, codes[number]) for each, number in zip(made.codes, [2, 0, 1], strict=True))
+    if vocabulary.is_audio:
+        assert [len(clip) for clip in made.audios] == [4 * HOP, 2 * HOP, FRAMES * HOP]
     measured = causal_likelihood(model, [CausalBatches(vocabulary)(items)], vocabulary)
-    assert measured.bits_per_token < 0.1 < measured.unigram_bits_per_token
+    assert measured.bits_per_token < 0.3 < measured.unigram_bits_per_token
 
 
-def test_an_image_for_each_class_by_heart():
-    vae = tiny_vae()
-    vocabulary, codes = vocabulary_of(vae, condition_size=3), vae.tokenize(noise_images(3))
-    model = causal(vocabulary, initializer_range=0.05)
-    learned(model, CausalBatches(vocabulary), items_of(vocabulary, codes), steps=100)
-    pipeline = silent(VPAutoregressivePipeline(vae, model))
-    assert torch.equal(pipeline([2, 0, 1], temperature=0).codes, codes[[2, 0, 1]])
-
-
+@MAKERS
 @QUANTIZERS
-def test_clips_by_heart_with_their_ends(quantizer):
-    codec = tiny_codec(quantizer)
-    lengths = [2, FRAMES, 4]
-    vocabulary, clips = vocabulary_of(codec, condition_size=3), clip_codes(codec, lengths)
-    model = causal(vocabulary, initializer_range=0.05)
-    learned(model, CausalBatches(vocabulary), items_of(vocabulary, clips), steps=100)
-    pipeline = silent(VPAutoregressivePipeline(codec, model))
-    made = pipeline([0, 1, 2], temperature=0, min_duration_s=HOP / 16000)
-    assert [len(clip) for clip in made.codes] == lengths
-    assert all(torch.equal(clip, wanted) for clip, wanted in zip(made.codes, clips, strict=True))
-    assert [len(clip) for clip in made.audios] == [length * HOP for length in lengths]
-
-
-def masked_batches(vocabulary):
-    """Makes batches as training has them."""
-    return lambda items: mask_codes(MaskedBatches(vocabulary)(items), vocabulary, BlockRefinementScheduler())
-
-
-@QUANTIZERS
-def test_an_image_by_heart_in_one_step(quantizer):
-    vae = tiny_vae(quantizer)
-    vocabulary, codes = vocabulary_of(vae), vae.tokenize(noise_images(1))
-    items = items_of(vocabulary, codes)
+def test_masked_codes_in_one_step_or_more(make, quantizer):
+    tokenizer = make(quantizer)
+    vocabulary, codes = examples(tokenizer, [FRAMES] * 3)
+    codes = codes if vocabulary.is_audio else codes[:1]  # several images would take so small a model longer
     model = masked(vocabulary, initializer_range=0.05)
-    pipeline = silent(VPMaskedPipeline(vae, model, BlockRefinementScheduler()))
-    assert not torch.equal(pipeline(temperature=0, num_inference_steps=1).codes, codes)
-    learned(model, masked_batches(vocabulary), items * 8, steps=100)
+
+    def collate(items):
+        return mask_codes(MaskedBatches(vocabulary)(items), vocabulary, BlockRefinementScheduler())
+
+    items = learned(model, collate, vocabulary, codes, repeats=8)
+    pipeline = silent(VPMaskedPipeline(tokenizer, model, BlockRefinementScheduler()))
     for steps in (1, 4):
-        assert torch.equal(pipeline(temperature=0, num_inference_steps=steps).codes, codes)
+        made = pipeline(range(len(codes)), temperature=0, num_inference_steps=steps).codes
+        assert all(torch.equal(each, wanted) for each, wanted in zip(made, codes, strict=True))
     measured = masked_likelihood(model, [CausalBatches(vocabulary)(items)], vocabulary)
-    assert measured.bits_per_token < 0.2 < measured.unigram_bits_per_token
-    amused = AmusedScheduler(mask_token_id=vocabulary.codebook_size)
-    made = silent(VPMaskedPipeline(vae, model, amused))(num_images=20, generator=seeded(0)).codes
-    assert (made == codes).float().mean() > 0.9
-
-
-def test_clips_by_heart_in_one_step():
-    codec = tiny_codec()
-    vocabulary, clips = vocabulary_of(codec, condition_size=3), clip_codes(codec, [FRAMES] * 3)
-    model = masked(vocabulary, initializer_range=0.05)
-    learned(model, masked_batches(vocabulary), items_of(vocabulary, clips) * 4, steps=100)
-    pipeline = silent(VPMaskedPipeline(codec, model, BlockRefinementScheduler()))
-    made = pipeline([2, 0, 1], temperature=0, num_inference_steps=1).codes
-    assert all(torch.equal(clip, clips[number]) for clip, number in zip(made, [2, 0, 1], strict=True))
+    assert measured.bits_per_token < 0.3 < measured.unigram_bits_per_token
+    pipeline.scheduler = AmusedScheduler(mask_token_id=vocabulary.codebook_size)
+    made = pipeline([0] * 20, generator=seeded(0)).codes
+    assert sum(float((each == codes[0]).float().mean()) for each in made) / 20 > 0.9

@@ -76,22 +76,24 @@ def test_what_goes_before_the_codes():
 @pytest.mark.parametrize(("make", "auto"), [(causal, AutoModelForCausalLM), (masked, AutoModelForMaskedLM)])
 @pytest.mark.parametrize("fingerprint", [None, {"codes": "ab" * 32, "encoder": "cd" * 32}])
 def test_a_model_keeps_its_vocabulary_where_it_is_saved(make, auto, fingerprint, tmp_path):
-    attached = vocabulary(code_groups=2, condition_size=4, fingerprint=fingerprint)
-    model = make(attached)
-    assert CodeVocabulary.from_model(model) == attached
+    written = vocabulary(code_groups=2, condition_size=4, fingerprint=fingerprint)
+    model = make(written)
+    assert CodeVocabulary.from_model(model) == written
     model.save_pretrained(tmp_path)
     loaded = auto.from_pretrained(tmp_path)
-    assert CodeVocabulary.from_model(loaded) == attached
+    assert CodeVocabulary.from_model(loaded) == written
     config = loaded.config
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
-        attached.begin,
-        attached.end,
-        attached.pad,
+        written.begin,
+        written.end,
+        written.pad,
     )
 
 
-def test_a_model_names_no_vocabulary_until_it_is_attached():
-    with pytest.raises(ValueError, match=r"config of the LlamaForCausalLM names no code vocabulary; .*attach\(model\)"):
+def test_a_model_names_no_vocabulary_until_it_is_written():
+    with pytest.raises(
+        ValueError, match=r"config of the LlamaForCausalLM names no code vocabulary; .*write_to\(model\)"
+    ):
         CodeVocabulary.from_model(causal(vocabulary(), written=False))
 
 

@@ -23,6 +23,7 @@ from vpvae_hf import (
 )
 
 CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
+METHODS = [*CAUSAL_KINDS, "block", "amused"]  # kinds of causal models, and schedulers of masked ones
 HOP, RATE = 96, 16000
 TOKEN_S = HOP / RATE
 SIDE = 4  # of a grid of codes of an image of 16 x 16 pixels
@@ -162,10 +163,15 @@ def causal_pipeline(tokenizer, kind="llama", settings=None, **sizes):
     return silent(VPAutoregressivePipeline(tokenizer, model))
 
 
-def masked_pipeline(tokenizer, scheduler="block", **sizes):
-    """Of codes as `vocabulary_of` says; it shows no progress."""
-    model = masked(vocabulary_of(tokenizer, **sizes))
+def masked_pipeline(tokenizer, scheduler="block", settings=None, **sizes):
+    """Of codes as `vocabulary_of` says, the model with these settings; it shows no progress."""
+    model = masked(vocabulary_of(tokenizer, **sizes), **settings or {})
     return silent(VPMaskedPipeline(tokenizer, model, scheduler_of(scheduler, tokenizer)))
+
+
+def pipeline_of(method, tokenizer, **sizes):
+    """Of one of the `METHODS`."""
+    return (causal_pipeline if method in CAUSAL_KINDS else masked_pipeline)(tokenizer, method, **sizes)
 
 
 def scheduler_of(name, tokenizer):

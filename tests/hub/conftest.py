@@ -1,23 +1,20 @@
-import json
 import shutil
 import socket
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
-import torch
 import transformers
 from hub_server import Hub
-from PIL import Image
-from saved_codecs import tiny_codec
-from saved_tokenizers import RESULTS, tiny
+from saved import BUILDERS, CLASSES, INPUTS, add_results
 
+from tiny import tiny_codec, tiny_vae
 from tiny_pipelines import built
 
 
 @pytest.fixture
 def vae():
-    return tiny()
+    return tiny_vae()
 
 
 @pytest.fixture
@@ -26,45 +23,54 @@ def codec():
 
 
 @pytest.fixture
-def waveforms():
-    return torch.rand(2, 1, 1000, generator=torch.Generator().manual_seed(1)) * 2 - 1
-
-
-@pytest.fixture
 def pipeline(vae):
     return built("DiT", vae)
 
 
+@pytest.fixture(params=BUILDERS)
+def modality(request):
+    return request.param
+
+
+@pytest.fixture
+def model(modality):
+    return BUILDERS[modality]()
+
+
+@pytest.fixture
+def model_class(modality):
+    return CLASSES[modality]
+
+
+@pytest.fixture
+def inputs(modality):
+    return INPUTS[modality]
+
+
 @pytest.fixture(scope="session")
 def saved_once(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "my_tokenizer"
-    tiny().save_pretrained(folder)
-    return folder
+    root = tmp_path_factory.mktemp("saved")
+    for modality, build in BUILDERS.items():
+        build().save_pretrained(root / modality)
+    return root
 
 
 @pytest.fixture
-def folder(saved_once, tmp_path):
+def folder(saved_once, modality, tmp_path):
     """A saved tokenizer, without results or a picture."""
-    return shutil.copytree(saved_once, tmp_path / "my_tokenizer")
+    return shutil.copytree(saved_once / modality, tmp_path / "my_tokenizer")
 
 
 @pytest.fixture
-def full_folder(folder):
+def full_folder(folder, modality):
     """A saved tokenizer with everything that a training run leaves beside it."""
-    (folder / "results.json").write_text(json.dumps(RESULTS))
-    Image.new("RGB", (8, 8), "red").save(folder / "reconstruction.png")
-    return folder
+    return add_results(folder, modality)
 
 
 @pytest.fixture
-def unfitted_folder(tmp_path):
-    tiny(fitted=False).save_pretrained(tmp_path / "unfitted")
+def unfitted_folder(modality, tmp_path):
+    BUILDERS[modality](fitted=False).save_pretrained(tmp_path / "unfitted")
     return tmp_path / "unfitted"
-
-
-@pytest.fixture
-def images():
-    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 @pytest.fixture

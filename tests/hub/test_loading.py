@@ -9,9 +9,10 @@ import torch
 from diffusers import DiffusionPipeline
 from hub_server import Repo
 from huggingface_hub import constants
+from saved import INPUTS
 
 from tiny_pipelines import assert_same, built, pixels, tokenizer_of
-from vpvae_hf import AutoencoderVP, VPCodecModel
+from vpvae_hf import AutoencoderVP
 from vpvae_hf.hub import push_folder
 
 # Of the libraries beneath.
@@ -21,31 +22,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["image", "audio"])
-def modality(request):
-    return request.param
-
-
-@pytest.fixture
-def model_class(modality):
-    return {"image": AutoencoderVP, "audio": VPCodecModel}[modality]
-
-
-@pytest.fixture
-def saved(modality, folder, codec, tmp_path):
-    """Folder of a tokenizer of that class."""
-    if modality == "image":
-        return folder
-    codec.save_pretrained(tmp_path / "codec")
-    return tmp_path / "codec"
-
-
 @pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # of diffusers' card
-def test_fresh_process_needs_only_the_import(hub, pipeline, folder, codec, waveforms, tmp_path):
-    push_folder(folder, "alice/eyes", private=True, revision="v2")
+def test_fresh_process_needs_only_the_import(hub, pipeline, saved_once, codec, tmp_path):
+    waveforms = INPUTS["audio"]
+    push_folder(saved_once / "image", "alice/eyes", private=True, revision="v2")
     pipeline.push_to_hub("alice/painter")
     codec.push_to_hub("alice/ears", private=True)
-    torch.save((waveforms, codec.encode(waveforms).audio_codes), tmp_path / "codes.pt")
+    torch.save((waveforms, codec.tokenize(waveforms)), tmp_path / "codes.pt")
     program = f"""if True:
         import torch, vpvae_hf
         from diffusers import AutoModel, DiffusionPipeline
@@ -60,7 +43,7 @@ def test_fresh_process_needs_only_the_import(hub, pipeline, folder, codec, wavef
         for auto in (AutoModel, AutoModelForAudioTokenization):
             codec = auto.from_pretrained("alice/ears")
             assert isinstance(codec, vpvae_hf.VPCodecModel)
-            assert torch.equal(codec.encode(waveforms).audio_codes, codes)
+            assert torch.equal(codec.tokenize(waveforms), codes)
         inputs = AutoFeatureExtractor.from_pretrained("alice/ears")(list(waveforms[:, 0].numpy()), return_tensors="pt")
         assert torch.equal(inputs.input_values, waveforms)
     """
@@ -98,15 +81,15 @@ def test_pipeline_is_loaded_by_its_id(hub, vae, name):
         ("hf_wrong", PermissionError, r"refused the token \(401, Invalid credentials.*to read it"),
     ],
 )
-def test_private_repository(hub, model_class, saved, monkeypatch, token, error, message):
-    push_folder(saved, "alice/eyes", private=True)
+def test_private_repository(hub, model_class, folder, monkeypatch, token, error, message):
+    push_folder(folder, "alice/eyes", private=True)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(error, match=f"cannot load alice/eyes: {hub.endpoint} {message}"):
         model_class.from_pretrained("alice/eyes", token=token)
 
 
-def test_gated_repository(hub, model_class, saved):
-    push_folder(saved, "alice/eyes")
+def test_gated_repository(hub, model_class, folder):
+    push_folder(folder, "alice/eyes")
     hub.repos["alice/eyes"].gated = True
     with pytest.raises(PermissionError, match=r"refused the token \(403, Access is restricted"):
         model_class.from_pretrained("alice/eyes", token="hf_bob")
@@ -117,8 +100,8 @@ def test_missing_repository(hub, model_class):
         model_class.from_pretrained("alice/none")
 
 
-def test_missing_revision(hub, model_class, saved):
-    push_folder(saved, "alice/eyes")
+def test_missing_revision(hub, model_class, folder):
+    push_folder(folder, "alice/eyes")
     with pytest.raises(FileNotFoundError, match=f"{hub.endpoint} has no revision 'v9' of it; name a branch"):
         model_class.from_pretrained("alice/eyes", revision="v9")
 
@@ -150,15 +133,15 @@ def test_folder_without_a_model_is_not_put_down_to_the_hub(hub, model_class, tmp
 
 
 @pytest.mark.parametrize(("down", "status"), [("", 503), ("/resolve/", 503), ("", 429)])
-def test_hub_is_down(hub, model_class, saved, down, status):
-    push_folder(saved, "alice/eyes")
+def test_hub_is_down(hub, model_class, folder, down, status):
+    push_folder(folder, "alice/eyes")
     hub.down, hub.down_status = down, status
     with pytest.raises(ConnectionError, match=f"cannot load alice/eyes: {hub.endpoint} answered {status}"):
         model_class.from_pretrained("alice/eyes")
 
 
-def test_hub_goes_down_after_loading_once(hub, model_class, saved):
-    push_folder(saved, "alice/eyes")
+def test_hub_goes_down_after_loading_once(hub, model_class, folder):
+    push_folder(folder, "alice/eyes")
     model_class.from_pretrained("alice/eyes")
     hub.down = ""
     assert model_class.from_pretrained("alice/eyes").quantize.config.fitted

@@ -7,20 +7,14 @@ import datasets
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, DiffusionPipeline, LDMPipeline
-from generator_runs import image_tokenizer, tokenize, train, write_pictures
+from generation_runs import image_tokenizer, tokenize, train, write_pictures
 from hub_server import metadata_errors
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
-from test_diffusion_run import train as train_diffusion
+from test_diffusion_recipe import train as train_diffusion
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
-from vpvae_hf import (
-    CodeVocabulary,
-    VPAudioGenerationPipeline,
-    VPImageGenerationPipeline,
-    VPMaskedAudioPipeline,
-    VPMaskedImagePipeline,
-)
+from vpvae_hf import CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.hub import push_pipeline, write_pipeline_card
 
 # Of the libraries beneath.
@@ -32,12 +26,15 @@ pytestmark = [
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 OWN_CARD = "---\nlicense: mit\n---\n\nMy own words.\n"
 SECRET = "/home/someone/secret"
-ALL = [VPImageGenerationPipeline, VPMaskedImagePipeline, VPAudioGenerationPipeline, VPMaskedAudioPipeline]
+ALL = pytest.mark.parametrize(
+    "pipeline_class", [VPAutoregressivePipeline, VPMaskedPipeline], ids=lambda each: each.__name__
+)
+BOTH = pytest.mark.parametrize("modality", ["vae", "codec"])
 
 
 def built(pipeline_class, tokenizer, condition_size=0):
     """A pipeline of 2 x 2 codes or 3, that shows no progress."""
-    image, masked = "Image" in pipeline_class.__name__, "Masked" in pipeline_class.__name__
+    image, masked = not hasattr(tokenizer.config, "sampling_rate"), pipeline_class is VPMaskedPipeline
     vocabulary = CodeVocabulary(
         codebook_size=16,
         grid=(2, 2) if image else (3,),
@@ -51,7 +48,7 @@ def built(pipeline_class, tokenizer, condition_size=0):
         if masked
         else LlamaForCausalLM(LlamaConfig(**sizes))
     )
-    vocabulary.attach(model)
+    vocabulary.write_to(model)
     parts = [tokenizer, model.eval(), *([BlockRefinementScheduler()] if masked else [])]
     pipeline = pipeline_class(*parts)
     pipeline.set_progress_bar_config(disable=True)
@@ -84,19 +81,15 @@ def saved(pipeline, folder):
     return folder
 
 
-def tokenizer_for(pipeline_class, vae, codec):
-    return vae if "Image" in pipeline_class.__name__ else codec
-
-
 def codes_of(pipeline):
     pipeline.set_progress_bar_config(disable=True)
-    count = {"num_images" if "Image" in type(pipeline).__name__ else "num_clips": 8}
-    return list(pipeline(**count, generator=torch.Generator().manual_seed(0), output_type="codes").codes)
+    return list(pipeline(num_images=8, generator=torch.Generator().manual_seed(0), output_type="codes").codes)
 
 
-@pytest.mark.parametrize("pipeline_class", ALL, ids=lambda each: each.__name__)
-def test_a_pushed_pipeline_makes_the_same_codes(hub, vae, codec, pipeline_class, tmp_path):
-    pipeline = built(pipeline_class, tokenizer_for(pipeline_class, vae, codec))
+@ALL
+@BOTH
+def test_a_pushed_pipeline_makes_the_same_codes(hub, request, modality, pipeline_class, tmp_path):
+    pipeline = built(pipeline_class, request.getfixturevalue(modality))
     folder = saved(pipeline, tmp_path / "pipeline")
     assert push_pipeline(folder, "alice/painter", private=True) == f"{hub.endpoint}/alice/painter"
     assert hub.repos["alice/painter"].private
@@ -107,19 +100,17 @@ def test_a_pushed_pipeline_makes_the_same_codes(hub, vae, codec, pipeline_class,
         assert loaded.vocabulary == pipeline.vocabulary
         assert all(torch.equal(one, other) for one, other in zip(codes_of(loaded), wanted, strict=True))
     assert len([request for request in hub.requests if "/commit/" in request]) == 1
-    parts = ["transformer", "scheduler"] if "Masked" in pipeline_class.__name__ else ["language_model"]
+    parts = ["tokenizer", "transformer", *(["scheduler"] if pipeline_class is VPMaskedPipeline else [])]
     files = hub.repos["alice/painter"].files()
     assert {"README.md", "model_index.json", "results.json", "samples.png"} <= files.keys()
-    assert {name.partition("/")[0] for name in files if "/" in name} == {
-        *parts,
-        "vae" if "Image" in pipeline_class.__name__ else "codec",
-    }
+    assert {name.partition("/")[0] for name in files if "/" in name} == set(parts)
 
 
-@pytest.mark.parametrize("pipeline_class", ALL, ids=lambda each: each.__name__)
+@ALL
+@BOTH
 @pytest.mark.parametrize("condition_size", [0, 3])
-def test_the_card_on_the_hub(hub, vae, codec, pipeline_class, condition_size, tmp_path):
-    pipeline = built(pipeline_class, tokenizer_for(pipeline_class, vae, codec), condition_size)
+def test_the_card_on_the_hub(hub, request, modality, pipeline_class, condition_size, tmp_path):
+    pipeline = built(pipeline_class, request.getfixturevalue(modality), condition_size)
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "painter", token="hf_alice")
     card = ModelCard.load("alice/painter")
     assert metadata_errors(card.data.to_yaml()) == []
@@ -131,9 +122,10 @@ def test_the_card_on_the_hub(hub, vae, codec, pipeline_class, condition_size, tm
     assert ("(at most)" in card.text) == ("Masked" in pipeline_class.__name__)
 
 
-@pytest.mark.parametrize("pipeline_class", ALL, ids=lambda each: each.__name__)
-def test_what_the_card_tells_to_run_runs(hub, vae, codec, pipeline_class, tmp_path, monkeypatch):
-    pipeline = built(pipeline_class, tokenizer_for(pipeline_class, vae, codec), condition_size=3)
+@ALL
+@BOTH
+def test_what_the_card_tells_to_run_runs(hub, request, modality, pipeline_class, tmp_path, monkeypatch):
+    pipeline = built(pipeline_class, request.getfixturevalue(modality), condition_size=3)
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "alice/painter")
     program = ModelCard.load("alice/painter").text.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(tmp_path)
@@ -145,7 +137,7 @@ def test_what_the_card_tells_to_run_runs(hub, vae, codec, pipeline_class, tmp_pa
 def test_nothing_of_the_computer_is_pushed(hub, vae, tmp_path):
     """Neither paths in the results, nor from where the tokenizer was loaded."""
     vae.save_pretrained(tmp_path / "tokenizer")
-    pipeline = built(VPImageGenerationPipeline, type(vae).from_pretrained(tmp_path / "tokenizer"))
+    pipeline = built(VPAutoregressivePipeline, type(vae).from_pretrained(tmp_path / "tokenizer"))
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "alice/painter")
     telling = {
         name: path
@@ -157,14 +149,14 @@ def test_nothing_of_the_computer_is_pushed(hub, vae, tmp_path):
 
 
 def test_a_card_of_ones_own_is_kept(hub, vae, tmp_path):
-    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
     (folder / "README.md").write_text(OWN_CARD)
     push_pipeline(folder, "alice/painter")
     assert hub.repos["alice/painter"].files()["README.md"].decode() == OWN_CARD
 
 
 def test_a_card_is_written_anew_with_its_repository(hub, vae, tmp_path):
-    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
     write_pipeline_card(folder)
     assert 'from_pretrained("pipeline")' in (folder / "README.md").read_text()
     push_pipeline(folder, "alice/painter")
@@ -172,7 +164,7 @@ def test_a_card_is_written_anew_with_its_repository(hub, vae, tmp_path):
 
 
 def test_a_card_that_was_written_on_the_hub_is_kept(hub, vae, tmp_path):
-    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
     push_pipeline(folder, "alice/painter")
     HfApi().upload_file(path_or_fileobj=OWN_CARD.encode(), path_in_repo="README.md", repo_id="alice/painter")
     push_pipeline(folder, "alice/painter")
@@ -180,7 +172,7 @@ def test_a_card_that_was_written_on_the_hub_is_kept(hub, vae, tmp_path):
 
 
 def test_a_public_repository_takes_nothing_that_should_be_private(hub, vae, tmp_path):
-    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
     HfApi().create_repo("alice/painter", private=False)
     with pytest.raises(ValueError, match="alice/painter is already public"):
         push_pipeline(folder, "alice/painter", private=True)
@@ -188,23 +180,23 @@ def test_a_public_repository_takes_nothing_that_should_be_private(hub, vae, tmp_
 
 
 def test_weights_of_an_earlier_push_do_not_stay(hub, vae, tmp_path):
-    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
-    (folder / "language_model" / "pytorch_model.bin").write_bytes(b"old")
+    folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
+    (folder / "transformer" / "pytorch_model.bin").write_bytes(b"old")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "note").write_text("hidden")
     push_pipeline(folder, "alice/painter")
-    assert "language_model/pytorch_model.bin" in hub.repos["alice/painter"].files()
-    (folder / "language_model" / "pytorch_model.bin").unlink()
+    assert "transformer/pytorch_model.bin" in hub.repos["alice/painter"].files()
+    (folder / "transformer" / "pytorch_model.bin").unlink()
     push_pipeline(folder, "alice/painter")
     names = hub.repos["alice/painter"].files()
-    assert "language_model/pytorch_model.bin" not in names
-    assert "language_model/model.safetensors" in names
+    assert "transformer/pytorch_model.bin" not in names
+    assert "transformer/model.safetensors" in names
     assert not any(name.startswith(".cache") for name in names)
 
 
 @pytest.mark.parametrize("missing", ["model_index.json", "results.json"])
 def test_no_pipeline(hub, vae, missing, tmp_path):
-    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
     (folder / missing).unlink()
     with pytest.raises(ValueError, match=f"is no pipeline of a generation recipe: it has no {missing}"):
         push_pipeline(folder, "alice/painter")
@@ -220,7 +212,7 @@ def test_no_pipeline(hub, vae, missing, tmp_path):
     ],
 )
 def test_a_push_that_fails_can_be_repeated(hub, vae, tmp_path, down, token, error, message):
-    folder = saved(built(VPImageGenerationPipeline, vae), tmp_path / "pipeline")
+    folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
     hub.down = down
     with pytest.raises(error, match=message):
         push_pipeline(folder, "alice/painter", token=token)
@@ -237,7 +229,7 @@ def test_a_training_run_pushes_what_it_made(hub, tmp_path, monkeypatch, capsys):
     folder = train(codes, tmp_path / "run", **settings)
     assert f"pushed to {hub.endpoint}/alice/painter" in capsys.readouterr().out
     assert hub.repos["alice/painter"].private
-    pushed, local = (VPImageGenerationPipeline.from_pretrained(name) for name in ("alice/painter", folder))
+    pushed, local = (VPAutoregressivePipeline.from_pretrained(name) for name in ("alice/painter", folder))
     assert all(torch.equal(one, other) for one, other in zip(codes_of(pushed), codes_of(local), strict=True))
     assert metadata_errors(ModelCard.load("alice/painter").data.to_yaml()) == []
 

@@ -9,7 +9,8 @@ from diffusers import DiffusionPipeline
 from hub_server import metadata_errors
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
-from transformers import AutoImageProcessor
+from saved import RUN_FILES, WEIGHTS
+from transformers import AutoFeatureExtractor, AutoImageProcessor
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli.main import main
@@ -22,129 +23,174 @@ pytestmark = [
 ]
 
 OWN_CARD = "---\nlicense: mit\n---\n\nMy own words.\n"
+image_only = pytest.mark.parametrize("modality", ["image"], indirect=True)
+audio_only = pytest.mark.parametrize("modality", ["audio"], indirect=True)
 
 
 def commits(hub):
     return [request for request in hub.requests if "/commit/" in request]
 
 
-def writes(hub):
-    return [request for request in hub.requests if request.startswith(("POST", "PUT"))]
+def pushed(hub, name="alice/mine", revision="main"):
+    return {name: text for name, text in hub.repos[name].files(revision).items() if name != ".gitattributes"}
 
 
-def test_round_trip(hub, full_folder, images):
-    assert push_folder(full_folder, "alice/eyes") == f"{hub.endpoint}/alice/eyes"
-    pushed, loaded = (AutoencoderVP.from_pretrained(name) for name in (full_folder, "alice/eyes"))
-    weights = pushed.state_dict()
-    assert {name: torch.equal(value, weights[name]) for name, value in loaded.state_dict().items()} == dict.fromkeys(
-        weights, True
-    )
-    assert torch.equal(loaded.tokenize(images), pushed.tokenize(images))
-    photograph = Image.effect_noise((50, 40), 90).convert("RGB")
-    pixels = [
-        AutoImageProcessor.from_pretrained(name)(photograph, return_tensors="pt").pixel_values
-        for name in (full_folder, "alice/eyes")
-    ]
-    assert torch.equal(*pixels)
-    assert hub.repos["alice/eyes"].files().keys() - {".gitattributes"} == {
-        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "preprocessor_config.json",
-        "reconstruction.png", "results.json",
+def test_round_trip(hub, full_folder, modality, model_class, inputs):
+    assert push_folder(full_folder, "mine") == f"{hub.endpoint}/alice/mine"
+    local, loaded = (model_class.from_pretrained(name) for name in (full_folder, "alice/mine"))
+    weights = local.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
+    assert torch.equal(loaded.tokenize(inputs), local.tokenize(inputs))
+    files = pushed(hub)
+    assert files.keys() == {
+        "README.md", "config.json", f"{WEIGHTS[modality]}.safetensors", "preprocessor_config.json", *RUN_FILES[modality]
     }  # fmt: skip
+    for name in files.keys() - {"README.md", "results.json"}:
+        assert files[name] == (full_folder / name).read_bytes()
     assert len(commits(hub)) == 1
+    assert hub.repos["alice/mine"].messages[-1] == f"Upload {model_class.__name__}"
 
 
-def test_the_card_on_the_hub(hub, full_folder):
-    push_folder(full_folder, "eyes", token="hf_alice")
-    card = ModelCard.load("alice/eyes")
+@image_only
+def test_image_processor_is_loaded_by_the_model_s_id(hub, folder):
+    push_folder(folder, "alice/mine")
+    photograph = Image.effect_noise((50, 40), 90).convert("RGB")
+    processors = (AutoImageProcessor.from_pretrained(name) for name in (folder, "alice/mine"))
+    assert torch.equal(*(each(photograph, return_tensors="pt").pixel_values for each in processors))
+
+
+@audio_only
+def test_feature_extractor_is_loaded_by_the_model_s_id(hub, folder, inputs):
+    push_folder(folder, "alice/mine")
+    clips = [inputs[0, 0].numpy(), inputs[1, 0, :500].numpy()]
+    extractors = (AutoFeatureExtractor.from_pretrained(name) for name in (folder, "alice/mine"))
+    extracted = [each(clips, return_tensors="pt") for each in extractors]
+    for name in ("input_values", "padding_mask"):
+        assert torch.equal(*(each[name] for each in extracted))
+
+
+def test_the_card_on_the_hub(hub, full_folder, modality):
+    push_folder(full_folder, "mine", token="hf_alice")
+    card = ModelCard.load("alice/mine")
     assert metadata_errors(card.data.to_yaml()) == []
-    assert card.data.model_name == "eyes"
-    assert [result.metric_value for result in card.data.eval_results if result.metric_type == "psnr"] == [27.04321]
-    assert 'name = "alice/eyes"' in card.text
+    assert card.data.model_name == "mine"
+    metric, value = ("psnr", 27.04321) if modality == "image" else ("stoi", 0.91)
+    assert [result.metric_value for result in card.data.eval_results if result.metric_type == metric] == [value]
+    assert 'name = "alice/mine"' in card.text
+    sound = f'<audio controls src="{hub.endpoint}/alice/mine/resolve/main/original.flac"></audio>'
+    assert (sound in card.text) == (modality == "audio")
     assert not (full_folder / "README.md").exists()
 
 
-def test_results_are_pushed_without_local_paths(hub, full_folder):
-    push_folder(full_folder, "alice/eyes")
-    pushed = json.loads(hub.repos["alice/eyes"].files()["results.json"])
-    assert pushed["training"]["settings"] == {"model": {"latent_dim": 3}, "output": "run"}
-    assert pushed["evaluation"][1]["dataset"] == "mine"
+@audio_only
+def test_sounds_are_played_from_the_branch_that_was_pushed_to(hub, full_folder):
+    push_folder(full_folder, "alice/mine", revision="other/one")
+    card = pushed(hub, revision="other/one")["README.md"].decode()
+    assert f'src="{hub.endpoint}/alice/mine/resolve/other%2Fone/reconstruction.flac"' in card
 
 
+def test_nothing_of_the_computer_goes_up(hub, full_folder):
+    config = json.loads((full_folder / "config.json").read_text())
+    (full_folder / "config.json").write_text(json.dumps(config | {"_name_or_path": str(full_folder)}))
+    push_folder(full_folder, "alice/mine")
+    files = pushed(hub)
+    results = json.loads(files["results.json"])
+    assert results["training"]["settings"] == {"model": {"latent_dim": 3}, "output": "run"}
+    assert results["evaluation"][1]["dataset"] == "mine"
+    for path in ("/home", "/data", str(full_folder.parent)):
+        assert all(path.encode() not in content for content in files.values())
+
+
+@image_only
 def test_only_the_tokenizers_own_files_go_up(hub, folder):
     (folder / ".saving-abc").mkdir()
     (folder / ".saving-abc" / "config.json").touch()
     (folder / ".token").write_text("secret")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "optimizer.bin").write_text("state")
-    push_folder(folder, "alice/eyes")
-    assert hub.repos["alice/eyes"].files().keys() - {".gitattributes"} == {
+    push_folder(folder, "alice/mine")
+    assert pushed(hub).keys() == {
         "README.md", "config.json", "diffusion_pytorch_model.safetensors", "preprocessor_config.json",
     }  # fmt: skip
 
 
-def test_a_card_of_ours_is_written_anew_and_anothers_kept(hub, full_folder):
+@image_only
+def test_a_card_of_ours_is_written_anew_and_anothers_kept(hub, full_folder, model):
     results = (full_folder / "results.json").rename(full_folder.parent / "results.json")
-    push_folder(full_folder, "alice/eyes")
-    assert ModelCard.load("alice/eyes").data.eval_results is None
+    push_folder(full_folder, "alice/mine")
+    assert ModelCard.load("alice/mine").data.eval_results is None
     shutil.copy(results, full_folder / "results.json")
-    push_folder(full_folder, "alice/eyes")
-    assert ModelCard.load("alice/eyes").data.eval_results is not None
+    push_folder(full_folder, "alice/mine")
+    assert ModelCard.load("alice/mine").data.eval_results is not None
     (full_folder / "README.md").write_text(OWN_CARD)
-    push_folder(full_folder, "alice/eyes")
-    assert hub.repos["alice/eyes"].files()["README.md"].decode() == OWN_CARD
+    push_folder(full_folder, "alice/mine")
+    assert pushed(hub)["README.md"].decode() == OWN_CARD
+    # And so is one that was written on the Hub.
+    model.push_to_hub("alice/mine")
+    assert pushed(hub)["README.md"].decode() == OWN_CARD
 
 
-def test_a_card_written_on_the_hub_is_kept(hub, folder, vae):
-    push_folder(folder, "alice/eyes")
-    api = HfApi()
-    api.upload_file(path_or_fileobj=OWN_CARD.encode(), path_in_repo="README.md", repo_id="alice/eyes")
-    vae.push_to_hub("alice/eyes")
-    assert hub.repos["alice/eyes"].files()["README.md"].decode() == OWN_CARD
-
-
+@image_only
 def test_invalid_metadata_of_a_card_is_refused(hub, folder):
     (folder / "README.md").write_text("---\ndatasets: [/data/mine]\n---\n")
     with pytest.raises(ValueError, match=r"(?s)Invalid metadata in README\.md.*'/data/mine' is no repository id"):
-        push_folder(folder, "alice/eyes")
+        push_folder(folder, "alice/mine")
 
 
-def test_earlier_weights_are_replaced(hub, vae, images, tmp_path):
-    vae.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
-    push_folder(tmp_path / "shards", "alice/eyes")
-    vae.to(torch.bfloat16).push_to_hub("alice/eyes", variant="bf16")
-    shards = {name for name in hub.repos["alice/eyes"].files() if "-of-" in name}
-    assert len(shards) > 1
-    torch.nn.init.normal_(vae.float().quantize.codebook)
-    vae.push_to_hub("alice/eyes")
-    weights = {name for name in hub.repos["alice/eyes"].files() if name.startswith("diffusion")}
-    assert weights == {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bf16.safetensors"}
-    assert torch.equal(AutoencoderVP.from_pretrained("alice/eyes").tokenize(images), vae.tokenize(images))
+def test_earlier_weights_are_replaced(hub, model, modality, inputs, tmp_path):
+    name = WEIGHTS[modality]
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    push_folder(tmp_path / "shards", "alice/mine")
+    model.push_to_hub("alice/mine", variant="second")
+    assert f"{name}.safetensors.index.json" in pushed(hub)
+    model.set_codebook(model.quantize.codebook.flip(0))
+    model.push_to_hub("alice/mine")
+    weights = {file for file in pushed(hub) if file.startswith(name)}
+    assert weights == {f"{name}.safetensors", f"{name}.second.safetensors"}
+    first, second = (type(model).from_pretrained("alice/mine", variant=variant) for variant in (None, "second"))
+    assert torch.equal(first.tokenize(inputs), model.tokenize(inputs))
+    # Its codebook is the former one, the other way round.
+    assert torch.equal(15 - first.tokenize(inputs), second.tokenize(inputs))
 
 
-def test_pickled_weights(hub, vae):
-    vae.push_to_hub("alice/eyes", safe_serialization=False)
-    assert "diffusion_pytorch_model.bin" in hub.repos["alice/eyes"].files()
+@pytest.mark.parametrize("earlier", ["model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
+def test_an_earlier_single_file_is_removed(hub, folder, model, modality, earlier):
+    """The library would load it, were it left, rather than the shards; that of the other library is of no use."""
+    push_folder(folder, "alice/mine")
+    for name in (earlier, "notes.bin"):
+        HfApi().upload_file(path_or_fileobj=b"earlier", path_in_repo=name, repo_id="alice/mine")
+    model.save_pretrained(folder, max_shard_size="20KB")
+    shards = {file.name for file in folder.iterdir() if file.name.startswith(WEIGHTS[modality])}
+    push_folder(folder, "alice/mine")
+    assert pushed(hub).keys() == {"README.md", "config.json", "notes.bin", "preprocessor_config.json", *shards}
 
 
-def test_model_pushes_itself(hub, vae):
-    url = vae.push_to_hub("alice/eyes", commit_message="First", private=True, token="hf_alice")
-    assert url == f"{hub.endpoint}/alice/eyes"
-    repo = hub.repos["alice/eyes"]
-    assert repo.private
-    assert repo.messages[-1] == "First"
-    assert b"vpvae_hf wrote this card" in repo.files()["README.md"]
+@image_only
+def test_pickled_weights(hub, model):
+    model.push_to_hub("alice/mine", safe_serialization=False)
+    assert "diffusion_pytorch_model.bin" in pushed(hub)
 
 
-def test_saving_pushes_what_lies_in_the_folder(hub, vae, full_folder):
-    vae.save_pretrained(full_folder, push_to_hub=True, commit_message="Again", private=True)
+def test_model_pushes_itself(hub, model):
+    url = model.push_to_hub("mine", commit_message="First", private=True, token="hf_alice")
+    assert url == f"{hub.endpoint}/alice/mine"
+    assert hub.repos["alice/mine"].private
+    assert hub.repos["alice/mine"].messages[-1] == "First"
+    assert b"vpvae_hf wrote this card" in pushed(hub)["README.md"]
+
+
+def test_saving_pushes_what_lies_in_the_folder(hub, model, full_folder):
+    model.save_pretrained(full_folder, push_to_hub=True, commit_message="Again", private=True)
     repo = hub.repos["alice/my_tokenizer"]
     assert repo.private
     assert repo.messages[-1] == "Again"
+    assert "reconstruction.png" in pushed(hub, "alice/my_tokenizer")
     assert ModelCard.load("alice/my_tokenizer").data.eval_results
-    vae.save_pretrained(full_folder, push_to_hub=True, repo_id="alice/eyes")
-    assert "alice/eyes" in hub.repos
+    model.save_pretrained(full_folder, push_to_hub=True, repo_id="alice/mine")
+    assert "alice/mine" in hub.repos
 
 
+@image_only
 def test_pull_request(hub, folder, monkeypatch):
     push_folder(folder, "alice/eyes")
     (folder / "results.json").write_text("{}")
@@ -153,18 +199,21 @@ def test_pull_request(hub, folder, monkeypatch):
     repo = hub.repos["alice/eyes"]
     assert "results.json" in repo.files("refs/pr/1")
     assert "results.json" not in repo.files()
+    with pytest.raises(ValueError, match="revision='other' must be left out"):
+        push_folder(folder, "alice/eyes", revision="other", create_pr=True)
 
 
-def test_revision(hub, folder, vae, images):
+@image_only
+def test_revision(hub, folder, model, inputs):
     push_folder(folder, "alice/eyes")
-    torch.nn.init.normal_(vae.quantize.codebook)
+    torch.nn.init.normal_(model.quantize.codebook)
     for _ in range(2):
-        url = vae.push_to_hub("alice/eyes", revision="other/one")
+        url = model.push_to_hub("alice/eyes", revision="other/one")
     assert url == f"{hub.endpoint}/alice/eyes/tree/other/one"
     other = AutoencoderVP.from_pretrained("alice/eyes", revision="other/one")
     first = AutoencoderVP.from_pretrained("alice/eyes")
-    assert torch.equal(other.tokenize(images), vae.tokenize(images))
-    assert not torch.equal(first.tokenize(images), vae.tokenize(images))
+    assert torch.equal(other.tokenize(inputs), model.tokenize(inputs))
+    assert not torch.equal(first.tokenize(inputs), model.tokenize(inputs))
 
 
 def generated(pipeline):
@@ -187,6 +236,7 @@ def test_pipeline(hub, pipeline):
     assert not torch.equal(first.vae.quantize.codebook, second.vae.quantize.codebook)
 
 
+@image_only
 def test_private_repository(hub, folder):
     push_folder(folder, "alice/eyes", private=True)
     assert hub.repos["alice/eyes"].private
@@ -194,6 +244,7 @@ def test_private_repository(hub, folder):
     push_folder(folder, "alice/eyes", private=True)
 
 
+@image_only
 def test_a_public_repository_takes_nothing_that_should_be_private(hub, folder):
     push_folder(folder, "alice/eyes")
     before = commits(hub)
@@ -202,6 +253,7 @@ def test_a_public_repository_takes_nothing_that_should_be_private(hub, folder):
     assert commits(hub) == before
 
 
+@image_only
 @pytest.mark.parametrize(
     ("down", "token", "error", "message"),
     [
@@ -224,6 +276,7 @@ def test_a_push_that_fails_can_be_repeated(hub, folder, down, token, error, mess
     assert AutoencoderVP.from_pretrained("alice/eyes").quantize.config.fitted
 
 
+@image_only
 def test_a_repository_that_vanishes(hub, folder, monkeypatch):
     create = HfApi.create_branch
     monkeypatch.setattr(HfApi, "create_branch", lambda *a, **kw: (create(*a, **kw), hub.repos.clear()))
@@ -231,6 +284,7 @@ def test_a_repository_that_vanishes(hub, folder, monkeypatch):
         push_folder(folder, "alice/eyes", revision="other")
 
 
+@image_only
 def test_nobody_answers(nobody, folder):
     with pytest.raises(ConnectionError, match=f"cannot push alice/eyes: {nobody} cannot be reached .* HF_ENDPOINT"):
         push_folder(folder, "alice/eyes")
@@ -241,6 +295,7 @@ def cut_short(folder):
     weights.write_bytes(weights.read_bytes()[:-4])
 
 
+@image_only
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
@@ -273,6 +328,7 @@ def test_unfitted(hub, unfitted_folder):
     assert b"has not been fitted" in hub.repos["alice/eyes"].files()["README.md"]
 
 
+@image_only
 @pytest.mark.parametrize("name", ["", "a/b/c", "-eyes", "alice/my eyes", "a--b", "x" * 97])
 def test_malformed_name(hub, folder, name):
     with pytest.raises(ValueError, match=f"{name!r} is no repository id; give"):
@@ -280,12 +336,17 @@ def test_malformed_name(hub, folder, name):
     assert hub.requests == []
 
 
-def test_pull_request_of_a_branch(hub, folder):
-    with pytest.raises(ValueError, match="revision='other' must be left out"):
-        push_folder(folder, "alice/eyes", revision="other", create_pr=True)
+@pytest.mark.parametrize("config", [{"architectures": None}, {"architectures": []}, {"architectures": ["DacModel"]}])
+@audio_only
+def test_another_model(hub, folder, config):
+    written = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"is of the class (None|DacModel); known: AutoencoderVP, VPCodecModel"):
+        push_folder(folder, "alice/ears")
     assert hub.requests == []
 
 
+@image_only
 def test_command(hub, folder, capsys):
     assert main(["push", str(folder), "eyes", "--private", "--revision", "v2", "--message", "Mine"]) == 0
     assert capsys.readouterr().out == (
@@ -300,6 +361,7 @@ def test_command(hub, folder, capsys):
     assert "from_pretrained('alice/eyes')\n" in capsys.readouterr().out
 
 
+@image_only
 def test_command_fails_in_one_line(hub, unfitted_folder, capsys, monkeypatch):
     assert main(["push", str(unfitted_folder), "alice/eyes"]) == 1
     assert "has no fitted codebook" in capsys.readouterr().err

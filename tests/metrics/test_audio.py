@@ -89,32 +89,6 @@ def test_the_best(clips):
     assert best["mel_distance"].tolist() == [0, 0, 0]
 
 
-def test_a_batch_is_its_clips(clips):
-    together = audio_quality(*clips, RATE)
-    for i in range(3):
-        alone = audio_quality(*(x[i : i + 1] for x in clips), RATE)
-        bare = audio_quality(*(x[i, 0] for x in clips), RATE)
-        for name, values in together.items():
-            assert alone[name].shape == bare[name].shape == (1,)
-            assert float(alone[name]) == pytest.approx(float(values[i]), rel=1e-5)
-            assert torch.equal(alone[name], bare[name])
-
-
-def test_values_are_clipped(clips):
-    made, original = (8 * x for x in clips)
-    assert original.abs().max() > 2
-    measured = audio_quality(made, original, RATE)
-    expected = audio_quality(made.clamp(-1, 1), original.clamp(-1, 1), RATE)
-    assert all(torch.equal(measured[name], expected[name]) for name in expected)
-
-
-def test_half_precision_is_measured_in_float32(clips):
-    made, original = (x.bfloat16() for x in clips)
-    measured = audio_quality(made.requires_grad_(), original, RATE)
-    expected = audio_quality(made.float(), original.float(), RATE)
-    assert all(torch.equal(measured[name], expected[name]) for name in expected)
-
-
 SILENCE = torch.zeros(1, 1, RATE)
 SPEECH = speech(1.0)[None, None]
 BROKEN = SPEECH.clone()
@@ -197,15 +171,7 @@ def test_shapes(measure):
             measure(torch.zeros(shape), torch.zeros(shape), RATE)
 
 
-@pytest.mark.parametrize(
-    ("measure", "package"),
-    [
-        (pesq_score, "pesq"),
-        (pesq_score, "torchmetrics.functional.audio.pesq"),
-        (stoi_score, "pystoi"),
-        (stoi_score, "torchmetrics.functional.audio.stoi"),
-    ],
-)
+@pytest.mark.parametrize(("measure", "package"), [(pesq_score, "pesq"), (stoi_score, "pystoi")])
 def test_a_missing_package_is_named_with_its_extra(measure, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"pip install 'vpvae_hf\[audio\]'") as raised:

@@ -5,10 +5,20 @@ from functools import partial
 
 import pytest
 import torch
-from speech import RATE, BlockCodec, noisy, speech
+from skimage import data
+from speech import RATE, BlockCodec, MeanDifference, noisy, speech
 
+from vpvae_hf import AutoencoderVP
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.metrics import audio_quality, code_usage, evaluate_reconstruction, reconstruct
+from vpvae_hf.losses import perceptual
+from vpvae_hf.metrics import (
+    audio_quality,
+    code_usage,
+    evaluate_reconstruction,
+    image_quality,
+    lpips_distance,
+    reconstruct,
+)
 from vpvae_hf.quantizers import CodebookNotFittedError
 
 NAMES = ("pesq", "stoi", "mel_distance")
@@ -108,3 +118,18 @@ def test_noise_in_the_codebook_is_worse(codec, clips):
     ]
     for name, sign in (("pesq", 1), ("stoi", 1), ("mel_distance", -1)):
         assert sign * figures[0][name] > sign * figures[1][name] > sign * figures[2][name]
+
+
+def test_lpips_of_a_tokenizer_is_the_mean_over_images(monkeypatch):
+    monkeypatch.setattr(perceptual, "load_lpips_network", MeanDifference)
+    architecture = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderVP(**architecture, **blocks, quantizer={"kind": "fsp", "levels": [4, 4]})
+    photograph = torch.from_numpy(data.astronaut().copy()).movedim(-1, 0).float() / 127.5 - 1
+    original = photograph[:, :256, 200:264].unflatten(1, (4, 64)).transpose(0, 1)
+    quality = evaluate_reconstruction(vae, original.split(3), metric_fn=partial(image_quality, lpips=True))
+    expected = lpips_distance(reconstruct(vae, original).quantized, original).mean()
+    assert quality.metrics["lpips"] == pytest.approx(float(expected), rel=1e-5)
+    plain = evaluate_reconstruction(vae, original.split(3), metric_fn=image_quality, unquantized=("psnr",))
+    names = ["psnr", "ssim", "psnr_unquantized", "code_usage", "perplexity", "codes_used", "quantization_error_rms"]
+    assert list(plain.metrics) == names

@@ -1,17 +1,10 @@
 """The image tokenizer through its public API."""
 
-import copy
-from pathlib import Path
-
 import pytest
 import torch
 
-from tiny import FSP, FSQ, NONE, tiny_vae
+from tiny import FSP, NONE, tiny_vae
 from vpvae_hf import AutoencoderVP
-
-
-def weights_of(folder):
-    return Path(folder, "diffusion_pytorch_model.safetensors")
 
 
 def test_shapes(vae, images):
@@ -140,100 +133,6 @@ def test_latent_channels_follow_the_quantizer():
     assert tiny_vae(latent_channels=3).config.latent_channels == 3
     with pytest.raises(ValueError, match="latent_channels=5 but the quantizer's latent_dim=3"):
         tiny_vae(latent_channels=5)
-
-
-def test_fingerprint_survives_saving(vae, tmp_path):
-    vae.save_pretrained(tmp_path)
-    fingerprint = vae.fingerprint()
-    assert fingerprint.keys() == {"codes", "encoder"}
-    assert AutoencoderVP.from_pretrained(tmp_path).fingerprint() == fingerprint
-    only_codes = {"codes": fingerprint["codes"]}
-    assert AutoencoderVP.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).fingerprint() == only_codes
-    assert vae.to(torch.bfloat16).fingerprint() == only_codes
-
-
-@pytest.mark.parametrize(
-    ("part", "changed"),
-    [
-        ("encoder.conv_in", {"encoder"}),
-        ("quant_conv", {"encoder"}),
-        ("post_quant_conv", set()),
-        ("decoder.conv_out", set()),
-    ],
-)
-def test_fingerprint_tells_which_weights_have_changed(vae, part, changed):
-    before = vae.fingerprint()
-    with torch.no_grad():
-        vae.get_submodule(part).weight[0, 0, 0, 0] += 1e-3
-    after = vae.fingerprint()
-    assert {name for name in before if before[name] != after[name]} == changed
-
-
-def test_fingerprint_tells_another_order_of_codes():
-    vae = tiny_vae()
-    before = vae.fingerprint()
-    vae.set_codebook(vae.quantize.codebook.flip(0))
-    after = vae.fingerprint()
-    assert after["codes"] != before["codes"]
-    assert after["encoder"] == before["encoder"]
-
-
-@pytest.mark.parametrize(
-    ("quantizer", "changes"),
-    [
-        (FSP, {"levels": [3, 4, 3]}),
-        (FSP, {"kind": "fsq"}),
-        (FSP, {"activation": "sigmoid"}),
-        (FSQ, {"symmetric": False, "noise_probability": 0}),
-    ],
-)
-def test_fingerprint_tells_quantizers_apart_that_give_other_codes(images, quantizer, changes):
-    one, other = tiny_vae(quantizer), tiny_vae(quantizer | changes)
-    assert not torch.equal(one.tokenize(images), other.tokenize(images))
-    assert one.fingerprint() != other.fingerprint()
-
-
-def test_what_matters_in_training_alone_is_not_in_the_fingerprint(images):
-    vae = tiny_vae()
-    before = vae.fingerprint()
-    vae.train()(images)
-    assert len(vae.quantize.queue) > 0
-    assert vae.fingerprint() == before
-    vae.set_quantizer(vae.config["quantizer"] | {"mean_weight": 0.2})
-    assert vae.fingerprint() == before
-
-
-def test_quantizer_stays_float32(images, tmp_path):
-    vae = tiny_vae()
-    vae.save_pretrained(tmp_path / "saved")
-    codebook = vae.quantize.codebook.clone()
-    loaded = AutoencoderVP.from_pretrained(tmp_path / "saved", torch_dtype=torch.bfloat16)
-    for half in (loaded, vae.to(torch.bfloat16)):
-        assert half.encoder.conv_in.weight.dtype == torch.bfloat16
-        assert torch.equal(half.quantize.codebook, codebook)
-        assert half.encode(images).latents.dtype == torch.bfloat16
-        codes = half.tokenize(images)
-        assert torch.equal(half.quantize.encode(half.encode(images).latents.movedim(1, -1)), codes)
-        assert torch.equal(half(images).codes, codes)
-        assert half.decode(codes).sample.dtype == torch.bfloat16
-
-
-def test_refitting_changes_model_and_config(images, tmp_path):
-    vae = tiny_vae()
-    vae.set_codebook(torch.randn(40, 3))
-    assert vae.config["quantizer"]["codebook_size"] == 40
-    vae.save_pretrained(tmp_path / "saved")
-    loaded = AutoencoderVP.from_pretrained(tmp_path / "saved")
-    assert loaded.quantize.codebook.shape == (40, 3)
-    assert torch.equal(loaded.tokenize(images), vae.tokenize(images))
-
-
-def test_copies_are_independent(images):
-    vae = tiny_vae().train()
-    twin = copy.deepcopy(vae)
-    vae(images)
-    assert len(vae.quantize.queue) > len(twin.quantize.queue)
-    assert twin.quantize.training_state._quantizer is twin.quantize
 
 
 @pytest.mark.parametrize(

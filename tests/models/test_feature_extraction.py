@@ -18,13 +18,6 @@ def wave(samples, seed=0):
     return np.random.default_rng(seed).uniform(-0.5, 0.5, samples).astype(np.float32)
 
 
-def test_one_waveform(extractor):
-    batch = extractor(wave(1001), sampling_rate=RATE, return_tensors="pt")
-    assert batch["input_values"].shape == (1, 1, 1001)
-    assert batch["padding_mask"].tolist() == [[1] * 1001]
-    assert torch.equal(batch["input_values"][0, 0], torch.from_numpy(wave(1001)))
-
-
 def test_waveforms_are_padded_at_the_end(extractor):
     batch = extractor([wave(300), wave(500)], sampling_rate=RATE, return_tensors="pt")
     assert batch["input_values"].shape == (2, 1, 500)
@@ -37,12 +30,6 @@ def test_lists_and_other_precisions(extractor, raw):
     batch = extractor(raw, return_tensors="np")
     assert batch["input_values"].shape == (1, 1, 3)
     assert batch["input_values"].dtype == np.float32
-
-
-def test_a_tensor_and_an_array_are_the_same(extractor):
-    one, other = (extractor([raw], return_tensors="pt") for raw in (wave(300), torch.from_numpy(wave(300))))
-    assert torch.equal(one["input_values"], other["input_values"])
-    assert torch.equal(one["padding_mask"], other["padding_mask"])
 
 
 def test_lengths_may_be_chosen(extractor):

@@ -1,6 +1,5 @@
 """Tokenizers that start from an AutoencoderKL, or go on with another quantizer."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from safetensors.torch import load_file, save_file
 
-from vpvae_hf import AutoencoderVP, CodebookNotFittedError
+from vpvae_hf import AutoencoderVP
 
 CHANNELS = 3
 VP = {"kind": "vp", "codebook_size": 16, "latent_dim": CHANNELS}
@@ -144,15 +143,6 @@ def test_folders_and_dtypes(tmp_path):
     assert model.quantize.codebook.dtype == torch.float32
 
 
-def test_settings_of_a_fitted_model_do_not_bring_its_codebook(vae):
-    """Codes of a codebook of zeros would be wrong without a word."""
-    model = AutoencoderVP.from_autoencoder_kl(small_kl(), quantizer=vae.config.quantizer)
-    assert vae.config.quantizer["fitted"]
-    assert not model.config.quantizer["fitted"]
-    with pytest.raises(CodebookNotFittedError):
-        model.tokenize(images_for(model))
-
-
 def test_starts_that_are_no_kl_are_refused(tmp_path, vae):
     VQModel(**SMALL).save_pretrained(tmp_path / "vq")
     with pytest.raises(ValueError, match="vq holds a model of class VQModel, not AutoencoderKL"):
@@ -216,14 +206,6 @@ def test_another_codebook_size_keeps_queue_and_projections(vae):
     assert "quantizer/share" in vae(images_for(vae)).metrics
 
 
-def test_other_settings_of_training_keep_the_codebook(vae):
-    images = images_for(vae)
-    codes = vae.eval().tokenize(images)
-    vae.set_quantizer(VP | {"eta": 0.7})
-    assert torch.equal(vae.tokenize(images), codes)
-    assert vae.train()(images).metrics["quantizer/eta"] == pytest.approx(0.7)
-
-
 def test_a_scale_that_is_found_is_found_anew(vae):
     """The factor of another perturbation has another meaning."""
     vae.quantize.scale.value = 3.0
@@ -248,27 +230,6 @@ def test_another_dimension_keeps_encoder_and_decoder(vae, training, tmp_path):
     assert vae.decode(latents, force_not_quantize=True).sample.shape == (2, 3, 16, 32)
     vae.save_pretrained(tmp_path)
     assert AutoencoderVP.from_pretrained(tmp_path).quant_conv.weight.shape == (5, 16, 1, 1)
-
-
-def test_another_kind_keeps_the_projections(vae):
-    projections, images = weights_of(vae.quant_conv), images_for(vae)
-    vae.set_quantizer(FSP)
-    assert_same_weights(weights_of(vae.quant_conv), projections)
-    assert vae.tokenize(images).max() < 36
-    assert json.loads(vae.to_json_string())["quantizer"]["kind"] == "fsp"
-    assert not hasattr(vae.quantize, "queue")
-    vae.set_quantizer(VP)
-    assert_same_weights(weights_of(vae.quant_conv), projections)
-    with pytest.raises(CodebookNotFittedError):
-        vae.tokenize(images)
-
-
-def test_bad_settings_leave_the_model_as_it_was(vae):
-    before = weights_of(vae)
-    for bad in ({"kind": "vqq"}, VP | {"codebook_size": 1}, {"codebook_size": 32}):
-        with pytest.raises(ValueError, match=r"kind|codebook_size"):
-            vae.set_quantizer(bad)
-    assert_same_weights(weights_of(vae), before)
 
 
 def test_the_device_is_kept(vae):

@@ -17,11 +17,7 @@ from image_shards import encoded, write_shards
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from vpvae_hf import (
-    AutoencoderVP,
-    VPCodecConfig,
-    VPCodecModel,
-)
+from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
 from vpvae_hf.cli.main import main
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "generation"

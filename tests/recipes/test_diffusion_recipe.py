@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.quantizers import NoCodesError
-from vpvae_hf.training.config import describe, parse_config, run_recipe
+from vpvae_hf.training.config import run_recipe
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 UNET = {
@@ -166,10 +166,10 @@ def test_the_pipeline_holds_the_average_of_the_weights(whole):
         old = 0 if step == 1 else min(step / (step + 9), 0.5)
         average = {name: old * (average or weights)[name] + (1 - old) * weights[name] for name in weights}
     published = load_file(whole / "pipeline" / "unet" / WEIGHTS)
-    assert average.keys() == {f"unet.{name}" for name in published}
+    assert average.keys() == published.keys()
     for name, weights in published.items():
-        torch.testing.assert_close(weights, average[f"unet.{name}"])
-    assert not torch.equal(published["conv_in.weight"], weights_of(whole, 6)["unet.conv_in.weight"])
+        torch.testing.assert_close(weights, average[name])
+    assert not torch.equal(published["conv_in.weight"], weights_of(whole, 6)["conv_in.weight"])
 
 
 def weights_of(output, step):
@@ -202,14 +202,6 @@ def test_validation_draws_nothing_from_what_training_draws_from(whole, pictures,
     assert same_weights(tmp_path / "run" / file, whole / file)
 
 
-def test_without_validation_no_row_is_empty(pictures, tokenizer, tmp_path):
-    train(pictures, tokenizer, tmp_path / "run", data={"validation_split": None}, max_train_steps=3, samples=0)
-    rows = metrics(tmp_path / "run")
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert all("loss/total" in row for row in rows)
-    assert not (tmp_path / "run" / "pipeline" / "samples.png").exists()
-
-
 def test_each_validation_has_the_same_noise(pictures, tokenizer, tmp_path):
     changes = {"learning_rate": 1e-12, "adam_weight_decay": 0.0, "validation_steps": 1, "max_train_steps": 3}
     train(pictures, tokenizer, tmp_path / "run", samples=0, **changes)
@@ -217,6 +209,8 @@ def test_each_validation_has_the_same_noise(pictures, tokenizer, tmp_path):
     assert others == pytest.approx([first] * 2, rel=1e-5)
     losses = [row["loss/total"] for row in metrics(tmp_path / "run") if "loss/total" in row]
     assert len({round(loss, 4) for loss in losses}) == 3
+    train(pictures, tokenizer, tmp_path / "saving", samples=0, gradient_checkpointing=True, **changes)
+    assert errors_of(tmp_path / "saving") == pytest.approx([first] * 3, rel=1e-4)
 
 
 PREDICTIONS = pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -236,8 +230,6 @@ def test_a_unet_that_knows_the_answer_makes_no_error(pictures, tokenizer, predic
         return add_noise(self, latents, noise, times)
 
     def knowing(self, sample, timestep):
-        if not told:
-            return None  # whether latents of this size fit is tried beforehand
         assert timestep.tolist() == all_times[-len(sample) :]
         return SimpleNamespace(sample=told[-1] + 0 * sum(weights.sum() for weights in self.parameters()))
 
@@ -309,27 +301,17 @@ def test_tokenizers_without_codes(kind, pictures, tmp_path, request):
     assert not (tmp_path / "other").exists()
 
 
-def test_gradient_checkpointing_trains_alike(pictures, tokenizer, tmp_path):
-    for name, saves in (("plain", False), ("saving", True)):
-        train(pictures, tokenizer, tmp_path / name, max_train_steps=3, samples=0, gradient_checkpointing=saves)
-    assert errors_of(tmp_path / "saving") == pytest.approx(errors_of(tmp_path / "plain"), rel=1e-4)
-
-
 def test_a_run_is_never_written_over(whole, pictures, tokenizer, tmp_path):
     before = load_file(whole / "pipeline" / "unet" / WEIGHTS)
     with pytest.raises(FileExistsError, match=r"run holds another run; go on with .*--overwrite_output_dir"):
         train(pictures, tokenizer, whole, max_train_steps=1, seed=1)
-    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
+    with pytest.raises(FileExistsError, match="holds another run"):
+        train(pictures, tokenizer, tmp_path / "run", max_train_steps=1, seed=1, samples=0)
     anew = train(pictures, tokenizer, tmp_path / "run", max_train_steps=1, seed=1, samples=0, overwrite_output_dir=True)
     assert not torch.equal(load_file(anew / "unet" / WEIGHTS)["conv_in.weight"], before["conv_in.weight"])
     assert not (anew / "samples.png").exists()
     assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
-
-
-def test_a_finished_run_without_its_checkpoints_is_not_written_over(whole, pictures, tokenizer, tmp_path):
-    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
-    with pytest.raises(FileExistsError, match="holds another run"):
-        train(pictures, tokenizer, tmp_path / "run", max_train_steps=1, seed=1, samples=0)
 
 
 @pytest.mark.parametrize(
@@ -397,30 +379,3 @@ def test_the_recipe(pictures, tokenizer, tmp_path):
     assert {"samples.png", "model_index.json", "unet", "vqvae", "scheduler"} <= {path.name for path in folder.iterdir()}
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["use_ema"] is True
     assert len(errors_of(tmp_path / "run")) == 1
-
-
-def test_the_recipes_settings_are_valid():
-    config = parse_config(diffusion.DiffusionConfig, ["--config", str(RECIPES / "diffusion_small.yaml")])
-    assert config.output_dir == "runs/diffusion_small"
-    assert config.unet["block_out_channels"] == [32, 64, 64]
-
-
-def test_every_setting_is_described():
-    text = describe(diffusion.DiffusionConfig)
-    for name in ("tokenizer", "unet", "scheduler", "data.size", "quantize", "samples", "use_ema", "max_train_steps"):
-        assert f"--{name}" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--samples", "-1"], "samples must be at least 0, got -1"),
-        (["--num_inference_steps", "0"], "num_inference_steps must be at least 1, got 0"),
-        (["--ema_decay", "1"], r"ema_decay must be in \[0, 1\), got 1"),
-        (["--tokeniser", "x"], "tokeniser is no setting; did you mean 'tokenizer'"),
-        (["--quantizer.kind", "vp"], "quantizer.*is no setting"),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        parse_config(diffusion.DiffusionConfig, arguments)

@@ -1,9 +1,10 @@
 """The metric modules for Hugging Face's evaluate library; `load_metric` loads them.
 
 Each keeps sums over the batches that are added to it, never the batches. evaluate loads a metric from a folder with a
-file of its name, so `modules/NAME/NAME.py` names the class here. Their docstrings are what evaluate shows of them.
+file of its name, so `modules/NAME/NAME.py` names the class here.
 """
 
+from collections.abc import Callable
 from inspect import cleandoc
 from typing import ClassVar, NamedTuple
 
@@ -11,6 +12,7 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from evaluate.naming import camelcase_to_snakecase
 from torch import Tensor
 
 from vpvae_hf import distributed
@@ -52,8 +54,8 @@ CODES = {
 class RunningTotals(evaluate.Metric):
     """An `evaluate.Metric` that keeps sums instead of examples.
 
-    A subclass says in its docstring what it measures and how, and defines `totals_of` and `summary`. Numbers that
-    come with predictions (a sampling rate, a codebook's size) have to be the same for all batches of one result.
+    A subclass defines `describe`, `totals_of` and `summary`. Numbers that come with predictions (a sampling rate, a
+    codebook's size) have to be the same for all batches of one result.
 
     Args:
         across_ranks: in a job of torch.distributed, let `compute` measure what was added on all ranks together. Every
@@ -77,6 +79,10 @@ class RunningTotals(evaluate.Metric):
         super().__init__(num_process=num_process, **settings)
         self.across_ranks = across_ranks
         self._forget()
+
+    def describe(self) -> str:
+        """What it measures and how, for users."""
+        raise NotImplementedError
 
     def totals_of(self, predictions: Tensor, references: Tensor | None, **numbers: int) -> Tensor:
         """[n] float64: what a batch adds to the totals; n depends on nothing but the numbers."""
@@ -160,7 +166,7 @@ class RunningTotals(evaluate.Metric):
                 features[name] = datasets.Sequence(features[name])
         lines = [f"    {name}: {argument.description}" for name, argument in self.arguments.items()]
         return evaluate.MetricInfo(
-            description=cleandoc(self.__doc__),
+            description=self.describe(),
             citation=self.citation_text,
             inputs_description="\n".join(["Args:", *lines]),
             features=datasets.Features(features),
@@ -168,21 +174,28 @@ class RunningTotals(evaluate.Metric):
 
 
 class MeanOverItems(RunningTotals):
-    """The mean of a value of each item, in float64, over those items for which it is not NaN.
+    """The mean of a metric over the items for which it is not NaN, in float64.
 
-    A subclass defines `values`. `compute` gives the mean by the metric's name (NaN if no item has a value), the number
-    of "items" that were added, and of those "undefined" ones that were left out.
+    A subclass names the function that measures [B] items, alone or among others; its docstring is the description.
+    `compute` gives the mean by the metric's name (NaN if no item has a value), the number of "items" that were added,
+    and of those "undefined" ones that were left out.
     """
 
-    def values(self, predictions: Tensor, references: Tensor, **numbers: int) -> Tensor:
-        """[B]: of each item; NaN where it is not defined."""
-        raise NotImplementedError
+    metric_fn: ClassVar[Callable[..., Tensor | dict[str, Tensor]]]
+
+    def describe(self) -> str:
+        name = camelcase_to_snakecase(type(self).__name__)  # as evaluate does, after this
+        return (
+            f'{cleandoc(self.metric_fn.__doc__)}\n\nGives the mean over items as "{name}", "items" (how many) and '
+            '"undefined" (how many of them were left out because they have no value).'
+        )
 
     def totals_of(self, predictions: Tensor, references: Tensor, **numbers: int) -> Tensor:
         for name, tensor in (("predictions", predictions), ("references", references)):
             if not tensor.is_floating_point():
                 raise ValueError(f"{self.name} takes floats in [-1, 1], got {name} of {tensor.dtype}: scale them first")
-        values = self.values(predictions, references, **numbers)
+        values = self.metric_fn(predictions, references, **numbers)
+        values = values[self.name] if isinstance(values, dict) else values
         defined = values[~values.isnan()].double()
         return torch.tensor([float(defined.sum()), len(defined), len(values)], dtype=torch.float64)
 
@@ -192,135 +205,64 @@ class MeanOverItems(RunningTotals):
 
 
 class PSNR(MeanOverItems):
-    """Peak signal-to-noise ratio of reconstructed images in dB: higher is better, and equal images have infinity.
-
-    Of each image, over all channels (RGB as it is, not luma), from values clipped to [-1, 1] and shifted to [0, 1], so
-    that the data range is 1; then the mean over images. At least 11 pixels a side.
-
-    Gives "psnr", "items" (how many images) and "undefined" (how many of them have none, because of NaN).
-    """
-
-    arguments = IMAGES
+    arguments, metric_fn = IMAGES, staticmethod(image_quality)
     citation_text = (
         "Quan Huynh-Thu and Mohammed Ghanbari: Scope of validity of PSNR in image/video quality assessment. "
         "Electronics Letters 44(13), 2008"
     )
 
-    def values(self, predictions: Tensor, references: Tensor) -> Tensor:
-        return image_quality(predictions, references)["psnr"]
-
 
 class SSIM(MeanOverItems):
-    """Structural similarity of reconstructed images: 1 where they are equal.
-
-    Of each image, over all channels (RGB as it is, not luma), from values clipped to [-1, 1] and shifted to [0, 1], so
-    that the data range is 1; with the usual 11-pixel Gaussian window of standard deviation 1.5, also across the border,
-    where the image is mirrored; then the mean over images. At least 11 pixels a side.
-
-    Gives "ssim", "items" (how many images) and "undefined" (how many of them have none, because of NaN).
-    """
-
-    arguments = IMAGES
+    arguments, metric_fn = IMAGES, staticmethod(image_quality)
     citation_text = (
         "Zhou Wang, Alan C. Bovik, Hamid R. Sheikh and Eero P. Simoncelli: Image quality assessment: from error "
         "visibility to structural similarity. IEEE Transactions on Image Processing 13(4), 2004"
     )
 
-    def values(self, predictions: Tensor, references: Tensor) -> Tensor:
-        return image_quality(predictions, references)["ssim"]
-
 
 class LPIPS(MeanOverItems):
-    """Learned perceptual distance of reconstructed images: 0 where they are equal.
-
-    LPIPS with VGG16 of each RGB image, from values clipped to [-1, 1], then the mean over images. At least 16 pixels a
-    side. Published figures may be of another network, e.g. AlexNet, and do not compare. It needs a torchvision that
-    imports beside this torch, and weights of VGG16 that are downloaded where they are not in the cache folder of torch.
-
-    Gives "lpips", "items" (how many images) and "undefined" (how many of them have none, because of NaN).
-    """
-
-    arguments = IMAGES
+    arguments, metric_fn = IMAGES, staticmethod(lpips_distance)
     citation_text = (
         "Richard Zhang, Phillip Isola, Alexei A. Efros, Eli Shechtman and Oliver Wang: The unreasonable effectiveness "
         "of deep features as a perceptual metric. CVPR 2018, arXiv 1801.03924"
     )
 
-    def values(self, predictions: Tensor, references: Tensor) -> Tensor:
-        return lpips_distance(predictions, references)
-
 
 class PESQ(MeanOverItems):
-    """Perceptual quality of reconstructed speech: wide-band PESQ, MOS-LQO from about 1, bad, to 4.64, the same.
-
-    ITU-T P.862.2 of each clip of speech at 16000 Hz, the only sampling rate it takes, clipped to [-1, 1]; then the mean
-    over clips. A clip of more than 20 seconds is scored in equal parts of at most that, whose mean counts. It is not
-    defined, and the clip left out, for less than a quarter of a second, without an utterance in the original, and for a
-    reconstruction that is silent or has NaN. It needs the extra "audio" of the package.
-
-    Gives "pesq", "items" (how many clips) and "undefined" (how many of them have none).
-    """
-
-    arguments = CLIPS
+    arguments, metric_fn = CLIPS, staticmethod(pesq_score)
     citation_text = (
         "ITU-T Recommendation P.862.2: Wideband extension to Recommendation P.862 for the assessment of wideband "
         "telephone networks and speech codecs, 2007"
     )
 
-    def values(self, predictions: Tensor, references: Tensor, sampling_rate: int) -> Tensor:
-        return pesq_score(predictions, references, sampling_rate)
-
 
 class STOI(MeanOverItems):
-    """Intelligibility of reconstructed speech: STOI, 1 where it is as intelligible as the original, about 0 not.
-
-    The one of Taal et al. 2011, not the extended one, of each clip, clipped to [-1, 1] and resampled to 10000 Hz; then
-    the mean over clips. It is not defined, and the clip left out, for a silent original, for less than 0.4 seconds that
-    are not silent in it, and for NaN in either. It needs the extra "audio" of the package.
-
-    Gives "stoi", "items" (how many clips) and "undefined" (how many of them have none).
-    """
-
-    arguments = CLIPS
+    arguments, metric_fn = CLIPS, staticmethod(stoi_score)
     citation_text = (
         "Cees H. Taal, Richard C. Hendriks, Richard Heusdens and Jesper Jensen: An algorithm for intelligibility "
         "prediction of time-frequency weighted noisy speech. IEEE Transactions on Audio, Speech, and Language "
         "Processing 19(7), 2011"
     )
 
-    def values(self, predictions: Tensor, references: Tensor, sampling_rate: int) -> Tensor:
-        return stoi_score(predictions, references, sampling_rate)
-
 
 class MelDistance(MeanOverItems):
-    """Distance of the log-mel spectrograms of reconstructed audio: 0 where they are equal; 1 is 8.7 dB.
-
-    Mean absolute difference of the natural logarithms of mel-band magnitudes, floored at 1e-5, of each clip, clipped to
-    [-1, 1]; then the mean over clips. Magnitudes of a short-time Fourier transform with a periodic Hann window of 64 ms
-    every 16 ms, centred, with zeros around the clip; 80 triangular bands of unit area from 0 Hz to half the sampling
-    rate on the mel scale of Slaney. Published figures may be of other windows, bands or logarithms, and do not compare,
-    nor do figures at different sampling rates.
-
-    Gives "mel_distance", "items" (how many clips) and "undefined" (how many of them have none, because of NaN).
-    """
-
-    arguments = CLIPS
+    arguments, metric_fn = CLIPS, staticmethod(mel_distance)
     citation_text = "Malcolm Slaney: Auditory Toolbox, version 2. Interval Research, technical report 1998-010, 1998"
-
-    def values(self, predictions: Tensor, references: Tensor, sampling_rate: int) -> Tensor:
-        return mel_distance(predictions, references, sampling_rate)
 
 
 class CodeUsage(RunningTotals):
     """How evenly the codes of a tokenizer are used, from how often each occurs in all that is added.
 
-    Gives "code_usage" (CVU, exp of the entropy in nats of code use / K: 1 where all codes are used equally often, 1/K
-    where only one is), "perplexity" (exp of the entropy, 1 to K), "codes_used" (the share of the K codes that occur)
-    and "tokens" (how many codes were added). Few tokens for each code make all three lower than many would.
+    Gives "code_usage" (CVU, exp of the entropy in nats of code use / K: 1 if all codes are used equally often, 1/K if
+    only one is used), "perplexity" (exp of the entropy, 1 to K), "codes_used" (the share of the K codes that occur) and
+    "tokens" (how many codes were added). Few tokens per code make the first three lower than many would.
     """
 
     arguments = CODES
     citation_text = "VP-VAE, arXiv 2602.17133"
+
+    def describe(self) -> str:
+        return cleandoc(self.__doc__)
 
     def totals_of(self, predictions: Tensor, references: Tensor | None, codebook_size: int) -> Tensor:
         if references is not None:

@@ -8,7 +8,9 @@ from vpvae_hf.losses import lpips_per_image
 def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = False) -> dict[str, Tensor]:
     """PSNR in dB and SSIM of each image, over all channels, from values clipped to [-1, 1] and shifted to [0, 1].
 
-    SSIM has the usual 11-pixel Gaussian window with standard deviation 1.5.
+    Channels are RGB as they are, not luma; the data range is 1. PSNR of equal images is infinite. SSIM is 1 for equal
+    images and has the usual 11-pixel Gaussian window with standard deviation 1.5, also across the border, where the
+    image is mirrored.
 
     Args:
         reconstruction, original: [B, C, H, W] in [-1, 1], at least 11 pixels a side.

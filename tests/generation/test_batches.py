@@ -12,16 +12,9 @@ import torch
 from diffusers import BlockRefinementScheduler
 from tiny_generators import GROUPED, HOP, SIDE, tiny_codec, tiny_vae, vector
 
-from vpvae_hf import CodeVocabulary
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import CodeFolder
-from vpvae_hf.generation import (
-    CausalBatches,
-    CodeSequences,
-    MaskedBatches,
-    drop_conditions,
-    mask_codes,
-)
+from vpvae_hf.generation import CausalBatches, CodeSequences, MaskedBatches, drop_conditions, mask_codes, vocabulary_of
 from vpvae_hf.models import AutoencoderVP, VPCodecModel
 
 # Samples of clips, and how many codes those are.
@@ -79,18 +72,13 @@ def made(image_codes, audio_codes, pictures, sounds, tmp_path_factory):
     }
 
 
-def vocabulary_of(folder, **changes):
-    manifest = folder.manifest
-    sizes = {"codebook_size": manifest["codebook_size"], "code_groups": manifest["code_groups"]}
-    return CodeVocabulary(**sizes | {"grid": folder.grid, "condition_size": folder.condition_size} | changes)
-
-
 @QUANTIZERS
 def test_codes_of_images(made, quantizer):
     folder = CodeFolder(made["image", quantizer])
     assert (folder.is_audio, folder.grid, folder.condition_size) == (False, (SIDE, SIDE), 0)
     vae = AutoencoderVP.from_pretrained(folder.manifest["tokenizer"]).eval()
-    assert folder.manifest["fingerprint"] == vae.fingerprint()
+    vocabulary_of(folder).check_tokenizer(vae)
+    assert vocabulary_of(folder).fingerprint == folder.manifest["fingerprint"] == vae.fingerprint()
     rows = datasets.load_dataset(str(made["image", quantizer]), split="train")
     assert len(folder.rows) == len(rows) == 7
     for number, row in enumerate(rows):
@@ -150,7 +138,7 @@ def test_a_sequence_for_each_image(made, quantizer):
 @pytest.mark.parametrize("window", [1, 6, 14])
 def test_windows_cover_each_code_of_the_clips_once(made, quantizer, window):
     folder = CodeFolder(made["audio", quantizer])
-    vocabulary = vocabulary_of(folder, grid=(window,))
+    vocabulary = vocabulary_of(folder, window)
     items = CodeSequences(folder, vocabulary)
     assert len(items) == sum(-(-length // window) for length in LENGTHS.values())
     clips, parts = [], []
@@ -169,7 +157,7 @@ def test_windows_cover_each_code_of_the_clips_once(made, quantizer, window):
 
 def items_of(folder, window, condition=None):
     folder = CodeFolder(folder, condition)
-    vocabulary = vocabulary_of(folder, **({"grid": (window,)} if window else {}))
+    vocabulary = vocabulary_of(folder, window)
     items = CodeSequences(folder, vocabulary)
     return vocabulary, [items[number] for number in range(len(items))]
 

@@ -1,0 +1,336 @@
+"""What every tokenizer does, whatever its signals are."""
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+
+from tiny import FSP, FSQ, GROUPED, HOP, NONE, VP, batch_of, noise, noise_images, tiny_codec, tiny_vae, training
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError, VPCodecModel
+from vpvae_hf.hub import HUB_ENTRIES
+from vpvae_hf.models import Tokenizer
+from vpvae_hf.quantizers import NoCodesError
+
+MODELS = {
+    "image": (tiny_vae, noise_images(2, 32, 48), (8, 12), AutoencoderVP),
+    "audio": (tiny_codec, noise(2, 12 * HOP), (12,), VPCodecModel),
+}
+CODED = {"vp": VP, "fsp": FSP, "grouped": GROUPED}
+
+
+@pytest.fixture(params=MODELS)
+def modality(request):
+    return request.param
+
+
+@pytest.fixture
+def build(modality):
+    return MODELS[modality][0]
+
+
+@pytest.fixture
+def inputs(modality):
+    return MODELS[modality][1]
+
+
+@pytest.fixture
+def grid(modality):
+    return MODELS[modality][2]
+
+
+@pytest.fixture
+def load(modality):
+    return MODELS[modality][3].from_pretrained
+
+
+@pytest.fixture(params=CODED)
+def quantizer(request):
+    return CODED[request.param]
+
+
+def weight_before_the_quantizer(model):
+    return model.encoder.conv_in.weight if isinstance(model, AutoencoderVP) else model.encoder.conv1.weight
+
+
+def projection(model):
+    return model.quant_conv if isinstance(model, AutoencoderVP) else model.quant_proj
+
+
+def test_it_is_a_tokenizer_that_the_hub_knows(build, modality):
+    model = build()
+    assert isinstance(model, Tokenizer)
+    assert HUB_ENTRIES[type(model).__name__].name == modality
+
+
+def test_shapes_and_dtypes(build, inputs, grid, quantizer):
+    model = build(quantizer)
+    vectors, codes = model.latent_vectors(inputs), model.tokenize(inputs)
+    groups = () if model.quantize.code_groups == 1 else (model.quantize.code_groups,)
+    assert vectors.shape == (2, *grid, model.quantize.latent_dim)
+    assert vectors.dtype == torch.float32
+    assert codes.shape == (2, *grid, *groups)
+    assert codes.dtype == torch.int64
+    assert not codes.requires_grad
+    assert len(codes.unique()) > 4 - len(groups)
+    assert model.detokenize(codes).shape == model.decode_vectors(vectors).shape == inputs.shape
+
+
+def test_codes_are_those_of_the_latent_vectors(build, inputs, quantizer):
+    model = build(quantizer)
+    codes, vectors = model.tokenize(inputs), model.latent_vectors(inputs)
+    assert torch.equal(codes, model.quantize.encode(vectors))
+    assert torch.equal(codes, model.tokenize(inputs))
+    with torch.no_grad():
+        output = model(inputs)
+    torch.testing.assert_close(model.detokenize(codes), output.sample)
+    torch.testing.assert_close(model.decode_vectors(model.quantize.decode(codes)), model.detokenize(codes))
+    narrow = codes.to(torch.uint8)
+    assert torch.equal(model.detokenize(narrow), model.detokenize(codes))
+
+
+def test_codes_are_what_the_library_s_own_doors_give(inputs, quantizer, modality):
+    model = MODELS[modality][0](quantizer)
+    codes = model.tokenize(inputs)
+    with torch.no_grad():
+        if modality == "image":
+            assert torch.equal(model.decode(codes).sample, model.detokenize(codes))
+            return
+        encoded = model.encode(inputs).audio_codes
+        assert torch.equal(encoded, codes[:, None] if codes.ndim == 2 else codes.mT)
+        assert torch.equal(model.decode(encoded).audio_values, model.detokenize(codes))
+
+
+def test_padding_has_code_zero():
+    codec = tiny_codec()
+    audio, mask = batch_of([12 * HOP, 5 * HOP - 3])
+    codes, tokens = codec.tokenize(audio, mask), codec.token_mask(mask)
+    assert tokens.tolist() == [[True] * 12, [True] * 5 + [False] * 7]
+    assert not codes[~tokens].any()
+    assert torch.equal(codes[:, None], codec.encode(audio, mask).audio_codes)
+
+
+def test_images_have_no_padding():
+    vae, images = tiny_vae(), noise_images()
+    for ask in (vae.tokenize, vae.latent_vectors):
+        with pytest.raises(ValueError, match="AutoencoderVP takes no padding_mask"):
+            ask(images, torch.ones(2, 32, 48))
+
+
+def test_codes_of_another_shape_are_refused(build, quantizer):
+    model = build(quantizer)
+    with pytest.raises(ValueError, match=r"codes must be \[B, "):
+        model.detokenize(torch.zeros(2, 1, 1, 1, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize("settings", [VP, FSP, GROUPED, NONE], ids=lambda settings: settings["kind"])
+def test_what_is_loaded_is_what_was_saved(build, inputs, load, settings, tmp_path):
+    model = build(settings)
+    model.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert not loaded.training
+    assert loaded.quantize.config == model.quantize.config
+    assert json.loads((tmp_path / "config.json").read_text())["quantizer"] == model.quantize.config.to_dict()
+    state = loaded.state_dict()
+    assert all(torch.equal(state.pop(name), tensor) for name, tensor in model.state_dict().items())
+    assert not state
+    assert loaded.fingerprint() == model.fingerprint()
+    if model.quantize.has_codes:
+        assert torch.equal(loaded.tokenize(inputs), model.tokenize(inputs))
+    torch.testing.assert_close(loaded.latent_vectors(inputs), model.latent_vectors(inputs))
+    # And it can be trained, which takes what no file holds.
+    assert torch.isfinite(loaded.train()(inputs).sample).all()
+
+
+def test_fingerprint_names_what_has_changed(build):
+    model = build()
+    before = model.fingerprint()
+    assert before.keys() == {"codes", "encoder"}
+    decoder = next(model.decoder.parameters())
+    for change, changed in (
+        (lambda: weight_before_the_quantizer(model).add_(1e-3), {"encoder"}),
+        (lambda: projection(model).weight.add_(1e-3), {"encoder"}),
+        (lambda: decoder.add_(1e-3), set()),
+        (lambda: model.set_codebook(model.quantize.codebook.flip(0)), {"codes"}),
+        (lambda: model.set_quantizer(model.quantize.config.to_dict() | {"mean_weight": 0.2}), set()),
+    ):
+        with torch.no_grad():
+            change()
+        after = model.fingerprint()
+        assert {name for name in before if before[name] != after[name]} == changed
+        before = after
+
+
+def test_fingerprint_does_not_know_the_queue(build, inputs):
+    model = build()
+    before = model.fingerprint()
+    model.train()(inputs)
+    assert len(model.quantize.queue) > 0
+    assert model.fingerprint() == before
+
+
+def test_fingerprint_of_half_precision_is_that_of_the_codes(build, load, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    only_codes = {"codes": model.fingerprint()["codes"]}
+    assert load(tmp_path, torch_dtype=torch.bfloat16).fingerprint() == only_codes
+    assert model.to(torch.bfloat16).fingerprint() == only_codes
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes"),
+    [
+        (FSP, {"levels": [3, 4, 3]}),
+        (FSP, {"kind": "fsq"}),
+        (FSP, {"activation": "sigmoid"}),
+        (FSQ, {"symmetric": False, "noise_probability": 0}),
+    ],
+)
+def test_fingerprint_tells_quantizers_apart_that_give_other_codes(build, inputs, quantizer, changes):
+    one, other = build(quantizer), build(quantizer | changes)
+    assert not torch.equal(one.tokenize(inputs), other.tokenize(inputs))
+    assert one.fingerprint() != other.fingerprint()
+
+
+def test_fingerprints_are_compared_by_what_both_have(build):
+    model = build()
+    recorded = model.fingerprint()
+    model.check_fingerprint(recorded, "it was made")
+    model.check_fingerprint({"codes": recorded["codes"]}, "it was made")
+    with torch.no_grad():
+        weight_before_the_quantizer(model).add_(1e-3)
+    with pytest.raises(ValueError, match=r"encoder is another than when it was made \(fingerprint \w+, was \w+\)"):
+        model.check_fingerprint(recorded, "it was made")
+    model.to(torch.bfloat16).check_fingerprint(recorded, "it was made")
+    with pytest.raises(ValueError, match="codebook was fitted anew, or is another than when it was made"):
+        model.check_fingerprint(recorded | {"codes": "0" * 64}, "it was made")
+
+
+def test_a_codebook_changes_model_and_config(build):
+    model = build(fitted=False)
+    assert not model.config.quantizer["fitted"]
+    codebook = torch.randn(40, 3)
+    model.set_codebook(codebook)
+    assert torch.equal(model.quantize.codebook, codebook)
+    assert model.config.quantizer["fitted"]
+    assert model.config.quantizer["codebook_size"] == 40
+
+
+def test_fixed_codes_take_no_codebook(build):
+    with pytest.raises(ValueError, match="'fsp' quantizer takes no codebook"):
+        build(FSP).set_codebook(torch.randn(36, 3))
+
+
+def test_without_a_codebook_there_are_latents_but_no_codes(build, inputs, grid):
+    model = build(fitted=False)
+    for ask in (model.tokenize, model, lambda _: model.detokenize(torch.zeros(2, *grid, dtype=torch.long))):
+        with pytest.raises(CodebookNotFittedError, match=r"fit_codebook\(model, batches\)"):
+            ask(inputs)
+    assert model.decode_vectors(model.latent_vectors(inputs)).shape == inputs.shape
+    assert model.train()(inputs).sample.shape == inputs.shape
+
+
+def test_a_continuous_tokenizer_has_no_codes(build, inputs):
+    with pytest.raises(NoCodesError, match="continuous"):
+        build(NONE).tokenize(inputs)
+
+
+def test_a_quantizer_of_the_same_dimension_keeps_the_projections(build, inputs):
+    model = build()
+    weight = projection(model).weight.clone()
+    model.set_quantizer(FSP)
+    assert torch.equal(projection(model).weight, weight)
+    assert model.config.quantizer["kind"] == "fsp"
+    assert model.tokenize(inputs).max() < 36
+
+
+def test_a_quantizer_of_another_dimension_replaces_the_projections(build, inputs):
+    model = build().to(torch.bfloat16)
+    model.set_quantizer({"kind": "vp", "codebook_size": 32, "latent_dim": 5})
+    assert not projection(model).training
+    assert projection(model).weight.dtype == torch.bfloat16
+    with pytest.raises(CodebookNotFittedError):
+        model.tokenize(inputs)
+    model.set_codebook(torch.randn(32, 5))
+    assert model.latent_vectors(inputs).shape[-1] == model.config.quantizer["latent_dim"] == 5
+    assert model.detokenize(model.tokenize(inputs)).shape == inputs.shape
+
+
+def test_other_settings_of_the_same_codebook_keep_it(build, inputs):
+    model = training(build()).eval()
+    codes, queued = model.tokenize(inputs), len(model.quantize.queue)
+    model.set_quantizer(VP | {"eta": 0.5})
+    assert torch.equal(model.tokenize(inputs), codes)
+    assert len(model.quantize.queue) == queued
+    model.set_quantizer(VP | {"codebook_size": 8})
+    assert not model.quantize.config.fitted
+    assert len(model.quantize.queue) == queued
+
+
+def test_settings_copied_from_a_fitted_model_do_not_make_a_fitted_one(build, inputs):
+    model, other = build(), build(FSP)
+    other.set_quantizer(model.config.quantizer)
+    with pytest.raises(CodebookNotFittedError):
+        other.tokenize(inputs)
+    assert not other.config.quantizer["fitted"]
+
+
+def test_invalid_settings_leave_the_model_as_it_was(build, inputs):
+    model = build()
+    codes, settings = model.tokenize(inputs), dict(model.config.quantizer)
+    for wrong in ({"kind": "vqq"}, {"kind": "vp", "codebook_size": 1}, {"kind": "fsp", "levels": [1]}):
+        with pytest.raises(ValueError, match=r"unknown quantizer kind 'vqq'|at least 2"):
+            model.set_quantizer(wrong)
+    assert model.config.quantizer == settings
+    assert torch.equal(model.tokenize(inputs), codes)
+
+
+def test_a_frozen_encoder_leaves_the_decoder_to_be_trained(build, inputs):
+    model = build(FSP).train()
+    model.freeze_encoder()
+    output = model(inputs)
+    (output.sample.square().mean() + output.loss).backward()
+    assert all(weights.grad is None for part in model._encoder_parts() for weights in part.parameters())
+    assert all(weights.grad is not None for weights in model.decoder.parameters())
+
+
+def test_scaling_factor(build):
+    model = build()
+    model.set_scaling_factor(0.25)
+    assert model.config.scaling_factor == 0.25
+    for wrong in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="scaling_factor must be positive and finite"):
+            model.set_scaling_factor(wrong)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_equal_and_independent(build, inputs, copied):
+    model = training(build())
+    model(inputs)  # with a search index
+    model.eval()
+    codes, twin = model.tokenize(inputs), copied(model)
+    assert torch.equal(twin.tokenize(inputs), codes)
+    assert len(twin.quantize.queue) == len(model.quantize.queue)
+    assert twin.quantize.training_state._quantizer is twin.quantize
+    twin.train()(inputs)
+    twin.set_codebook(torch.randn(20, 3))
+    assert len(twin.quantize.queue) > len(model.quantize.queue)
+    assert model.config.quantizer["codebook_size"] == 16
+    assert torch.equal(model.tokenize(inputs), codes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_quantizer_stays_float32(build, inputs, load, dtype, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    codebook = model.quantize.codebook.clone()
+    for half in (load(tmp_path, torch_dtype=dtype), model.to(dtype)):
+        assert {weights.dtype for weights in half.parameters()} == {dtype}
+        assert torch.equal(half.quantize.codebook, codebook)
+        codes = half.tokenize(inputs)
+        assert torch.equal(half.quantize.encode(half.latent_vectors(inputs)), codes)
+        with torch.no_grad():
+            output = half(inputs)
+        assert torch.equal(output.codes if isinstance(half, AutoencoderVP) else output.audio_codes[:, 0], codes)
+        assert half.detokenize(codes).dtype == output.sample.dtype == dtype

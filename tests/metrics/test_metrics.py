@@ -1,0 +1,102 @@
+"""What holds for the metrics of images and of audio, and metrics of codes."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from skimage import data
+from speech import RATE, MeanDifference, noisy, speech
+
+from vpvae_hf.losses import perceptual
+from vpvae_hf.metrics import METRIC_LABELS, audio_quality, code_usage, describe_metrics, image_quality, metric_label
+
+
+@pytest.fixture(params=["image", "audio"])
+def measured(request, monkeypatch):
+    """(function, reconstructions, originals) of three items."""
+    if request.param == "audio":
+        original = torch.stack([speech(1.5, pitch, seed) for seed, pitch in enumerate((100, 140, 200))])[:, None]
+        return partial(audio_quality, sampling_rate=RATE), noisy(original, 0.01), original
+    monkeypatch.setattr(perceptual, "load_lpips_network", MeanDifference)
+    photograph = torch.from_numpy(data.astronaut().copy()).movedim(-1, 0).float() / 127.5 - 1
+    original = torch.stack([photograph[:, 64 * i : 64 * i + 64, 200:280] for i in range(3)])
+    return partial(image_quality, lpips=True), noisy(original, 0.1).clamp(-1, 1), original
+
+
+def test_a_batch_is_its_items(measured):
+    metric_fn, made, original = measured
+    together = metric_fn(made, original)
+    assert all(values.shape == (3,) and values.dtype == torch.float32 for values in together.values())
+    for i in range(3):
+        alone = metric_fn(made[i : i + 1], original[i : i + 1])
+        bare = metric_fn(made[i, 0], original[i, 0]) if original.ndim == 3 else alone
+        for name, values in together.items():
+            assert alone[name].shape == (1,)
+            assert float(alone[name]) == pytest.approx(float(values[i]), rel=1e-5)
+            assert torch.equal(alone[name], bare[name])
+
+
+def test_values_are_clipped(measured):
+    metric_fn, made, original = measured
+    made, original = 8 * made, 8 * original
+    assert original.abs().max() > 2
+    expected = metric_fn(made.clamp(-1, 1), original.clamp(-1, 1))
+    result = metric_fn(made, original)
+    assert all(torch.equal(result[name], expected[name]) for name in expected)
+
+
+def test_half_precision_is_measured_in_float32(measured):
+    metric_fn, made, original = measured
+    made, original = made.bfloat16(), original.bfloat16()
+    expected = metric_fn(made.float(), original.float())
+    result = metric_fn(made.requires_grad_(), original)
+    for name in expected.keys() - {"lpips"}:  # which leaves that to its loss
+        assert torch.equal(result[name], expected[name])
+
+
+def test_each_metric_has_a_label(measured):
+    metric_fn, made, original = measured
+    assert metric_fn(made, original).keys() <= METRIC_LABELS.keys()
+
+
+def test_labels():
+    assert metric_label("psnr").heading == "PSNR, dB"
+    assert metric_label("psnr").format(21.345) == "21.34 dB"
+    assert metric_label("pesq_unquantized").heading == "PESQ (wide band) without quantization"
+    assert metric_label("sharpness_unquantized").heading == "sharpness_unquantized"
+    metrics = {"ssim": 0.5, "psnr": 20, "psnr_unquantized": 25, "perplexity": 3}
+    description = "PSNR 20.00 dB (25.00 dB without quantization), SSIM 0.5000"
+    assert describe_metrics(metrics, ["ssim", "psnr", "stoi"]) == description
+
+
+@pytest.mark.parametrize("size", [1, 7, 1024])
+def test_even_use_is_one(size):
+    assert code_usage(torch.arange(size).repeat(3), size) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("code", [0, 41, 99])
+def test_a_single_code_is_one_in_k(code):
+    assert code_usage(torch.full((50,), code), 100) == pytest.approx(1 / 100)
+
+
+def test_half_of_the_codes_used_evenly_is_a_half():
+    assert code_usage(torch.arange(8).repeat(5), 16) == pytest.approx(0.5)
+
+
+def test_mixed_use_by_hand():
+    """Shares 1/2, 1/4, 1/4 of four codes: the entropy is 3/2 ln 2, so CVU = 2^1.5 / 4."""
+    assert code_usage(torch.tensor([0, 0, 3, 1]), 4) == pytest.approx(2**1.5 / 4)
+    shares = (0.7, 0.2, 0.1)
+    expected = math.exp(-sum(share * math.log(share) for share in shares)) / 5
+    assert code_usage(torch.tensor([4] * 7 + [2] * 2 + [0]), 5) == pytest.approx(expected)
+
+
+def test_shape_and_order_do_not_matter():
+    codes = torch.randint(32, (2, 6, 8), generator=torch.Generator().manual_seed(0))
+    assert code_usage(codes, 32) == code_usage(codes.flatten().flip(0), 32)
+
+
+def test_no_codes_raises():
+    with pytest.raises(ValueError, match="code usage of no codes"):
+        code_usage(torch.empty(0, dtype=torch.long), 8)
