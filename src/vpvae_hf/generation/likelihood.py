@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from .batches import IGNORED
 from .masked import code_logits
@@ -58,7 +59,9 @@ class CodeLikelihood:
 
 
 @torch.no_grad()
-def causal_likelihood(model, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary) -> CodeLikelihood:
+def causal_likelihood(
+    model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary
+) -> CodeLikelihood:
     """The likelihood of `CausalBatches` by a causal language model, among codes alone, as the pipeline draws them."""
     device, nats, counts = model.device, 0.0, _Counts(vocabulary)
     was_training = model.training
@@ -77,7 +80,12 @@ def causal_likelihood(model, batches: Iterable[dict[str, Tensor]], vocabulary: C
 
 @torch.no_grad()
 def masked_likelihood(
-    model, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary, *, draws: int = 4, seed: int = 0
+    model: PreTrainedModel,
+    batches: Iterable[dict[str, Tensor]],
+    vocabulary: CodeVocabulary,
+    *,
+    draws: int = 4,
+    seed: int = 0,
 ) -> CodeLikelihood:
     """An upper bound of the bits that a masked language model needs for `CausalBatches`.
 
