@@ -114,7 +114,6 @@ class CodebookConfig:
     """How the codebook is fitted when training has ended."""
 
     latents_per_code: int = option(256, "fresh latents to fit each code to")
-    seeding: Literal["rounds", "k-means++"] = option("rounds", "of K-means")
 
 
 @dataclass

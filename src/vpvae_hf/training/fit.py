@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -55,12 +54,15 @@ def fit_codebook(
     codebook_size: int | None = None,
     *,
     latents_per_code: int = 256,
-    seeding: Literal["rounds", "k-means++"] = "rounds",
     seed: int = 0,
     across_ranks: bool = False,
     progress: bool = True,
 ) -> CodebookFit:
     """Encode a fresh pass over data, cluster the latents, and install the codebook in the model and its config.
+
+    K-means runs at three moments, of which this is the last: while VP trains, on its queue of recent latents, to
+    measure the error that the perturbation stands for; at validations, on the queue, for a preview codebook; and here,
+    after training, on fresh latents, for the codebook that is saved.
 
     The config's `scaling_factor` becomes one over the latents' standard deviation.
 
@@ -73,8 +75,8 @@ def fit_codebook(
         batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values", audio
             with its "padding_mask" where it is padded.
         codebook_size: K; by default that of the quantizer's config.
-        latents_per_code: how many latents to fit to; below 256 codes overfit, and a warning says so.
-        seeding: of K-means, see `fit_kmeans`.
+        latents_per_code: how many latents to encode for each code. With fewer than 256 the codebook overfits, and a
+            warning says so; K-means draws 256 per code if there are more.
         seed: of K-means.
         across_ranks: in a distributed job, fit to the latents of all ranks together. Every rank must make this call,
             each with its own model of equal weights and its own part of the data; all end with the same codebook.
@@ -107,7 +109,7 @@ def fit_codebook(
             "below 256 a code the codebook overfits, give more data if there is more",
             stacklevel=2,
         )
-    result = fit_kmeans(fitted, codebook_size, seeding=seeding, seed=seed, across_ranks=across_ranks, progress=progress)
+    result = fit_kmeans(fitted, codebook_size, seed=seed, across_ranks=across_ranks, progress=progress)
     errors, codes = nearest_point(held_out, result.centroids)
     if across_ranks:
         errors, codes = distributed.rows_of_all_ranks(errors), distributed.rows_of_all_ranks(codes)

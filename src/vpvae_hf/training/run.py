@@ -127,7 +127,6 @@ def _finish(
             model,
             data.fitting(),
             latents_per_code=config.codebook.latents_per_code,
-            seeding=config.codebook.seeding,
             seed=config.seed,
             across_ranks=True,
         )

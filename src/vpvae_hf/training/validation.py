@@ -108,7 +108,7 @@ def preview_codebook(quantizer) -> Tensor | None:
     """
     if not quantizer.needs_fitting:
         return None
-    latents = quantizer.queue.latents()
+    latents = quantizer.recent_latents()
     if len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
         return None
     preview = fit_kmeans(latents, quantizer.codebook_size, max_iterations=_PREVIEW_ITERATIONS)
