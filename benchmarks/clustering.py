@@ -30,16 +30,13 @@ def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
             return f"held-out distortion {float(errors.double().square().mean()):.5f}"
 
         ways = {
-            "ours": lambda latents=latents, size=size: _ours(latents, size, "rounds"),
+            "ours": lambda latents=latents, size=size: _ours(latents, size),
             "faiss.Kmeans": lambda latents=latents, size=size: _faiss(latents, size, _ITERATIONS),
-            "ours, half the iterations": lambda latents=latents, size=size: _ours(
-                latents, size, "rounds", _ITERATIONS // 2
-            ),
+            "ours, half the iterations": lambda latents=latents, size=size: _ours(latents, size, _ITERATIONS // 2),
             "faiss.Kmeans, its own 25 iterations": lambda latents=latents, size=size: _faiss(latents, size, 25),
         }
         if size <= _MOST_CODES_OF_SLOW_WAYS:
             ways |= {
-                "ours, seeded by k-means++": lambda latents=latents, size=size: _ours(latents, size, "k-means++"),
                 "torch, sequential k-means++ and GEMM": lambda latents=latents, size=size: _straightforward(
                     latents, size
                 ),
@@ -49,8 +46,8 @@ def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
     return [table]
 
 
-def _ours(latents: torch.Tensor, size: int, seeding: str, iterations: int = _ITERATIONS) -> torch.Tensor:
-    return fit_kmeans(latents, size, max_iterations=iterations, tolerance=0, seeding=seeding).centroids
+def _ours(latents: torch.Tensor, size: int, iterations: int = _ITERATIONS) -> torch.Tensor:
+    return fit_kmeans(latents, size, max_iterations=iterations, tolerance=0).centroids
 
 
 def _faiss(latents: torch.Tensor, size: int, iterations: int) -> torch.Tensor:

@@ -176,32 +176,25 @@ def test_queries_and_points_on_other_devices():
     np.testing.assert_allclose(found, brute_force(queries, points, (1, 8)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("ranks", [(0,), (1, 101), (-1, 1), ()])
-def test_rank_outside_the_points_raises(backend, ranks):
-    with pytest.raises(ValueError, match=r"ranks must lie in 1\.\.100 \(the number of points\), got \("):
-        search(normal(100, 4), backend, normal(5, 4), ranks)
+NAN, INFINITE = normal(100, 4), normal(100, 4)
+NAN[7, 2], INFINITE[7, 2] = torch.nan, torch.inf
+SHAPE = r"queries must be \[N, 4\] like the points, got shape"
+MATRIX = r"points must be \[S, d\] with S >= 1, got shape"
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (4,), (5, 4, 1)])
-def test_queries_of_another_shape_raise(backend, shape):
-    with pytest.raises(ValueError, match=r"queries must be \[N, 4\] like the points, got shape"):
-        search(normal(100, 4), backend, normal(*shape), (1,))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_raise(backend, value):
-    bad = normal(100, 4)
-    bad[7, 2] = value
-    with pytest.raises(ValueError, match="points contain NaN or infinite values"):
-        search(bad, backend, normal(5, 4), (1,))
-    with pytest.raises(ValueError, match="queries contain NaN or infinite values"):
-        search(normal(100, 4), backend, bad, (1,))
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (100,), (10, 5, 2)])
-def test_points_that_are_no_matrix_raise(backend, shape):
-    with pytest.raises(ValueError, match=r"points must be \[S, d\] with S >= 1, got shape"):
-        search(normal(*shape), backend, normal(5, 4), (1,))
+@pytest.mark.parametrize(
+    ("points", "queries", "ranks", "message"),
+    [
+        *((normal(100, 4), normal(5, 4), ranks, r"ranks must lie in 1\.\.100") for ranks in ((0,), (1, 101), ())),
+        *((normal(100, 4), normal(*shape), (1,), SHAPE) for shape in ((5, 3), (4,))),
+        *((normal(*shape), normal(5, 4), (1,), MATRIX) for shape in ((0, 4), (100,))),
+        *((bad, normal(5, 4), (1,), "points contain NaN or infinite values") for bad in (NAN, INFINITE)),
+        *((normal(100, 4), bad, (1,), "queries contain NaN or infinite values") for bad in (NAN, INFINITE)),
+    ],
+)
+def test_what_cannot_be_searched_raises(backend, points, queries, ranks, message):
+    with pytest.raises(ValueError, match=message):
+        search(points, backend, queries, ranks)
 
 
 def test_unknown_backend_raises():

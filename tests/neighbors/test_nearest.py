@@ -136,13 +136,6 @@ def test_shapes_that_do_not_match_raise(points, queries):
         nearest_point(torch.zeros(queries), torch.zeros(points))
 
 
-def test_points_find_themselves():
-    points = normal(300, 4)
-    distances, indices = nearest_point(points, points)
-    assert torch.equal(indices, torch.arange(300))
-    assert (distances == 0).all()
-
-
 def test_small_distances_far_from_the_origin_keep_their_digits():
     points = 1000 + torch.arange(256).float().unsqueeze(1) * 2**-10
     distances, indices = nearest_point(points + 2**-13, points)

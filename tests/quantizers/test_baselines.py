@@ -40,9 +40,9 @@ def test_fsq_mixes_noise_and_codes_token_by_token():
 
 
 def test_fsq_without_symmetry_takes_no_noise_and_no_two_levels():
-    with pytest.raises(ValueError, match=r"noise_probability must be 0 where symmetric is false, got 0\.5"):
+    with pytest.raises(ValueError, match=r"noise_probability must be 0 if symmetric is false, got 0\.5"):
         build_quantizer({"kind": "fsq", "symmetric": False})
-    with pytest.raises(ValueError, match="at least 3 where symmetric is false"):
+    with pytest.raises(ValueError, match="at least 3 if symmetric is false"):
         build_quantizer({"kind": "fsq", "symmetric": False, "noise_probability": 0, "levels": [2, 5]})
 
 

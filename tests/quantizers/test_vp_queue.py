@@ -84,13 +84,6 @@ def test_every_latent_is_drawn_equally_often():
     assert float(((counts - 1000.0) ** 2 / 1000).sum()) < chi2.ppf(0.999, 39)
 
 
-def test_same_generator_draws_the_same():
-    queue = LatentQueue(100, 1)
-    queue.push(numbered(0, 100))
-    first, again = (queue.draw(10, torch.device("cpu"), torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(first, again)
-
-
 @pytest.mark.parametrize("count", [0, 5])
 def test_draw_of_more_than_there_are_raises(count):
     queue = LatentQueue(10, 1)

@@ -1,13 +1,10 @@
-"""K-means codebooks, eq. (12), of latents in memory, on disk, from a generator, or spread over ranks.
+"""K-means codebooks, eq. (12).
 
-Shapes: N latents, n of a chunk, K centroids, d dimensions.
+Shapes: N latents, K centroids, d dimensions.
 """
 
-import contextlib
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,20 +13,25 @@ from tqdm.auto import tqdm
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import in_tree_order, nearest_point
 
-from .latent_chunks import CHUNK_LATENTS, prepared, repeatable_chunks
-from .seeding import SEEDINGS, draw_seeds
-from .survey import Survey, survey
-
-# Seeds come from a sample of this many latents a code; more lower the distortion after ten iterations by under 0.1%.
+# Seeds come from a sample of this many latents per code; more lower the distortion after ten iterations by under 0.1%.
 _SAMPLED_PER_CODE = 32
 # Seeds are refined on at most this part of all latents, so that ten iterations cost little more than one.
 _REFINING_PART = 8
 _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE = 10, 1e-3
+# Of K seeds a quarter is drawn evenly, then each round adds half as many as there are. With fewer and larger rounds the
+# seeds of one round lie beside each other; more rounds lower the distortion after ten iterations by less than 0.1%.
+_FIRST_PART, _GROWTH = 4, 2
 _REPAIR_ROUNDS = 10
-# Empty clusters that one pass can mend.
+# Empty clusters that one pass can fill.
 _FARTHEST = 1024
 # In up to 5 dimensions a search by tree overtakes faiss' comparison of all pairs at about this many codes (measured).
 _TREE_DIMENSIONS, _TREE_CODES = 5, 8192
+# Bounds the temporaries of a pass: 2^18 latents of 5 dimensions are 5 MB, and a pass takes some ten times that.
+_CHUNK_LATENTS = 1 << 18
+# Whole numbers up to 2^53 are exact in float64.
+_EXACT_BITS = 53
+# faiss ends the process if a squared distance overflows float32.
+_MOST_SQUARE = 1e37
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class KMeansResult:
     """What K-means found.
 
     Attributes:
-        centroids: [K, d] float32 on the CPU, all of them the nearest centroid of at least one latent.
+        centroids: [K, d] float32 on the CPU, each of them the nearest centroid of at least one latent.
         distortion: mean squared Euclidean distance of a latent to its centroid.
-        iterations: Lloyd iterations done.
+        iterations: number of Lloyd iterations done.
     """
 
     centroids: Tensor
@@ -48,129 +50,182 @@ class KMeansResult:
 
 
 def fit_kmeans(
-    latents: Tensor | Iterable[Tensor],
+    latents: Tensor,
     codebook_size: int,
     *,
+    latents_per_code: int = 256,
     max_iterations: int = 50,
     tolerance: float = 1e-4,
-    seeding: Literal["rounds", "k-means++"] = "rounds",
     seed: int = 0,
     across_ranks: bool = False,
     progress: bool = False,
 ) -> KMeansResult:
     """Cluster latents into a codebook: seeds spread by squared distance, then Lloyd iterations.
 
-    The same latents and seed give the same centroids to the bit. Sums are exact, so that all ranks agree to the bit;
-    where there are at most 32 latents a code the split over ranks makes no difference either (with more, seeds come
-    from a sample that depends on it). No cluster ends empty. Computes on CUDA for latents that lie there, else on the
-    CPU.
+    The same latents and seed give the same centroids to the bit, also if they are spread over ranks, as long as none
+    need be drawn. No cluster ends empty. Computes on CUDA for latents that lie there, otherwise on the CPU.
 
     Args:
-        latents: N in all, finite, at least `codebook_size` of them distinct. A tensor [N, d]; or tensors [n, d], as a
-            list, `LatentShards`, or a generator, which is spooled to a temporary folder (4 d bytes a latent).
+        latents: [N, d], finite, at least `codebook_size` of them distinct.
         codebook_size: K.
+        latents_per_code: if there are more latents per code than this, so many are drawn evenly. With four times 256
+            the distortion on other latents falls by 1 to 2%, and the time grows in proportion.
         max_iterations: an upper limit of Lloyd iterations.
         tolerance: stop when an iteration lowers the distortion by less than this share of it.
-        seeding: "rounds" or "k-means++" (equal distortion, and 3 times the time at K=1024, 30 times at K=16384).
-        across_ranks: cluster the latents of all ranks of a distributed job together. Every rank must make this call,
-            and every rank gets the same centroids.
+        across_ranks: cluster the latents of all ranks of a distributed job together: the first rank does so for all.
+            Every rank must make this call, and every rank gets the same result.
         progress: show a bar on stderr, on the first rank.
 
     Raises:
-        ValueError: not matrices of finite values, fewer distinct latents than K, no iterations, unknown seeding.
-        RuntimeError: latents so close together that K of them cannot be told apart in float32.
+        ValueError: not a matrix of finite values, fewer distinct latents than K, no iterations.
+        RuntimeError: latents so close together that K of them cannot be told apart in float32; another rank failed.
     """
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
-    if codebook_size < 1:
-        raise ValueError(f"codebook_size must be at least 1, got {codebook_size}")
-    if seeding not in SEEDINGS:
-        raise ValueError(f"unknown seeding {seeding!r}; valid: {', '.join(SEEDINGS)}")
-    hidden = not progress or (across_ranks and distributed.rank() > 0)
-    with (
-        torch.no_grad(),
-        contextlib.ExitStack() as stack,
-        tqdm(total=max_iterations, desc=f"K-means K={codebook_size}", unit="iteration", disable=hidden) as bar,
+    for name, value in (
+        ("max_iterations", max_iterations),
+        ("codebook_size", codebook_size),
+        ("latents_per_code", latents_per_code),
     ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    result = None
+    with torch.no_grad():
+        latents = _gathered(latents, codebook_size, latents_per_code, seed, across_ranks)
         with distributed.failing_together(across_ranks):
-            chunks = stack.enter_context(repeatable_chunks(latents))
-        found = survey(chunks, codebook_size, _SAMPLED_PER_CODE * codebook_size, seed, across_ranks)
-        centroids = _seeds(found, chunks, codebook_size, seeding, seed, across_ranks)
-        if isinstance(latents, Tensor) and _by_tree(codebook_size, latents):
-            chunks = in_tree_order(prepared(latents)).split(CHUNK_LATENTS)
-        lloyd = _Lloyd(chunks, found, across_ranks)
-        centroids, iterations = lloyd.iterate(centroids, max_iterations, tolerance, bar)
-        centroids, distortion = lloyd.settle(centroids)
-        return KMeansResult(centroids, distortion, iterations)
+            if not across_ranks or distributed.rank() == 0:
+                description = f"K-means K={codebook_size}"
+                with tqdm(total=max_iterations, desc=description, unit="iteration", disable=not progress) as bar:
+                    result = _cluster(latents, codebook_size, max_iterations, tolerance, seed, bar)
+    return distributed.objects_of_all_ranks(result)[0] if across_ranks else result
 
 
-def _seeds(
-    found: Survey, chunks: Iterable[Tensor], codebook_size: int, seeding: str, seed: int, across_ranks: bool
-) -> Tensor:
-    """[K, d] distinct first centroids, the same on every rank."""
-    sample = in_tree_order(found.sample) if _by_tree(codebook_size, found.sample) else found.sample
-    seeds = draw_seeds(sample, codebook_size, seeding, seed).cpu()
+def _gathered(latents: Tensor, codebook_size: int, latents_per_code: int, seed: int, across_ranks: bool) -> Tensor:
+    """[N, d] float32, checked, of all ranks if asked, on CUDA or the CPU: other devices have no float64 for sums."""
+    with distributed.failing_together(across_ranks):
+        if latents.ndim != 2:
+            raise ValueError(f"latents must be [N, d], got shape {tuple(latents.shape)}")
+    latents = (latents.detach() if latents.device.type == "cuda" else latents.detach().cpu()).float()
+    totals = torch.tensor([len(latents), int((~(latents.square().sum(dim=1) < _MOST_SQUARE)).sum())])
     if across_ranks:
-        seeds = distributed.from_first_rank(seeds)
-    if len(seeds) < codebook_size:
+        dim = latents.shape[1]
+        most, least = distributed.max_over_ranks(torch.tensor([dim, -dim])).tolist()
+        if most != -least:
+            raise ValueError(f"latents must have one dimension d on all ranks, got {-least} to {most}")
+        totals = distributed.sum_over_ranks(totals)
+    count, bad = totals.tolist()
+    if bad:
+        raise ValueError(
+            f"{bad} of {count} latents are NaN or infinite, or too large to square in float32; "
+            "the model that made them has diverged, or its input held such values"
+        )
+    if count < codebook_size:
+        raise ValueError(
+            f"codebook_size={codebook_size} is larger than the number of latents, {count}; "
+            "give more data or ask for a smaller codebook"
+        )
+    # Other numbers than those that draw the sample.
+    seed += 1 + 0x9E3779B1 * (distributed.rank() if across_ranks else 0)
+    drawn_share = min(1, latents_per_code * codebook_size / count)
+    latents = _drawn(latents, math.ceil(len(latents) * drawn_share), seed)
+    return distributed.rows_of_all_ranks(latents) if across_ranks else latents
+
+
+def _cluster(
+    latents: Tensor, codebook_size: int, max_iterations: int, tolerance: float, seed: int, bar: tqdm
+) -> KMeansResult:
+    sample = _drawn(latents, _SAMPLED_PER_CODE * codebook_size, seed)
+    lloyd = _Lloyd(latents)
+    if _by_tree(codebook_size, latents):
+        sample, lloyd.latents = in_tree_order(sample), in_tree_order(latents)
+    centroids = _seeds(sample, codebook_size, seed).cpu()
+    if len(centroids) < codebook_size:
         # The sample holds too few distinct latents; all of them together may have enough.
-        distinct = _distinct_latents(chunks, codebook_size, across_ranks)
+        distinct = torch.unique(latents.cpu(), dim=0)
         if len(distinct) < codebook_size:
             raise ValueError(
                 f"codebook_size={codebook_size} is larger than the number of distinct latents, {len(distinct)} of "
-                f"{found.count}; give more varied data, ask for a smaller codebook, or look for a collapsed encoder"
+                f"{len(latents)}; give more varied data, ask for a smaller codebook, or look for a collapsed encoder"
             )
-        seeds = _distinct_rows(torch.cat([seeds, distinct]), codebook_size)
+        centroids = _distinct_rows(torch.cat([centroids, distinct]), codebook_size)
     # A few iterations on the sample cost little and save some on all latents (Bradley and Fayyad 1998).
-    if len(sample) < found.count:
-        part = sample[:: math.ceil(_REFINING_PART * len(sample) / found.count)]
-        sampled = _Lloyd([part], found, across_ranks=False)
-        seeds, _ = sampled.iterate(seeds, _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE)
-    return distributed.from_first_rank(seeds) if across_ranks else seeds
+    if len(sample) < len(latents):
+        part = sample[:: math.ceil(_REFINING_PART * len(sample) / len(latents))]
+        centroids, _ = lloyd.iterate(centroids, _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE, part)
+    centroids, iterations = lloyd.iterate(centroids, max_iterations, tolerance, lloyd.latents, bar)
+    return KMeansResult(*lloyd.settle(centroids), iterations)
 
 
-def _distinct_latents(chunks: Iterable[Tensor], wanted: int, across_ranks: bool) -> Tensor:
-    """At least `wanted` distinct latents, or all that there are."""
-    distinct = None
-    for chunk in chunks:
-        rows = prepared(chunk).cpu()
-        distinct = torch.unique(rows if distinct is None else torch.cat([distinct, rows]), dim=0)
-        if len(distinct) >= wanted:
-            break
-    return torch.unique(distributed.rows_of_all_ranks(distinct), dim=0) if across_ranks else distinct
+def _drawn(rows: Tensor, size: int, seed: int) -> Tensor:
+    """An even draw of `size` rows, or all if they are fewer, in the order in which they came."""
+    if size >= len(rows):
+        return rows
+    # Generators on a CPU look at the low 32 bits of a seed only.
+    generator = torch.Generator(rows.device).manual_seed(seed % 2**32)
+    keys = torch.rand(len(rows), dtype=torch.float64, generator=generator, device=rows.device)
+    return rows[keys <= keys.kthvalue(size).values]
+
+
+def _seeds(sample: Tensor, codebook_size: int, seed: int) -> Tensor:
+    """K distinct latents of a sample [n, d], or all that it has if they are fewer, spread by squared distance.
+
+    Draws many at a time, each in proportion to the squared distance from those before, as k-means|| (Bahmani et al.
+    2012) does, but K in all, so that none are left over to cluster: four searches for n nearest points.
+    """
+    generator = torch.Generator(sample.device).manual_seed(seed)
+    squares = sample.new_ones(len(sample))
+    drawn: list[Tensor] = []
+    missing = codebook_size
+    count = max(1, codebook_size // _FIRST_PART)
+    while missing and (squares > 0).any():
+        # The least of exponential variables divided by their weights: a draw without replacement by weight.
+        keys = torch.empty_like(squares).exponential_(generator=generator) / squares
+        count = min(count, missing, int((squares > 0).sum()))
+        new = sample[keys.topk(count, largest=False).indices]
+        drawn.append(torch.unique(new, dim=0))
+        missing -= len(drawn[-1])
+        if missing:
+            distances, _ = nearest_point(sample, new)
+            squares = torch.minimum(squares, distances.square()) if len(drawn) > 1 else distances.square()
+        count = max(1, (codebook_size - missing) // _GROWTH)
+    return torch.cat(drawn)
 
 
 @dataclass
 class _Assigned:
     """What one pass over the latents tells about some centroids."""
 
-    sums: Tensor  # [K, d] float64: of each cluster's latents, from the center, in units of the survey's grid
-    counts: Tensor  # [K]
+    means: Tensor  # [K, d] float32: of each cluster's latents
+    empty: Tensor  # [K] bool
     distortion: float
     farthest: Tensor  # [., d]: latents that lie far from their centroids, the farthest first
 
-    @property
-    def empty(self) -> Tensor:
-        return self.counts == 0
-
 
 class _Lloyd:
-    """Lloyd's iterations over chunks of latents."""
+    """Lloyd's iterations.
 
-    def __init__(self, chunks: Iterable[Tensor], found: Survey, across_ranks: bool):
-        self._chunks, self._found, self._across_ranks = chunks, found, across_ranks
+    Latents are summed as whole steps of a grid from the middle of their range. The grid is so coarse that sums in
+    float64 are exact, hence the same in any order, also on CUDA, and still fine: the rounding is at most 2^-53 N of the
+    dimension's range, so a million latents keep 33 bits of it.
+    """
 
-    def iterate(self, centroids: Tensor, most: int, tolerance: float, bar: tqdm | None = None) -> tuple[Tensor, int]:
+    def __init__(self, latents: Tensor):
+        self.latents = latents
+        lower, upper = latents.amin(dim=0).cpu().double(), latents.amax(dim=0).cpu().double()
+        center, summands = (lower + upper) / 2, math.ceil(math.log2(len(latents)))
+        reach = upper - center
+        grid_step = torch.where(reach > 0, 2 ** (reach.log2().ceil() + summands - _EXACT_BITS), 1.0)
+        self._center, self._grid_step = center.to(latents.device), grid_step.to(latents.device)
+
+    def iterate(
+        self, centroids: Tensor, most: int, tolerance: float, latents: Tensor, bar: tqdm | None = None
+    ) -> tuple[Tensor, int]:
         """Move each centroid to the mean of its latents until the distortion hardly falls: centroids, iterations."""
         previous = math.inf
         for iteration in range(most):
-            assigned = self._assign(centroids, exact=False)
+            assigned = self._assign(latents, centroids, exact=False)
             if math.isfinite(previous) and previous - assigned.distortion <= tolerance * assigned.distortion:
                 return centroids, iteration
             previous = assigned.distortion
-            means = assigned.sums / assigned.counts.unsqueeze(1) * self._found.grid_step + self._found.center
-            centroids = torch.where(assigned.empty.unsqueeze(1), centroids, means.float())
-            centroids = _filled(centroids, assigned)
+            centroids = _filled(torch.where(assigned.empty.unsqueeze(1), centroids, assigned.means), assigned)
             if bar is not None:
                 bar.update()
                 bar.set_postfix(distortion=f"{assigned.distortion:.4g}")
@@ -179,7 +234,7 @@ class _Lloyd:
     def settle(self, centroids: Tensor) -> tuple[Tensor, float]:
         """Centroids of which none is empty in an exact search, and their distortion."""
         for repairs in range(_REPAIR_ROUNDS + 1):
-            assigned = self._assign(centroids, exact=True)
+            assigned = self._assign(self.latents, centroids, exact=True)
             empty = int(assigned.empty.sum())
             if not empty:
                 return centroids, assigned.distortion
@@ -191,33 +246,20 @@ class _Lloyd:
             "the latents lie too close together for float32, ask for a smaller codebook"
         )
 
-    def _assign(self, centroids: Tensor, exact: bool) -> _Assigned:
-        size, dim = centroids.shape
-        sums = torch.zeros(size, dim, dtype=torch.float64)
-        counts = torch.zeros(size, dtype=torch.float64)
-        total = torch.zeros((), dtype=torch.float64)
-        farthest, farthest_errors = torch.empty(0, dim), torch.empty(0)
-        seen = 0
-        for chunk in map(prepared, self._chunks):
-            seen += len(chunk)
-            codes = self._codes(chunk, centroids, exact)
-            errors = (chunk - centroids.to(chunk.device)[codes]).square().sum(dim=1)
-            total += errors.double().sum().cpu()
-            units = self._found.in_grid(chunk)
-            sums += _sums_by_code(units, codes, size).cpu()
-            counts += torch.bincount(codes, minlength=size).cpu()
-            worst = errors.topk(min(size, _FARTHEST, len(errors)))
-            farthest = torch.cat([farthest, chunk[worst.indices].cpu()])
-            farthest_errors = torch.cat([farthest_errors, worst.values.cpu()])
-            kept = farthest_errors.topk(min(_FARTHEST, len(farthest))).indices
-            farthest, farthest_errors = farthest[kept], farthest_errors[kept]
-        if self._across_ranks:
-            seen = int(distributed.sum_over_ranks(torch.tensor(seen)))
-            sums, counts, total = (distributed.sum_over_ranks(t) for t in (sums, counts, total))
-            farthest, farthest_errors = (distributed.rows_of_all_ranks(t) for t in (farthest, farthest_errors))
-        order = farthest_errors.argsort(descending=True, stable=True)
-        order = order[farthest_errors[order] > 0]
-        return _Assigned(sums, counts, float(total) / seen, farthest[order])
+    def _assign(self, latents: Tensor, centroids: Tensor, exact: bool) -> _Assigned:
+        size, here = len(centroids), centroids.to(latents.device)
+        sums, counts = torch.zeros_like(here, dtype=torch.float64), here.new_zeros(size, dtype=torch.long)
+        total, errors = 0.0, []
+        for chunk in latents.split(_CHUNK_LATENTS):
+            codes = self._codes(chunk, here, exact)
+            errors.append((chunk - here[codes]).square().sum(dim=1))
+            total += float(errors[-1].double().sum())
+            sums.index_add_(0, codes, ((chunk.double() - self._center) / self._grid_step).round_())
+            counts += torch.bincount(codes, minlength=size)
+        means = sums / counts.double().unsqueeze(1) * self._grid_step + self._center
+        worst = torch.cat(errors).topk(min(size, _FARTHEST, len(latents)))
+        farthest = latents[worst.indices[worst.values > 0]]
+        return _Assigned(means.float().cpu(), (counts == 0).cpu(), total / len(latents), farthest.cpu())
 
     def _codes(self, chunk: Tensor, centroids: Tensor, exact: bool) -> Tensor:
         if exact or chunk.device.type != "cpu" or _by_tree(len(centroids), chunk):
@@ -225,7 +267,7 @@ class _Lloyd:
         import faiss  # only fitting needs it, inference runs without
 
         # faiss compares |x|^2 - 2xy + |y|^2, which loses digits far from the origin.
-        center = self._found.center.float()
+        center = self._center.float()
         _, codes = faiss.knn((chunk - center).contiguous().numpy(), (centroids - center).contiguous().numpy(), 1)
         return torch.from_numpy(codes[:, 0])
 
@@ -236,19 +278,12 @@ def _by_tree(codebook_size: int, latents: Tensor) -> bool:
 
 
 def _filled(centroids: Tensor, assigned: _Assigned) -> Tensor:
-    """Centroids that no latent chooses, moved onto latents that lie far from theirs."""
+    """Centroids, of which those that no latent chooses lie on latents that were far from theirs."""
     if not assigned.empty.any():
         return centroids
     places = assigned.empty.nonzero()[:, 0]
     onto = _distinct_rows(assigned.farthest, len(places))
     return centroids.index_copy(0, places[: len(onto)], onto)
-
-
-def _sums_by_code(values: Tensor, codes: Tensor, size: int) -> Tensor:
-    """[K, d] sums of the rows [n, d] of each code."""
-    if values.device.type == "cuda":  # where bincount is slower, and refused by torch's deterministic mode
-        return values.new_zeros(size, values.shape[1]).index_add_(0, codes, values)
-    return torch.stack([torch.bincount(codes, weights=column, minlength=size) for column in values.unbind(1)], dim=1)
 
 
 def _distinct_rows(rows: Tensor, count: int) -> Tensor:

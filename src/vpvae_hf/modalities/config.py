@@ -91,7 +91,6 @@ class CodebookConfig:
     """How the codebook is fitted when training has ended."""
 
     latents_per_code: int = option(256, "fresh latents to fit each code to")
-    seeding: Literal["rounds", "k-means++"] = option("rounds", "how K-means chooses its first centroids")
 
 
 @dataclass

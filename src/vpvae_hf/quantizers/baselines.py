@@ -33,7 +33,19 @@ def library():
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedCodebookConfig(QuantizerConfig):
-    """Settings that quantizers with a learned codebook share; their own docstrings describe them."""
+    """Settings that quantizers with a learned codebook share.
+
+    Attributes:
+        codebook_size: K.
+        latent_dim: d.
+        commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
+            to latents; beta of arXiv 1711.00937.
+        rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
+        fitted: True, the codebook is learned in training.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
 
     codebook_size: int = 1024
     latent_dim: int = 4

@@ -55,6 +55,9 @@ class ScalarGridConfig(QuantizerConfig):
         latent_dim: d, the number of levels.
         levels: L_i, each at least 2.
         fitted: True, the grid needs no fitting.
+
+    Raises:
+        ValueError: levels that are out of range, or that contradict the dimension or the size.
     """
 
     code_defining_fields: ClassVar[tuple[str, ...]] = (*QuantizerConfig.code_defining_fields, "levels")
@@ -72,12 +75,9 @@ class ScalarGridConfig(QuantizerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarPerturbationConfig(ScalarGridConfig):
-    """Settings of `ScalarPerturbation`.
+    """Settings of `ScalarPerturbation`, in addition to those of every scalar grid.
 
     Attributes:
-        codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
-        latent_dim: d, the number of levels.
-        levels: L_i, each at least 2.
         activation: "tanh", "sigmoid", "normal", "laplace" or "cauchy".
         eta: width of the noise in cells, eq. (16); 1 is a whole cell.
         perturb_probability: share of tokens that are perturbed in training; the others are quantized straight-through.
@@ -85,10 +85,9 @@ class ScalarPerturbationConfig(ScalarGridConfig):
         variance_scale: factor on the target of the normalization. 1 is the paper's: latents become uniform, and codes
             are used equally; 1/3 with activation "normal" is companding by the cube root of the density, which has a
             smaller error on a normal source.
-        fitted: True, the grid needs no fitting.
 
     Raises:
-        ValueError: a value out of its range, or levels, dimension and size that contradict each other.
+        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "fsp"

@@ -20,19 +20,15 @@ from .normalization import rms_length
 
 @dataclass(frozen=True, kw_only=True)
 class FiniteScalarQuantizationConfig(ScalarGridConfig):
-    """Settings of `FiniteScalarQuantization`.
+    """Settings of `FiniteScalarQuantization`, in addition to those of every scalar grid.
 
     Attributes:
-        codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
-        latent_dim: d, the number of levels.
-        levels: L_i, each at least 2, at least 3 if not symmetric.
         symmetric: the variant of arXiv 2411.19842, section 3.2, whose codes lie evenly from -1 to 1 in each dimension;
-            otherwise the original (arXiv 2309.15505).
+            otherwise the original (arXiv 2309.15505), which needs at least 3 levels in each dimension.
         noise_probability: share of tokens that get noise as wide as a cell in training, not their code; only symmetric.
-        fitted: True, the grid needs no fitting.
 
     Raises:
-        ValueError: a value out of its range, or levels, dimension and size that contradict each other.
+        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "fsq"
@@ -53,8 +49,8 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
         valid = is_number(probability) and 0 <= probability <= 1
         require(valid, "noise_probability", probability, "a number in [0, 1]")
         if not self.symmetric:
-            require(probability == 0, "noise_probability", probability, "0 where symmetric is false")
-            require(min(self.levels) >= 3, "levels", self.levels, "at least 3 where symmetric is false")
+            require(probability == 0, "noise_probability", probability, "0 if symmetric is false")
+            require(min(self.levels) >= 3, "levels", self.levels, "at least 3 if symmetric is false")
 
 
 class FiniteScalarQuantization(Quantizer):

@@ -15,19 +15,7 @@ from .baselines import LearnedCodebook, LearnedCodebookConfig, library
 
 @dataclass(frozen=True, kw_only=True)
 class SimVQConfig(LearnedCodebookConfig):
-    """Settings of `SimVQ`.
-
-    Attributes:
-        codebook_size: K.
-        latent_dim: d.
-        commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
-            to latents.
-        rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
-        fitted: True, the codebook is learned in training.
-
-    Raises:
-        ValueError: a value out of its range.
-    """
+    """Settings of `SimVQ`, which are those of every learned codebook."""
 
     kind: ClassVar[str] = "simvq"
     description: ClassVar[str] = "SimVQ: a frozen random codebook under a linear map that is learned"

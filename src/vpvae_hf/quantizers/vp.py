@@ -46,14 +46,14 @@ class VectorPerturbationConfig(QuantizerConfig):
             codebook_size all the same. None for codebook_size alone.
         density_rank: k of the density estimate, eq. (4).
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
-        queue_share: random share of each batch's latents that enter the queue, once it holds two latents a code;
+        queue_share: random share of each batch's latents that enter the queue, once it holds two latents per code;
             until then all of them do.
         index_refresh: share of the queue that may change before its search index is rebuilt.
         search_backend: search used by "metropolis" and "always_accept": "auto" (the fastest exact one) or a name in
             `vpvae_hf.neighbors.BACKENDS`, see `build_index`.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
         normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" only their mean, so that
-            dimensions that tell more may take more room than others.
+            dimensions that carry more information may take more room than others.
         fitted: whether the codebook has been fitted; set by `fit_codebook`.
 
     Raises:
@@ -86,19 +86,15 @@ class VectorPerturbationConfig(QuantizerConfig):
     fitted: bool = False
 
     def __post_init__(self):
-        require(
-            is_integer(self.latent_dim) and 1 <= self.latent_dim <= 16,
-            "latent_dim",
-            self.latent_dim,
-            "an integer in 1..16",
-        )
+        valid = is_integer(self.latent_dim) and 1 <= self.latent_dim <= 16
+        require(valid, "latent_dim", self.latent_dim, "an integer in 1..16")
         for name, least in {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1}.items():
             require_integer(name, getattr(self, name), least)
         self._check_range()
         if self.queue_size < max(2 * self.codebook_size, self.density_rank):
             raise ValueError(
                 f"a queue of queue_per_code * K * latent_dim = {self.queue_size} latents is too short; it "
-                f"must hold 2 a code and density_rank={self.density_rank}: raise queue_per_code"
+                f"must hold 2 per code and density_rank={self.density_rank}: raise queue_per_code"
             )
         require(self.perturbation in PERTURBATIONS, "perturbation", self.perturbation, " or ".join(PERTURBATIONS))
         valid = self.eta == "auto" or (is_number(self.eta) and self.eta > 0)
@@ -142,7 +138,7 @@ class VectorPerturbationConfig(QuantizerConfig):
 class VectorPerturbation(Quantizer):
     """Trains on displaced latents, without codes; encodes with a codebook fitted after training.
 
-    Until the queue holds two latents a code, in the first steps, latents pass through unperturbed.
+    In the first steps, until the queue holds two latents per code, latents pass through unperturbed.
 
     In a distributed job every rank must run each training forward, since the ranks share one queue: the latents that
     enter it come from all of them, it is the same to the bit on each, and so are eta (or share) and the measured error.
@@ -177,7 +173,7 @@ class VectorPerturbation(Quantizer):
 
     @property
     def _least_queue(self) -> int:
-        """Latents in the queue from which on distances tell something."""
+        """How many latents the queue must hold before distances mean something."""
         return max(2 * self.config.largest_codebook, self.config.density_rank)
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
@@ -329,8 +325,8 @@ class VectorPerturbation(Quantizer):
         filling = len(self.queue) < self._least_queue
         count = len(latents) if filling else math.ceil(self.config.queue_share * len(latents))
         chosen = torch.randperm(len(latents), device=latents.device, generator=generator)[:count]
-        # With the displacement's sum, three collectives a step, of a few kilobytes once the queue has filled. They
-        # make the ranks wait for the slowest in the forward already, as the gradients would in the backward.
+        # With the displacement's sum, three collectives per step, of a few kilobytes once the queue has filled. The
+        # ranks then wait for the slowest in the forward, instead of at the gradients in the backward.
         self.queue.push(distributed.rows_of_all_ranks(latents[chosen]))
 
 
@@ -345,13 +341,13 @@ def _scale(config: VectorPerturbationConfig) -> PerturbationScale:
 
 
 class _TrainingState:
-    """What a checkpoint must hold beside the weights; for `Accelerator.register_for_checkpointing`."""
+    """What a checkpoint holds in addition to the weights; for `Accelerator.register_for_checkpointing`."""
 
     def __init__(self, quantizer: VectorPerturbation):
         self._quantizer = quantizer
 
     def state_dict(self) -> dict:
-        # The saving run builds its search index anew, as the resuming one must, so that both go on alike.
+        # The saving run builds its search index anew, as the resuming run must, so that both continue alike.
         self._quantizer._index = None
         return {
             "codebook_size": self._quantizer.codebook_size,

@@ -42,12 +42,7 @@ class PerturbationScale:
         bounds: least and greatest factor, if the displacement is proportional to it; None if they must be found.
     """
 
-    def __init__(
-        self,
-        setting: float | Literal["auto"],
-        start: float,
-        bounds: tuple[float, float] | None = None,
-    ):
+    def __init__(self, setting: float | Literal["auto"], start: float, bounds: tuple[float, float] | None = None):
         self.automatic = setting == "auto"
         self.value = start if self.automatic else float(setting)
         self.error_ms: float | None = None

@@ -21,20 +21,15 @@ from .baselines import LearnedCodebook, LearnedCodebookConfig, library
 
 @dataclass(frozen=True, kw_only=True)
 class VectorQuantizationConfig(LearnedCodebookConfig):
-    """Settings of `VectorQuantization`.
+    """Settings of `VectorQuantization`, in addition to those of every learned codebook.
 
     Attributes:
-        codebook_size: K.
-        latent_dim: d.
         update: the codebook follows the latents by its "gradient" (arXiv 1711.00937, eq. 3), or by an exponential
             moving average ("ema", its appendix A.1).
         decay: decay of the moving averages of the codebook and of how often a code is used.
-        commitment_weight: beta, the weight of the loss that draws latents to their codes.
         kmeans_start: start from K-means of the first batch, not at random.
         replace_below: a code that fewer latents per batch use, in the moving average, is replaced by a latent; with 0
             no code is ever replaced.
-        rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
-        fitted: True, the codebook is learned in training.
 
     Raises:
         ValueError: a value out of its range.

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -56,7 +55,6 @@ def fit_codebook(
     codebook_size: int | None = None,
     *,
     latents_per_code: int = 256,
-    seeding: Literal["rounds", "k-means++"] = "rounds",
     seed: int = 0,
     across_ranks: bool = False,
     progress: bool = True,
@@ -69,8 +67,9 @@ def fit_codebook(
     end; so they should be shuffled. The same data and seed give the same codebook. The function may be called again,
     also with another codebook size; later training is then perturbed for that size.
 
-    K-means runs at three moments: here; in validations during training, on the queue of recent latents, for a preview
-    that is thrown away; and within a VQ quantizer with `kmeans_start`, on its first training batch.
+    K-means runs at three moments, of which this is the last: while VP trains, on its queue of recent latents, to
+    measure the quantization error that the perturbation stands for; at validations, on the same queue, for a preview of
+    the codebook; and here, after training, on fresh latents, for the codebook that is saved.
 
     Args:
         model: a tokenizer; it keeps its mode and device.
@@ -78,7 +77,6 @@ def fit_codebook(
             with its "padding_mask" where it is padded.
         codebook_size: K; by default that of the quantizer's config.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
-        seeding: how K-means chooses its first centroids, see `fit_kmeans`.
         seed: seed of K-means.
         across_ranks: in a distributed job, fit to the latents of all ranks together. Every rank must make this call,
             each with its own model of equal weights and its own part of the data; all end with the same codebook.
@@ -111,7 +109,14 @@ def fit_codebook(
             "below 256 a code the codebook overfits, give more data if there is more",
             stacklevel=2,
         )
-    result = fit_kmeans(fitted, codebook_size, seeding=seeding, seed=seed, across_ranks=across_ranks, progress=progress)
+    result = fit_kmeans(
+        fitted,
+        codebook_size,
+        latents_per_code=latents_per_code,
+        seed=seed,
+        across_ranks=across_ranks,
+        progress=progress,
+    )
     errors, codes = nearest_point(held_out, result.centroids)
     if across_ranks:
         errors, codes = distributed.rows_of_all_ranks(errors), distributed.rows_of_all_ranks(codes)

@@ -133,7 +133,6 @@ def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> Codebook
         model,
         batches.fitting(seed),
         latents_per_code=config.codebook.latents_per_code,
-        seeding=config.codebook.seeding,
         seed=config.seed,
         across_ranks=True,
     )
