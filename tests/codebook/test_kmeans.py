@@ -160,7 +160,7 @@ def test_256_latents_per_code_are_drawn_from_more():
         (laplace(50, 4).index_fill(0, torch.tensor([3, 4]), torch.nan), 8, "2 of 50 latents are NaN or infinite, or"),
         (laplace(50, 4).index_fill(0, torch.tensor([3, 4]), 1e19), 8, "2 of 50 latents are NaN or infinite, or too"),
         (torch.zeros(5, 10, 4), 2, r"latents must be \[N, d\], got shape \(5, 10, 4\)"),
-        (laplace(10, 4), 0, "codebook_size must be at least 1, got 0"),
+        (laplace(10, 4), 0, "codebook_size must be an integer of at least 1, got 0"),
     ],
     ids=["many codes", "few distinct", "NaN", "large", "no matrix", "no codes"],
 )

@@ -112,7 +112,7 @@ def fit_codebook(
     result = fit_kmeans(
         fitted,
         codebook_size,
-        latents_per_code=latents_per_code,
+        latents_per_code=None,  # no more were read than are wanted
         seed=seed,
         across_ranks=across_ranks,
         progress=progress,
