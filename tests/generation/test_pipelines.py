@@ -39,7 +39,12 @@ EVERY = pytest.mark.parametrize("method", METHODS)
 QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
 
 
-@pytest.fixture(params=[(method, make) for method in METHODS for make in (tiny_vae, tiny_codec)], ids=str)
+def name_of(method_and_make):
+    method, make = method_and_make
+    return f"{method}-{make.__name__}"
+
+
+@pytest.fixture(params=[(method, make) for method in METHODS for make in (tiny_vae, tiny_codec)], ids=name_of)
 def pipeline(request):
     """A pipeline of three classes."""
     method, make = request.param
