@@ -65,7 +65,7 @@ def run(rank: int, ranks: int, folder: str) -> None:
     found = {
         "drawn": fit_kmeans(part_of_rank(latents(6000), rank), 16, across_ranks=True),
         "whole": fit_kmeans(part_of_rank(latents(1500), rank), 64, across_ranks=True),
-        "draw": kmeans._gathered(torch.arange(1000.0)[:, None] + 1000 * rank, 1, 0, across_ranks=True),
+        "draw": kmeans._gathered(torch.arange(1000.0)[:, None] + 1000 * rank, 1, 256, 0, across_ranks=True),
         "one rank's": fit_kmeans(latents(300)[: 300 * rank], 8, across_ranks=True),
         "alone": fit_kmeans(latents(200) + rank, 8),
         "distinct values": fit_kmeans(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 10, across_ranks=True),

@@ -288,7 +288,7 @@ def test_tokenizers_that_do_not_belong_to_the_model(make, method, tmp_path):
     for tokenizer, error, message in (
         (make(fitted=False), CodebookNotFittedError, "no fitted codebook"),
         (make({"kind": "none", "latent_dim": 3}), NoCodesError, "no codes"),
-        (refitted, ValueError, r"codebook was fitted anew, or is another .* train the model on the new codes"),
+        (refitted, ValueError, r"codebook was fitted anew, or is another .* make the codes anew with this one"),
         (changed, ValueError, "encoder is another than when the model was trained"),
         (make(vector(8)), ValueError, "trained on codes with codebook_size=16, the tokenizer has 8"),
         (make(GROUPED | {"codebook_size": 16}), ValueError, "codes with code_groups=1, the tokenizer has 2"),

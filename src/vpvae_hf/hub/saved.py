@@ -115,7 +115,8 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
     entry = hub_entry(name)
     if entry is None:
         raise ValueError(
-            f"{folder} is no saved tokenizer: its {CONFIG} is of the class {name}; known: {', '.join(HUB_ENTRIES)}"
+            f"{folder} is no saved tokenizer: its {CONFIG} is of the class {name}; name the folder that the "
+            "save_pretrained of a tokenizer of this package wrote"
         )
     results = folder / RESULTS
     return SavedTokenizer(
