@@ -4,8 +4,8 @@ For every kind of quantizer, images and speech: all rows of metrics of a run tha
 evaluations, files of codes, generated ids; K-means, search and streams. A refactoring proves itself when `compare.py`
 finds no difference between the records before and after it. Takes about 4 minutes on two CPU cores.
 
-FOLDER holds `images` and `speech`, each with the folders `train` and `validation`: about 34 and 8 images, 10 and 3 FLAC
-files of 16 kHz. Run it with the Python of the checkout's virtual environment; the package is imported from
+FOLDER holds `images` and `speech`, each with the folders `train` and `validation`: about 34 and 8 images, 10 and 3
+FLAC files of 16 kHz. Run it with the Python of the checkout's virtual environment; the package is imported from
 CHECKOUT/src. Everything that names something of the package stands in the ADAPTER below, which a refactoring adapts in a
 copy; keys of the record that this file chooses stay as they are.
 """
