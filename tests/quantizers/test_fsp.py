@@ -136,7 +136,7 @@ def test_levels_follow_the_codebook_size():
         ({"eta": -1}, "eta must be a positive number, got -1"),
         ({"perturb_probability": 2}, r"perturb_probability must be a number in \[0, 1\], got 2"),
         ({"mean_weight": -0.1}, "mean_weight"),
-        ({"fitted": False}, "fixed grid needs no fitting"),
+        ({"fitted": False}, "fitted must be true: the kind .fsp. needs no fitting"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
