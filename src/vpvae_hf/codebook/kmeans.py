@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -181,8 +182,7 @@ def _seeds(sample: Tensor, codebook_size: int, seed: int) -> Tensor:
     return torch.cat(drawn)
 
 
-@dataclass
-class _Assigned:
+class _Assigned(NamedTuple):
     """What one pass over the latents tells about some centroids."""
 
     means: Tensor  # [K, d] float32: of each cluster's latents

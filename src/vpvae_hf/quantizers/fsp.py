@@ -126,45 +126,33 @@ class ScalarPerturbation(Quantizer):
         return _from_unit(self._activation(features.float())).to(features.dtype)
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
-        unit = self._activation(features)
-        perturbed, kept = self._perturbed(unit.detach(), generator)
+        config, unit = self.config, self._activation(features)
+        # Eq. (16): noise that would leave [0, 1] is left out.
+        noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
+        moved = unit.detach() + config.eta / unit.new_tensor(config.levels) * noise
+        kept = (moved >= 0) & (moved <= 1)
+        perturbed = torch.where(kept, moved, unit.detach())
         centroids = self.grid.centroids(self.grid.cells(unit.detach()))
         token = torch.rand(*unit.shape[:-1], 1, device=unit.device, generator=generator)
-        perturb = token < self.config.perturb_probability
-        replaced = torch.where(perturb, perturbed, centroids)
+        replaced = torch.where(token < config.perturb_probability, perturbed, centroids)
+        loss = features.new_zeros(())
+        if self._target_variance is not None:
+            flat, target = features.reshape(-1, self.latent_dim), config.variance_scale * self._target_variance
+            loss = normalization_loss(flat, config.mean_weight, config.variance_weight, target)
         # The displacement is that of perturbed tokens, the quantization error that of rounding any of them.
         metrics = {
             "quantizer/displacement_rms": _OUTPUT_SCALE * rms_length(perturbed - unit),
             "quantizer/quantization_error_rms": _OUTPUT_SCALE * rms_length(centroids - unit),
             "quantizer/acceptance": kept.float().mean(),
         }
-        return QuantizerOutput(
-            latents=_from_unit(unit + (replaced - unit.detach())),  # eq. (17): no gradient from the displacement
-            codes=None,
-            loss=self._normalization_loss(features.reshape(-1, self.latent_dim)),
-            metrics=metrics,
-        )
+        latents = _from_unit(unit + (replaced - unit.detach()))  # eq. (17): no gradient from the displacement
+        return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         return self.grid.to_codes(self.grid.cells(latents / _OUTPUT_SCALE + 0.5))
 
     def lookup(self, codes: Tensor) -> Tensor:
         return _from_unit(self.grid.centroids(self.grid.to_cells(codes)))
-
-    def _perturbed(self, unit: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Eq. (16): unit [..., d] with all noise that stays in [0, 1], and which noise did, [..., d] bool."""
-        width = self.config.eta / unit.new_tensor(self.config.levels)
-        noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
-        moved = unit + width * noise
-        inside = (moved >= 0) & (moved <= 1)
-        return torch.where(inside, moved, unit), inside
-
-    def _normalization_loss(self, features: Tensor) -> Tensor:
-        if self._target_variance is None:
-            return features.new_zeros(())
-        config = self.config
-        target = config.variance_scale * self._target_variance
-        return normalization_loss(features, config.mean_weight, config.variance_weight, target)
 
 
 def _from_unit(unit: Tensor) -> Tensor:

@@ -78,9 +78,8 @@ class TokenBridge(Quantizer):
             "quantizer/quantization_error_rms": rms_length(quantized - mean),
             "quantizer/divergence": divergence.detach(),
         }
-        return QuantizerOutput(
-            latents=mean + displacement, codes=None, loss=self.config.kl_weight * divergence, metrics=metrics
-        )
+        loss = self.config.kl_weight * divergence
+        return QuantizerOutput(latents=mean + displacement, codes=None, loss=loss, metrics=metrics)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         cells = self._grid.cells(torch.special.ndtr(latents))

@@ -180,12 +180,9 @@ class VectorPerturbation(Quantizer):
             f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
             "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
         }
-        return QuantizerOutput(
-            latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
-            codes=None,
-            loss=normalization_loss(flat, config.mean_weight, config.variance_weight, whole=whole),
-            metrics=metrics,
-        )
+        latents = features + displacement.view_as(features)  # eq. (9): the displacement carries no gradient
+        loss = normalization_loss(flat, config.mean_weight, config.variance_weight, whole=whole)
+        return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def check_codes(self) -> None:
         super().check_codes()
