@@ -4,12 +4,19 @@ import torch
 
 from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
 from vpvae_hf.models.vp_codec_layers import CausalPadding
+from vpvae_hf.quantizers import QUANTIZERS
 
 VP = {"kind": "vp", "codebook_size": 16, "latent_dim": 3}
 FSP = {"kind": "fsp", "levels": [4, 3, 3]}
 FSQ = {"kind": "fsq", "levels": [4, 3, 3]}
 GROUPED = {"kind": "token_bridge", "codebook_size": 5, "latent_dim": 2}
 NONE = {"kind": "none", "latent_dim": 3}
+# Small quantizers of every variant of every kind in the registry.
+QUANTIZER_SETTINGS = {
+    f"{kind}-{number}": {"kind": kind} | example
+    for kind, (config_class, _) in QUANTIZERS.items()
+    for number, example in enumerate(config_class.examples)
+}
 
 FACTOR = 4  # of the image tokenizer: side of the square of pixels that one code stands for
 HOP, RATE = 96, 16000  # of the audio tokenizer

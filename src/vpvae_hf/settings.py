@@ -35,6 +35,11 @@ def require_weight(name: str, value: Any) -> None:
     require(is_number(value) and value >= 0, name, value, "a number of at least 0")
 
 
+def require_share(name: str, value: Any) -> None:
+    """Raise a ValueError unless the value is a number from 0 to 1."""
+    require(is_number(value) and 0 <= value <= 1, name, value, "a number in [0, 1]")
+
+
 def nearest_name(name: str, valid: Collection[str], cutoff: float = 0.6) -> str | None:
     """The valid name that is most like a misspelt one; None if none is like it.
 

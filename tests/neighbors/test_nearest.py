@@ -16,15 +16,19 @@ def assert_nearest(queries, points, tolerance=1e-6, underflow=0.0):
     np.testing.assert_allclose(chosen, expected.min(axis=1), rtol=tolerance, atol=underflow)
 
 
-@pytest.mark.parametrize("dim", [1, 4, 5, 16])
-def test_equals_brute_force(dim):
-    points, queries = normal(500, dim), 2 * normal(300, dim, seed=1)
-    distances, indices = nearest_point(queries, points)
+def assert_first_of_equals(found, queries, points):
+    distances, indices = found
     expected = all_distances(queries, points)
     assert distances.dtype == torch.float32
     assert indices.dtype == torch.int64
     np.testing.assert_array_equal(indices, expected.argmin(axis=1))
     np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 4, 5, 16])
+def test_equals_brute_force(dim):
+    points, queries = normal(500, dim), 2 * normal(300, dim, seed=1)
+    assert_first_of_equals(nearest_point(queries, points), queries, points)
 
 
 def fused(queries, points):
@@ -34,15 +38,10 @@ def fused(queries, points):
 @needs_triton
 @pytest.mark.parametrize("dim", [1, 4, 5, 16])
 @pytest.mark.parametrize(("queries", "points"), [(1, 1), (5, 3), (16, 64), (17, 65), (40, 300), (16, 128)])
-def test_kernel_equals_the_tree(dim, queries, points):
+def test_kernel_equals_brute_force(dim, queries, points):
     """Numbers of queries and points with and without a rest after the kernel's tiles of 16 and 64."""
     queries, points = 2 * normal(queries, dim, seed=1), normal(points, dim)
-    distances, indices = fused(queries, points)
-    expected_distances, expected_indices = nearest_point(queries, points)
-    assert distances.dtype == torch.float32
-    assert indices.dtype == torch.int64
-    assert torch.equal(indices, expected_indices)
-    torch.testing.assert_close(distances, expected_distances, rtol=1e-6, atol=0)
+    assert_first_of_equals(fused(queries, points), queries, points)
 
 
 @needs_triton
@@ -51,10 +50,7 @@ def test_kernel_finds_the_first_of_equals(copies):
     """Both in one tile and in several; integer coordinates tie exactly."""
     points = (2 * normal(70, 2)).round().repeat(copies, 1)
     queries = (2 * normal(40, 2, seed=1)).round()
-    distances, indices = fused(queries, points)
-    expected = all_distances(queries, points)
-    np.testing.assert_array_equal(indices, expected.argmin(axis=1))
-    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-6)
+    assert_first_of_equals(fused(queries, points), queries, points)
 
 
 @needs_triton

@@ -1,10 +1,8 @@
-"""K-means codebooks, eq. (12).
-
-Shapes: N latents, K centroids, d dimensions.
-"""
+"""K-means codebooks, eq. (12). Shapes: N latents, K centroids, d dimensions."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,10 +59,10 @@ def fit_kmeans(
     across_ranks: bool = False,
     progress: bool = False,
 ) -> KMeansResult:
-    """Cluster latents into a codebook: seeds spread by squared distance, then Lloyd iterations.
+    """Cluster latents into a codebook: seeds spread by squared distance, then Lloyd iterations; no cluster ends empty.
 
-    The same latents and seed give the same centroids to the bit, also if they are spread over ranks, as long as none
-    need be drawn. No cluster ends empty. Computes on CUDA for latents that lie there, otherwise on the CPU.
+    The same latents and seed give the same centroids to the bit, even if ranks share the latents, as long as none
+    need be drawn. Computes on CUDA for latents that lie there, otherwise on the CPU.
 
     Args:
         latents: [N, d], finite, at least `codebook_size` of them distinct.
@@ -73,21 +71,18 @@ def fit_kmeans(
             four times 256 the distortion on other latents falls by 1 to 2%, and the time grows in proportion.
         max_iterations: an upper limit of Lloyd iterations.
         tolerance: stop when an iteration lowers the distortion by less than this share of it.
-        across_ranks: cluster the latents of all ranks of a distributed job together: the first rank does so for all.
-            Every rank must make this call, and every rank gets the same result.
+        across_ranks: the first rank clusters the latents of all ranks together. Every rank of a distributed job must
+            make this call, and every rank gets the same result.
         progress: show a bar on stderr, on the first rank.
 
     Raises:
         ValueError: not a matrix of finite values, fewer distinct latents than K, no iterations.
         RuntimeError: latents so close together that K of them cannot be told apart in float32; another rank failed.
     """
-    least = {
-        "max_iterations": max_iterations,
-        "codebook_size": codebook_size,
-        "latents_per_code": 1 if latents_per_code is None else latents_per_code,
-    }
-    for name, value in least.items():
-        require_integer(name, value, 1)
+    require_integer("max_iterations", max_iterations, 1)
+    require_integer("codebook_size", codebook_size, 1)
+    if latents_per_code is not None:
+        require_integer("latents_per_code", latents_per_code, 1)
     result = None
     with torch.no_grad():
         latents = _gathered(latents, codebook_size, latents_per_code, seed, across_ranks)
@@ -99,9 +94,7 @@ def fit_kmeans(
     return distributed.objects_of_all_ranks(result)[0] if across_ranks else result
 
 
-def _gathered(
-    latents: Tensor, codebook_size: int, latents_per_code: int | None, seed: int, across_ranks: bool
-) -> Tensor:
+def _gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: int, across_ranks: bool) -> Tensor:
     """[N, d] float32, checked, of all ranks if asked, on CUDA or the CPU: other devices have no float64 for sums."""
     with distributed.failing_together(across_ranks):
         if latents.ndim != 2:
@@ -120,36 +113,34 @@ def _gathered(
             f"{bad} of {count} latents are NaN or infinite, or too large to square in float32; "
             "the model that made them has diverged, or its input held such values"
         )
-    if count < codebook_size:
+    if count < size:
         raise ValueError(
-            f"codebook_size={codebook_size} is larger than the number of latents, {count}; "
+            f"codebook_size={size} is larger than the number of latents, {count}; "
             "give more data or ask for a smaller codebook"
         )
     # Other numbers than those that draw the sample.
     seed += 1 + 0x9E3779B1 * (distributed.rank() if across_ranks else 0)
     if latents_per_code is not None:
-        drawn_share = min(1, latents_per_code * codebook_size / count)
+        drawn_share = min(1, latents_per_code * size / count)
         latents = _drawn(latents, math.ceil(len(latents) * drawn_share), seed)
     return distributed.rows_of_all_ranks(latents) if across_ranks else latents
 
 
-def _cluster(
-    latents: Tensor, codebook_size: int, max_iterations: int, tolerance: float, seed: int, bar: tqdm
-) -> KMeansResult:
-    sample = _drawn(latents, _SAMPLED_PER_CODE * codebook_size, seed)
+def _cluster(latents: Tensor, size: int, max_iterations: int, tolerance: float, seed: int, bar: tqdm) -> KMeansResult:
+    sample = _drawn(latents, _SAMPLED_PER_CODE * size, seed)
     lloyd = _Lloyd(latents)
-    if _by_tree(codebook_size, latents):
+    if _by_tree(size, latents):
         sample, lloyd.latents = in_tree_order(sample), in_tree_order(latents)
-    centroids = _seeds(sample, codebook_size, seed).cpu()
-    if len(centroids) < codebook_size:
+    centroids = _seeds(sample, size, seed).cpu()
+    if len(centroids) < size:
         # The sample holds too few distinct latents; all of them together may have enough.
         distinct = torch.unique(latents.cpu(), dim=0)
-        if len(distinct) < codebook_size:
+        if len(distinct) < size:
             raise ValueError(
-                f"codebook_size={codebook_size} is larger than the number of distinct latents, {len(distinct)} of "
+                f"codebook_size={size} is larger than the number of distinct latents, {len(distinct)} of "
                 f"{len(latents)}; give more varied data, ask for a smaller codebook, or look for a collapsed encoder"
             )
-        centroids = _distinct_rows(torch.cat([centroids, distinct]), codebook_size)
+        centroids = _distinct_rows(torch.cat([centroids, distinct]), size)
     # A few iterations on the sample cost little and save some on all latents (Bradley and Fayyad 1998).
     if len(sample) < len(latents):
         part = sample[:: math.ceil(_REFINING_PART * len(sample) / len(latents))]
@@ -169,11 +160,9 @@ def _drawn(rows: Tensor, size: int, seed: int) -> Tensor:
 
 
 def _seeds(sample: Tensor, codebook_size: int, seed: int) -> Tensor:
-    """K distinct latents of a sample [n, d], or all that it has if they are fewer, spread by squared distance.
-
-    Draws many at a time, each in proportion to the squared distance from those before, as k-means|| (Bahmani et al.
-    2012) does, but K in all, so that none are left over to cluster: four searches for n nearest points.
-    """
+    """K distinct latents of a sample [n, d], or all that it has if they are fewer, spread by squared distance."""
+    # Draws many at a time, each in proportion to the squared distance from those before, as k-means|| (Bahmani et al.
+    # 2012) does, but K in all, so that none are left over to cluster: four searches for n nearest points.
     generator = torch.Generator(sample.device).manual_seed(seed)
     squares = sample.new_ones(len(sample))
     drawn: list[Tensor] = []
@@ -193,8 +182,7 @@ def _seeds(sample: Tensor, codebook_size: int, seed: int) -> Tensor:
     return torch.cat(drawn)
 
 
-@dataclass
-class _Assigned:
+class _Assigned(NamedTuple):
     """What one pass over the latents tells about some centroids."""
 
     means: Tensor  # [K, d] float32: of each cluster's latents
@@ -204,12 +192,9 @@ class _Assigned:
 
 
 class _Lloyd:
-    """Lloyd's iterations.
-
-    Latents are summed as whole steps of a grid from the middle of their range. The grid is so coarse that sums in
-    float64 are exact, hence the same in any order, also on CUDA, and still fine: the rounding is at most 2^-53 N of the
-    dimension's range, so a million latents keep 33 bits of it.
-    """
+    # Latents are summed as whole steps of a grid from the middle of their range. The grid is so coarse that sums in
+    # float64 are exact, hence the same in any order, also on CUDA, and still fine: the rounding is at most 2^-53 N of
+    # the dimension's range, so a million latents keep 33 bits of it.
 
     def __init__(self, latents: Tensor):
         self.latents = latents

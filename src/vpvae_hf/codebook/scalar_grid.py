@@ -12,20 +12,11 @@ from torch import Tensor
 from vpvae_hf.settings import is_integer, require
 
 # The paper's settings: the level counts recommended for finite scalar quantization.
-_PUBLISHED_LEVELS = {
-    256: (8, 6, 5),
-    1024: (8, 5, 5, 5),
-    4096: (7, 5, 5, 5, 5),
-    16384: (8, 8, 8, 6, 5),
-}
+_PUBLISHED_LEVELS = {256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
 
 
 class ScalarGrid:
-    """Cells of equal size on [0, 1]^d.
-
-    Args:
-        levels: L_i, the number of cells in each dimension, each at least 2.
-    """
+    """Cells of equal size on [0, 1]^d, L_i >= 2 of them in dimension i."""
 
     def __init__(self, levels: Sequence[int]):
         self.levels = tuple(levels)
@@ -58,11 +49,7 @@ class ScalarGrid:
 
 
 def complete_levels(levels: Sequence[int] | None, codebook_size: int | None, latent_dim: int | None) -> tuple[int, ...]:
-    """Check levels, or choose them by `levels_for_codebook_size` if they are None.
-
-    Args:
-        codebook_size: K if levels are given, else the size to come near to, by default 1024.
-        latent_dim: d; None leaves it to the levels.
+    """Check levels against a given size and dimension, or choose them by `levels_for_codebook_size` (1024) if None.
 
     Raises:
         ValueError: levels that are not integers of at least 2, or that contradict a given dimension or size.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
-from vpvae_hf.quantizers import Quantizer, VectorPerturbationConfig, build_quantizer, quantizer_config
+from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
 
 from .persistence import Persistence
 
@@ -107,16 +107,11 @@ class Tokenizer(Persistence, ABC):
             TypeError, ValueError: invalid settings; the model stays as it was.
         """
         config, present = quantizer_config(settings), self.quantize.config
-        if config == present:
-            return
-        same_dims = (config.latent_dim, config.feature_dim) == (present.latent_dim, present.feature_dim)
-        if same_dims and isinstance(config, VectorPerturbationConfig) and isinstance(present, VectorPerturbationConfig):
-            self.quantize.reconfigure(config)
-        else:
+        if not self.quantize.reconfigure(config):
             device = next(self.parameters()).device
             self.quantize = build_quantizer(config).to(device).train(self.training)
             self._mark_unfitted()
-            if not same_dims:
+            if (config.latent_dim, config.feature_dim) != (present.latent_dim, present.feature_dim):
                 self._replace_projections()
         self._sync_config()
 

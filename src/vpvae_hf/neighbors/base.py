@@ -32,14 +32,7 @@ class NeighborIndex(ABC):
         self.points = points.detach().float()
 
     def distances(self, queries: Tensor, ranks: Sequence[int]) -> Tensor:
-        """Euclidean distance from each query to its nearest points of the given ranks.
-
-        Args:
-            queries: [N, d], finite.
-            ranks: R ranks, 1 the nearest; any order.
-
-        Returns:
-            [N, R] float32 on the queries' device; column r is the distance to the ranks[r]-th nearest point.
+        """Euclidean distances [N, R] float32 from queries [N, d] to their ranks[r]-th nearest points, 1 the nearest.
 
         Raises:
             ValueError: a rank outside 1..S, another dimension than the points', or non-finite queries.

@@ -68,10 +68,7 @@ class FaissIndex(NeighborIndex):
 
 
 def in_tree_order(points: Tensor) -> Tensor:
-    """Points [S, d] on the CPU in the order of a k-d tree's leaves, in which neighbours in space lie near each other.
-
-    A search answers queries in this order sooner, since consecutive queries walk through the same leaves.
-    """
+    """Points [S, d] on the CPU in the order of a k-d tree's leaves: as queries they visit the same leaves in turn."""
     return points[torch.from_numpy(_tree(points.detach().float().numpy()).indices)]
 
 

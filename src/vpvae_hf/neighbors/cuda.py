@@ -1,7 +1,4 @@
-"""Exact search on CUDA, by fused kernels.
-
-Shapes: S points, N queries, d dimensions, L leaves of n places each.
-"""
+"""Exact search on CUDA, by fused kernels. Shapes: S points, N queries, d dimensions, L leaves of n places each."""
 
 import functools
 import importlib.util
@@ -27,7 +24,6 @@ _OPTIONS = {"enable_fp_fusion": False}
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
@@ -75,54 +71,30 @@ class TritonIndex(NeighborIndex):
         leaves = self._leaves
         # Twice as many points as are wanted give a bound that few other leaves lie within.
         first_leaves = 1 << (-(-2 * ranks[-1] // leaves.leaf_size) - 1).bit_length()
-        squares = queries.new_empty(len(queries), len(ranks))
+        squares, candidates = (queries.new_empty(len(queries), size) for size in (len(ranks), capacity))
+        ranks_there = torch.tensor(ranks, dtype=torch.int32, device=queries.device)
+        tensors = queries, leaves.points, leaves.lower, leaves.upper, ranks_there, squares, candidates
+        sizes = {"DIM": queries.shape[1], "RANKS": len(ranks), "CAPACITY": capacity}
+        tiles = {"PLACES": _LEAF_SIZE, "LEAVES": _LEAVES_AT_ONCE, "num_warps": max(1, capacity // 512)}
         with torch.cuda.device_of(queries):
             ranked_kernel[(len(queries),)](
-                queries,
-                leaves.points,
-                leaves.lower,
-                leaves.upper,
-                torch.tensor(ranks, dtype=torch.int32, device=queries.device),
-                squares,
-                queries.new_empty(len(queries), capacity),
-                leaves.leaf_count,
-                leaves.leaf_size,
-                first_leaves,
-                DIM=queries.shape[1],
-                RANKS=len(ranks),
-                CAPACITY=capacity,
-                PLACES=_LEAF_SIZE,
-                LEAVES=_LEAVES_AT_ONCE,
-                num_warps=max(1, capacity // 512),
-                **_OPTIONS,
+                *tensors, leaves.leaf_count, leaves.leaf_size, first_leaves, **sizes, **tiles, **_OPTIONS
             )
         return squares
 
 
 def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest of the points [K, d] to each query [N, d]: distances [N] float32 and indices [N] int64.
-
-    Of equally near points it finds the first. In addition to the result it needs the memory of a copy of the points.
-    """
+    """`nearest_point` by a kernel; of equally near points the first."""
     squares = torch.empty(len(queries), dtype=torch.float32, device=queries.device)
     indices = torch.empty(len(queries), dtype=torch.int32, device=queries.device)
     if not len(queries):
         return squares, indices.long()
     from .triton_kernels import nearest_kernel
 
+    tensors = queries.contiguous(), points.to(queries.device).T.contiguous(), squares, indices
+    sizes = {"DIM": queries.shape[1], "QUERIES": _QUERY_TILE, "POINTS": _POINT_TILE}
     with torch.cuda.device_of(queries):
-        nearest_kernel[(-(-len(queries) // _QUERY_TILE),)](
-            queries.contiguous(),
-            points.to(queries.device).T.contiguous(),
-            squares,
-            indices,
-            len(queries),
-            len(points),
-            DIM=queries.shape[1],
-            QUERIES=_QUERY_TILE,
-            POINTS=_POINT_TILE,
-            **_OPTIONS,
-        )
+        nearest_kernel[(-(-len(queries) // _QUERY_TILE),)](*tensors, len(queries), len(points), **sizes, **_OPTIONS)
     return squares.sqrt(), indices.long()
 
 
@@ -132,7 +104,7 @@ class KDLeaves(NamedTuple):
     Attributes:
         points: [d, L * n], leaf after leaf; places that hold no point are infinite.
         lower, upper: [d, L] the corners of each leaf's box; an empty leaf lies infinitely far from everywhere.
-        leaf_size: n.
+        leaf_size: n, the same for every leaf.
     """
 
     points: Tensor
@@ -160,8 +132,8 @@ def kd_leaves(points: Tensor, most: int) -> KDLeaves:
         order = along.argsort(dim=1)  # padding last
         ordered = ordered.gather(1, order.unsqueeze(2).expand(-1, -1, dim))
         ordered = ordered.reshape(2 * len(ordered), -1, dim)
-    lower, upper = _corners(ordered)
-    return KDLeaves(ordered.reshape(-1, dim).T.contiguous(), lower.T.contiguous(), upper.T.contiguous(), leaf_size)
+    places, *corners = (rows.T.contiguous() for rows in (ordered.reshape(-1, dim), *_corners(ordered)))
+    return KDLeaves(places, *corners, leaf_size)
 
 
 def _corners(parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,20 +27,16 @@ def build_index(
     Args:
         points: [S, d], finite.
         backend: "torch" (exact, any device), "kdtree" (exact, CPU), "triton" (exact, CUDA), "faiss" (approximate, CPU:
-            see `FaissIndex` for its error), or "auto", the fastest exact one: triton on CUDA where it is installed,
-            kdtree on a CPU in up to 10 dimensions, else torch.
+            see `FaissIndex` for its error), or "auto", the fastest exact one: triton on CUDA if it is installed,
+            kdtree on a CPU in up to 10 dimensions, otherwise torch.
 
     Raises:
         ValueError: unknown backend, one that cannot run here, or points that are not a non-empty finite matrix.
     """
-    if backend == "auto":
-        backend = _fastest_exact(points)
+    if backend == "auto" and points.device.type == "cpu":
+        backend = "kdtree" if points.ndim == 2 and points.shape[1] <= _MOST_TREE_DIMENSIONS else "torch"
+    elif backend == "auto":
+        backend = "triton" if runs_kernels(points.device) else "torch"
     if backend not in BACKENDS:
         raise ValueError(f"unknown search backend {backend!r}; valid: auto, {', '.join(BACKENDS)}")
     return BACKENDS[backend](points)
-
-
-def _fastest_exact(points: Tensor) -> str:
-    if points.device.type == "cpu":
-        return "kdtree" if points.ndim == 2 and points.shape[1] <= _MOST_TREE_DIMENSIONS else "torch"
-    return "triton" if runs_kernels(points.device) else "torch"

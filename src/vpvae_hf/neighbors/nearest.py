@@ -9,11 +9,7 @@ from .cuda import nearest_point_fused, runs_kernels
 
 
 class NearestPoint:
-    """Finds what `nearest_point` finds, for points on a CPU that are searched many times: the tree is built once.
-
-    Args:
-        points: [K, d], finite; copied.
-    """
+    """Finds what `nearest_point` finds among points [K, d] on a CPU; copies them and builds the tree once."""
 
     def __init__(self, points: Tensor):
         self.points = points.detach().to("cpu", torch.float32, copy=True).contiguous()
@@ -21,11 +17,7 @@ class NearestPoint:
         self._tree = KDTree(self.points.numpy(), leafsize=16)
 
     def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances [N] float32 and indices [N] int64 of the nearest points to queries [N, d] on the CPU.
-
-        Raises:
-            ValueError: a query so far from all points that the square of its distance overflows.
-        """
+        """As `nearest_point`, for queries [N, d] on the CPU."""
         queries = queries.detach().float().contiguous()
         if not len(queries):
             return torch.empty(0, dtype=torch.float32), torch.empty(0, dtype=torch.long)
@@ -51,8 +43,7 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     a k-d tree finds it, on CUDA a fused kernel (without triton: blocks of the distance matrix, 64 MiB each).
 
     Args:
-        queries: [N, d], finite.
-        points: [K, d], finite.
+        queries, points: [N, d] and [K, d], finite.
 
     Returns:
         Euclidean distances [N] float32 and indices [N] int64, on the queries' device.

@@ -1,7 +1,8 @@
 """The one interface of all quantizers.
 
-Shapes: [...] any leading dimensions, one token each; F features, d latent dimensions, K codes. Codes are [...], or
-[..., G] where a token has G codes of its own, one for each group of dimensions.
+Shapes, here and in every kind's file: [...] any leading dimensions, one token each, N tokens if they are flat; F
+features, d latent dimensions, K codes. Codes are [...], or [..., G] if a token has G codes, one for each group of
+dimensions.
 """
 
 import dataclasses
@@ -12,15 +13,17 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from vpvae_hf.settings import require, require_integer
+
 from .normalization import rms_length
 
 
 class NoCodesError(RuntimeError):
-    """Codes were asked of a quantizer that has none."""
+    """A quantizer was asked for codes and has none."""
 
 
 class CodebookNotFittedError(NoCodesError):
-    """Codes were asked of a quantizer whose codebook has not been fitted yet."""
+    """A quantizer was asked for codes before its codebook was fitted."""
 
 
 class TrainingState(Protocol):
@@ -37,7 +40,7 @@ class QuantizerOutput:
 
     Attributes:
         latents: [..., d] float32, what the decoder reads.
-        codes: [...] or [..., G] int64 in 0..K-1; None where there are none.
+        codes: [...] or [..., G] int64 in 0..K-1; None if there are none.
         loss: [] the quantizer's own loss, which is added to the reconstruction loss as it is.
         metrics: detached scalars, e.g. "quantizer/acceptance".
     """
@@ -50,7 +53,7 @@ class QuantizerOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerConfig:
-    """Settings of a quantizer; a plain dictionary in JSON. Every kind has the last three fields.
+    """Settings of a quantizer; a plain dictionary in JSON. Every kind has the last three fields and adds its own.
 
     Attributes:
         kind: the name by which settings choose the quantizer, its key in the registry.
@@ -58,9 +61,13 @@ class QuantizerConfig:
         paper: the arXiv number of the method; None if it has none.
         code_defining_fields: the fields that decide, in addition to weights and buffers, which code features have.
         examples: settings, without the kind, of a small quantizer of each variant; the contract test runs over them.
-        codebook_size: K; None where there are no codes.
+        needs_fitting: whether the codebook is fitted after training.
+        codebook_size: K; None if there are no codes.
         latent_dim: d.
-        fitted: whether the codebook holds fitted codes.
+        fitted: whether the codebook is fitted, which `fit_codebook` sets; always true if it needs no fitting.
+
+    Raises:
+        ValueError: a value out of its range; the message tells the range.
     """
 
     kind: ClassVar[str]
@@ -68,9 +75,19 @@ class QuantizerConfig:
     paper: ClassVar[str | None] = None
     code_defining_fields: ClassVar[tuple[str, ...]] = ("codebook_size", "latent_dim")
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
-    codebook_size: int | None
-    latent_dim: int
-    fitted: bool
+    needs_fitting: ClassVar[bool] = False
+    codebook_size: int | None = 1024
+    latent_dim: int = 4
+    fitted: bool = True
+
+    def __post_init__(self):
+        require_integer("codebook_size", self.codebook_size, 2)
+        require_integer("latent_dim", self.latent_dim, 1)
+        self._check_fitted()
+
+    def _check_fitted(self) -> None:
+        valid = "true or false" if self.needs_fitting else f"true: the kind {self.kind!r} needs no fitting"
+        require(self.fitted is True or (self.fitted is False and self.needs_fitting), "fitted", self.fitted, valid)
 
     @property
     def feature_dim(self) -> int:
@@ -95,7 +112,7 @@ class Quantizer(nn.Module, ABC):
     have the same codes everywhere. Switching between `train()` and `eval()` computes nothing.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
-    `needs_fitting`, `set_codebook` and `recent_latents` if the codebook is fitted after training.
+    `set_codebook` and `recent_latents` if the codebook is fitted after training.
     """
 
     def __init__(self, config: QuantizerConfig):
@@ -104,12 +121,12 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def codebook_size(self) -> int | None:
-        """K, the number of codes; None where there are none."""
+        """K, the number of codes; None if there are none."""
         return self.config.codebook_size
 
     @property
     def has_codes(self) -> bool:
-        """Whether latents can be quantized, if need be after a fit."""
+        """Whether latents can be quantized, if necessary after a fit."""
         return self.codebook_size is not None
 
     @property
@@ -125,7 +142,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def needs_fitting(self) -> bool:
         """Whether codes come from a codebook that is fitted after training."""
-        return False
+        return self.config.needs_fitting
 
     @property
     def training_state(self) -> TrainingState | None:
@@ -136,6 +153,14 @@ class Quantizer(nn.Module, ABC):
         """Latents [n, d] of the last training steps, the same on every rank; None if the quantizer keeps none."""
         return None
 
+    def reconfigure(self, config: QuantizerConfig) -> bool:
+        """Take on other settings and keep what they leave valid; if only a new quantizer can, change nothing.
+
+        Returns:
+            Whether the quantizer has the settings now.
+        """
+        return config == self.config
+
     def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
         """`training_forward(features)` in train mode, `decode(encode(to_latents(features)))` in eval mode.
 
@@ -145,7 +170,7 @@ class Quantizer(nn.Module, ABC):
 
         Raises:
             ValueError: features of another dimension, NaN or infinite.
-            CodebookNotFittedError: eval mode without a fitted codebook.
+            CodebookNotFittedError: as `check_codes`, in eval mode.
         """
         _check_vectors(features, self.config.feature_dim, "features")
         with torch.autocast(features.device.type, enabled=False):
@@ -161,18 +186,11 @@ class Quantizer(nn.Module, ABC):
             return QuantizerOutput(latents=quantized, codes=codes, loss=quantized.new_zeros(()), metrics=metrics)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """The code of each latent.
-
-        Args:
-            latents: [..., d].
-
-        Returns:
-            [...] or [..., G] int64 in 0..K-1.
+        """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d].
 
         Raises:
             ValueError: latents of another dimension, NaN or infinite.
-            CodebookNotFittedError: no codebook has been fitted.
-            NoCodesError: there are no codes.
+            NoCodesError: as `check_codes`.
         """
         self.check_codes()
         _check_vectors(latents, self.latent_dim, "latents")
@@ -180,19 +198,12 @@ class Quantizer(nn.Module, ABC):
             return self.nearest_codes(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The latent of each code.
-
-        Args:
-            codes: [...] or [..., G] integers in 0..K-1.
-
-        Returns:
-            [..., d] float32.
+        """The latent of each code: [..., d] float32 from [...] or [..., G] integers.
 
         Raises:
             TypeError: codes are not integers.
             ValueError: a code lies outside 0..K-1, or their last dimension is not G.
-            CodebookNotFittedError: no codebook has been fitted.
-            NoCodesError: there are no codes.
+            NoCodesError: as `check_codes`.
         """
         self.check_codes()
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
@@ -209,10 +220,7 @@ class Quantizer(nn.Module, ABC):
         return self.lookup(codes)
 
     def to_latents(self, features: Tensor) -> Tensor:
-        """Continuous latents from the encoder's features, [..., d] from [..., F] in the same dtype.
-
-        The features themselves, unless a kind bounds them or has others.
-        """
+        """Continuous latents [..., d] from features [..., F], in the same dtype: by default the features themselves."""
         return features
 
     @abstractmethod
@@ -228,12 +236,7 @@ class Quantizer(nn.Module, ABC):
         """[..., d] float32 from [...] or [..., G] int64 in range."""
 
     def check_codes(self) -> None:
-        """Check that there are codes.
-
-        Raises:
-            CodebookNotFittedError: no codebook has been fitted.
-            NoCodesError: there are no codes.
-        """
+        """Raise CodebookNotFittedError if no codebook has been fitted, or NoCodesError if the kind has no codes."""
         if not self.config.fitted:
             raise CodebookNotFittedError(
                 f"this {self.config.kind!r} quantizer has no fitted codebook, so it has no codes yet; "

@@ -1,7 +1,4 @@
-"""What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training.
-
-Shapes: d latent dimensions, K codes.
-"""
+"""What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -9,18 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vpvae_hf.neighbors import nearest_point
-from vpvae_hf.settings import require, require_integer, require_weight
+from vpvae_hf.settings import require, require_weight
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import rms_length
 
 
 def library():
-    """The module `vector_quantize_pytorch`.
-
-    Raises:
-        ImportError: it is not installed; the message says how to install it.
-    """
+    """The module `vector_quantize_pytorch`; an ImportError says how to install it."""
     try:
         import vector_quantize_pytorch
     except ImportError as error:
@@ -36,36 +29,22 @@ class LearnedCodebookConfig(QuantizerConfig):
     """Settings that quantizers with a learned codebook share.
 
     Attributes:
-        codebook_size: K.
-        latent_dim: d.
         commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
             to latents; beta of arXiv 1711.00937.
         rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
-        fitted: True, the codebook is learned in training.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
-    codebook_size: int = 1024
-    latent_dim: int = 4
     commitment_weight: float = 0.25
     rotation_trick: bool = False
-    fitted: bool = True
 
     def __post_init__(self):
-        require_integer("codebook_size", self.codebook_size, 2)
-        require_integer("latent_dim", self.latent_dim, 1)
+        super().__post_init__()
         require_weight("commitment_weight", self.commitment_weight)
         require(isinstance(self.rotation_trick, bool), "rotation_trick", self.rotation_trick, "true or false")
-        require(self.fitted is True, "fitted", self.fitted, "true: the codebook is learned in training")
 
 
 class LearnedCodebook(Quantizer):
-    """A codebook [K, d] that is learned in training; the nearest code by Euclidean distance.
-
-    The training forward is the library's; codes are searched and looked up as for every other kind.
-    """
+    """A codebook that the library trains; the code of a latent is the nearest by Euclidean distance."""
 
     @property
     @abstractmethod

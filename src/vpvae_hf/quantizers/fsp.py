@@ -1,6 +1,6 @@
 """FSP: squash each dimension to a uniform one, train with noise as wide as a cell, quantize on a fixed grid.
 
-Shapes: N tokens of a batch, d latent dimensions, levels L_1..L_d, K = L_1 * ... * L_d codes.
+Shapes: levels L_1..L_d, K = L_1 * ... * L_d codes.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.codebook import ScalarGrid, complete_levels
-from vpvae_hf.settings import is_number, require, require_weight
+from vpvae_hf.settings import is_number, require, require_share, require_weight
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import normalization_loss, rms_length
@@ -35,8 +35,8 @@ def _laplace_cdf(a: Tensor) -> Tensor:
     return torch.where(a < 0, tail, 1 - tail)
 
 
-# Each activation is the distribution function of the features that it makes uniform; beside it stands the variance of
-# that distribution, the target of eq. (14). The Cauchy distribution has no variance, so it is trained without a target.
+# Each activation is the distribution function of the features that it makes uniform. The number is the variance of that
+# distribution, the target of eq. (14); the Cauchy distribution has none, so it is trained without a target.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
     "tanh": (_tanh, math.pi**2 / 12),
     "sigmoid": (torch.sigmoid, math.pi**2 / 3),
@@ -54,28 +54,23 @@ class ScalarGridConfig(QuantizerConfig):
         codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
         latent_dim: d, the number of levels.
         levels: L_i, each at least 2.
-        fitted: True, the grid needs no fitting.
-
-    Raises:
-        ValueError: levels that are out of range, or that contradict the dimension or the size.
     """
 
     code_defining_fields: ClassVar[tuple[str, ...]] = (*QuantizerConfig.code_defining_fields, "levels")
     codebook_size: int | None = None
     latent_dim: int | None = None
     levels: tuple[int, ...] | None = None
-    fitted: bool = True
 
     def __post_init__(self):
         levels = complete_levels(self.levels, self.codebook_size, self.latent_dim)
         for name, value in (("levels", levels), ("latent_dim", len(levels)), ("codebook_size", math.prod(levels))):
             object.__setattr__(self, name, value)
-        require(self.fitted is True, "fitted", self.fitted, "true: a fixed grid needs no fitting")
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarPerturbationConfig(ScalarGridConfig):
-    """Settings of `ScalarPerturbation`, in addition to those of every scalar grid.
+    """Settings of `ScalarPerturbation`.
 
     Attributes:
         activation: "tanh", "sigmoid", "normal", "laplace" or "cauchy".
@@ -85,9 +80,6 @@ class ScalarPerturbationConfig(ScalarGridConfig):
         variance_scale: factor on the target of the normalization. 1 is the paper's: latents become uniform, and codes
             are used equally; 1/3 with activation "normal" is companding by the cube root of the density, which has a
             smaller error on a normal source.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "fsp"
@@ -108,12 +100,10 @@ class ScalarPerturbationConfig(ScalarGridConfig):
     def __post_init__(self):
         super().__post_init__()
         require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
-        require(is_number(self.eta) and self.eta > 0, "eta", self.eta, "a positive number")
-        probability = self.perturb_probability
-        valid = is_number(probability) and 0 <= probability <= 1
-        require(valid, "perturb_probability", probability, "a number in [0, 1]")
-        scale = self.variance_scale
-        require(is_number(scale) and scale > 0, "variance_scale", scale, "a positive number")
+        for name in ("eta", "variance_scale"):
+            value = getattr(self, name)
+            require(is_number(value) and value > 0, name, value, "a positive number")
+        require_share("perturb_probability", self.perturb_probability)
         for name in ("mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
 
@@ -136,51 +126,34 @@ class ScalarPerturbation(Quantizer):
         return _from_unit(self._activation(features.float())).to(features.dtype)
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
-        unit = self._activation(features)
-        perturbed, kept = self._perturbed(unit.detach(), generator)
+        config, unit = self.config, self._activation(features)
+        # Eq. (16): noise that would leave [0, 1] is left out.
+        noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
+        moved = unit.detach() + config.eta / unit.new_tensor(config.levels) * noise
+        kept = (moved >= 0) & (moved <= 1)
+        perturbed = torch.where(kept, moved, unit.detach())
         centroids = self.grid.centroids(self.grid.cells(unit.detach()))
         token = torch.rand(*unit.shape[:-1], 1, device=unit.device, generator=generator)
-        perturb = token < self.config.perturb_probability
-        replaced = torch.where(perturb, perturbed, centroids)
-        flat = features.reshape(-1, self.latent_dim)
+        replaced = torch.where(token < config.perturb_probability, perturbed, centroids)
+        loss = features.new_zeros(())
+        if self._target_variance is not None:
+            flat, target = features.reshape(-1, self.latent_dim), config.variance_scale * self._target_variance
+            loss = normalization_loss(flat, config.mean_weight, config.variance_weight, target)
         # The displacement is that of perturbed tokens, the quantization error that of rounding any of them.
         metrics = {
             "quantizer/displacement_rms": _OUTPUT_SCALE * rms_length(perturbed - unit),
             "quantizer/quantization_error_rms": _OUTPUT_SCALE * rms_length(centroids - unit),
             "quantizer/acceptance": kept.float().mean(),
         }
-        return QuantizerOutput(
-            latents=_from_unit(unit + (replaced - unit.detach())),  # eq. (17): no gradient from the displacement
-            codes=None,
-            loss=self._normalization_loss(flat),
-            metrics=metrics,
-        )
+        latents = _from_unit(unit + (replaced - unit.detach()))  # eq. (17): no gradient from the displacement
+        return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        return self.grid.to_codes(self.grid.cells(_to_unit(latents)))
+        return self.grid.to_codes(self.grid.cells(latents / _OUTPUT_SCALE + 0.5))
 
     def lookup(self, codes: Tensor) -> Tensor:
         return _from_unit(self.grid.centroids(self.grid.to_cells(codes)))
 
-    def _perturbed(self, unit: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Eq. (16): unit [..., d] with noise where that stays in [0, 1], and where it was kept, [..., d] bool."""
-        width = self.config.eta / unit.new_tensor(self.config.levels)
-        noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
-        moved = unit + width * noise
-        inside = (moved >= 0) & (moved <= 1)
-        return torch.where(inside, moved, unit), inside
-
-    def _normalization_loss(self, features: Tensor) -> Tensor:
-        if self._target_variance is None:
-            return features.new_zeros(())
-        config = self.config
-        target = config.variance_scale * self._target_variance
-        return normalization_loss(features, config.mean_weight, config.variance_weight, target)
-
 
 def _from_unit(unit: Tensor) -> Tensor:
     return (unit - 0.5) * _OUTPUT_SCALE
-
-
-def _to_unit(latents: Tensor) -> Tensor:
-    return latents / _OUTPUT_SCALE + 0.5

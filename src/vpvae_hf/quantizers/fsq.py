@@ -1,7 +1,4 @@
-"""FSQ: each latent dimension is rounded to a fixed grid.
-
-Shapes: d latent dimensions, levels L_1..L_d, K = L_1 * ... * L_d codes.
-"""
+"""FSQ: each latent dimension is rounded to a fixed grid. Shapes: levels L_1..L_d, K = L_1 * ... * L_d codes."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.codebook import ScalarGrid
-from vpvae_hf.settings import is_number, require
+from vpvae_hf.settings import require, require_share
 
 from .base import Quantizer, QuantizerOutput
 from .baselines import library
@@ -20,15 +17,12 @@ from .normalization import rms_length
 
 @dataclass(frozen=True, kw_only=True)
 class FiniteScalarQuantizationConfig(ScalarGridConfig):
-    """Settings of `FiniteScalarQuantization`, in addition to those of every scalar grid.
+    """Settings of `FiniteScalarQuantization`.
 
     Attributes:
         symmetric: the variant of arXiv 2411.19842, section 3.2, whose codes lie evenly from -1 to 1 in each dimension;
             otherwise the original (arXiv 2309.15505), which needs at least 3 levels in each dimension.
         noise_probability: share of tokens that get noise as wide as a cell in training, not their code; only symmetric.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "fsq"
@@ -45,11 +39,9 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
     def __post_init__(self):
         super().__post_init__()
         require(isinstance(self.symmetric, bool), "symmetric", self.symmetric, "true or false")
-        probability = self.noise_probability
-        valid = is_number(probability) and 0 <= probability <= 1
-        require(valid, "noise_probability", probability, "a number in [0, 1]")
+        require_share("noise_probability", self.noise_probability)
         if not self.symmetric:
-            require(probability == 0, "noise_probability", probability, "0 if symmetric is false")
+            require(self.noise_probability == 0, "noise_probability", self.noise_probability, "0 if symmetric is false")
             require(min(self.levels) >= 3, "levels", self.levels, "at least 3 if symmetric is false")
 
 
@@ -57,9 +49,6 @@ class FiniteScalarQuantization(Quantizer):
     """FSQ (arXiv 2309.15505), by default its symmetric variant with noise (arXiv 2411.19842, section 3.2).
 
     Latents lie in [-1, 1], or for even levels of the original a little beyond.
-
-    Raises:
-        ImportError: vector-quantize-pytorch is missing.
     """
 
     config: FiniteScalarQuantizationConfig

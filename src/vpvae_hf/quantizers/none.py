@@ -1,7 +1,4 @@
-"""No quantization: the best that a tokenizer of the same latent dimension could reach.
-
-Shapes: d latent dimensions.
-"""
+"""No quantization: the best that a tokenizer of the same latent dimension could reach."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,29 +17,21 @@ class ContinuousConfig(QuantizerConfig):
     """Settings of `Continuous`.
 
     Attributes:
-        codebook_size: None, there are no codes.
-        latent_dim: d.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
-        fitted: True, there is nothing to fit.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "none"
     description: ClassVar[str] = "none: continuous latents, no codes"
     codebook_size: None = None
-    latent_dim: int = 4
     mean_weight: float = 0.1
     variance_weight: float = 0.07
-    fitted: bool = True
 
     def __post_init__(self):
         require(self.codebook_size is None, "codebook_size", self.codebook_size, "null: there are no codes")
         require_integer("latent_dim", self.latent_dim, 1)
+        self._check_fitted()
         for name in ("mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
-        require(self.fitted is True, "fitted", self.fitted, "true: there is nothing to fit")
 
 
 class Continuous(Quantizer):
@@ -52,12 +41,8 @@ class Continuous(Quantizer):
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         flat = features.reshape(-1, self.latent_dim)
-        return QuantizerOutput(
-            latents=features,
-            codes=None,
-            loss=normalization_loss(flat, self.config.mean_weight, self.config.variance_weight),
-            metrics={},
-        )
+        loss = normalization_loss(flat, self.config.mean_weight, self.config.variance_weight)
+        return QuantizerOutput(latents=features, codes=None, loss=loss, metrics={})
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         raise AssertionError("there are no codes")

@@ -6,19 +6,13 @@ from torch import Tensor
 def normalization_loss(
     latents: Tensor, mean_weight: float, variance_weight: float, target_variance: float = 1.0, *, whole: bool = False
 ) -> Tensor:
-    """Draw a batch of latents towards mean 0 and a variance in every dimension, or in the mean of dimensions.
-
-    l1 * mean over dimensions of (batch mean)^2 + l2 * mean over dimensions of (batch variance - target)^2. As a whole,
-    the last is (mean over dimensions of batch variance - target)^2.
+    """l1 * mean over dimensions of (batch mean)^2 + l2 * mean over dimensions of (batch variance - target)^2.
 
     Args:
         latents: [N, d].
-        mean_weight: l1.
-        variance_weight: l2.
-        whole: leave it to the model how the variance is shared among the dimensions.
-
-    Returns:
-        [] float32.
+        mean_weight, variance_weight: l1 and l2.
+        whole: the last term is (mean over dimensions of batch variance - target)^2, which leaves it to the model how
+            the dimensions share the variance.
     """
     mean = latents.mean(dim=0)
     variance = latents.var(dim=0, correction=0)

@@ -27,10 +27,7 @@ QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
 
 
 def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> QuantizerConfig:
-    """Check settings and fill in defaults.
-
-    Args:
-        settings: a mapping with "kind" and that kind's fields, or a complete configuration.
+    """Check a mapping of "kind" and that kind's fields and fill in defaults; a configuration is complete as it is.
 
     Raises:
         TypeError: settings are not a mapping.

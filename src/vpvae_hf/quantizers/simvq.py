@@ -1,7 +1,4 @@
-"""SimVQ: a frozen random codebook under a linear map that is learned.
-
-Shapes: d latent dimensions, K codes.
-"""
+"""SimVQ: a frozen random codebook under a linear map that is learned."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +12,7 @@ from .baselines import LearnedCodebook, LearnedCodebookConfig, library
 
 @dataclass(frozen=True, kw_only=True)
 class SimVQConfig(LearnedCodebookConfig):
-    """Settings of `SimVQ`, which are those of every learned codebook."""
+    """Settings of `SimVQ`: those of every learned codebook."""
 
     kind: ClassVar[str] = "simvq"
     description: ClassVar[str] = "SimVQ: a frozen random codebook under a linear map that is learned"
@@ -27,11 +24,7 @@ class SimVQConfig(LearnedCodebookConfig):
 
 
 class SimVQ(LearnedCodebook):
-    """SimVQ (arXiv 2411.02038): a frozen random table, and a linear map of it that is learned.
-
-    Raises:
-        ImportError: vector-quantize-pytorch is missing.
-    """
+    """SimVQ (arXiv 2411.02038): a frozen random table, and a linear map of it that is learned."""
 
     config: SimVQConfig
 

@@ -1,7 +1,6 @@
 """TokenBridge (arXiv 2503.16430): a variational autoencoder whose latents are cut into bins after training.
 
-Shapes: d latent dimensions, F = 2 d features (means, then logarithms of variances), K bins of each dimension, which has
-a code of its own.
+Shapes: F = 2 d features (means, then logarithms of variances), K bins of each dimension, which has a code of its own.
 """
 
 import math
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.codebook import ScalarGrid
-from vpvae_hf.settings import require, require_integer, require_weight
+from vpvae_hf.settings import require_weight
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import rms_length
@@ -27,12 +26,7 @@ class TokenBridgeConfig(QuantizerConfig):
 
     Attributes:
         codebook_size: K, the bins of each dimension; a token has d codes, so K^d values in all.
-        latent_dim: d.
         kl_weight: weight of the divergence from the standard normal distribution, summed over dimensions.
-        fitted: True, the bins are those of the standard normal distribution.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "token_bridge"
@@ -40,15 +34,11 @@ class TokenBridgeConfig(QuantizerConfig):
     paper: ClassVar[str | None] = "2503.16430"
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({"codebook_size": 4, "latent_dim": 3},)
     codebook_size: int = 4
-    latent_dim: int = 4
     kl_weight: float = 0.01
-    fitted: bool = True
 
     def __post_init__(self):
-        for name, least in (("codebook_size", 2), ("latent_dim", 1)):
-            require_integer(name, getattr(self, name), least)
+        super().__post_init__()
         require_weight("kl_weight", self.kl_weight)
-        require(self.fitted is True, "fitted", self.fitted, "true: the bins need no fitting")
 
     @property
     def feature_dim(self) -> int:
@@ -88,9 +78,8 @@ class TokenBridge(Quantizer):
             "quantizer/quantization_error_rms": rms_length(quantized - mean),
             "quantizer/divergence": divergence.detach(),
         }
-        return QuantizerOutput(
-            latents=mean + displacement, codes=None, loss=self.config.kl_weight * divergence, metrics=metrics
-        )
+        loss = self.config.kl_weight * divergence
+        return QuantizerOutput(latents=mean + displacement, codes=None, loss=loss, metrics=metrics)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         cells = self._grid.cells(torch.special.ndtr(latents))
@@ -103,7 +92,7 @@ class TokenBridge(Quantizer):
 
 def _bin_means(bins: int) -> list[float]:
     """Means of the standard normal distribution within bins of equal mass, [K]."""
-    # On the CPU also where a loader builds models without memory.
+    # On the CPU even if a loader builds the model without memory.
     edges = torch.special.ndtri(torch.arange(bins + 1, dtype=torch.float64, device="cpu") / bins)
     density = (-edges.square() / 2).exp() / math.sqrt(2 * math.pi)
     return ((density[:-1] - density[1:]) * bins).tolist()

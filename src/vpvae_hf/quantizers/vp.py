@@ -1,11 +1,9 @@
-"""VP: train with a perturbation, fit the codebook afterwards.
-
-Shapes: N tokens of a batch, d latent dimensions, K codes, |S| latents in the queue.
-"""
+"""VP: train with a perturbation, fit the codebook afterwards. Shapes: |S| latents in the queue."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
-from vpvae_hf.settings import is_integer, is_number, require, require_integer, require_weight
+from vpvae_hf.settings import is_integer, is_number, require, require_integer, require_share, require_weight
 
 from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, TrainingState
 from .normalization import normalization_loss
@@ -49,15 +47,10 @@ class VectorPerturbationConfig(QuantizerConfig):
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents per code;
             until then all of them do.
         index_refresh: share of the queue that may change before its search index is rebuilt.
-        search_backend: search used by "metropolis" and "always_accept": "auto" (the fastest exact one) or a name in
-            `vpvae_hf.neighbors.BACKENDS`, see `build_index`.
+        search_backend: how "metropolis" and "always_accept" search, as for `vpvae_hf.neighbors.build_index`.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
         normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" only their mean, so that
             dimensions that carry more information may take more room than others.
-        fitted: whether the codebook has been fitted; set by `fit_codebook`.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "vp"
@@ -69,8 +62,7 @@ class VectorPerturbationConfig(QuantizerConfig):
         _SMALL | {"perturbation": "random_codebook"},
         _SMALL | {"perturbation": "random_codebook", "codebook_size_range": [32, 128]},
     )
-    codebook_size: int = 1024
-    latent_dim: int = 4
+    needs_fitting: ClassVar[bool] = True
     perturbation: Literal["metropolis", "always_accept", "random_codebook"] = "metropolis"
     eta: float | Literal["auto"] = "auto"
     share: float | Literal["auto"] = "auto"
@@ -88,8 +80,9 @@ class VectorPerturbationConfig(QuantizerConfig):
     def __post_init__(self):
         valid = is_integer(self.latent_dim) and 1 <= self.latent_dim <= 16
         require(valid, "latent_dim", self.latent_dim, "an integer in 1..16")
-        for name, least in {"codebook_size": 2, "density_rank": 1, "queue_per_code": 1}.items():
-            require_integer(name, getattr(self, name), least)
+        super().__post_init__()
+        for name in ("density_rank", "queue_per_code"):
+            require_integer(name, getattr(self, name), 1)
         self._check_range()
         if self.queue_size < max(2 * self.codebook_size, self.density_rank):
             raise ValueError(
@@ -101,20 +94,19 @@ class VectorPerturbationConfig(QuantizerConfig):
         require(valid, "eta", self.eta, 'a positive number or "auto"')
         valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
         require(valid, "share", self.share, 'a number in (0, 1] or "auto"')
-        queue_share, refresh = self.queue_share, self.index_refresh
-        require(is_number(queue_share) and 0 < queue_share <= 1, "queue_share", queue_share, "a number in (0, 1]")
-        require(is_number(refresh) and 0 <= refresh <= 1, "index_refresh", refresh, "a number in [0, 1]")
+        valid = is_number(self.queue_share) and 0 < self.queue_share <= 1
+        require(valid, "queue_share", self.queue_share, "a number in (0, 1]")
+        require_share("index_refresh", self.index_refresh)
         backends = ("auto", *BACKENDS)
         require(self.search_backend in backends, "search_backend", self.search_backend, " or ".join(backends))
         for name in ("mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
         require(self.normalization in ("each", "whole"), "normalization", self.normalization, "each or whole")
-        require(isinstance(self.fitted, bool), "fitted", self.fitted, "true or false")
 
     @property
     def largest_codebook(self) -> int:
         """The greatest K that it is trained for."""
-        return max(self.codebook_size, *(self.codebook_size_range or ()), 0)
+        return max(self.codebook_size, *(self.codebook_size_range or (0,)))
 
     @property
     def queue_size(self) -> int:
@@ -140,9 +132,9 @@ class VectorPerturbation(Quantizer):
 
     In the first steps, until the queue holds two latents per code, latents pass through unperturbed.
 
-    In a distributed job every rank must run each training forward, since the ranks share one queue: the latents that
-    enter it come from all of them, it is the same to the bit on each, and so are eta (or share) and the measured error.
-    Other metrics are each rank's own. Ranks may have different numbers of tokens. In eval mode a rank may run alone.
+    In a distributed job every rank must run each training forward, since the ranks share one queue of latents of them
+    all. The queue is the same to the bit on each, and so are eta (or share) and the measured error; other metrics are
+    each rank's own. Ranks may have different numbers of tokens. In eval mode a rank may run alone.
 
     Buffers:
         codebook: [K, d] float32, zeros until fitted.
@@ -159,10 +151,6 @@ class VectorPerturbation(Quantizer):
         self._indexed_at = 0
         self._search: NearestPoint | None = None
         self._step_size_ratio = 1.0
-
-    @property
-    def needs_fitting(self) -> bool:
-        return True
 
     @property
     def training_state(self) -> TrainingState:
@@ -183,7 +171,7 @@ class VectorPerturbation(Quantizer):
         displacement_ms = displacement.square().sum(dim=-1).mean()
         self.scale.observe(float(displacement_ms) * self._step_size_ratio, len(flat))
         self._enqueue(flat.detach(), generator)
-        error_ms = self.scale.error_ms
+        error_ms, whole = self.scale.error_ms, config.normalization == "whole"
         scale_name = "share" if config.perturbation == "random_codebook" else "eta"
         metrics = {
             "quantizer/displacement_rms": displacement_ms.sqrt(),
@@ -192,21 +180,16 @@ class VectorPerturbation(Quantizer):
             f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
             "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
         }
-        return QuantizerOutput(
-            latents=features + displacement.view_as(features),  # eq. (9): the displacement carries no gradient
-            codes=None,
-            loss=normalization_loss(
-                flat, config.mean_weight, config.variance_weight, whole=config.normalization == "whole"
-            ),
-            metrics=metrics,
-        )
+        latents = features + displacement.view_as(features)  # eq. (9): the displacement carries no gradient
+        loss = normalization_loss(flat, config.mean_weight, config.variance_weight, whole=whole)
+        return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def check_codes(self) -> None:
         super().check_codes()
         if not self.codebook.any():
             raise CodebookNotFittedError(
-                "the settings say that the codebook is fitted, but it holds only zeros, as where a model is made from "
-                "the config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
+                "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
+                "config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
             )
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
@@ -238,23 +221,21 @@ class VectorPerturbation(Quantizer):
         self.config = dataclasses.replace(self.config, fitted=True)
 
     def set_codebook_size(self, codebook_size: int) -> None:
-        """Train for another K from now on: M, the queue's capacity and the scale follow, the codebook is unfitted.
-
-        Raises:
-            ValueError: below 2.
-        """
+        """Train for another K >= 2 from now on: M, the queue's capacity and the scale follow; no codebook is fitted."""
         self.reconfigure(dataclasses.replace(self.config, codebook_size=codebook_size))
 
-    def reconfigure(self, config: VectorPerturbationConfig) -> None:
-        """Train with other settings of the same latent_dim from now on.
+    def reconfigure(self, config: QuantizerConfig) -> bool:
+        """Train with other settings of the kind and the same latent_dim from now on.
 
-        The queue keeps the newest latents that it can hold, a fitted codebook stays where K stays, and the scale is
+        The queue keeps the newest latents that it can hold, a fitted codebook stays if K stays, and the scale is
         measured anew. Settings equal to the present ones, `fitted` aside, change nothing.
         """
         present = self.config
+        if not isinstance(config, VectorPerturbationConfig) or config.latent_dim != present.latent_dim:
+            return False
         config = dataclasses.replace(config, fitted=present.fitted and config.codebook_size == present.codebook_size)
         if config == present:
-            return
+            return True
         self.config = config
         if config.codebook_size != present.codebook_size:
             self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
@@ -264,6 +245,7 @@ class VectorPerturbation(Quantizer):
         else:
             self.scale = _scale(config)
         self._index = None
+        return True
 
     def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Perturbed latents [N, d] and which proposals were accepted [N]."""
@@ -271,28 +253,20 @@ class VectorPerturbation(Quantizer):
         if held < self._least_queue:
             return latents, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         if self.scale.due(self.queue.pushed, held):
-            self.scale.measure(
-                self.queue.latents(),
-                config.codebook_size,
-                self.queue.pushed,
-                lambda eta: self._trial_displacement_ms(latents, eta),
-            )
-        if config.perturbation == "random_codebook":
-            codebook = self._drawn_codebook(latents.device, generator)
-            perturbed = random_codebook(latents, codebook, self.scale.value)
-            return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
-        return self._metropolis(latents, self.scale.value, generator)
-
-    def _drawn_codebook(self, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """[K of this step, d] from the queue."""
-        config, size = self.config, self.codebook_size
+            trial = partial(self._trial_displacement_ms, latents)
+            self.scale.measure(self.queue.latents(), config.codebook_size, self.queue.pushed, trial)
+        if config.perturbation != "random_codebook":
+            return self._metropolis(latents, self.scale.value, generator)
+        size = config.codebook_size
         if config.codebook_size_range is not None:
             least, most = map(math.log, config.codebook_size_range)
-            part = float(torch.rand((), device=device, generator=generator))
+            part = float(torch.rand((), device=latents.device, generator=generator))
             size = round(math.exp(least + part * (most - least)))
             # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
-            self._step_size_ratio = (size / self.codebook_size) ** (2 / self.latent_dim)
-        return self.queue.draw(size, device, generator)
+            self._step_size_ratio = (size / config.codebook_size) ** (2 / self.latent_dim)
+        codebook = self.queue.draw(size, latents.device, generator)
+        perturbed = random_codebook(latents, codebook, self.scale.value)
+        return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
 
     def _metropolis(self, latents: Tensor, eta: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         index = self._current_index(latents.device)
@@ -314,9 +288,8 @@ class VectorPerturbation(Quantizer):
         return float((perturbed - trial).square().sum(dim=-1).mean())
 
     def _current_index(self, device: torch.device) -> NeighborIndex:
-        changed = self.queue.pushed - self._indexed_at
-        moved = self._index is not None and self._index.points.device != device
-        if self._index is None or moved or changed > self.config.index_refresh * len(self.queue):
+        index, changed = self._index, self.queue.pushed - self._indexed_at
+        if index is None or index.points.device != device or changed > self.config.index_refresh * len(self.queue):
             self._index = build_index(self.queue.latents().to(device), self.config.search_backend)
             self._indexed_at = self.queue.pushed
         return self._index
@@ -325,8 +298,8 @@ class VectorPerturbation(Quantizer):
         filling = len(self.queue) < self._least_queue
         count = len(latents) if filling else math.ceil(self.config.queue_share * len(latents))
         chosen = torch.randperm(len(latents), device=latents.device, generator=generator)[:count]
-        # With the displacement's sum, three collectives per step, of a few kilobytes once the queue has filled. The
-        # ranks then wait for the slowest in the forward, instead of at the gradients in the backward.
+        # With the displacement's sum these are three collectives per step, of a few kilobytes once the queue is filled.
+        # Ranks then wait for the slowest in the forward, not at the gradients in the backward.
         self.queue.push(distributed.rows_of_all_ranks(latents[chosen]))
 
 
@@ -341,8 +314,6 @@ def _scale(config: VectorPerturbationConfig) -> PerturbationScale:
 
 
 class _TrainingState:
-    """What a checkpoint holds in addition to the weights; for `Accelerator.register_for_checkpointing`."""
-
     def __init__(self, quantizer: VectorPerturbation):
         self._quantizer = quantizer
 

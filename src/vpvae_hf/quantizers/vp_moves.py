@@ -22,18 +22,13 @@ def uniform_in_ball(
 def acceptance_probability(
     near: Tensor, radius: Tensor, near_proposed: Tensor, radius_proposed: Tensor, move: Tensor, dim: int
 ) -> Tensor:
-    """Metropolis-Hastings acceptance of z -> z' for density ~ D_k^-d and a uniform ball of radius R.
+    """Metropolis-Hastings acceptance [N] of z -> z' for density ~ D_k^-d and a uniform ball of radius R.
 
     Zero if the reverse move is impossible, eq. (7): |z - z'| > R(z'). Otherwise eq. (8), with the radii in place of the
     D_M that they are proportional to: min(1, (D_k(z) R(z) / (D_k(z') R(z')))^d).
 
     Args:
-        near, radius: D_k(z) and R(z), each [N].
-        near_proposed, radius_proposed: D_k(z') and R(z'), each [N].
-        move: |z - z'|, [N].
-
-    Returns:
-        [N] in [0, 1].
+        near, radius, near_proposed, radius_proposed, move: D_k(z), R(z), D_k(z'), R(z') and |z - z'|, each [N].
     """
     tiny = torch.finfo(near.dtype).tiny  # among copies of one latent distances are zero
     log_ratio = sum(x.clamp_min(tiny).log() for x in (near, radius))
@@ -57,8 +52,7 @@ def metropolis(
     Args:
         latents: [N, d], detached.
         index: over the queue.
-        density_rank: k.
-        mass_rank: M.
+        density_rank, mass_rank: k and M.
         eta: scale of the radius, eq. (3): R(z) = eta * D_M(z).
         always_accept: accept every proposal, without a second search: the ablation without Metropolis-Hastings.
 
@@ -78,18 +72,11 @@ def metropolis(
 
 
 def random_codebook(latents: Tensor, codebook: Tensor, share: float) -> Tensor:
-    """Move each latent a share of the way to the nearest of K latents that were drawn from the queue.
+    """Latents [N, d], each moved a share of the way to the nearest of K latents [K, d] drawn from the queue.
 
     The drawn latents have the latents' own density and make cells of mass 1/K, so the moves have the directions and
-    lengths of a quantization with K codes.
-
-    Args:
-        latents: [N, d], detached.
-        codebook: [K, d], the drawn latents.
-        share: s in (0, 1]. A random codebook has a larger error than a fitted one, so the share is below 1.
-
-    Returns:
-        Perturbed latents [N, d].
+    lengths of a quantization with K codes. A random codebook has a larger error than a fitted one, so the share, in
+    (0, 1], is below 1.
     """
     _, nearest = nearest_point(latents, codebook)
     return latents + share * (codebook[nearest] - latents)

@@ -9,11 +9,8 @@ class LatentQueue:
 
     Storage is made on the first push, on the latents' device, so that a model can be built without memory.
 
-    Args:
-        capacity: the most latents kept.
-        dim: d.
-
     Attributes:
+        capacity: the most latents kept.
         pushed: latents ever pushed, which tells how much has changed since a moment.
     """
 
@@ -52,13 +49,7 @@ class LatentQueue:
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Different latents drawn at random, [count, d]: one from each of `count` equal stretches of its age.
 
-        Costs as much as the draw is long, however long the queue.
-
-        Args:
-            device: where the queue moves, the result lies, and the generator is.
-
-        Raises:
-            ValueError: more than the queue holds.
+        The queue moves to the device, which is also the generator's. The cost depends on the count alone.
         """
         if not 1 <= count <= self._size:
             raise ValueError(f"cannot draw {count} of {self._size} latents; push more first")
@@ -76,11 +67,7 @@ class LatentQueue:
         return {"latents": self.latents(), "pushed": self.pushed}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over a saved content.
-
-        Raises:
-            ValueError: the saved latents have another dimension, or are more than the capacity.
-        """
+        """Take over a saved content; ValueError if it has another dimension, or is more than the capacity."""
         latents = state["latents"]
         if latents.ndim != 2 or latents.shape[1] != self.dim or len(latents) > self.capacity:
             raise ValueError(

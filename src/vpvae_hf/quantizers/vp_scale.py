@@ -1,7 +1,7 @@
 """How large a perturbation is: a fixed number, or as large as the quantization error it stands for."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,19 +10,20 @@ from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.neighbors import nearest_point
 
+Displacement: TypeAlias = Callable[[float], float]
+
 # One part in this many of the queue is kept out of the codebook and measures its error: on the latents that a
 # codebook was fitted to the error is too small, by 12% with 16 d latents a code.
 _HELD_OUT_PART = 8
 # The error is measured anew once this share of the queue has been replaced.
 _MEASURED_EVERY = 0.5
 _MEASURING_ITERATIONS = 10
-# Factors that are tried in turn until the displacement is large enough. With larger ones nearly every proposal is
-# rejected.
+# Factors that are tried in turn until the displacement is large enough. With larger ones most proposals are rejected.
 _LADDER = tuple(0.25 * 2 ** (i / 2) for i in range(10))
 # Between measurements the factor stays within this ratio of the one that was found.
 _LEEWAY = 1.5
-# How much of the ratio of error to displacement one step corrects: a batch shows the displacement within a few percent
-# only, so its noise must average out over several steps.
+# How much of the ratio of error to displacement one step corrects: a batch shows the displacement within a few percent,
+# so its noise must average out over several steps.
 _GAIN = 0.2
 
 
@@ -54,18 +55,13 @@ class PerturbationScale:
         """Whether enough of the queue is new to measure again: `pushed` latents ever, `size` of them held."""
         return self.error_ms is None or pushed - self._measured_at >= _MEASURED_EVERY * size
 
-    def measure(
-        self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Callable[[float], float]
-    ) -> None:
+    def measure(self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Displacement) -> None:
         """Fit a codebook to most of the queue [S, d] and measure its mean square error on the rest.
 
         Args:
             queue: the same on every rank.
             displacement_ms: gives the mean square displacement that a factor causes; called if the factor must be
                 found anew.
-
-        Raises:
-            RuntimeError: measuring failed on the first rank, and this is another.
         """
         found: list[float] = []
         # The others wait meanwhile: measuring too would cost them as long, and rounding may differ between devices.
@@ -78,9 +74,7 @@ class PerturbationScale:
         self._bounds = tuple(bounds) or None
         self._measured_at = pushed
 
-    def _measure(
-        self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Callable[[float], float]
-    ) -> None:
+    def _measure(self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Displacement) -> None:
         order = torch.randperm(len(queue), generator=torch.Generator("cpu").manual_seed(pushed), device="cpu")
         held_out, fitted = queue[order.to(queue.device)].tensor_split([len(queue) // _HELD_OUT_PART])
         distinct = len(torch.unique(fitted, dim=0))
@@ -111,12 +105,10 @@ class PerturbationScale:
         if not self._proportional:
             self._bounds = None
 
-    def _find(self, displacement_ms: Callable[[float], float]) -> None:
-        """Climb the ladder of factors to the first whose displacement is large enough.
-
-        A larger radius moves accepted latents farther but has more proposals rejected, so the displacement has a
-        greatest value; if that is below the error, its factor is the best there is.
-        """
+    def _find(self, displacement_ms: Displacement) -> None:
+        """Climb the ladder of factors to the first whose displacement is large enough."""
+        # A larger radius moves accepted latents farther but has more proposals rejected, so the displacement has a
+        # greatest value; if that is below the error, its factor is the best there is.
         tried: list[tuple[float, float]] = []
         for factor in _LADDER:
             tried.append((displacement_ms(factor), factor))
@@ -131,12 +123,8 @@ class PerturbationScale:
         self._bounds = (best / _LEEWAY, best if reached < self.error_ms else best * _LEEWAY)
 
     def state_dict(self) -> dict:
-        return {
-            "value": self.value,
-            "error_ms": self.error_ms,
-            "measured_at": self._measured_at,
-            "bounds": self._bounds,
-        }
+        present = {"value": self.value, "error_ms": self.error_ms}
+        return present | {"measured_at": self._measured_at, "bounds": self._bounds}
 
     def load_state_dict(self, state: dict) -> None:
         self.error_ms, self._measured_at = state["error_ms"], state["measured_at"]

@@ -1,7 +1,4 @@
-"""VQ-VAE's quantizer: a codebook that is learned in training.
-
-Shapes: d latent dimensions, K codes.
-"""
+"""VQ-VAE's quantizer: a codebook that is learned in training."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,7 +18,7 @@ from .baselines import LearnedCodebook, LearnedCodebookConfig, library
 
 @dataclass(frozen=True, kw_only=True)
 class VectorQuantizationConfig(LearnedCodebookConfig):
-    """Settings of `VectorQuantization`, in addition to those of every learned codebook.
+    """Settings of `VectorQuantization`.
 
     Attributes:
         update: the codebook follows the latents by its "gradient" (arXiv 1711.00937, eq. 3), or by an exponential
@@ -30,9 +27,6 @@ class VectorQuantizationConfig(LearnedCodebookConfig):
         kmeans_start: start from K-means of the first batch, not at random.
         replace_below: a code that fewer latents per batch use, in the moving average, is replaced by a latent; with 0
             no code is ever replaced.
-
-    Raises:
-        ValueError: a value out of its range.
     """
 
     kind: ClassVar[str] = "vq"
@@ -60,9 +54,6 @@ class VectorQuantization(LearnedCodebook):
     """VQ-VAE's quantizer (arXiv 1711.00937).
 
     In a distributed job all ranks have one codebook if the process group was there when the quantizer was made.
-
-    Raises:
-        ImportError: vector-quantize-pytorch is missing.
     """
 
     config: VectorQuantizationConfig
@@ -105,7 +96,7 @@ class VectorQuantization(LearnedCodebook):
 
 @contextlib.contextmanager
 def _randomness(generator: torch.Generator | None) -> Iterator[None]:
-    """Have the library, which takes no generator, draw from this one; leaves torch's global one as it was."""
+    """Let the library, which takes no generator, draw from this one, and leave torch's global one as it was."""
     if generator is None:
         yield
         return
