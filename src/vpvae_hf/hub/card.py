@@ -81,7 +81,6 @@ def write_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id
 
     Args:
         results: "training", "codebook" and "evaluation", each of which may be missing.
-        repo_id: repository that the card is for; None if that is not known.
     """
     write_json(Path(folder) / RESULTS, results)
     write_card(folder, repo_id)
@@ -97,11 +96,16 @@ def render_card(
 ) -> str:
     """The card's text; arguments as of `write_card`, and the branch that it is for."""
     name = saved.folder.resolve().name if repo_id is None else repo_id
+    if license is None and (path := saved.folder / CARD).exists() and is_generated(path):
+        license = ModelCard.load(path).data.license
     title, quantizer = name.split("/")[-1], saved.quantizer
+    training = saved.results.get("training") or {}
+    settings, evaluations = training.get("settings"), _evaluations(saved)
+    measured = {metric for evaluation in evaluations for metric in evaluation["metrics"]}
     return _rendered(
         f"{saved.entry.name}.md",
         "template.md",
-        card_data=_metadata(saved, title, license or _present_license(saved)).to_yaml(),
+        card_data=_metadata(saved, title, license).to_yaml(),
         name=name,
         title=title,
         entry=saved.entry,
@@ -110,32 +114,24 @@ def render_card(
         config=saved.config,
         quantizer=quantizer,
         factor=saved.entry.downsampling(saved.config),
-        has_codes=saved.has_codes,
+        has_codes=quantizer.fitted and quantizer.codebook_size is not None,
         groups=quantizer.code_groups,
-        bits=saved.bits,
+        bits=quantizer.code_groups * math.log2(quantizer.codebook_size or 1),
         parameters=saved.parameters,
         picture=PICTURE if (saved.folder / PICTURE).exists() else None,
         sounds=_sounds(saved, repo_id, revision),
-        training=_rows(saved.results.get("training"), _TRAINING),
-        settings=_settings(saved),
-        versions=(saved.results.get("training") or {}).get("versions"),
+        training=_rows(training, _TRAINING),
+        settings=json.dumps(strip_local_paths(settings), indent=2) if settings else None,
+        versions=training.get("versions"),
         codebook=_rows(saved.results.get("codebook"), _CODEBOOK),
-        metrics=_metric_headings(saved),
-        evaluations=_evaluations(saved),
+        metrics={metric: metric_label(metric).heading for metric in sort_metrics(measured)},
+        evaluations=evaluations,
         paper=_PAPER if quantizer.paper == _PAPER else None,
     )
 
 
 def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """Write the card of a saved pipeline into its folder; one that somebody wrote or took over is left as it is.
-
-    Args:
-        folder: as a generation recipe leaves it, with model_index.json and results.json.
-        repo_id: repository that it is for; None if that is not known.
-
-    Raises:
-        ValueError: it is no such folder.
-    """
+    """As `write_card`, for a saved pipeline: a folder as a generation recipe leaves it, with its results.json."""
     folder = checked_pipeline(folder)
     path = folder / CARD
     if not path.exists() or is_generated(path):
@@ -144,12 +140,7 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
 
 
 def write_pipeline_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id: str | None = None) -> None:
-    """Write results.json into a saved pipeline's folder, and the card anew.
-
-    Args:
-        results: of a generation recipe.
-        repo_id: repository that the card is for; None if that is not known.
-    """
+    """Write a generation recipe's results.json into a saved pipeline's folder, and the card anew."""
     write_json(Path(folder) / RESULTS, results)
     write_pipeline_card(folder, repo_id)
 
@@ -225,23 +216,7 @@ def _hub_id(name: str | None) -> str | None:
 def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCardData:
     training = saved.results.get("training") or {}
     dataset = _hub_id(training.get("dataset"))
-    results = _eval_results(saved)
-    return ModelCardData(
-        license=license,
-        library_name=saved.entry.library,
-        pipeline_tag=saved.entry.pipeline_tag,
-        tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
-        + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
-        datasets=None if dataset is None else [dataset],
-        base_model=_hub_id(training.get("base_model")),
-        # Without results it would be written as a field that the Hub does not know.
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
-
-
-def _eval_results(saved: SavedTokenizer) -> list[EvalResult]:
-    return [
+    results = [
         EvalResult(
             task_type=saved.entry.task,
             dataset_type=evaluation["dataset"],
@@ -255,11 +230,18 @@ def _eval_results(saved: SavedTokenizer) -> list[EvalResult]:
         for name, value in evaluation["metrics"].items()
         if value is not None
     ]
-
-
-def _present_license(saved: SavedTokenizer) -> str | None:
-    path = saved.folder / CARD
-    return ModelCard.load(path).data.license if path.exists() and is_generated(path) else None
+    return ModelCardData(
+        license=license,
+        library_name=saved.entry.library,
+        pipeline_tag=saved.entry.pipeline_tag,
+        tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
+        + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
+        datasets=None if dataset is None else [dataset],
+        base_model=_hub_id(training.get("base_model")),
+        # Without results it would be written as a field that the Hub does not know.
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
 
 
 def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) -> dict[str, str]:
@@ -276,27 +258,13 @@ def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[st
     return [(label, format_number(record[key])) for key, label in names.items() if record.get(key) is not None]
 
 
-def _settings(saved: SavedTokenizer) -> str | None:
-    settings = (saved.results.get("training") or {}).get("settings")
-    return json.dumps(strip_local_paths(settings), indent=2) if settings else None
-
-
 def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
-    """As recorded, figures that are not finite as None: neither the Hub nor a reader has a use for them."""
-    return [
-        evaluation | {"metrics": {name: _finite(value) for name, value in evaluation["metrics"].items()}}
-        for evaluation in strip_local_paths(saved.results.get("evaluation") or [])
-    ]
-
-
-def _metric_headings(saved: SavedTokenizer) -> dict[str, str]:
-    """Name -> heading of every metric that some evaluation has."""
-    measured = {name for evaluation in _evaluations(saved) for name in evaluation["metrics"]}
-    return {name: metric_label(name).heading for name in sort_metrics(measured)}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    """As recorded, but values that are not finite are None: neither the Hub nor a reader has a use for them."""
+    evaluations = strip_local_paths(saved.results.get("evaluation") or [])
+    for evaluation in evaluations:
+        metrics = evaluation["metrics"].items()
+        evaluation["metrics"] = {k: v if v is not None and math.isfinite(v) else None for k, v in metrics}
+    return evaluations
 
 
 def format_number(value: Any) -> str:

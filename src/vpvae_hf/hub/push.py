@@ -84,16 +84,10 @@ def push_folder(
 def push_pipeline(
     folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, token: str | None = None
 ) -> str:
-    """Push a saved pipeline with its parts, samples and card, in one commit; gives the web address.
+    """Push a saved pipeline with its parts, samples and card, in one commit; arguments and errors as of `push_folder`.
 
     Args:
         folder: as a generation recipe leaves it. Hidden files, and what lies in hidden folders, stay behind.
-        repo_id, private, token: as for `push_folder`.
-
-    Raises:
-        ValueError: it is no such folder, or the repository's name is malformed.
-        PermissionError: the token is refused.
-        ConnectionError: the hub cannot be reached or is down.
     """
     folder = checked_pipeline(folder)
 
@@ -159,14 +153,14 @@ def _stale(there: set[str], contents: Iterable[str]) -> list[str]:
 
 
 def _weights_of(name: str) -> tuple[str, str] | None:
-    """Folder and set of weights that a file belongs to; None if it holds none. All of a pipeline's part are one set."""
+    """Folder and set of weights of a file; None if it holds none. All weights of a pipeline's part are one set."""
     folder, _, file = name.rpartition("/")
     weights = weights_set(file)
     return None if weights is None else (folder, "" if folder else weights)
 
 
 def _public(content: Path | bytes) -> Path | bytes:
-    """What of a file is for the public: settings without the paths of this computer."""
+    """The content without the paths of this computer."""
     if isinstance(content, bytes) or content.suffix != ".json":
         return content
     recorded = read_json(content)

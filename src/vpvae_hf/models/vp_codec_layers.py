@@ -27,7 +27,7 @@ class SymmetricPadding:
 
     Args:
         frames: N of the batch.
-        valid_frames: [B] how many of them are of each sample; None where all are.
+        valid_frames: [B] how many of them each sample has; None if all are of the sample.
     """
 
     def __init__(self, frames: int, valid_frames: Tensor | None = None):
@@ -52,15 +52,14 @@ class SymmetricPadding:
         if self._valid is None:
             return x
         ends = self._valid * (x.shape[-1] // self._frames)
-        beyond = torch.arange(x.shape[-1], device=x.device) >= ends[:, None]
-        return x.masked_fill(beyond[:, None], 0)
+        return x.masked_fill(~position_mask(ends, x.shape[-1])[:, None], 0)
 
 
 class CausalPadding:
     """Zeros, or what came before, on the left; nothing depends on what is to the right.
 
     Args:
-        past: of a stream, which is read and brought up to date: the end of each convolution's input. None for none.
+        past: the end of each convolution's input in a stream so far, which is read and updated; None for no stream.
     """
 
     def __init__(self, past: dict[nn.Module, Tensor] | None = None):
@@ -88,6 +87,11 @@ class CausalPadding:
 
 
 Padding = SymmetricPadding | CausalPadding
+
+
+def position_mask(lengths: Tensor, count: int) -> Tensor:
+    """[B, count] bool, True for the first `lengths` [B] positions."""
+    return torch.arange(count, device=lengths.device) < lengths[:, None]
 
 
 class ConvolutionalEncoder(nn.Module):
@@ -143,15 +147,8 @@ class WindowedTransformer(MimiTransformerModel):
     def forward(
         self, features: Tensor, valid_frames: Tensor | None = None, past_key_values: DynamicCache | None = None
     ) -> Tensor:
-        """[B, N, hidden_size] from the same.
-
-        Args:
-            valid_frames: [B] frames of each sample of the batch; later ones are not attended to. None if all are.
-            past_key_values: of a stream, brought up to date.
-        """
-        mask = None
-        if valid_frames is not None:
-            mask = torch.arange(features.shape[1], device=features.device) < valid_frames[:, None]
+        """[B, N, hidden_size] from the same; frames from `valid_frames` [B] on are not attended to."""
+        mask = None if valid_frames is None else position_mask(valid_frames, features.shape[1])
         return super().forward(features, attention_mask=mask, past_key_values=past_key_values).last_hidden_state
 
 
