@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -132,24 +132,21 @@ def _push(
         own_card = isinstance(contents[CARD], Path) and not is_generated(contents[CARD])
         if CARD in there and not own_card and not is_generated(api.hf_hub_download(repo_id, CARD, revision=revision)):
             del contents[CARD]
+        # Earlier weights of what is pushed: an index or another format of them would be loaded in place of the new.
+        pushed = {_weights_of(name) for name in contents} - {None}
+        stale = [name for name in there - set(contents) if _weights_of(name) in pushed]
         # Not `upload_folder`, which may make several commits of a folder.
         commit = api.create_commit(
             repo_id,
             [
                 *(CommitOperationAdd(name, _public(content)) for name, content in contents.items()),
-                *(CommitOperationDelete(name) for name in _stale(there, contents)),
+                *(CommitOperationDelete(name) for name in sorted(stale)),
             ],
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
         )
     return commit.pr_url or f"{api.endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
-
-
-def _stale(there: set[str], contents: Iterable[str]) -> list[str]:
-    """Earlier weights of what is pushed: an index or another format of them would be loaded in place of the new."""
-    pushed = {_weights_of(name) for name in contents} - {None}
-    return sorted(name for name in there - set(contents) if _weights_of(name) in pushed)
 
 
 def _weights_of(name: str) -> tuple[str, str] | None:

@@ -23,7 +23,7 @@ from vpvae_hf.settings import did_you_mean
 
 from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, require_finite
 
 # What diffusers' EMAModel writes into the config of the model that it saves.
 _EMA_FIELDS = frozenset(
@@ -179,8 +179,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                     f"latents must be [B, {self.config.latent_channels}, h, w], got shape {tuple(h.shape)}; "
                     "codes must be of an integer dtype"
                 )
-            if not torch.isfinite(h).all():
-                raise ValueError(f"{int((~torch.isfinite(h)).sum())} of {h.numel()} latent values are NaN or infinite")
+            require_finite(h, "latent values")
             latents = h.movedim(1, -1)
             as_it_is = self.config.force_not_quantize if force_not_quantize is None else force_not_quantize
             if self.quantize.has_codes and not as_it_is:
@@ -296,8 +295,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                 f"height and width must be multiples of {factor}, got {height} x {width}; "
                 f"crop to {height // factor * factor} x {width // factor * factor} or pad"
             )
-        if not torch.isfinite(x).all():
-            raise ValueError(f"{int((~torch.isfinite(x)).sum())} pixels are NaN or infinite; images lie in [-1, 1]")
+        require_finite(x, "pixel values", "; images lie in [-1, 1]")
         # Another memory format has other kernels, which round otherwise: equal images shall have equal codes.
         return x.to(self.dtype).contiguous()
 

@@ -23,7 +23,7 @@ from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import VPCodecFeatureExtractor
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, require_finite
 from .vp_codec_layers import (
     CausalPadding,
     ConvolutionalDecoder,
@@ -384,9 +384,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             )
         if not floating:
             return self.quantize.decode(self.codes_last(audio_codes))
-        if not torch.isfinite(audio_codes).all():
-            bad = int((~torch.isfinite(audio_codes)).sum())
-            raise ValueError(f"{bad} of {audio_codes.numel()} latent values are NaN or infinite")
+        require_finite(audio_codes, "latent values")
         latents = audio_codes.transpose(1, 2)
         return latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
 
@@ -405,9 +403,7 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
             f"audio must have at least {shortest} samples, which one code stands for, got shape {tuple(audio.shape)}; "
             "append zeros"
         )
-    if not torch.isfinite(audio).all():
-        bad = int((~torch.isfinite(audio)).sum())
-        raise ValueError(f"{bad} of {audio.numel()} audio samples are NaN or infinite; audio lies in [-1, 1]")
+    require_finite(audio, "audio samples", "; audio lies in [-1, 1]")
     return audio
 
 

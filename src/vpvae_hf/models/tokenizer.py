@@ -185,6 +185,13 @@ class Tokenizer(Persistence, ABC):
         quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
 
 
+def require_finite(values: Tensor, what: str, remedy: str = "") -> None:
+    """Raise a ValueError that counts NaN and infinite values, if there are any."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {values.numel()} {what} are NaN or infinite{remedy}")
+
+
 def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Of settings, as JSON stores them, and of tensors with their names; about 1 GB per second."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

@@ -16,7 +16,7 @@ from torch.nn.functional import conv1d, conv_transpose1d, pad
 from transformers import DynamicCache
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.dac.modeling_dac import DacDecoderBlock, DacEncoderBlock, DacResidualUnit, Snake1d
+from transformers.models.dac.modeling_dac import DacDecoderBlock, DacEncoderBlock, Snake1d
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
 
 from .configuration_vp_codec import VPCodecConfig
@@ -94,7 +94,15 @@ def position_mask(lengths: Tensor, count: int) -> Tensor:
     return torch.arange(count, device=lengths.device) < lengths[:, None]
 
 
-class ConvolutionalEncoder(nn.Module):
+class _Convolutions(nn.Module):
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+        x = padding.convolve(self.conv1, x)
+        for block in self.block:
+            x = block(x, padding)
+        return padding.convolve(self.conv2, self.snake1(x))
+
+
+class ConvolutionalEncoder(_Convolutions):
     """Waveform [B, 1, T] to features [B, hidden_size, N]."""
 
     def __init__(self, config: VPCodecConfig):
@@ -106,14 +114,8 @@ class ConvolutionalEncoder(nn.Module):
         self.snake1 = Snake1d(channels)
         self.conv2 = nn.Conv1d(channels, config.hidden_size, kernel_size=3)
 
-    def forward(self, waveform: Tensor, padding: Padding) -> Tensor:
-        x = padding.convolve(self.conv1, waveform)
-        for block in self.block:
-            x = block(x, padding)
-        return padding.convolve(self.conv2, self.snake1(x))
 
-
-class ConvolutionalDecoder(nn.Module):
+class ConvolutionalDecoder(_Convolutions):
     """Features [B, hidden_size, N] to a waveform [B, 1, T] within [-1, 1]."""
 
     def __init__(self, config: VPCodecConfig):
@@ -126,10 +128,7 @@ class ConvolutionalDecoder(nn.Module):
         self.conv2 = nn.Conv1d(channels, 1, kernel_size=7)
 
     def forward(self, features: Tensor, padding: Padding) -> Tensor:
-        x = padding.convolve(self.conv1, features)
-        for block in self.block:
-            x = block(x, padding)
-        return torch.tanh(padding.convolve(self.conv2, self.snake1(x)))
+        return torch.tanh(super().forward(features, padding))
 
 
 class WindowedTransformer(MimiTransformerModel):
@@ -184,22 +183,19 @@ def initialize_convolution(conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
 
 class _EncoderBlock(GradientCheckpointingLayer, DacEncoderBlock):
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
-            x = _residual(unit, x, padding)
-        return padding.convolve(self.conv1, self.snake1(x))
+        return padding.convolve(self.conv1, self.snake1(_residuals(self, x, padding)))
 
 
 class _DecoderBlock(GradientCheckpointingLayer, DacDecoderBlock):
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        x = padding.upsample(self.conv_t1, self.snake1(x))
-        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
-            x = _residual(unit, x, padding)
-        return x
+        return _residuals(self, padding.upsample(self.conv_t1, self.snake1(x)), padding)
 
 
-def _residual(unit: DacResidualUnit, x: Tensor, padding: Padding) -> Tensor:
-    change = padding.convolve(unit.conv1, unit.snake1(x))
-    return x + unit.conv2(unit.snake2(change))
+def _residuals(block: DacEncoderBlock | DacDecoderBlock, x: Tensor, padding: Padding) -> Tensor:
+    for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
+        change = padding.convolve(unit.conv1, unit.snake1(x))
+        x = x + unit.conv2(unit.snake2(change))
+    return x
 
 
 class _RotaryEmbedding(nn.Module):

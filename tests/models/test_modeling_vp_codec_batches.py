@@ -68,18 +68,6 @@ def test_padding_shorter_than_a_hop_is_no_audio_either(codec):
     assert_close(decoded, output.audio_values, **CLOSE)
 
 
-def test_attention_implementations_agree(own_codec):
-    audio, mask = batch_of(LENGTHS)
-    own_codec.set_attn_implementation("eager")
-    eager, eager_whole = own_codec.encode(audio, mask), own_codec.encode(audio)
-    own_codec.set_attn_implementation("sdpa")
-    sdpa, sdpa_whole = own_codec.encode(audio, mask), own_codec.encode(audio)
-    frames = eager.audio_codes_mask[:, None].expand_as(eager.latents)
-    assert_close(eager.latents[frames], sdpa.latents[frames], **CLOSE)
-    assert_close(eager_whole.latents, sdpa_whole.latents, **CLOSE)
-    assert torch.equal(eager.audio_codes, sdpa.audio_codes)
-
-
 def test_flash_attention_is_given_the_window_of_the_masks(causal):
     """It is told how far to look, since it takes no mask."""
     codec = tiny_codec(causal=causal)
@@ -113,12 +101,3 @@ def test_masks_of_other_types(vp_codec, mask):
     assert torch.equal(vp_codec(audio, mask).audio_values, vp_codec(audio, usual).audio_values)
     codes = vp_codec.encode(audio, usual).audio_codes
     assert torch.equal(vp_codec.decode(codes, mask).audio_values, vp_codec.decode(codes, usual).audio_values)
-
-
-def test_codes_mask_is_that_of_encode(vp_codec):
-    audio, mask = batch_of(LENGTHS)
-    frames = vp_codec.token_mask(mask)
-    assert frames.dtype == torch.bool
-    assert torch.equal(frames, vp_codec.encode(audio, mask).audio_codes_mask)
-    assert frames.sum(dim=1).tolist() == [31, 3, 2, 1]
-    assert vp_codec.token_mask(torch.ones(2, 5 * HOP + 1)).all()

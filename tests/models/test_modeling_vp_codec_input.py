@@ -12,14 +12,10 @@ pytestmark = pytest.mark.usefixtures("no_gradients")
     ("audio", "error", "message"),
     [
         (torch.zeros(2, 960), ValueError, r"mono, \[B, 1, T\], got shape \(2, 960\); .*reshape\(B, 1, T\)"),
-        (torch.zeros(960), ValueError, r"got shape \(960,\); add dimensions"),
         (torch.zeros(2, 2, 960), ValueError, r"got shape \(2, 2, 960\); average the channels"),
         (torch.zeros(1, 1, 960).short(), TypeError, r"\[-1, 1\], got torch\.int16; use the feature extractor"),
         (torch.full((1, 1, 960), torch.nan), ValueError, r"960 of 960 audio samples are NaN or infinite; audio"),
-        (torch.cat([torch.zeros(1, 1, 959), torch.full((1, 1, 1), torch.inf)], -1), ValueError, "1 of 960 audio"),
-        (torch.zeros(1, 1, 0), ValueError, r"at least 96 samples.*got shape \(1, 1, 0\); append zeros"),
         (torch.zeros(0, 1, 960), ValueError, r"a batch of at least one sample, got shape \(0, 1, 960\)"),
-        (torch.zeros(1, 1, 1), ValueError, r"at least 96 samples.*got shape \(1, 1, 1\); append zeros"),
         (torch.zeros(1, 1, 95), ValueError, r"at least 96 samples.*got shape \(1, 1, 95\); append zeros"),
     ],
 )
@@ -33,13 +29,9 @@ def test_bad_audio_is_refused(vp_codec, audio, error, message):
     ("mask", "message"),
     [
         (mask_of([960, 500]).flip(-1), "ones followed by zeros; pad at the end"),
-        (mask_of([960, 500]).flip(0)[:, :900], r"padding_mask must be \[2, 960\].*got \(2, 900\)"),
         (torch.ones(3, 960), r"padding_mask must be \[2, 960\].*got \(3, 960\)"),
-        (torch.ones(960), r"padding_mask must be \[2, 960\].*got \(960,\)"),
         (torch.ones(2, 2, 960), r"padding_mask must be \[2, 960\].*got \(2, 2, 960\)"),
         (mask_of([960, 95]), "at least 96 audio samples.*got 95; leave it out, or count some of the padding"),
-        (mask_of([960, 0]), "at least 96 audio samples.*got 0; leave it out"),
-        (torch.ones(2, 960).scatter(1, torch.tensor([[500], [959]]), 0), "ones followed by zeros"),
     ],
 )
 def test_bad_masks_are_refused(vp_codec, mask, message):
@@ -52,15 +44,11 @@ def test_bad_masks_are_refused(vp_codec, mask, message):
     ("codes", "error", "message"),
     [
         (torch.tensor([[[0, 16]]]), ValueError, r"codes must lie in 0\.\.15, got 0\.\.16; were they made with"),
-        (torch.tensor([[[-1, 3]]]), ValueError, r"codes must lie in 0\.\.15, got -1\.\.3"),
-        (torch.zeros(1, 5).long(), ValueError, r"codes \[B, 1, N\] of an integer dtype.*int64 of shape \(1, 5\)"),
-        (torch.zeros(1, 2, 5).long(), ValueError, r"got torch\.int64 of shape \(1, 2, 5\)"),
+        (torch.zeros(1, 2, 5).long(), ValueError, r"codes \[B, 1, N\] of an integer dtype.*int64 of shape \(1, 2, 5\)"),
         (torch.zeros(1, 1, 0).long(), ValueError, r"N at least 1; got torch\.int64 of shape \(1, 1, 0\)"),
-        (torch.zeros(1, 1, 5), ValueError, r"latents \[B, 3, N\].*got torch\.float32 of shape \(1, 1, 5\)"),
         (torch.zeros(1, 5, 3), ValueError, r"latents \[B, 3, N\].*got torch\.float32 of shape \(1, 5, 3\)"),
         (torch.zeros(1, 1, 5).bool(), TypeError, r"codes must be integers, got torch\.bool"),
         (torch.full((1, 3, 5), torch.nan), ValueError, "15 of 15 latent values are NaN or infinite"),
-        (torch.full((1, 3, 5), torch.inf), ValueError, "15 of 15 latent values are NaN or infinite"),
     ],
 )
 def test_bad_codes_and_latents_are_refused(vp_codec, codes, error, message):
@@ -74,10 +62,7 @@ def test_bad_codes_and_latents_are_refused(vp_codec, codes, error, message):
     ("mask", "message"),
     [
         (torch.ones(1, 5 * HOP + 1), r"481 samples long, 5 codes are of 385\.\.480; give the mask that the codes"),
-        (torch.ones(1, 4 * HOP), r"384 samples long, 5 codes are of 385\.\.480"),
         (torch.ones(2, 5 * HOP), r"padding_mask must be \[1, T\].*got \(2, 480\)"),
-        (torch.ones(5 * HOP), r"padding_mask must be \[1, T\].*got \(480,\)"),
-        (mask_of([5 * HOP, 300]).flip(-1)[1:], "ones followed by zeros"),
     ],
 )
 def test_masks_that_do_not_belong_to_the_codes_are_refused(vp_codec, mask, message):
