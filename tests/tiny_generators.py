@@ -14,7 +14,7 @@ from transformers import (
 )
 
 import tiny
-from tiny import GROUPED, HOP, RATE, tiny_codec, tiny_vae  # noqa: F401  also for those who import from here
+from tiny import GROUPED, HOP, RATE, VP, tiny_codec  # noqa: F401  also for those who import from here
 from vpvae_hf import AutoencoderVP, CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
 
 CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
@@ -38,6 +38,10 @@ _LLAMA = {
 
 def vector(codebook_size=16):
     return {"kind": "vp", "codebook_size": codebook_size, "latent_dim": 3}
+
+
+def tiny_vae(quantizer=VP, fitted=True):
+    return tiny.tiny_vae(quantizer, fitted, sample_size=4 * SIDE)
 
 
 def noise_images(count, side=4 * SIDE):

@@ -8,42 +8,24 @@ from functools import partial
 import pytest
 import torch
 
-from tiny import FSP, FSQ, GROUPED, HOP, NONE, VP, batch_of, noise, noise_images, tiny_codec, tiny_vae, training
-from vpvae_hf import AutoencoderVP, CodebookNotFittedError, VPCodecModel
+from tiny import FSP, FSQ, GROUPED, HOP, MODELS, NONE, VP, batch_of, noise_images, tiny_codec, tiny_vae, training
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError
 from vpvae_hf.hub import HUB_ENTRIES
 from vpvae_hf.models import Tokenizer
 from vpvae_hf.quantizers import NoCodesError
 
-MODELS = {
-    "image": (tiny_vae, noise_images(2, 32, 48), (8, 12), AutoencoderVP),
-    "audio": (tiny_codec, noise(2, 12 * HOP), (12,), VPCodecModel),
-}
 CODED = {"vp": VP, "fsp": FSP, "grouped": GROUPED}
-
-
-@pytest.fixture(params=MODELS)
-def modality(request):
-    return request.param
-
-
-@pytest.fixture
-def build(modality):
-    return MODELS[modality][0]
-
-
-@pytest.fixture
-def inputs(modality):
-    return MODELS[modality][1]
 
 
 @pytest.fixture
 def grid(modality):
-    return MODELS[modality][2]
+    """Of the codes of the inputs."""
+    return {"image": (8, 12), "audio": (12,)}[modality]
 
 
 @pytest.fixture
-def load(modality):
-    return MODELS[modality][3].from_pretrained
+def load(model_class):
+    return model_class.from_pretrained
 
 
 @pytest.fixture(params=CODED)
@@ -91,8 +73,8 @@ def test_codes_are_those_of_the_latent_vectors(build, inputs, quantizer):
     assert torch.equal(model.detokenize(narrow), model.detokenize(codes))
 
 
-def test_codes_are_what_the_library_s_own_doors_give(inputs, quantizer, modality):
-    model = MODELS[modality][0](quantizer)
+def test_codes_are_what_the_library_s_own_doors_give(build, inputs, quantizer, modality):
+    model = build(quantizer)
     codes = model.tokenize(inputs)
     with torch.no_grad():
         if modality == "image":

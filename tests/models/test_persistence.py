@@ -13,36 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoImageProcessor, modeling_utils
 
-from tiny import FSP, HOP, VP, noise, noise_images, tiny_codec, tiny_vae
+from tiny import FSP, MODELS, VP, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, VPCodecModel
 
-AUDIO = noise(2, 9 * HOP + 5)
-MODELS = {
-    "image": (tiny_vae, AutoencoderVP, "diffusion_pytorch_model", noise_images()),
-    "audio": (tiny_codec, VPCodecModel, "model", AUDIO),
-}
 # Weights in several files.
 SHARDS = {"max_shard_size": "20KB"}
 
 
-@pytest.fixture(params=MODELS)
-def modality(request):
-    return request.param
-
-
 @pytest.fixture
-def build(modality):
-    return MODELS[modality][0]
-
-
-@pytest.fixture
-def load(modality):
-    return MODELS[modality][1].from_pretrained
-
-
-@pytest.fixture
-def inputs(modality):
-    return MODELS[modality][3]
+def load(model_class):
+    return model_class.from_pretrained
 
 
 @pytest.fixture
@@ -53,8 +33,8 @@ def folder(build, tmp_path):
 
 
 @pytest.fixture
-def weights(modality, folder):
-    return folder / f"{MODELS[modality][2]}.safetensors"
+def weights(model_class, folder):
+    return folder / f"{model_class._weights_file}.safetensors"
 
 
 def files_of(folder):
@@ -235,7 +215,7 @@ def test_misspelt_fields_of_a_file_are_refused(load, folder, modality, place):
 def test_another_process_gives_the_same_codes(tmp_path):
     """That process has asked for nothing but `import vpvae_hf`; images also in half precision."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    for name, (build, _, _, inputs) in MODELS.items():
+    for name, (build, inputs) in MODELS.items():
         for kind, quantizer in {"vp": VP, "fsp": FSP}.items():
             build(quantizer).save_pretrained(tmp_path / name / kind)
         torch.save(inputs, tmp_path / name / "inputs.pt")
@@ -264,8 +244,8 @@ torch.save(codes, root + "/codes.pt")
     there = torch.load(tmp_path / "codes.pt", weights_only=False)
     assert len(there) == 2 * (len(dtypes) + 1)
     for (name, kind, dtype), codes in there.items():
-        _, model_class, _, inputs = MODELS[name]
-        here = model_class.from_pretrained(tmp_path / name / kind, torch_dtype=dtype).tokenize(inputs)
+        model_class = {"image": AutoencoderVP, "audio": VPCodecModel}[name]
+        here = model_class.from_pretrained(tmp_path / name / kind, torch_dtype=dtype).tokenize(MODELS[name][1])
         assert all(torch.equal(each, here) for each in codes)
 
 

@@ -105,7 +105,7 @@ def render_card(
     return _rendered(
         f"{saved.entry.name}.md",
         "template.md",
-        card_data=_metadata(saved, title, license).to_yaml(),
+        card_data=_metadata(saved, title, license, evaluations).to_yaml(),
         name=name,
         title=title,
         **vars(saved),
@@ -115,7 +115,11 @@ def render_card(
         groups=quantizer.code_groups,
         bits=quantizer.code_groups * math.log2(quantizer.codebook_size or 1),
         picture=PICTURE if (saved.folder / PICTURE).exists() else None,
-        sounds=_sounds(saved, repo_id, revision),
+        sounds={
+            title: _sound_address(file, repo_id, revision)
+            for title, file in saved.entry.sounds.items()
+            if (saved.folder / file).exists()
+        },
         training=_rows(training, _TRAINING),
         settings=json.dumps(strip_local_paths(settings), indent=2) if settings else None,
         versions=training.get("versions"),
@@ -157,8 +161,8 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
     diffusion, masked = results["method"] == "diffusion", results["method"] == "masked"
     image = diffusion or len(results["vocabulary"]["grid"]) == 2
     samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
-    if samples is not None and not image and repo_id is not None and "/" in repo_id:
-        samples = hf_hub_url(repo_id, samples)
+    if samples is not None and not image:
+        samples = _sound_address(samples, repo_id)
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation" if image else "text-to-audio",
@@ -166,9 +170,7 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         datasets=[each] if (each := _hub_id(recorded["dataset"])) else None,
         base_model=_hub_id(recorded["tokenizer"]),
     )
-    labels = _GENERATION | (
-        {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")} if masked else {}
-    )
+    at_most = {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")}
     return _rendered(
         "diffusion.md" if diffusion else "pipeline.md",
         card_data=data.to_yaml(),
@@ -180,7 +182,7 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         samples=samples,
         results=results,
         vocabulary=results.get("vocabulary"),
-        measured=_rows(results["evaluation"], labels),
+        measured=_rows(results["evaluation"], _GENERATION | at_most if masked else _GENERATION),
         settings=json.dumps(results["settings"], indent=2),
     )
 
@@ -209,9 +211,8 @@ def _hub_id(name: str | None) -> str | None:
     return name
 
 
-def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCardData:
+def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluations: list) -> ModelCardData:
     training = saved.results.get("training") or {}
-    dataset = _hub_id(training.get("dataset"))
     results = [
         EvalResult(
             task_type=saved.entry.task,
@@ -222,7 +223,7 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCa
             metric_name=metric_label(name).heading,
             metric_value=value,
         )
-        for evaluation in _evaluations(saved)
+        for evaluation in evaluations
         for name, value in evaluation["metrics"].items()
         if value is not None
     ]
@@ -232,7 +233,7 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCa
         pipeline_tag=saved.entry.pipeline_tag,
         tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
         + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
-        datasets=None if dataset is None else [dataset],
+        datasets=[each] if (each := _hub_id(training.get("dataset"))) else None,
         base_model=_hub_id(training.get("base_model")),
         # Without results it would be written as a field that the Hub does not know.
         model_name=title if results else None,
@@ -240,13 +241,9 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCa
     )
 
 
-def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) -> dict[str, str]:
-    """Title -> address of every sound that the folder has."""
-    there = {title: name for title, name in saved.entry.sounds.items() if (saved.folder / name).exists()}
-    if repo_id is None or "/" not in repo_id:
-        return there
-    # As cards on the Hub name sounds. A path in the repository is known to work for pictures alone.
-    return {title: hf_hub_url(repo_id, name, revision=revision) for title, name in there.items()}
+def _sound_address(name: str, repo_id: str | None, revision: str | None = None) -> str:
+    """As cards on the Hub name sounds: a path in the repository is known to work for pictures alone."""
+    return hf_hub_url(repo_id, name, revision=revision) if repo_id is not None and "/" in repo_id else name
 
 
 def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ Shapes: B samples of a batch, T audio samples, hop audio samples per code, N = c
 frame, d latent dimensions.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,18 +235,18 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """Audio [B, 1, N * hop] of codes [B, N] or [B, N, G]; `decode` takes transformers' [B, G, N]."""
         groups = self.quantize.code_groups
         group = () if groups == 1 else (groups,)
-        if codes.ndim != 2 + len(group) or tuple(codes.shape[2:]) != group:
-            wanted = ", ".join(("B", "N", *map(str, group)))
+        if codes.ndim < 2 or tuple(codes.shape[2:]) != group:
             raise ValueError(
-                f"codes must be [{wanted}], got shape {tuple(codes.shape)}; decode takes [B, {groups}, N], as encode "
-                "gives them"
+                f"codes must be [{', '.join(('B', 'N', *map(str, group)))}], got shape {tuple(codes.shape)}; decode "
+                f"takes [B, {groups}, N], as encode gives them"
             )
         return self.decode(self.codes_first(codes), return_dict=True).audio_values
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
-        lengths = _checked_padding(padding_mask, len(padding_mask), self.config.hop_length)
-        return position_mask(self._frames_of(lengths), -(-padding_mask.shape[-1] // self.config.hop_length))
+        hop = self.config.hop_length
+        lengths = _checked_padding(padding_mask, len(padding_mask), hop)
+        return position_mask(-(-lengths // hop), -(-padding_mask.shape[-1] // hop))
 
     def preprocessor(self) -> VPCodecFeatureExtractor:
         """What makes `input_values` and `padding_mask` of waveforms; it is saved along with the model."""
@@ -266,9 +267,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
                 init.zeros_(buffer)
         else:
             super()._init_weights(module)
-
-    def _sync_config(self) -> None:
-        self._set_config(quantizer=self.quantize.config.to_dict())
 
     def _set_config(self, **settings) -> None:
         self.config.update(settings)
@@ -296,12 +294,10 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             audio = audio.masked_fill(~position_mask(lengths, audio.shape[-1])[:, None], 0)
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
 
-    def _frames_of(self, lengths: Tensor, longest: int | None = None) -> Tensor | None:
+    def _frames_of(self, lengths: Tensor, longest: int) -> Tensor | None:
         """[B] frames of samples of those lengths; None if all have as many as the longest."""
-        frames = -(-lengths // self.config.hop_length)
-        if longest is not None and bool((frames == -(-longest // self.config.hop_length)).all()):
-            return None
-        return frames
+        frames, most = (-(-length // self.config.hop_length) for length in (lengths, longest))
+        return None if bool((frames == most).all()) else frames
 
     def _features(self, audio: Tensor, valid: Tensor | None) -> Tensor:
         """[B, N, d] what the quantizer makes latents of, from audio [B, 1, N * hop]."""
@@ -360,11 +356,10 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         output = self.quantize(features[mask], generator=generator)
         latents = output.latents.new_zeros(*mask.shape, output.latents.shape[-1])
         latents = latents.masked_scatter(mask[..., None], output.latents)
-        codes = output.codes
+        codes = None if output.codes is None else output.codes.new_zeros(*mask.shape, *output.codes.shape[1:])
         if codes is not None:
-            codes = codes.new_zeros(*mask.shape, *codes.shape[1:])
             codes[mask] = output.codes
-        return QuantizerOutput(latents=latents, codes=codes, loss=output.loss, metrics=output.metrics)
+        return dataclasses.replace(output, latents=latents, codes=codes)
 
     def codes_first(self, codes: Tensor) -> Tensor:
         """[B, G, N], as transformers has codes, from [B, N] or [B, N, G]."""

@@ -125,14 +125,11 @@ def _explained(name: str | os.PathLike, error: Exception) -> ValueError | None:
     # diffusers raises one of these for misshapen weights, and hides the other behind an OSError.
     if isinstance(error, ValueError) and "expected shape" in str(error):
         return _mismatch(name, str(error.args[0]).split(". If you want")[0])
-    cause = error
-    while cause is not None:
-        if isinstance(cause, SafetensorError):
-            return ValueError(
-                f"{name}: a file of weights is damaged or cut short ({cause}); download it or save the model again"
-            )
-        cause = cause.__cause__ or cause.__context__
-    return None
+    while error is not None and not isinstance(error, SafetensorError):
+        error = error.__cause__ or error.__context__
+    return error and ValueError(
+        f"{name}: a file of weights is damaged or cut short ({error}); download it or save the model again"
+    )
 
 
 def _mismatch(name: str | os.PathLike, what: str) -> ValueError:

@@ -167,9 +167,8 @@ class Tokenizer(Persistence, ABC):
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         """What is computed before the quantizer."""
 
-    @abstractmethod
     def _sync_config(self) -> None:
-        """Write the quantizer's settings into the config."""
+        self._set_config(quantizer=self.quantize.config.to_dict())
 
     @abstractmethod
     def _set_config(self, **settings) -> None:
