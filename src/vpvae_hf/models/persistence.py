@@ -127,7 +127,9 @@ def _explained(name: str | os.PathLike, error: Exception) -> ValueError | None:
         return _mismatch(name, str(error.args[0]).split(". If you want")[0])
     while error is not None and not isinstance(error, SafetensorError):
         error = error.__cause__ or error.__context__
-    return error and ValueError(
+    if error is None:
+        return None
+    return ValueError(
         f"{name}: a file of weights is damaged or cut short ({error}); download it or save the model again"
     )
 
