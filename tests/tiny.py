@@ -100,6 +100,10 @@ def batch_of(lengths, seed=1):
     return noise(len(lengths), max(lengths), seed), mask_of(lengths)
 
 
+# Modality -> how its tokenizer is made, and signals for it.
+MODELS = {"image": (tiny_vae, noise_images()), "audio": (tiny_codec, noise(2, 12 * HOP))}
+
+
 def training(tokenizer):
     """The tokenizer in train mode, and with enough latents queued to perturb from the first step."""
     if tokenizer.quantize.needs_fitting:

@@ -6,9 +6,9 @@ import huggingface_hub
 import pytest
 import transformers
 from hub_server import Hub
-from saved import BUILDERS, CLASSES, INPUTS, add_results
+from saved import add_results
 
-from tiny import tiny_codec, tiny_vae
+from tiny import MODELS, tiny_codec, tiny_vae
 from tiny_pipelines import built
 
 
@@ -27,30 +27,15 @@ def pipeline(vae):
     return built("DiT", vae)
 
 
-@pytest.fixture(params=BUILDERS)
-def modality(request):
-    return request.param
-
-
 @pytest.fixture
-def model(modality):
-    return BUILDERS[modality]()
-
-
-@pytest.fixture
-def model_class(modality):
-    return CLASSES[modality]
-
-
-@pytest.fixture
-def inputs(modality):
-    return INPUTS[modality]
+def model(build):
+    return build()
 
 
 @pytest.fixture(scope="session")
 def saved_once(tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
-    for modality, build in BUILDERS.items():
+    for modality, (build, _) in MODELS.items():
         build().save_pretrained(root / modality)
     return root
 
@@ -68,8 +53,8 @@ def full_folder(folder, modality):
 
 
 @pytest.fixture
-def unfitted_folder(modality, tmp_path):
-    BUILDERS[modality](fitted=False).save_pretrained(tmp_path / "unfitted")
+def unfitted_folder(build, tmp_path):
+    build(fitted=False).save_pretrained(tmp_path / "unfitted")
     return tmp_path / "unfitted"
 
 

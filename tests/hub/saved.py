@@ -2,19 +2,9 @@
 
 import json
 
-import torch
 from PIL import Image
 
-from tiny import HOP, noise_images, tiny_codec, tiny_vae
-from vpvae_hf import AutoencoderVP, VPCodecModel
-
-BUILDERS = {"image": tiny_vae, "audio": tiny_codec}
-CLASSES = {"image": AutoencoderVP, "audio": VPCodecModel}
 WEIGHTS = {"image": "diffusion_pytorch_model", "audio": "model"}
-INPUTS = {
-    "image": noise_images(),
-    "audio": torch.rand(2, 1, 10 * HOP + 40, generator=torch.Generator().manual_seed(1)) * 2 - 1,
-}
 # Beside the card, the config, the preprocessor and the weights.
 RUN_FILES = {
     "image": {"results.json", "reconstruction.png"},

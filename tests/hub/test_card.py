@@ -9,7 +9,7 @@ import torch
 from hub_server import metadata_errors
 from huggingface_hub import ModelCard
 from PIL import Image
-from saved import BUILDERS, add_results, results_of
+from saved import add_results, results_of
 
 from tiny import FSP, FSQ, HOP, tiny_codec
 from vpvae_hf.hub import write_card
@@ -158,10 +158,10 @@ def test_unfitted(unfitted_folder):
 
 
 @pytest.mark.parametrize("kind", ["fsp", "fsq", "token_bridge", "none"])
-def test_other_kinds(modality, kind, tmp_path):
+def test_other_kinds(build, kind, tmp_path):
     """What the card shows of codes is what there is of them."""
     size = {"token_bridge": {"codebook_size": 4, "latent_dim": 3}, "fsq": FSQ, "fsp": FSP}
-    model = BUILDERS[modality]({"kind": kind, **size.get(kind, {"latent_dim": 3})})
+    model = build({"kind": kind, **size.get(kind, {"latent_dim": 3})})
     model.save_pretrained(tmp_path)
     card = card_of(tmp_path)
     assert kind in card.data.tags

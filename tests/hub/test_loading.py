@@ -9,8 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 from hub_server import Repo
 from huggingface_hub import constants
-from saved import INPUTS
 
+from tiny import MODELS
 from tiny_pipelines import assert_same, built, pixels, tokenizer_of
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.hub import push_folder
@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # of diffusers' card
 def test_fresh_process_needs_only_the_import(hub, pipeline, saved_once, codec, tmp_path):
-    waveforms = INPUTS["audio"]
+    waveforms = MODELS["audio"][1]
     push_folder(saved_once / "image", "alice/eyes", private=True, revision="v2")
     pipeline.push_to_hub("alice/painter")
     codec.push_to_hub("alice/ears", private=True)

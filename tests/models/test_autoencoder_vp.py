@@ -7,22 +7,12 @@ from tiny import FSP, NONE, tiny_vae
 from vpvae_hf import AutoencoderVP
 
 
-def test_shapes(vae, images):
-    latents = vae.encode(images).latents
-    codes = vae.tokenize(images)
-    assert latents.shape == (2, 3, 8, 12)
-    assert codes.shape == (2, 8, 12)
-    assert codes.dtype == torch.int64
-    assert vae.decode(latents).sample.shape == images.shape
-    assert vae.encode(images, return_dict=False)[0].shape == latents.shape
-    assert vae.decode(codes, return_dict=False)[0].shape == images.shape
-
-
 def test_dtype_tells_codes_from_latents(vae, images):
     latents = vae.encode(images).latents
     codes = vae.tokenize(images)
     from_codes = vae.detokenize(codes)
-    assert torch.equal(vae.decode(codes).sample, from_codes)
+    assert torch.equal(vae.encode(images, return_dict=False)[0], latents)
+    assert torch.equal(vae.decode(codes, return_dict=False)[0], from_codes)
     assert torch.equal(vae.decode(codes.int(), force_not_quantize=True).sample, from_codes)
     assert torch.equal(vae.decode(codes.flatten(1), shape=(2, 8, 12, 3)).sample, from_codes)
     assert torch.equal(vae.decode(latents).sample, from_codes)
@@ -140,11 +130,9 @@ def test_latent_channels_follow_the_quantizer():
     [
         (torch.zeros(1, 3, 30, 32), ValueError, r"multiples of 4, got 30 x 32; crop to 28 x 32 or pad"),
         (torch.zeros(1, 3, 0, 32), ValueError, "multiples of 4"),
-        (torch.zeros(1, 4, 32, 32), ValueError, r"images must be \[B, 3, H, W\]"),
         (torch.zeros(3, 32, 32), ValueError, r"images must be \[B, 3, H, W\]"),
         (torch.zeros(1, 3, 32, 32).byte(), TypeError, "use the image processor"),
-        (torch.full((1, 3, 32, 32), torch.nan), ValueError, "3072 pixels are NaN or infinite"),
-        (torch.full((1, 3, 32, 32), torch.inf), ValueError, "NaN or infinite"),
+        (torch.full((1, 3, 32, 32), torch.nan), ValueError, "3072 of 3072 pixel values are NaN or infinite"),
     ],
 )
 def test_bad_images_are_refused(images, error, message):
@@ -162,7 +150,6 @@ def test_bad_codes_and_latents_are_refused():
         vae.decode(torch.zeros(2, 64).long())
     with pytest.raises(ValueError, match=r"latents must be \[B, 3, h, w\]"):
         vae.decode(torch.zeros(1, 8, 8, 3))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        vae.decode(torch.full((1, 3, 8, 8), torch.nan))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        vae.decode(torch.full((1, 3, 8, 8), torch.nan), force_not_quantize=True)
+    for force in (False, True):
+        with pytest.raises(ValueError, match="192 of 192 latent values are NaN or infinite"):
+            vae.decode(torch.full((1, 3, 8, 8), torch.nan), force_not_quantize=force)

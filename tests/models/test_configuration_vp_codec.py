@@ -44,7 +44,6 @@ def test_config_survives_json(quantizer, tmp_path, settings):
     [
         ("sampling_rate", 0, "at least 1, got 0"),
         ("downsampling_ratios", [], r"strides of at least 1, got \[\]"),
-        ("downsampling_ratios", [2, 0], r"strides of at least 1, got \[2, 0\]"),
         ("encoder_hidden_size", 0, "at least 1, got 0"),
         ("decoder_hidden_size", 40, "a multiple of 16, it is halved 4 times, got 40"),
         ("hidden_size", 33, "a multiple of num_attention_heads=2, got 33"),
@@ -59,7 +58,6 @@ def test_config_survives_json(quantizer, tmp_path, settings):
         ("norm_eps", -1e-5, "above 0, got -1e-05"),
         ("chunk_length_s", 0.001, "at least one hop, and finite, got 0.001"),
         ("chunk_length_s", float("inf"), "finite, got inf"),
-        ("chunk_length_s", float("nan"), "finite, got nan"),
         ("rope_parameters", {"rope_type": "linear", "factor": 2.0}, "'default', got 'linear'; leave it out"),
     ],
 )
@@ -68,39 +66,23 @@ def test_values_out_of_range_are_refused(field, value, message):
         tiny_config(**{field: value})
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("sampling_rate", "16k"), ("downsampling_ratios", [2.5]), ("causal", "yes"), ("quantizer", "vp")],
-)
-def test_values_of_another_type_are_refused(field, value):
-    with pytest.raises(StrictDataclassFieldValidationError, match=field):
-        VPCodecConfig(**{field: value})
+def test_values_of_another_type_are_refused():
+    with pytest.raises(StrictDataclassFieldValidationError, match="sampling_rate"):
+        VPCodecConfig(sampling_rate="16k")
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
-    [("hiden_size", "hidden_size"), ("sample_rate", "sampling_rate"), ("quantiser", "quantizer")],
-)
-def test_misspelt_fields_are_refused(name, meant):
-    with pytest.raises(ValueError, match=f"unknown field '{name}' for VPCodecConfig; did you mean '{meant}'"):
-        VPCodecConfig(**{name: 3})
-
-
-@pytest.mark.parametrize("name", ["hop_length", "frame_rate", "codebook_size", "codebook_dim", "num_codebooks"])
-def test_derived_fields_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name}=3 cannot be set, it follows from downsampling_ratios"):
-        VPCodecConfig(**{name: 3})
-
-
-@pytest.mark.parametrize(
-    ("quantizer", "message"),
+    ("settings", "message"),
     [
-        ({"kind": "vqq"}, "unknown quantizer kind 'vqq'.* valid: vp, fsp"),
-        ({"codebook_size": 16}, "unknown quantizer kind None"),
-        ({"kind": "vp", "codebok_size": 16}, "did you mean 'codebook_size'"),
-        ({"kind": "vp", "codebook_size": 1}, "at least 2, got 1"),
+        ({"hiden_size": 3}, "unknown field 'hiden_size' for VPCodecConfig; did you mean 'hidden_size'"),
+        ({"sample_rate": 3}, "did you mean 'sampling_rate'"),
+        *(
+            ({name: 3}, f"{name}=3 cannot be set, it follows from downsampling")
+            for name in ("hop_length", "frame_rate")
+        ),
+        ({"quantizer": {"kind": "vqq"}}, "unknown quantizer kind 'vqq'.* valid: vp, fsp"),
     ],
 )
-def test_invalid_quantizers_are_refused(quantizer, message):
+def test_unknown_and_derived_fields_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        VPCodecConfig(quantizer=quantizer)
+        VPCodecConfig(**settings)

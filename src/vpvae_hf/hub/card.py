@@ -81,7 +81,6 @@ def write_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id
 
     Args:
         results: "training", "codebook" and "evaluation", each of which may be missing.
-        repo_id: repository that the card is for; None if that is not known.
     """
     write_json(Path(folder) / RESULTS, results)
     write_card(folder, repo_id)
@@ -97,45 +96,42 @@ def render_card(
 ) -> str:
     """The card's text; arguments as of `write_card`, and the branch that it is for."""
     name = saved.folder.resolve().name if repo_id is None else repo_id
+    if license is None and (path := saved.folder / CARD).exists() and is_generated(path):
+        license = ModelCard.load(path).data.license
     title, quantizer = name.split("/")[-1], saved.quantizer
+    training = saved.results.get("training") or {}
+    settings, evaluations = training.get("settings"), _evaluations(saved)
+    measured = {metric for evaluation in evaluations for metric in evaluation["metrics"]}
     return _rendered(
         f"{saved.entry.name}.md",
         "template.md",
-        card_data=_metadata(saved, title, license or _present_license(saved)).to_yaml(),
+        card_data=_metadata(saved, title, license, evaluations).to_yaml(),
         name=name,
         title=title,
-        entry=saved.entry,
-        class_name=saved.class_name,
+        **vars(saved),
         method=quantizer.description + (f" (arXiv {quantizer.paper})" if quantizer.paper else ""),
-        config=saved.config,
-        quantizer=quantizer,
         factor=saved.entry.downsampling(saved.config),
-        has_codes=saved.has_codes,
+        has_codes=quantizer.fitted and quantizer.codebook_size is not None,
         groups=quantizer.code_groups,
-        bits=saved.bits,
-        parameters=saved.parameters,
+        bits=quantizer.code_groups * math.log2(quantizer.codebook_size or 1),
         picture=PICTURE if (saved.folder / PICTURE).exists() else None,
-        sounds=_sounds(saved, repo_id, revision),
-        training=_rows(saved.results.get("training"), _TRAINING),
-        settings=_settings(saved),
-        versions=(saved.results.get("training") or {}).get("versions"),
+        sounds={
+            title: _sound_address(file, repo_id, revision)
+            for title, file in saved.entry.sounds.items()
+            if (saved.folder / file).exists()
+        },
+        training=_rows(training, _TRAINING),
+        settings=json.dumps(strip_local_paths(settings), indent=2) if settings else None,
+        versions=training.get("versions"),
         codebook=_rows(saved.results.get("codebook"), _CODEBOOK),
-        metrics=_metric_headings(saved),
-        evaluations=_evaluations(saved),
+        metrics={metric: metric_label(metric).heading for metric in sort_metrics(measured)},
+        evaluations=evaluations,
         paper=_PAPER if quantizer.paper == _PAPER else None,
     )
 
 
 def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """Write the card of a saved pipeline into its folder; one that somebody wrote or took over is left as it is.
-
-    Args:
-        folder: as a generation recipe leaves it, with model_index.json and results.json.
-        repo_id: repository that it is for; None if that is not known.
-
-    Raises:
-        ValueError: it is no such folder.
-    """
+    """As `write_card`, for a saved pipeline: a folder as a generation recipe leaves it, with its results.json."""
     folder = checked_pipeline(folder)
     path = folder / CARD
     if not path.exists() or is_generated(path):
@@ -144,12 +140,7 @@ def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -
 
 
 def write_pipeline_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id: str | None = None) -> None:
-    """Write results.json into a saved pipeline's folder, and the card anew.
-
-    Args:
-        results: of a generation recipe.
-        repo_id: repository that the card is for; None if that is not known.
-    """
+    """Write a generation recipe's results.json into a saved pipeline's folder, and the card anew."""
     write_json(Path(folder) / RESULTS, results)
     write_pipeline_card(folder, repo_id)
 
@@ -170,8 +161,8 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
     diffusion, masked = results["method"] == "diffusion", results["method"] == "masked"
     image = diffusion or len(results["vocabulary"]["grid"]) == 2
     samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
-    if samples is not None and not image and repo_id is not None and "/" in repo_id:
-        samples = hf_hub_url(repo_id, samples)
+    if samples is not None and not image:
+        samples = _sound_address(samples, repo_id)
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation" if image else "text-to-audio",
@@ -179,9 +170,7 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         datasets=[each] if (each := _hub_id(recorded["dataset"])) else None,
         base_model=_hub_id(recorded["tokenizer"]),
     )
-    labels = _GENERATION | (
-        {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")} if masked else {}
-    )
+    at_most = {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")}
     return _rendered(
         "diffusion.md" if diffusion else "pipeline.md",
         card_data=data.to_yaml(),
@@ -193,7 +182,7 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         samples=samples,
         results=results,
         vocabulary=results.get("vocabulary"),
-        measured=_rows(results["evaluation"], labels),
+        measured=_rows(results["evaluation"], _GENERATION | at_most if masked else _GENERATION),
         settings=json.dumps(results["settings"], indent=2),
     )
 
@@ -222,26 +211,9 @@ def _hub_id(name: str | None) -> str | None:
     return name
 
 
-def _metadata(saved: SavedTokenizer, title: str, license: str | None) -> ModelCardData:
+def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluations: list) -> ModelCardData:
     training = saved.results.get("training") or {}
-    dataset = _hub_id(training.get("dataset"))
-    results = _eval_results(saved)
-    return ModelCardData(
-        license=license,
-        library_name=saved.entry.library,
-        pipeline_tag=saved.entry.pipeline_tag,
-        tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
-        + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
-        datasets=None if dataset is None else [dataset],
-        base_model=_hub_id(training.get("base_model")),
-        # Without results it would be written as a field that the Hub does not know.
-        model_name=title if results else None,
-        eval_results=results or None,
-    )
-
-
-def _eval_results(saved: SavedTokenizer) -> list[EvalResult]:
-    return [
+    results = [
         EvalResult(
             task_type=saved.entry.task,
             dataset_type=evaluation["dataset"],
@@ -251,24 +223,27 @@ def _eval_results(saved: SavedTokenizer) -> list[EvalResult]:
             metric_name=metric_label(name).heading,
             metric_value=value,
         )
-        for evaluation in _evaluations(saved)
+        for evaluation in evaluations
         for name, value in evaluation["metrics"].items()
         if value is not None
     ]
+    return ModelCardData(
+        license=license,
+        library_name=saved.entry.library,
+        pipeline_tag=saved.entry.pipeline_tag,
+        tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
+        + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
+        datasets=[each] if (each := _hub_id(training.get("dataset"))) else None,
+        base_model=_hub_id(training.get("base_model")),
+        # Without results it would be written as a field that the Hub does not know.
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
 
 
-def _present_license(saved: SavedTokenizer) -> str | None:
-    path = saved.folder / CARD
-    return ModelCard.load(path).data.license if path.exists() and is_generated(path) else None
-
-
-def _sounds(saved: SavedTokenizer, repo_id: str | None, revision: str | None) -> dict[str, str]:
-    """Title -> address of every sound that the folder has."""
-    there = {title: name for title, name in saved.entry.sounds.items() if (saved.folder / name).exists()}
-    if repo_id is None or "/" not in repo_id:
-        return there
-    # As cards on the Hub name sounds. A path in the repository is known to work for pictures alone.
-    return {title: hf_hub_url(repo_id, name, revision=revision) for title, name in there.items()}
+def _sound_address(name: str, repo_id: str | None, revision: str | None = None) -> str:
+    """As cards on the Hub name sounds: a path in the repository is known to work for pictures alone."""
+    return hf_hub_url(repo_id, name, revision=revision) if repo_id is not None and "/" in repo_id else name
 
 
 def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[str, str]]:
@@ -276,27 +251,13 @@ def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[st
     return [(label, format_number(record[key])) for key, label in names.items() if record.get(key) is not None]
 
 
-def _settings(saved: SavedTokenizer) -> str | None:
-    settings = (saved.results.get("training") or {}).get("settings")
-    return json.dumps(strip_local_paths(settings), indent=2) if settings else None
-
-
 def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
-    """As recorded, figures that are not finite as None: neither the Hub nor a reader has a use for them."""
-    return [
-        evaluation | {"metrics": {name: _finite(value) for name, value in evaluation["metrics"].items()}}
-        for evaluation in strip_local_paths(saved.results.get("evaluation") or [])
-    ]
-
-
-def _metric_headings(saved: SavedTokenizer) -> dict[str, str]:
-    """Name -> heading of every metric that some evaluation has."""
-    measured = {name for evaluation in _evaluations(saved) for name in evaluation["metrics"]}
-    return {name: metric_label(name).heading for name in sort_metrics(measured)}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    """As recorded, but values that are not finite are None: neither the Hub nor a reader has a use for them."""
+    evaluations = strip_local_paths(saved.results.get("evaluation") or [])
+    for evaluation in evaluations:
+        metrics = evaluation["metrics"].items()
+        evaluation["metrics"] = {k: v if v is not None and math.isfinite(v) else None for k, v in metrics}
+    return evaluations
 
 
 def format_number(value: Any) -> str:

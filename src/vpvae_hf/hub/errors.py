@@ -25,8 +25,7 @@ _TOKEN = "log in with `hf auth login`, or give token=, and see that the token is
 def hub_errors(repo_id: str | os.PathLike, *, doing: Literal["load", "push"], revision: str | None = None) -> Iterator:
     """Replace a failure of the hub within the block by an error that names repository, endpoint and remedy.
 
-    Libraries wrap such failures, and often under another name, so their causes are looked through. All other errors
-    pass as they are.
+    Libraries wrap such failures, so the causes of an error are searched too. All other errors pass as they are.
 
     Raises:
         ConnectionError: the hub cannot be reached, is down, or turns requests away.

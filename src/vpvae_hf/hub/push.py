@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -84,16 +84,10 @@ def push_folder(
 def push_pipeline(
     folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, token: str | None = None
 ) -> str:
-    """Push a saved pipeline with its parts, samples and card, in one commit; gives the web address.
+    """Push a saved pipeline with its parts, samples and card, in one commit; arguments and errors as of `push_folder`.
 
     Args:
         folder: as a generation recipe leaves it. Hidden files, and what lies in hidden folders, stay behind.
-        repo_id, private, token: as for `push_folder`.
-
-    Raises:
-        ValueError: it is no such folder, or the repository's name is malformed.
-        PermissionError: the token is refused.
-        ConnectionError: the hub cannot be reached or is down.
     """
     folder = checked_pipeline(folder)
 
@@ -138,12 +132,15 @@ def _push(
         own_card = isinstance(contents[CARD], Path) and not is_generated(contents[CARD])
         if CARD in there and not own_card and not is_generated(api.hf_hub_download(repo_id, CARD, revision=revision)):
             del contents[CARD]
+        # Earlier weights of what is pushed: an index or another format of them would be loaded in place of the new.
+        pushed = {_weights_of(name) for name in contents} - {None}
+        stale = [name for name in there - set(contents) if _weights_of(name) in pushed]
         # Not `upload_folder`, which may make several commits of a folder.
         commit = api.create_commit(
             repo_id,
             [
                 *(CommitOperationAdd(name, _public(content)) for name, content in contents.items()),
-                *(CommitOperationDelete(name) for name in _stale(there, contents)),
+                *(CommitOperationDelete(name) for name in sorted(stale)),
             ],
             commit_message=commit_message,
             revision=revision,
@@ -152,21 +149,15 @@ def _push(
     return commit.pr_url or f"{api.endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
 
 
-def _stale(there: set[str], contents: Iterable[str]) -> list[str]:
-    """Earlier weights of what is pushed: an index or another format of them would be loaded in place of the new."""
-    pushed = {_weights_of(name) for name in contents} - {None}
-    return sorted(name for name in there - set(contents) if _weights_of(name) in pushed)
-
-
 def _weights_of(name: str) -> tuple[str, str] | None:
-    """Folder and set of weights that a file belongs to; None if it holds none. All of a pipeline's part are one set."""
+    """Folder and set of weights of a file; None if it holds none. All weights of a pipeline's part are one set."""
     folder, _, file = name.rpartition("/")
     weights = weights_set(file)
     return None if weights is None else (folder, "" if folder else weights)
 
 
 def _public(content: Path | bytes) -> Path | bytes:
-    """What of a file is for the public: settings without the paths of this computer."""
+    """The content without the paths of this computer."""
     if isinstance(content, bytes) or content.suffix != ".json":
         return content
     recorded = read_json(content)

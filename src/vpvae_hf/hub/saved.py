@@ -65,10 +65,9 @@ class SavedTokenizer:
     """A saved tokenizer.
 
     Attributes:
-        class_name: of the model that the config names.
+        class_name: the class of models that its config names.
         config: the content of its config.json.
         quantizer: the settings in it.
-        entry: of its class.
         results: the content of its results.json; empty if there is none.
         parameters: number of values in the weights, codebook included; None if they are pickled.
     """
@@ -80,16 +79,6 @@ class SavedTokenizer:
     quantizer: QuantizerConfig
     entry: HubEntry
     parameters: int | None
-
-    @property
-    def has_codes(self) -> bool:
-        """Whether it gives codes as it is."""
-        return self.quantizer.fitted and self.quantizer.codebook_size is not None
-
-    @property
-    def bits(self) -> float:
-        """Of a token's codes."""
-        return self.quantizer.code_groups * math.log2(self.quantizer.codebook_size or 1)
 
     @property
     def files(self) -> list[Path]:
@@ -149,10 +138,9 @@ def strip_local_paths(value: Any) -> Any:
 
 
 def weights_set(name: str) -> str | None:
-    """Which weights a file belongs to: "" for those without a variant, ".fp16" for those of the variant fp16.
+    """The variant of the weights that a file is part of, such as ".fp16", or ""; None if it holds no weights.
 
-    All shards and the index of a model have the same set, in either format and by either library. None: it holds no
-    weights.
+    All shards and the index of a model have the same set, in either format and by either library.
     """
     named = _WEIGHTS.fullmatch(name)
     return None if named is None else "".join(part or "" for part in named.groups())
@@ -165,16 +153,12 @@ def _count_parameters(folder: Path) -> int | None:
         raise ValueError(f"{folder} has no weights (*model.safetensors); save the model with save_pretrained")
     counts: Counter[str] = Counter()
     for file, name in sets.items():
-        # To open pickled ones would be to run them.
-        if name is not None and file.suffix == ".safetensors":
-            counts[name] += _count_values(file)
-    # All of them are the same model.
+        if name is None or file.suffix != ".safetensors":  # to open pickled ones would be to run them
+            continue
+        try:
+            with safe_open(file, "numpy") as weights:
+                counts[name] += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or cut short ({error}); save the model again") from error
+    # All sets are of the same model.
     return next(iter(counts.values()), None)
-
-
-def _count_values(file: Path) -> int:
-    try:
-        with safe_open(file, "numpy") as weights:
-            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or cut short ({error}); save the model again") from error

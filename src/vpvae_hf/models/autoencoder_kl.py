@@ -12,16 +12,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 _SAME_FIELDS = (
-    "in_channels",
-    "out_channels",
-    "down_block_types",
-    "up_block_types",
-    "block_out_channels",
-    "layers_per_block",
-    "act_fn",
-    "norm_num_groups",
-    "mid_block_add_attention",
-    "force_upcast",
+    *("in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
+    *("act_fn", "norm_num_groups", "mid_block_add_attention", "force_upcast"),
 )
 
 
@@ -37,7 +29,7 @@ class AutoencoderKLStart:
     ) -> Self:
         """A new tokenizer with the encoder and decoder of a diffusers `AutoencoderKL`, to be trained further.
 
-        Their weights are kept to the bit; the bottleneck is new. Where the quantizer's latent_dim equals the
+        Their weights are kept to the bit; the bottleneck is new. If the quantizer's latent_dim equals the
         AutoencoderKL's latent_channels, the projections start from its own: `encode` gives its means, normalized with
         the shift and scale of its config, and unquantized latents decode to its images, but for rounding. A kind that
         bounds its latents ("fsp", "fsq") bounds those means, so its images differ from the start. With another
@@ -53,12 +45,12 @@ class AutoencoderKLStart:
 
         Raises:
             TypeError: another model, or kwargs along with a model.
-            ValueError: the name holds no AutoencoderKL, its latents have more than 16 dimensions and no quantizer is
-                given, or invalid quantizer settings.
+            ValueError: the name holds no AutoencoderKL or weights are missing, its latents have more than 16 dimensions
+                and no quantizer is given, or invalid quantizer settings.
         """
         kl = name_or_model
         if isinstance(kl, str | os.PathLike):
-            kl = load_autoencoder_kl(kl, **kwargs)
+            kl = _load_autoencoder_kl(kl, **kwargs)
         elif not isinstance(kl, AutoencoderKL) or kwargs:
             raise TypeError(
                 "name_or_model must be an AutoencoderKL, without further arguments, or a folder or hub id; "
@@ -70,24 +62,27 @@ class AutoencoderKLStart:
                 f"the AutoencoderKL has latent_channels={channels}, the default quantizer takes at most 16; "
                 'give one with projections of its own, such as quantizer={"kind": "vp", "latent_dim": 8}'
             )
-        model = cls(**architecture_of(kl), quantizer=quantizer or {"kind": "vp", "latent_dim": channels})
+        size = kl.config.sample_size
+        model = cls(
+            **{name: kl.config[name] for name in _SAME_FIELDS},
+            sample_size=size if isinstance(size, int) else size[0],
+            encoder_out_channels=2 * channels,
+            decoder_in_channels=channels,
+            quantizer=quantizer or {"kind": "vp", "latent_dim": channels},
+        )
         model.encoder.load_state_dict(kl.encoder.state_dict())
         model.decoder.load_state_dict(kl.decoder.state_dict())
         config = model.quantize.config
         if config.latent_dim == config.feature_dim == channels:
-            start_from_mean_path(model.quant_conv, model.post_quant_conv, kl)
+            _start_from_mean_path(model.quant_conv, model.post_quant_conv, kl)
         model._mark_unfitted()
         model._sync_config()
         # diffusers' own `to` would warn that the quantizer must stay float32, which it does by itself.
         return nn.Module.to(model, kl.device, kl.dtype).eval()
 
 
-def load_autoencoder_kl(name: str | os.PathLike, **kwargs) -> AutoencoderKL:
-    """A model from a folder or a hub id; `kwargs` as `AutoencoderKL.from_pretrained` takes them.
-
-    Raises:
-        ValueError: there is no config, it is that of another class, or weights are missing.
-    """
+def _load_autoencoder_kl(name: str | os.PathLike, **kwargs) -> AutoencoderKL:
+    """A model from a folder or a hub id; `kwargs` as `AutoencoderKL.from_pretrained` takes them."""
     try:
         found = AutoencoderKL.load_config(name, **kwargs).get("_class_name")
     except OSError as error:
@@ -109,26 +104,19 @@ def load_autoencoder_kl(name: str | os.PathLike, **kwargs) -> AutoencoderKL:
     return model
 
 
-def architecture_of(kl: AutoencoderKL) -> dict[str, Any]:
-    """Arguments of `AutoencoderVP` for the same encoder and decoder."""
-    sample_size, latent_channels = kl.config.sample_size, kl.config.latent_channels
-    return {
-        **{name: kl.config[name] for name in _SAME_FIELDS},
-        "sample_size": sample_size if isinstance(sample_size, int) else sample_size[0],
-        "encoder_out_channels": 2 * latent_channels,
-        "decoder_in_channels": latent_channels,
-    }
-
-
 @torch.no_grad()
-def start_from_mean_path(quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d, kl: AutoencoderKL) -> None:
+def _start_from_mean_path(quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d, kl: AutoencoderKL) -> None:
     """Make the two projections, 2 L -> L and L -> L, those of the AutoencoderKL's means, normalized.
 
     With the means m, shift s and scale c of the config, `quant_conv` gives (m - s) * c, and `post_quant_conv` undoes
     that before the AutoencoderKL's own.
     """
-    channels = kl.config.latent_channels
-    shift, scale = _normalization(kl)
+    config, channels = kl.config, kl.config.latent_channels
+    # Shift [L] and scale [L] that give latents of about mean 0 and variance 1. If the config has both means and
+    # scaling_factor, the latter is the standard deviation that a diffusion model wants instead of 1.
+    shift = [config.shift_factor or 0.0] * channels if config.latents_mean is None else config.latents_mean
+    scale = [config.scaling_factor] * channels if config.latents_std is None else [1 / x for x in config.latents_std]
+    shift, scale = (torch.tensor(values, dtype=torch.float64) for values in (shift, scale))
     mean_weight, mean_bias = _pointwise(kl.quant_conv, 2 * channels)
     quant_conv.weight.copy_((scale[:, None] * mean_weight[:channels])[..., None, None])
     quant_conv.bias.copy_(scale * (mean_bias[:channels] - shift))
@@ -138,16 +126,7 @@ def start_from_mean_path(quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d, kl: 
 
 
 def _pointwise(conv: nn.Conv2d | None, channels: int) -> tuple[Tensor, Tensor]:
-    """Weight [channels, channels] and bias [channels] in float64; the identity where there is no convolution."""
+    """Weight [channels, channels] and bias [channels] in float64; the identity if there is no convolution."""
     if conv is None:
         return torch.eye(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
     return conv.weight[..., 0, 0].double().cpu(), conv.bias.double().cpu()
-
-
-def _normalization(kl: AutoencoderKL) -> tuple[Tensor, Tensor]:
-    """Shift [L] and scale [L] that give latents of about mean 0 and variance 1."""
-    config, channels = kl.config, kl.config.latent_channels
-    shift = [config.shift_factor or 0.0] * channels if config.latents_mean is None else config.latents_mean
-    # Where the config has both, scaling_factor is the standard deviation that a diffusion model wants instead of 1.
-    scale = [config.scaling_factor] * channels if config.latents_std is None else [1 / x for x in config.latents_std]
-    return torch.tensor(shift, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)

@@ -23,7 +23,7 @@ from vpvae_hf.settings import did_you_mean
 
 from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, require_finite
 
 # What diffusers' EMAModel writes into the config of the model that it saves.
 _EMA_FIELDS = frozenset(
@@ -118,31 +118,18 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
             )
         encoder_out_channels = encoder_out_channels or block_out_channels[-1]
         decoder_in_channels = decoder_in_channels or block_out_channels[-1]
-        self.encoder = Encoder(
-            in_channels=in_channels,
-            out_channels=encoder_out_channels,
-            down_block_types=down_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            norm_num_groups=norm_num_groups,
-            double_z=False,
-            mid_block_add_attention=mid_block_add_attention,
-        )
+        shared = {
+            "block_out_channels": block_out_channels,
+            "layers_per_block": layers_per_block,
+            "act_fn": act_fn,
+            "norm_num_groups": norm_num_groups,
+            "mid_block_add_attention": mid_block_add_attention,
+        }
+        self.encoder = Encoder(in_channels, encoder_out_channels, down_block_types, double_z=False, **shared)
         self.quant_conv = nn.Conv2d(encoder_out_channels, settings.feature_dim, 1)
         self.quantize = build_quantizer(settings)
         self.post_quant_conv = nn.Conv2d(settings.latent_dim, decoder_in_channels, 1)
-        self.decoder = Decoder(
-            in_channels=decoder_in_channels,
-            out_channels=out_channels,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            norm_num_groups=norm_num_groups,
-            norm_type=norm_type,
-            mid_block_add_attention=mid_block_add_attention,
-        )
+        self.decoder = Decoder(decoder_in_channels, out_channels, up_block_types, norm_type=norm_type, **shared)
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_min_size = sample_size
@@ -151,18 +138,12 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     @property
     def downsample_factor(self) -> int:
-        """f, the side of the square of pixels that one code stands for."""
+        """f, the side of one code's square of pixels."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Continuous latents of images.
-
-        Args:
-            x: [B, C, H, W] in [-1, 1].
-
-        Returns:
-            `.latents` [B, d, h, w], in the model's dtype.
+        """Continuous latents of images: `.latents` [B, d, h, w], in the model's dtype.
 
         Raises:
             ValueError: another shape, sides that are not multiples of f, or NaN or infinite pixels.
@@ -180,16 +161,13 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         return_dict: bool = True,
         shape: tuple[int, ...] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Images from codes or latents; the dtype tells which.
+        """Images, `.sample` [B, C, H, W], of codes or latents; the dtype tells which.
 
         Args:
             h: codes [B, h, w] or [B, h, w, G] of an integer dtype, or floating latents [B, d, h, w].
             force_not_quantize: decode latents as they are; None for what the config says. Codes are always looked up,
                 and latents of a quantizer of kind "none" are never quantized.
             shape: (B, h, w) or (B, h, w, d), if the codes are flat.
-
-        Returns:
-            `.sample` [B, C, H, W].
 
         Raises:
             ValueError: another shape, codes out of range, or NaN or infinite latents.
@@ -201,8 +179,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                     f"latents must be [B, {self.config.latent_channels}, h, w], got shape {tuple(h.shape)}; "
                     "codes must be of an integer dtype"
                 )
-            if not torch.isfinite(h).all():
-                raise ValueError(f"{int((~torch.isfinite(h)).sum())} of {h.numel()} latent values are NaN or infinite")
+            require_finite(h, "latent values")
             latents = h.movedim(1, -1)
             as_it_is = self.config.force_not_quantize if force_not_quantize is None else force_not_quantize
             if self.quantize.has_codes and not as_it_is:
@@ -234,7 +211,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         Slicing and tiling do not apply here; for large images use `encode` and `decode`.
 
         Args:
-            sample: [B, C, H, W] in [-1, 1].
             generator: source of the perturbation's randomness.
 
         Raises:
@@ -256,11 +232,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     @torch.no_grad()
     def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Continuous latents [B, h, w, d] float32 of images [B, C, H, W] in [-1, 1]; `fit_codebook` clusters these.
-
-        Raises:
-            ValueError: as `encode`, or a padding_mask, which images do not have.
-        """
+        """Continuous latents [B, h, w, d] float32 of images; `fit_codebook` clusters these."""
         if padding_mask is not None:
             self.token_mask(padding_mask)
         return self.encode(inputs).latents.movedim(1, -1).float()
@@ -323,8 +295,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                 f"height and width must be multiples of {factor}, got {height} x {width}; "
                 f"crop to {height // factor * factor} x {width // factor * factor} or pad"
             )
-        if not torch.isfinite(x).all():
-            raise ValueError(f"{int((~torch.isfinite(x)).sum())} pixels are NaN or infinite; images lie in [-1, 1]")
+        require_finite(x, "pixel values", "; images lie in [-1, 1]")
         # Another memory format has other kernels, which round otherwise: equal images shall have equal codes.
         return x.to(self.dtype).contiguous()
 

@@ -39,12 +39,6 @@ class VPCodecConfig(PreTrainedConfig):
         scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
             `fit_codebook` and the recipes measure it.
 
-    Attributes:
-        hop_length: samples a code stands for.
-        frame_rate: codes a second.
-        codebook_size: K; None where the quantizer has no codes.
-        num_codebooks: G; 1, of kind "token_bridge" the latent dimension.
-
     Raises:
         ValueError: a value out of its range, a misspelt or derived field, or invalid quantizer settings.
     """
@@ -78,10 +72,7 @@ class VPCodecConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self._refuse_others(kwargs)
         self.downsampling_ratios = list(self.downsampling_ratios)
-        self._check_convolutions()
-        self._check_transformers()
-        valid = 1 <= self.chunk_length_s * self.frame_rate < math.inf
-        self._require(valid, "chunk_length_s", "at least one hop, and finite")
+        self._check_sizes()
         self.quantizer = quantizer_config({"kind": "vp"} if self.quantizer is None else self.quantizer).to_dict()
         super().__post_init__(**kwargs)
         rotation = self.rope_parameters["rope_type"]
@@ -95,22 +86,22 @@ class VPCodecConfig(PreTrainedConfig):
 
     @property
     def hop_length(self) -> int:
-        """Samples a code stands for."""
+        """Samples per code."""
         return math.prod(self.downsampling_ratios)
 
     @property
     def frame_rate(self) -> float:
-        """Codes a second."""
+        """Codes per second."""
         return self.sampling_rate / self.hop_length
 
     @property
     def chunk_frames(self) -> int:
-        """Codes of a part that longer audio is worked on in."""
+        """Codes per part of longer audio."""
         return int(self.chunk_length_s * self.frame_rate)
 
     @property
     def codebook_size(self) -> int | None:
-        """K, the number of codes; None where there are none."""
+        """K, the number of codes; None if the quantizer has none."""
         return self.quantizer["codebook_size"]
 
     @property
@@ -120,7 +111,7 @@ class VPCodecConfig(PreTrainedConfig):
 
     @property
     def num_codebooks(self) -> int:
-        """G, codes a frame."""
+        """G, codes per frame: the latent dimension for kind "token_bridge", otherwise 1."""
         return quantizer_config(self.quantizer).code_groups
 
     @property
@@ -128,34 +119,33 @@ class VPCodecConfig(PreTrainedConfig):
         """The name under which transformers' masks ask for `causal`."""
         return self.causal
 
-    def _check_convolutions(self) -> None:
-        for name in ("sampling_rate", "encoder_hidden_size"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        ratios = self.downsampling_ratios
-        valid = len(ratios) > 0 and all(ratio >= 1 for ratio in ratios)
-        self._require(valid, "downsampling_ratios", "a list of strides of at least 1")
-        divisor = 2 ** len(ratios)
-        valid = self.decoder_hidden_size >= divisor and self.decoder_hidden_size % divisor == 0
-        self._require(valid, "decoder_hidden_size", f"a multiple of {divisor}, it is halved {len(ratios)} times")
+    def _check_sizes(self) -> None:
+        def check(name: str, holds: bool, valid: str) -> None:
+            require(holds, name, getattr(self, name), valid)
 
-    def _check_transformers(self) -> None:
-        for name in ("hidden_size", "num_attention_heads", "intermediate_size", "sliding_window"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        self._require(self.num_hidden_layers >= 0, "num_hidden_layers", "at least 0")
-        self._require(self.hidden_act in ACT2FN, "hidden_act", f"one of {', '.join(ACT2FN)}")
-        self._require(0 <= self.attention_dropout <= 1, "attention_dropout", "in [0, 1]")
-        self._require(self.norm_eps > 0, "norm_eps", "above 0")
-        heads = self.num_attention_heads
-        self._require(self.hidden_size % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}")
+        for name in (
+            *("sampling_rate", "encoder_hidden_size"),
+            *("hidden_size", "num_attention_heads", "intermediate_size", "sliding_window"),
+        ):
+            check(name, getattr(self, name) >= 1, "at least 1")
+        ratios, heads = self.downsampling_ratios, self.num_attention_heads
+        check("downsampling_ratios", min(ratios, default=0) >= 1, "a list of strides of at least 1")
+        channels, divisor = self.decoder_hidden_size, 2 ** len(ratios)
+        valid = channels >= divisor and channels % divisor == 0
+        check("decoder_hidden_size", valid, f"a multiple of {divisor}, it is halved {len(ratios)} times")
+        check("num_hidden_layers", self.num_hidden_layers >= 0, "at least 0")
+        check("hidden_act", self.hidden_act in ACT2FN, f"one of {', '.join(ACT2FN)}")
+        check("attention_dropout", 0 <= self.attention_dropout <= 1, "in [0, 1]")
+        check("norm_eps", self.norm_eps > 0, "above 0")
+        check("hidden_size", self.hidden_size % heads == 0, f"a multiple of num_attention_heads={heads}")
         self.num_key_value_heads = self.num_key_value_heads or heads
         self.head_dim = self.head_dim or self.hidden_size // heads
         valid = self.num_key_value_heads >= 1 and heads % self.num_key_value_heads == 0
-        self._require(valid, "num_key_value_heads", f"a divisor of num_attention_heads={heads}")
+        check("num_key_value_heads", valid, f"a divisor of num_attention_heads={heads}")
         valid = self.head_dim >= 2 and self.head_dim % 2 == 0
-        self._require(valid, "head_dim", "even and at least 2, since positions are rotations of pairs")
-
-    def _require(self, holds: bool, name: str, valid: str) -> None:
-        require(holds, name, getattr(self, name), valid)
+        check("head_dim", valid, "even and at least 2, since positions are rotations of pairs")
+        valid = 1 <= self.chunk_length_s * self.frame_rate < math.inf
+        check("chunk_length_s", valid, "at least one hop, and finite")
 
     def _refuse_others(self, others: dict[str, Any]) -> None:
         known = [field.name for field in fields(self)]

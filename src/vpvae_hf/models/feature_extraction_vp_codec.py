@@ -10,11 +10,7 @@ from vpvae_hf.resampling import resampled
 
 
 class VPCodecFeatureExtractor(EncodecFeatureExtractor):
-    """Pads mono waveforms to a batch, with a mask; loudness stays as it is.
-
-    Args:
-        sampling_rate: that the tokenizer works at, Hz.
-    """
+    """Pads mono waveforms to a batch, with a mask; loudness stays as it is. `sampling_rate` is the tokenizer's, Hz."""
 
     model_input_names = ("input_values", "padding_mask")
 
@@ -32,7 +28,7 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
 
         Args:
             raw_audio: [T] floating, in [-1, 1], or a list of such.
-            sampling_rate: of the audio, Hz; the tokenizer's where None.
+            sampling_rate: of the audio, Hz; the tokenizer's if it is None.
             resample: allow another rate, which is then converted.
             kwargs: padding, truncation, max_length and return_tensors as in transformers.
 
@@ -63,7 +59,6 @@ def _checked(waveform: Any) -> np.ndarray:
         raise ValueError("audio must have samples, got none")
     if not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(f"audio must be floating point in [-1, 1], got {waveform.dtype}; divide by the type's range")
-    if not np.isfinite(waveform).all():
-        bad = int((~np.isfinite(waveform)).sum())
+    if bad := int((~np.isfinite(waveform)).sum()):
         raise ValueError(f"{bad} of {waveform.size} audio samples are NaN or infinite; audio lies in [-1, 1]")
     return waveform.astype(np.float32)

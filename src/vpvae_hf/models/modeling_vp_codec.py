@@ -4,6 +4,7 @@ Shapes: B samples of a batch, T audio samples, hop audio samples per code, N = c
 frame, d latent dimensions.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import VPCodecFeatureExtractor
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, require_finite
 from .vp_codec_layers import (
     CausalPadding,
     ConvolutionalDecoder,
@@ -33,6 +34,7 @@ from .vp_codec_layers import (
     WindowedTransformer,
     context_frames,
     initialize_convolution,
+    position_mask,
 )
 
 
@@ -53,11 +55,7 @@ class VPCodecEncoderOutput(ModelOutput):
 
 @dataclass
 class VPCodecDecoderOutput(ModelOutput):
-    """The result of `decode`.
-
-    Attributes:
-        audio_values: [B, 1, T] in [-1, 1].
-    """
+    """The result of `decode`: `audio_values` [B, 1, T] in [-1, 1]."""
 
     audio_values: Tensor | None = None
 
@@ -91,9 +89,12 @@ class VPCodecOutput(ModelOutput):
 class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     """An audio tokenizer with one codebook: mono audio to one code every `config.hop_length` samples, and back.
 
-    Audio is [B, 1, T] in [-1, 1] at `config.sampling_rate`, T at least one hop. Audio longer than
-    `config.chunk_length_s` is processed in parts with all the context that each has in the whole. Their latents differ
-    from those of the whole by rounding (less than 1e-4), which changes the code of a latent that lies between two.
+    Audio is [B, 1, T] in [-1, 1] at `config.sampling_rate`, T at least one hop. If T is no multiple of the hop, the
+    last code is that of audio and zeros. A `padding_mask` is [B, T], 1 for audio and 0 for padding at the end.
+
+    Audio longer than `config.chunk_length_s` is processed in parts with all the context that each has in the whole.
+    Their latents differ from those of the whole by rounding (less than 1e-4), which changes the code of a latent that
+    lies between two.
     """
 
     config: VPCodecConfig
@@ -138,17 +139,13 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     ) -> VPCodecEncoderOutput | tuple:
         """Codes of audio.
 
-        Args:
-            input_values: [B, 1, T]; if T is no multiple of the hop, the last code is that of audio and zeros.
-            padding_mask: [B, T], 1 for audio and 0 for padding at the end.
-
         Raises:
             ValueError: another shape, less than one hop, NaN or infinite values, or padding before audio.
             CodebookNotFittedError: no codebook has been fitted; `latent_vectors` needs none.
         """
         audio, valid = self._checked(input_values, padding_mask)
         latents = self.quantize.to_latents(self._features(audio, valid))
-        mask = _frame_mask(valid, latents.shape[1])
+        mask = None if valid is None else position_mask(valid, latents.shape[1])
         codes = self.quantize.encode(latents)
         if mask is not None:
             codes[~mask] = 0
@@ -165,9 +162,9 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """Audio of codes or latents; the dtype tells which.
 
         Args:
-            audio_codes: [B, G, N] of an integer dtype, or latents [B, d, N], floating.
-            padding_mask: [B, T] that the codes were made with; the audio is then T samples long and zero where the mask
-                is, otherwise it is N hops long.
+            audio_codes: codes [B, G, N] of an integer dtype, or floating latents [B, d, N].
+            padding_mask: the mask that the codes were made with. With it, the audio is T samples long, and zero where
+                the mask is; without it, N hops long.
             force_not_quantize: decode latents as they are. Codes are looked up in any case.
 
         Raises:
@@ -175,21 +172,18 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             CodebookNotFittedError: codes are needed but no codebook has been fitted.
         """
         latents = self._latents_of(audio_codes, force_not_quantize)
-        frames, valid = latents.shape[1], None
-        if padding_mask is not None:
-            lengths = _checked_padding(padding_mask, len(latents), self.config.hop_length).to(latents.device)
-            valid = self._frames_of(lengths, padding_mask.shape[-1])
-            if -(-padding_mask.shape[-1] // self.config.hop_length) != frames:
+        if padding_mask is None:
+            audio = self._decoded(latents, None)
+        else:
+            frames, hop, length = latents.shape[1], self.config.hop_length, padding_mask.shape[-1]
+            lengths = _checked_padding(padding_mask, len(latents), hop).to(latents.device)
+            if -(-length // hop) != frames:
                 raise ValueError(
-                    f"padding_mask is {padding_mask.shape[-1]} samples long, {frames} codes are of "
-                    f"{(frames - 1) * self.config.hop_length + 1}..{frames * self.config.hop_length}; "
-                    "give the mask that the codes were made with"
+                    f"padding_mask is {length} samples long, {frames} codes are of {(frames - 1) * hop + 1}.."
+                    f"{frames * hop}; give the mask that the codes were made with"
                 )
-        audio = self._decoded(latents, valid)
-        if padding_mask is not None:
-            length = padding_mask.shape[-1]
-            beyond = torch.arange(length, device=audio.device) >= lengths[:, None]
-            audio = audio[..., :length].masked_fill(beyond[:, None], 0)
+            audio = self._decoded(latents, self._frames_of(lengths, length))[..., :length]
+            audio = audio.masked_fill(~position_mask(lengths, length)[:, None], 0)
         output = VPCodecDecoderOutput(audio_values=audio)
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
@@ -203,17 +197,14 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """Reconstruct audio: through perturbed latents in train mode, through codes in eval mode.
 
         Args:
-            input_values: [B, 1, T].
-            padding_mask: [B, T], 1 for audio and 0 for padding at the end.
             generator: source of the perturbation's randomness.
 
         Raises:
-            ValueError: as `encode`.
-            CodebookNotFittedError: eval mode without a fitted codebook.
+            ValueError, CodebookNotFittedError: as `encode`; train mode needs no codebook.
         """
         audio, valid = self._checked(input_values, padding_mask)
         features = self._features(audio, valid)
-        mask = _frame_mask(valid, features.shape[1])
+        mask = None if valid is None else position_mask(valid, features.shape[1])
         quantized = self._quantized(features, mask, generator)
         reconstruction = self._decoded(quantized.latents, valid)[..., : input_values.shape[-1]]
         if padding_mask is not None:
@@ -231,11 +222,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     @torch.no_grad()
     def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Continuous latents [B, N, d] float32 of audio [B, 1, T]; `fit_codebook` clusters these.
-
-        Raises:
-            ValueError: as `encode`.
-        """
+        """Continuous latents [B, N, d] float32 of audio [B, 1, T]; `fit_codebook` clusters these."""
         return self.quantize.to_latents(self._features(*self._checked(inputs, padding_mask))).float()
 
     @torch.no_grad()
@@ -248,18 +235,18 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """Audio [B, 1, N * hop] of codes [B, N] or [B, N, G]; `decode` takes transformers' [B, G, N]."""
         groups = self.quantize.code_groups
         group = () if groups == 1 else (groups,)
-        if codes.ndim != 2 + len(group) or tuple(codes.shape[2:]) != group:
-            wanted = ", ".join(("B", "N", *map(str, group)))
+        if codes.ndim < 2 or tuple(codes.shape[2:]) != group:
             raise ValueError(
-                f"codes must be [{wanted}], got shape {tuple(codes.shape)}; decode takes [B, {groups}, N], as encode "
-                "gives them"
+                f"codes must be [{', '.join(('B', 'N', *map(str, group)))}], got shape {tuple(codes.shape)}; decode "
+                f"takes [B, {groups}, N], as encode gives them"
             )
         return self.decode(self.codes_first(codes), return_dict=True).audio_values
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
-        lengths = _checked_padding(padding_mask, len(padding_mask), self.config.hop_length)
-        return _frame_mask(self._frames_of(lengths), -(-padding_mask.shape[-1] // self.config.hop_length))
+        hop = self.config.hop_length
+        lengths = _checked_padding(padding_mask, len(padding_mask), hop)
+        return position_mask(-(-lengths // hop), -(-padding_mask.shape[-1] // hop))
 
     def preprocessor(self) -> VPCodecFeatureExtractor:
         """What makes `input_values` and `padding_mask` of waveforms; it is saved along with the model."""
@@ -281,12 +268,8 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         else:
             super()._init_weights(module)
 
-    def _sync_config(self) -> None:
-        self._set_config(quantizer=self.quantize.config.to_dict())
-
     def _set_config(self, **settings) -> None:
-        for name, value in settings.items():
-            setattr(self.config, name, value)
+        self.config.update(settings)
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.encoder_transformer, self.quant_norm, self.quant_proj
@@ -308,49 +291,48 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         if padding_mask is not None:
             lengths = _checked_padding(padding_mask, len(audio), hop, audio.shape[-1]).to(audio.device)
             valid = self._frames_of(lengths, audio.shape[-1])
-            audio = audio.masked_fill(torch.arange(audio.shape[-1], device=audio.device) >= lengths[:, None, None], 0)
+            audio = audio.masked_fill(~position_mask(lengths, audio.shape[-1])[:, None], 0)
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
 
-    def _frames_of(self, lengths: Tensor, longest: int | None = None) -> Tensor | None:
-        """[B] frames of samples of those lengths; None where all are as long as the longest can be."""
-        frames = -(-lengths // self.config.hop_length)
-        if longest is not None and bool((frames == -(-longest // self.config.hop_length)).all()):
-            return None
-        return frames
+    def _frames_of(self, lengths: Tensor, longest: int) -> Tensor | None:
+        """[B] frames of samples of those lengths; None if all have as many as the longest."""
+        frames, most = (-(-length // self.config.hop_length) for length in (lengths, longest))
+        return None if bool((frames == most).all()) else frames
 
     def _features(self, audio: Tensor, valid: Tensor | None) -> Tensor:
         """[B, N, d] what the quantizer makes latents of, from audio [B, 1, N * hop]."""
         hop = self.config.hop_length
 
-        def part(start: int, end: int) -> Tensor:
-            frames = _part_of(valid, start, end)
-            padding = CausalPadding() if self.config.causal else SymmetricPadding(end - start, frames)
-            return self.encode_part(audio[..., start * hop : end * hop], padding, frames)
+        def part(start: int, end: int, *context) -> Tensor:
+            return self.encode_part(audio[..., start * hop : end * hop], *context)
 
-        return self._in_parts(part, audio.shape[-1] // hop)
+        return self._in_parts(part, audio.shape[-1] // hop, valid)
 
     def _decoded(self, latents: Tensor, valid: Tensor | None) -> Tensor:
         """[B, 1, N * hop] from [B, N, d]."""
-        hop = self.config.hop_length
 
-        def part(start: int, end: int) -> Tensor:
-            frames = _part_of(valid, start, end)
-            padding = CausalPadding() if self.config.causal else SymmetricPadding(end - start, frames)
-            return self.decode_part(latents[:, start:end], padding, frames).unflatten(-1, (-1, hop)).squeeze(1)
+        def part(start: int, end: int, *context) -> Tensor:
+            audio = self.decode_part(latents[:, start:end], *context)
+            return audio.unflatten(-1, (-1, self.config.hop_length)).squeeze(1)
 
-        return self._in_parts(part, latents.shape[1]).flatten(1)[:, None]
+        return self._in_parts(part, latents.shape[1], valid).flatten(1)[:, None]
 
-    def _in_parts(self, part: Callable[[int, int], Tensor], frames: int) -> Tensor:
-        """`part(start, end)` [B, end - start, ...] of all frames; of many of them piece by piece, each with context."""
-        size = self.config.chunk_frames
+    def _in_parts(self, part: Callable[..., Tensor], frames: int, valid: Tensor | None) -> Tensor:
+        """`part(start, end, padding, valid)` [B, end - start, ...] of all frames; many are made piece by piece."""
+        causal, size = self.config.causal, self.config.chunk_frames
+
+        def piece(start: int, end: int) -> Tensor:
+            lengths = None if valid is None else (valid - start).clamp(0, end - start)
+            return part(start, end, CausalPadding() if causal else SymmetricPadding(end - start, lengths), lengths)
+
         if self.training or frames <= size:
-            return part(0, frames)
+            return piece(0, frames)
         before = context_frames(self.config)
-        after = 0 if self.config.causal else before
+        after = 0 if causal else before
         pieces = []
         for start in range(0, frames, size):
             end, first = min(start + size, frames), max(0, start - before)
-            pieces.append(part(first, min(end + after, frames))[:, start - first : end - first])
+            pieces.append(piece(first, min(end + after, frames))[:, start - first : end - first])
         return torch.cat(pieces, dim=1)
 
     def encode_part(
@@ -374,11 +356,10 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         output = self.quantize(features[mask], generator=generator)
         latents = output.latents.new_zeros(*mask.shape, output.latents.shape[-1])
         latents = latents.masked_scatter(mask[..., None], output.latents)
-        codes = output.codes
+        codes = None if output.codes is None else output.codes.new_zeros(*mask.shape, *output.codes.shape[1:])
         if codes is not None:
-            codes = codes.new_zeros(*mask.shape, *codes.shape[1:])
             codes[mask] = output.codes
-        return QuantizerOutput(latents=latents, codes=codes, loss=output.loss, metrics=output.metrics)
+        return dataclasses.replace(output, latents=latents, codes=codes)
 
     def codes_first(self, codes: Tensor) -> Tensor:
         """[B, G, N], as transformers has codes, from [B, N] or [B, N, G]."""
@@ -389,7 +370,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return audio_codes[:, 0] if self.quantize.code_groups == 1 else audio_codes.transpose(1, 2)
 
     def _latents_of(self, audio_codes: Tensor, force_not_quantize: bool) -> Tensor:
-        """[B, N, d] from codes [B, G, N] or latents [B, d, N]."""
+        """[B, N, d] from what `decode` takes."""
         floating, dim, groups = audio_codes.is_floating_point(), self.config.codebook_dim, self.quantize.code_groups
         if audio_codes.ndim != 3 or audio_codes.shape[1] != (dim if floating else groups) or audio_codes.shape[-1] < 1:
             raise ValueError(
@@ -398,19 +379,13 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             )
         if not floating:
             return self.quantize.decode(self.codes_last(audio_codes))
-        if not torch.isfinite(audio_codes).all():
-            bad = int((~torch.isfinite(audio_codes)).sum())
-            raise ValueError(f"{bad} of {audio_codes.numel()} latent values are NaN or infinite")
+        require_finite(audio_codes, "latent values")
         latents = audio_codes.transpose(1, 2)
         return latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
 
 
 def checked_audio(audio: Tensor, shortest: int) -> Tensor:
-    """The audio, if it is [B, 1, T], floating, finite, and T at least `shortest`.
-
-    Raises:
-        TypeError, ValueError: it is not.
-    """
+    """The audio, if it is [B, 1, T], floating, finite, and T is at least `shortest`."""
     if audio.ndim != 3 or audio.shape[1] != 1:
         remedy = "average the channels" if audio.ndim == 3 else "add dimensions with reshape(B, 1, T)"
         raise ValueError(f"audio must be mono, [B, 1, T], got shape {tuple(audio.shape)}; {remedy}")
@@ -423,28 +398,19 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
             f"audio must have at least {shortest} samples, which one code stands for, got shape {tuple(audio.shape)}; "
             "append zeros"
         )
-    if not torch.isfinite(audio).all():
-        bad = int((~torch.isfinite(audio)).sum())
-        raise ValueError(f"{bad} of {audio.numel()} audio samples are NaN or infinite; audio lies in [-1, 1]")
+    require_finite(audio, "audio samples", "; audio lies in [-1, 1]")
     return audio
 
 
 def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None = None) -> Tensor:
-    """Samples of audio in each sample of a batch, [B] int64, from a mask [B, T] (or [B, 1, T]) of ones, then zeros.
-
-    Args:
-        length: T; None for any.
-
-    Raises:
-        ValueError: another shape, padding before audio, or less audio than `shortest`.
-    """
+    """Length of each sample's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`."""
     mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
     if mask.ndim != 2 or len(mask) != batch or length not in (None, mask.shape[-1]):
         wanted = f"[{batch}, {'T' if length is None else length}]"
         raise ValueError(f"padding_mask must be {wanted}, 1 for audio and 0 for padding, got {tuple(mask.shape)}")
     mask = mask.bool()
     lengths = mask.sum(dim=1)
-    if not torch.equal(mask, torch.arange(mask.shape[-1], device=mask.device) < lengths[:, None]):
+    if not torch.equal(mask, position_mask(lengths, mask.shape[-1])):
         raise ValueError("padding_mask must be ones followed by zeros; pad at the end of each sample, not before it")
     if bool((lengths < shortest).any()):
         raise ValueError(
@@ -452,12 +418,3 @@ def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None
             f"{int(lengths.min())}; leave it out, or count some of the padding as audio"
         )
     return lengths
-
-
-def _frame_mask(valid: Tensor | None, frames: int) -> Tensor | None:
-    """[B, N] bool of the valid frames [B] of each sample; None if all are."""
-    return None if valid is None else torch.arange(frames, device=valid.device) < valid[:, None]
-
-
-def _part_of(valid: Tensor | None, start: int, end: int) -> Tensor | None:
-    return None if valid is None else (valid - start).clamp(0, end - start)

@@ -17,15 +17,10 @@ _PUSH_ARGUMENTS = ("repo_id", "private", "token", "revision", "create_pr", "comm
 
 
 class Persistence:
-    """The folder of a tokenizer: weights with codebook, config and preprocessor. Part of `Tokenizer`.
+    """The folder of a tokenizer: weights with codebook, config and preprocessor. Part of `Tokenizer`."""
 
-    Attributes:
-        _weights_file: name of the file of weights, without its ending.
-        _loading: arguments that the library's `from_pretrained` always gets.
-    """
-
-    _weights_file: ClassVar[str]
-    _loading: ClassVar[dict[str, Any]] = {}
+    _weights_file: ClassVar[str]  # without its ending
+    _loading: ClassVar[dict[str, Any]] = {}  # what the library's `from_pretrained` always gets
 
     def save_pretrained(
         self,
@@ -41,12 +36,10 @@ class Persistence:
     ) -> None:
         """Save weights with codebook, config and preprocessor; arguments as in diffusers or transformers.
 
-        The files are written aside and moved into place once all of them are there, so a save that fails for want of
-        space or any other reason leaves what was there before.
+        The files are moved into place once all of them are written, so a save that fails leaves the folder as it was.
 
-        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_folder`, which takes the arguments
-        `private`, `token`, `revision`, `create_pr`, `commit_message` and `allow_unfitted`; `repo_id` is the folder's
-        name if it is not given.
+        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_folder`, which also takes its arguments from
+        here; `repo_id` is the folder's name if it is not given.
         """
         pushing = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         if max_shard_size is not None:
@@ -54,7 +47,7 @@ class Persistence:
         if not safe_serialization:
             kwargs["safe_serialization"] = False
         self._sync_config()
-        # Shards of an earlier save, and their index, which loading would prefer to a single file.
+        # Shards of an earlier save, and their index: loading would prefer them to a single file.
         dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
         name, shard, ending = self._weights_file, r"-\d{5}-of-\d{5}", r"\.(safetensors|bin)"
         obsolete = rf"{name}{dot_variant}({shard})?{ending}|{name}{ending}\.index{dot_variant}\.json"
@@ -75,14 +68,7 @@ class Persistence:
         variant: str | None = None,
         **kwargs,
     ) -> str:
-        """Push the model with a model card; further arguments as of `vpvae_hf.hub.push_folder`.
-
-        Returns:
-            The web address of what was pushed.
-
-        Raises:
-            ValueError, PermissionError, ConnectionError, FileNotFoundError: as `push_folder`.
-        """
+        """Push the model with a model card, as `vpvae_hf.hub.push_folder` does with the same further arguments."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
             return push_folder(folder, repo_id, commit_message=commit_message, **kwargs)
@@ -106,8 +92,10 @@ class Persistence:
             if explained is None:
                 raise
             raise explained from error
-        if not kwargs.get("ignore_mismatched_sizes"):
-            _check_shapes(name, info["mismatched_keys"])
+        shapes = sorted(f"{key} is {tuple(saved)}, not {tuple(own)}" for key, saved, own in info["mismatched_keys"])
+        if shapes and not kwargs.get("ignore_mismatched_sizes"):
+            more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+            raise _mismatch(name, ", ".join(shapes[:3]) + more)
         model._check_loaded(name, info["missing_keys"])
         return (model, info) if with_info else model
 
@@ -133,26 +121,17 @@ class Persistence:
 
 
 def _explained(name: str | os.PathLike, error: Exception) -> ValueError | None:
-    """The error for weights that a library could not load; None if weights are not what it is about."""
+    """The error for weights that a library could not load; None for other errors."""
     # diffusers raises one of these for misshapen weights, and hides the other behind an OSError.
     if isinstance(error, ValueError) and "expected shape" in str(error):
         return _mismatch(name, str(error.args[0]).split(". If you want")[0])
-    cause = error
-    while cause is not None:
-        if isinstance(cause, SafetensorError):
-            return ValueError(
-                f"{name}: a file of weights is damaged or cut short ({cause}); download it or save the model again"
-            )
-        cause = cause.__cause__ or cause.__context__
-    return None
-
-
-def _check_shapes(name: str | os.PathLike, mismatched: Iterable[tuple[str, torch.Size, torch.Size]]) -> None:
-    """Raise a ValueError for weights loaded from `name` whose shapes, given first, are not the model's."""
-    shapes = sorted(f"{key} is {tuple(saved)}, not {tuple(wanted)}" for key, saved, wanted in mismatched)
-    if shapes:
-        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-        raise _mismatch(name, ", ".join(shapes[:3]) + more)
+    while error is not None and not isinstance(error, SafetensorError):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    return ValueError(
+        f"{name}: a file of weights is damaged or cut short ({error}); download it or save the model again"
+    )
 
 
 def _mismatch(name: str | os.PathLike, what: str) -> ValueError:

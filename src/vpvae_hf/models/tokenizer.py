@@ -53,7 +53,7 @@ class Tokenizer(Persistence, ABC):
 
     @abstractmethod
     def detokenize(self, codes: Tensor) -> Tensor:
-        """Signals of codes [B, *grid] or [B, *grid, G], of any integer dtype.
+        """Signals of codes, of any integer dtype.
 
         Raises:
             ValueError: another shape, or codes out of range.
@@ -62,7 +62,7 @@ class Tokenizer(Persistence, ABC):
 
     @torch.no_grad()
     def tokenize(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes of signals: [B, *grid] or [B, *grid, G] int64, 0 beyond the end of a padded signal.
+        """Codes of signals, int64; 0 beyond the end of a padded signal.
 
         Raises:
             ValueError: as `latent_vectors`.
@@ -75,11 +75,7 @@ class Tokenizer(Persistence, ABC):
         return codes
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
-        """Which tokens are of the signal, [B, *grid] bool, from which of its values are.
-
-        Raises:
-            ValueError: the model takes no padded signals.
-        """
+        """Which tokens are of the signal, [B, *grid] bool; a model without padded signals raises a ValueError."""
         raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
 
     def set_codebook(self, codebook: Tensor) -> None:
@@ -116,11 +112,7 @@ class Tokenizer(Persistence, ABC):
         self._sync_config()
 
     def set_scaling_factor(self, scaling_factor: float) -> None:
-        """Write into the config what latents are multiplied by for a diffusion model.
-
-        Raises:
-            ValueError: it is not positive and finite.
-        """
+        """Write into the config what latents are multiplied by for a diffusion model: a positive, finite number."""
         if not 0 < scaling_factor < float("inf"):
             raise ValueError(
                 f"scaling_factor must be positive and finite, got {scaling_factor}; are all latents equal?"
@@ -128,16 +120,15 @@ class Tokenizer(Persistence, ABC):
         self._set_config(scaling_factor=scaling_factor)
 
     def freeze_encoder(self) -> None:
-        """Leave the decoder alone to be trained: no weight before it, and none of the quantizer, needs a gradient."""
+        """Train the decoder alone: no weight before it, and none of the quantizer, needs a gradient."""
         for part in (*self._encoder_parts(), self.quantize):
             part.requires_grad_(False)
 
     def fingerprint(self) -> dict[str, str]:
-        """Digests of all that decides what codes mean, to tell later whether they still mean the same.
+        """SHA-256 digests of what decides the meaning of codes, to tell later whether they still mean the same.
 
-        Returns:
-            SHA-256 of "codes", the quantizer; and, if the model is float32, of "encoder", all before the quantizer.
-            Training the decoder, or changing training-only settings, changes neither.
+        "codes" is that of the quantizer; "encoder", if the model is float32, of all before the quantizer. Training the
+        decoder, or changing training-only settings, changes neither.
         """
         config = self.quantize.config
         deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
@@ -152,14 +143,11 @@ class Tokenizer(Persistence, ABC):
         return fingerprint
 
     def check_fingerprint(self, recorded: Mapping[str, str], what: str) -> None:
-        """See that codes which were made earlier have the same meaning for this model; digests that one lacks agree.
+        """Raise a ValueError if codes made earlier have another meaning now: if a digest that both have differs.
 
         Args:
             recorded: what `fingerprint()` gave when the codes were made.
             what: what was done with the codes, a clause for the message: "the model was trained".
-
-        Raises:
-            ValueError: a digest differs.
         """
         present = self.fingerprint()
         for part, change in (("codes", "codebook was fitted anew, or is another"), ("encoder", "encoder is another")):
@@ -174,9 +162,8 @@ class Tokenizer(Persistence, ABC):
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         """What is computed before the quantizer."""
 
-    @abstractmethod
     def _sync_config(self) -> None:
-        """Write the quantizer's settings into the config."""
+        self._set_config(quantizer=self.quantize.config.to_dict())
 
     @abstractmethod
     def _set_config(self, **settings) -> None:
@@ -192,8 +179,15 @@ class Tokenizer(Persistence, ABC):
         quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
 
 
+def require_finite(values: Tensor, what: str, remedy: str = "") -> None:
+    """Raise a ValueError that counts NaN and infinite values, if there are any."""
+    bad = int((~torch.isfinite(values)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {values.numel()} {what} are NaN or infinite{remedy}")
+
+
 def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of settings, as JSON stores them, and of tensors with their names; about 1 GB per second."""
+    """Of settings, as JSON stores them, and of tensors with their names; about 1 GB per second."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -16,7 +16,7 @@ from torch.nn.functional import conv1d, conv_transpose1d, pad
 from transformers import DynamicCache
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.dac.modeling_dac import DacDecoderBlock, DacEncoderBlock, DacResidualUnit, Snake1d
+from transformers.models.dac.modeling_dac import DacDecoderBlock, DacEncoderBlock, Snake1d
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
 
 from .configuration_vp_codec import VPCodecConfig
@@ -27,7 +27,7 @@ class SymmetricPadding:
 
     Args:
         frames: N of the batch.
-        valid_frames: [B] how many of them are of each sample; None where all are.
+        valid_frames: [B] how many of them each sample has; None if all are of the sample.
     """
 
     def __init__(self, frames: int, valid_frames: Tensor | None = None):
@@ -52,15 +52,14 @@ class SymmetricPadding:
         if self._valid is None:
             return x
         ends = self._valid * (x.shape[-1] // self._frames)
-        beyond = torch.arange(x.shape[-1], device=x.device) >= ends[:, None]
-        return x.masked_fill(beyond[:, None], 0)
+        return x.masked_fill(~position_mask(ends, x.shape[-1])[:, None], 0)
 
 
 class CausalPadding:
     """Zeros, or what came before, on the left; nothing depends on what is to the right.
 
     Args:
-        past: of a stream, which is read and brought up to date: the end of each convolution's input. None for none.
+        past: the end of each convolution's input in a stream so far, which is read and updated; None for no stream.
     """
 
     def __init__(self, past: dict[nn.Module, Tensor] | None = None):
@@ -90,7 +89,20 @@ class CausalPadding:
 Padding = SymmetricPadding | CausalPadding
 
 
-class ConvolutionalEncoder(nn.Module):
+def position_mask(lengths: Tensor, count: int) -> Tensor:
+    """[B, count] bool, True for the first `lengths` [B] positions."""
+    return torch.arange(count, device=lengths.device) < lengths[:, None]
+
+
+class _Convolutions(nn.Module):
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+        x = padding.convolve(self.conv1, x)
+        for block in self.block:
+            x = block(x, padding)
+        return padding.convolve(self.conv2, self.snake1(x))
+
+
+class ConvolutionalEncoder(_Convolutions):
     """Waveform [B, 1, T] to features [B, hidden_size, N]."""
 
     def __init__(self, config: VPCodecConfig):
@@ -102,14 +114,8 @@ class ConvolutionalEncoder(nn.Module):
         self.snake1 = Snake1d(channels)
         self.conv2 = nn.Conv1d(channels, config.hidden_size, kernel_size=3)
 
-    def forward(self, waveform: Tensor, padding: Padding) -> Tensor:
-        x = padding.convolve(self.conv1, waveform)
-        for block in self.block:
-            x = block(x, padding)
-        return padding.convolve(self.conv2, self.snake1(x))
 
-
-class ConvolutionalDecoder(nn.Module):
+class ConvolutionalDecoder(_Convolutions):
     """Features [B, hidden_size, N] to a waveform [B, 1, T] within [-1, 1]."""
 
     def __init__(self, config: VPCodecConfig):
@@ -122,10 +128,7 @@ class ConvolutionalDecoder(nn.Module):
         self.conv2 = nn.Conv1d(channels, 1, kernel_size=7)
 
     def forward(self, features: Tensor, padding: Padding) -> Tensor:
-        x = padding.convolve(self.conv1, features)
-        for block in self.block:
-            x = block(x, padding)
-        return torch.tanh(padding.convolve(self.conv2, self.snake1(x)))
+        return torch.tanh(super().forward(features, padding))
 
 
 class WindowedTransformer(MimiTransformerModel):
@@ -143,15 +146,8 @@ class WindowedTransformer(MimiTransformerModel):
     def forward(
         self, features: Tensor, valid_frames: Tensor | None = None, past_key_values: DynamicCache | None = None
     ) -> Tensor:
-        """[B, N, hidden_size] from the same.
-
-        Args:
-            valid_frames: [B] frames of each sample of the batch; later ones are not attended to. None if all are.
-            past_key_values: of a stream, brought up to date.
-        """
-        mask = None
-        if valid_frames is not None:
-            mask = torch.arange(features.shape[1], device=features.device) < valid_frames[:, None]
+        """[B, N, hidden_size] from the same; frames from `valid_frames` [B] on are not attended to."""
+        mask = None if valid_frames is None else position_mask(valid_frames, features.shape[1])
         return super().forward(features, attention_mask=mask, past_key_values=past_key_values).last_hidden_state
 
 
@@ -187,22 +183,19 @@ def initialize_convolution(conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
 
 class _EncoderBlock(GradientCheckpointingLayer, DacEncoderBlock):
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
-            x = _residual(unit, x, padding)
-        return padding.convolve(self.conv1, self.snake1(x))
+        return padding.convolve(self.conv1, self.snake1(_residuals(self, x, padding)))
 
 
 class _DecoderBlock(GradientCheckpointingLayer, DacDecoderBlock):
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        x = padding.upsample(self.conv_t1, self.snake1(x))
-        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
-            x = _residual(unit, x, padding)
-        return x
+        return _residuals(self, padding.upsample(self.conv_t1, self.snake1(x)), padding)
 
 
-def _residual(unit: DacResidualUnit, x: Tensor, padding: Padding) -> Tensor:
-    change = padding.convolve(unit.conv1, unit.snake1(x))
-    return x + unit.conv2(unit.snake2(change))
+def _residuals(block: DacEncoderBlock | DacDecoderBlock, x: Tensor, padding: Padding) -> Tensor:
+    for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
+        change = padding.convolve(unit.conv1, unit.snake1(x))
+        x = x + unit.conv2(unit.snake2(change))
+    return x
 
 
 class _RotaryEmbedding(nn.Module):

@@ -21,31 +21,6 @@ def with_whole(codec):
     return tiny_codec(codec.config.quantizer, causal=codec.config.causal, chunk_length_s=1e6)
 
 
-def test_latents_depend_on_later_audio_unless_causal(codec):
-    audio, at = noise(1, 60 * HOP), 30 * HOP + 5
-    changed = audio.clone()
-    changed[..., at:] = -changed[..., at:]
-    change = (codec.encode(changed).latents - codec.encode(audio).latents).abs().amax(dim=(0, 1))
-    assert (change[30:40] > 1e-4).all()
-    if codec.config.causal:
-        assert change[:30].max() == 0
-    else:
-        assert (change[20:30] > 1e-4).all()
-
-
-def test_audio_depends_on_later_latents_unless_causal(codec):
-    latents = codec.encode(noise(1, 60 * HOP)).latents
-    changed = latents.clone()
-    changed[..., 30:] = -changed[..., 30:]
-    was, now = (codec.decode(x, force_not_quantize=True).audio_values[0, 0] for x in (latents, changed))
-    change = (now - was).abs().view(60, HOP).amax(dim=1)
-    assert (change[30:40] > 1e-4).all()
-    if codec.config.causal:
-        assert change[:30].max() == 0
-    else:
-        assert (change[20:30] > 1e-4).all()
-
-
 def test_reconstruction_depends_on_later_audio_unless_causal(codec):
     audio, at = noise(1, 60 * HOP), 30 * HOP + 5
     changed = audio.clone()
@@ -74,6 +49,7 @@ def test_nothing_beyond_the_context_has_a_part(codec):
         assert -reached.min() <= (0 if codec.config.causal else context)
         # Most of what attention may reach is reached, so that the other tests would see it cut off.
         assert reached.max() >= 20
+        assert codec.config.causal or -reached.min() >= 20
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(1.0, 180), (0.1, 60), (0.37, 130), (0.02, 40)])
@@ -150,36 +126,16 @@ def test_rotations_are_those_of_transformers_at_early_positions():
     assert_close(mine, MimiRotaryEmbedding(config)(torch.zeros(1), positions), atol=1e-5, rtol=0)
 
 
-@pytest.fixture
-def models():
-    """Where strides are even DAC keeps lengths."""
+def test_convolutions_are_those_of_dac_for_each_sample_alone():
+    """DAC keeps lengths if strides are even."""
     settings = {"downsampling_ratios": [2, 4, 8], "encoder_hidden_size": 4, "decoder_hidden_size": 64}
     codec = tiny_codec(hidden_size=32, **settings)
     config = DacConfig(**settings, upsampling_ratios=[8, 4, 2])
     assert config.hidden_size == 32
-    encoder, decoder = DacEncoder(config).eval(), DacDecoder(config).eval()
-    encoder.load_state_dict(codec.encoder.state_dict())
-    decoder.load_state_dict(codec.decoder.state_dict())
-    return codec, encoder, decoder
-
-
-def test_encoder_equals_that_of_transformers(models):
-    codec, encoder, _ = models
-    audio = noise(2, 20 * 64)
-    assert_close(codec.encoder(audio, SymmetricPadding(20)), encoder(audio), atol=5e-6, rtol=0)
-
-
-def test_decoder_equals_that_of_transformers(models):
-    codec, _, decoder = models
-    features = torch.randn(2, 32, 20)
-    assert_close(codec.decoder(features, SymmetricPadding(20)), decoder(features), atol=5e-6, rtol=0)
-
-
-def test_padded_samples_are_what_dac_makes_of_each_alone(models):
-    codec, encoder, decoder = models
-    audio, features = noise(2, 20 * 64), torch.randn(2, 32, 20)
-    padding = SymmetricPadding(20, torch.tensor([20, 6]))
-    made = codec.encoder(audio, padding)[1:, :, :6]
-    assert_close(made, encoder(audio[1:, :, : 6 * 64]), atol=5e-6, rtol=0)
-    made = codec.decoder(features, padding)[1:, :, : 6 * 64]
-    assert_close(made, decoder(features[1:, :, :6]), atol=5e-6, rtol=0)
+    inputs = {"encoder": (DacEncoder, noise(2, 20 * 64), 64, 1), "decoder": (DacDecoder, torch.randn(2, 32, 20), 1, 64)}
+    for name, (dac_class, x, hop_in, hop_out) in inputs.items():
+        dac, mine = dac_class(config).eval(), codec.get_submodule(name)
+        dac.load_state_dict(mine.state_dict())
+        assert_close(mine(x, SymmetricPadding(20)), dac(x), atol=5e-6, rtol=0)
+        made = mine(x, SymmetricPadding(20, torch.tensor([20, 6])))[1:, :, : 6 * hop_out]
+        assert_close(made, dac(x[1:, :, : 6 * hop_in]), atol=5e-6, rtol=0)
