@@ -7,27 +7,21 @@ from scipy import stats
 from tiny_generators import (
     CAUSAL_KINDS,
     FRAMES,
-    GROUPED,
-    HOP,
+    QUANTIZERS,
     SIDE,
     TOKEN_S,
     causal,
     causal_pipeline,
     codes_of,
     made_uniform,
-    noise_images,
     seeded,
     silent,
-    tiny_codec,
-    tiny_vae,
-    vector,
     vocabulary_of,
 )
 from transformers import GenerationConfig
 
+from tiny import GROUPED, HOP, VP, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import VPAutoregressivePipeline
-
-QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
 
 
 @pytest.mark.parametrize("kind", CAUSAL_KINDS)
@@ -132,7 +126,7 @@ def test_a_clip_is_continued_from_its_first_codes(quantizer):
 
 def test_clips_end_as_the_model_says():
     """A model without a preference ends each clip with probability 1/5, as it takes each of 4 codes."""
-    codec = tiny_codec(vector(4))
+    codec = tiny_codec(VP | {"codebook_size": 4})
     pipeline = silent(VPAutoregressivePipeline(codec, made_uniform(causal(vocabulary_of(codec)))))
     clips = codes_of(pipeline, num_images=3000, min_duration_s=2 * TOKEN_S, generator=seeded(0))
     counts = np.bincount([len(clip) for clip in clips], minlength=FRAMES + 1)

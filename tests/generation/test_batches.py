@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler
-from tiny_generators import GROUPED, HOP, SIDE, tiny_codec, tiny_vae, vector
+from tiny_generators import SIDE
 
+from tiny import GROUPED, HOP, VP, tiny_codec, tiny_vae
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import CodeFolder
 from vpvae_hf.generation import CausalBatches, CodeSequences, MaskedBatches, drop_conditions, mask_codes, vocabulary_of
@@ -238,7 +239,7 @@ def test_codes_of_one_tokenizer_go_together(image_codes, pictures, tmp_path):
     folder.check_same_codes(CodeFolder(same))
     vae.set_codebook(vae.quantize.codebook.flip(0))
     refitted = tokenized(vae, pictures, tmp_path / "refitted")
-    other = tokenized(tiny_vae(vector(8)), pictures, tmp_path / "other")
+    other = tokenized(tiny_vae(VP | {"codebook_size": 8}), pictures, tmp_path / "other")
     for codes in (refitted, other):
         with pytest.raises(ValueError, match=r"codes of different tokenizers: .* \(fingerprint differs\)"):
             folder.check_same_codes(CodeFolder(codes))

@@ -3,27 +3,14 @@
 import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from tiny_generators import (
-    FRAMES,
-    GROUPED,
-    HOP,
-    SIDE,
-    codes_of,
-    masked_pipeline,
-    noise_images,
-    seeded,
-    silent,
-    tiny_codec,
-    tiny_vae,
-    vector,
-)
+from tiny_generators import FRAMES, QUANTIZERS, SIDE, codes_of, masked_pipeline, seeded, silent
 
+from tiny import HOP, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 
 SIZE = 4 * SIDE
 SCHEDULERS = pytest.mark.parametrize("scheduler", ["block", "amused"])
-QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
 
 
 @pytest.fixture(params=["block", "amused"])

@@ -1,29 +1,12 @@
 """What a model has learned by heart, it generates."""
 
-import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from tiny_generators import (
-    FRAMES,
-    GROUPED,
-    HOP,
-    TOKEN_S,
-    causal,
-    masked,
-    noise_images,
-    seeded,
-    silent,
-    tiny_codec,
-    tiny_vae,
-    vector,
-    vocabulary_of,
-)
+from tiny_generators import FRAMES, MAKERS, QUANTIZERS, TOKEN_S, causal, masked, seeded, silent, vocabulary_of
 
+from tiny import HOP, noise_images
 from vpvae_hf import VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.generation import CausalBatches, MaskedBatches, causal_likelihood, mask_codes, masked_likelihood
-
-MAKERS = pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
-QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
 
 
 def examples(tokenizer, lengths):

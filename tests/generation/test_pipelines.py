@@ -9,10 +9,9 @@ from scipy import stats
 from tiny_generators import (
     CAUSAL_KINDS,
     FRAMES,
-    GROUPED,
-    HOP,
+    MAKERS,
     METHODS,
-    RATE,
+    QUANTIZERS,
     SIDE,
     TOKEN_S,
     causal_pipeline,
@@ -22,21 +21,17 @@ from tiny_generators import (
     pipeline_of,
     seeded,
     silent,
-    tiny_codec,
-    tiny_vae,
-    vector,
     vocabulary_of,
 )
 
+from tiny import GROUPED, HOP, RATE, VP, tiny_codec, tiny_vae
 from vpvae_hf import CodebookNotFittedError, VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 from vpvae_hf.quantizers import NoCodesError
 
 # Loaded weights begin at other addresses, where some kernels of torch round otherwise.
 CLOSE = {"atol": 1e-5, "rtol": 0}
-MAKERS = pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
 EVERY = pytest.mark.parametrize("method", METHODS)
-QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
 
 
 def name_of(method_and_make):
@@ -198,7 +193,7 @@ SAMPLERS = [
 def test_images_occur_as_often_as_the_model_says(method, settings):
     """Images of two codes of four, so that the model tells the probability of each of the 16."""
     flatter = {"initializer_range": 0.2}
-    pipeline = pipeline_of(method, tiny_vae(vector(4)), settings=flatter, grid=(1, 2), condition_size=2)
+    pipeline = pipeline_of(method, tiny_vae(VP | {"codebook_size": 4}), settings=flatter, grid=(1, 2), condition_size=2)
     vocabulary, model = pipeline.vocabulary, pipeline.transformer
     scale, temperature = settings.get("guidance_scale", 1.0), settings.get("temperature", 1.0)
     filters = {name: settings[name] for name in ("top_k", "top_p") if name in settings}
@@ -290,7 +285,7 @@ def test_tokenizers_that_do_not_belong_to_the_model(make, method, tmp_path):
         (make({"kind": "none", "latent_dim": 3}), NoCodesError, "no codes"),
         (refitted, ValueError, r"codebook was fitted anew, or is another .* make the codes anew with this one"),
         (changed, ValueError, "encoder is another than when the model was trained"),
-        (make(vector(8)), ValueError, "trained on codes with codebook_size=16, the tokenizer has 8"),
+        (make(VP | {"codebook_size": 8}), ValueError, "trained on codes with codebook_size=16, the tokenizer has 8"),
         (make(GROUPED | {"codebook_size": 16}), ValueError, "codes with code_groups=1, the tokenizer has 2"),
         (another(), ValueError, rf"makes codes of {grid}, .* but the model was trained on the grid \["),
     ):

@@ -1,5 +1,6 @@
-"""Small transformers over codes, untrained but far from uniform, and the tokenizers whose codes they are over."""
+"""Small transformers over codes of the tokenizers of `tiny`, untrained but far from uniform."""
 
+import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
 from transformers import (
@@ -13,22 +14,16 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from vpvae_hf import (
-    AutoencoderVP,
-    CodeVocabulary,
-    VPAutoregressivePipeline,
-    VPCodecConfig,
-    VPCodecModel,
-    VPMaskedPipeline,
-)
+from tiny import FACTOR, GROUPED, HOP, RATE, VP, tiny_codec, tiny_vae
+from vpvae_hf import AutoencoderVP, CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
 
 CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
 METHODS = [*CAUSAL_KINDS, "block", "amused"]  # kinds of causal models, and schedulers of masked ones
-HOP, RATE = 96, 16000
 TOKEN_S = HOP / RATE
-SIDE = 4  # of a grid of codes of an image of 16 x 16 pixels
+SIDE, SIZE = 4, 4 * FACTOR  # of a grid of codes, and of its image in pixels
 FRAMES = 6  # codes of the longest clip
-GROUPED = {"kind": "token_bridge", "codebook_size": 5, "latent_dim": 2}
+MAKERS = pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
+QUANTIZERS = pytest.mark.parametrize("quantizer", [VP, GROUPED], ids=["one code", "two codes"])
 _CAUSAL = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "gpt2": (GPT2Config, GPT2LMHeadModel),
@@ -41,58 +36,6 @@ _LLAMA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
-
-
-def vector(codebook_size=16):
-    return {"kind": "vp", "codebook_size": codebook_size, "latent_dim": 3}
-
-
-def tiny_vae(quantizer=None, fitted=True):
-    torch.manual_seed(0)
-    vae = AutoencoderVP(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(4, 4, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=4 * SIDE,
-        mid_block_add_attention=False,
-        quantizer=quantizer or vector(),
-    ).eval()
-    if fitted and vae.quantize.needs_fitting:
-        # Of its own latents, so that its codes differ.
-        latents = vae.encode(noise_images(64)).latents.movedim(1, -1).flatten(0, 2)
-        vae.set_codebook(latents[torch.randperm(len(latents))[: vae.quantize.codebook_size]])
-    return spread(vae, vae.quant_conv)
-
-
-def tiny_codec(quantizer=None, fitted=True):
-    torch.manual_seed(0)
-    config = VPCodecConfig(
-        encoder_hidden_size=4,
-        decoder_hidden_size=32,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        quantizer=quantizer or vector(),
-    )
-    codec = VPCodecModel(config).eval()
-    if fitted and codec.quantize.needs_fitting:
-        codec.set_codebook(codec.latent_vectors(torch.randn(1, 1, codec.quantize.codebook_size * HOP))[0])
-    return spread(codec, codec.quant_proj)
-
-
-def spread(tokenizer, projection):
-    """The tokenizer; where its bins are fixed its latents are scaled up to fall into all of them."""
-    if tokenizer.quantize.code_groups > 1:
-        torch.nn.init.normal_(projection.weight, std=1.0)
-    return tokenizer
-
-
-def noise_images(count, side=4 * SIDE, seed=1):
-    """[B, 3, side, side] in [-1, 1]."""
-    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def seeded(seed):
