@@ -74,11 +74,6 @@ def train(config: DiffusionConfig) -> Path:
 
     Every rank of a job calls this. It writes into the output folder: checkpoint-STEP, metrics.jsonl, settings.json,
     trackers' logs, and the pipeline with its card, results.json and samples.png.
-
-    Raises:
-        ValueError: missing or contradictory settings, data that cannot be read.
-        FileExistsError: the output folder holds another run.
-        FileNotFoundError: no such data set, tokenizer or checkpoint.
     """
     require_settings(config, "output_dir", "tokenizer", "data.name")
     accelerator, output, last = accelerator_for(config), Path(config.output_dir), config.max_train_steps
@@ -308,12 +303,8 @@ def samples(pipeline: LDMPipeline, config: DiffusionConfig, has_codes: bool):
     # The pipeline has no way to decode the same latents twice.
     for as_they_are in [True, False] if has_codes else [True]:
         vae.register_to_config(force_not_quantize=as_they_are)
-        images = pipeline(
-            batch_size=config.samples,
-            num_inference_steps=config.num_inference_steps,
-            generator=torch.Generator().manual_seed(config.seed),
-            output_type="np",
-        ).images
+        noise, steps = torch.Generator().manual_seed(config.seed), config.num_inference_steps
+        images = pipeline(config.samples, noise, num_inference_steps=steps, output_type="np").images
         rows.append(torch.from_numpy(images).movedim(-1, 1) * 2 - 1)
     vae.register_to_config(force_not_quantize=kept)
     return image_grid(rows)

@@ -96,26 +96,22 @@ class CodeTrainer(Trainer):
     """transformers' trainer; its loss is that of the masked codes among codes alone, and bits per token validate."""
 
     def __init__(self, *, config: MaskedConfig, vocabulary: CodeVocabulary, **parts):
-        self._config, self._vocabulary = config, vocabulary
+        self.config, self._vocabulary = config, vocabulary
         self.likelihood: CodeLikelihood | None = None
         self.measured_at: int | None = None
         super().__init__(args=training_arguments(config), data_collator=MaskedBatches(vocabulary), **parts)
         self._noise = BlockRefinementScheduler()
         self.loss_is_scaled_for_ga = False  # the loss is a mean over what is masked in a batch
 
-    def compute_loss(
-        self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor | tuple[Tensor, Any]:
+    def compute_loss(self, model, inputs, **unused) -> Tensor:
         # Drawn here and not when batches are made, which is a step ahead, so that a resumed run draws the same.
-        inputs = drop_conditions(inputs, self._vocabulary, self._config.data.drop_condition)
+        inputs = drop_conditions(inputs, self._vocabulary, self.config.data.drop_condition)
         inputs = mask_codes(inputs, self._vocabulary, self._noise)
         labels, first = inputs.pop("labels"), self._vocabulary.first_code
-        outputs = model(**inputs)
-        logits = outputs.logits[..., first : self._vocabulary.begin].flatten(0, 1).float()
+        logits = model(**inputs).logits[..., first : self._vocabulary.begin].flatten(0, 1).float()
         codes = torch.where(labels == IGNORED, labels, labels - first).flatten()
         masked = (codes != IGNORED).sum().clamp(min=1)  # of few codes often none is masked
-        loss = functional.cross_entropy(logits, codes, ignore_index=IGNORED, reduction="sum") / masked
-        return (loss, outputs) if return_outputs else loss
+        return functional.cross_entropy(logits, codes, ignore_index=IGNORED, reduction="sum") / masked
 
     def evaluate(self, *unused, **also_unused) -> dict[str, float]:
         """Measure the held-out codes, unless it was done at this step; every rank measures all of them."""
@@ -182,11 +178,6 @@ def train(config: MaskedConfig) -> Path:
 
     Every rank of a job calls this. It writes into the output folder: checkpoint-STEP, settings.json, trackers' logs,
     and the pipeline with its card, results.json and samples.
-
-    Raises:
-        ValueError: missing or contradictory settings, codes of another tokenizer, or too small a model.
-        FileExistsError: the output folder holds another run.
-        FileNotFoundError: no such folder of codes, tokenizer, model or checkpoint.
     """
     require_settings(config, "output_dir", "data.tokens")
     output, data = Path(config.output_dir), config.data
@@ -207,12 +198,11 @@ def train(config: MaskedConfig) -> Path:
         train_dataset=CodeSequences(codes, vocabulary),
         eval_dataset=None if held_out is None else CodeSequences(held_out, vocabulary),
     )
-    if trainer.is_world_process_zero():
-        start = "" if checkpoint is None else f"; going on from {checkpoint}"
-        print(
-            f"{trainer.model.num_parameters() / 1e6:.1f} million weights, {vocabulary.codebook_size} codes, "
-            f"{len(trainer.train_dataset)} sequences of {vocabulary.length}; results in {output}{start}"
-        )
+    start = "" if checkpoint is None else f"; going on from {checkpoint}"
+    trainer.accelerator.print(
+        f"{trainer.model.num_parameters() / 1e6:.1f} million weights, {vocabulary.codebook_size} codes, "
+        f"{len(trainer.train_dataset)} sequences of {vocabulary.length}; results in {output}{start}"
+    )
     if ended:
         trainer.state.global_step = step  # transformers would take one more step
     else:
@@ -220,22 +210,20 @@ def train(config: MaskedConfig) -> Path:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if held_out is not None:
         trainer.evaluate()
-    folder = output / "pipeline"
     with distributed.failing_together():
         if trainer.is_world_process_zero():
             scheduler = BlockRefinementScheduler()
             if config.scheduler == "amused":
                 scheduler = AmusedScheduler(mask_token_id=vocabulary.codebook_size)
             pipeline = VPMaskedPipeline(tokenizer.to(trainer.model.device), trainer.model.eval(), scheduler)
-            finish(config, pipeline, codes, trainer, folder)
+            finish(pipeline, codes, trainer)
     trainer.accelerator.end_training()
-    return folder
+    return output / "pipeline"
 
 
-def finish(
-    config: MaskedConfig, pipeline: VPMaskedPipeline, codes: CodeFolder, trainer: CodeTrainer, folder: Path
-) -> None:
+def finish(pipeline: VPMaskedPipeline, codes: CodeFolder, trainer: CodeTrainer) -> None:
     """Save the pipeline with samples, results and card, tell what was measured, and push if asked."""
+    config, folder = trainer.config, Path(trainer.config.output_dir, "pipeline")
     pipeline.save_pretrained(folder)
     if config.samples:
         write_samples(pipeline, folder, codes, number=config.samples, seed=config.seed)

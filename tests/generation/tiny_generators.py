@@ -14,7 +14,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from tiny import FACTOR, GROUPED, HOP, RATE, VP, tiny_codec, tiny_vae
+from tiny import FACTOR, GROUPED, HOP, RATE, VP, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
 
 CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
@@ -36,6 +36,11 @@ _LLAMA = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
+
+
+def pictures(count):
+    """Images of noise of the usual size."""
+    return noise_images(count, SIZE, SIZE)
 
 
 def seeded(seed):

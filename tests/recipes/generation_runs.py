@@ -17,7 +17,7 @@ from image_shards import encoded, write_shards
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
+from tiny import HOP, tiny_codec, tiny_vae
 from vpvae_hf.cli.main import main
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "generation"
@@ -34,27 +34,18 @@ def recipe(name):
 ar, masked, diffusion = map(recipe, ("train_ar", "train_masked", "train_diffusion"))
 KINDS = {"autoregressive": (ar.AutoregressiveConfig, ar.train), "masked": (masked.MaskedConfig, masked.train)}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-HOP, WINDOW = 96, 12
-
+WINDOW = 12
 
 METHODS = pytest.mark.parametrize("method", list(KINDS))
 MODALITIES = pytest.mark.parametrize("modality", ["images", "audio"])
 
 
 def image_tokenizer(fitted=True):
-    torch.manual_seed(0)
-    vae = AutoencoderVP(**IMAGE_ARCHITECTURE, sample_size=8, quantizer=VECTOR).eval()
-    if fitted:
-        latents = vae.encode(torch.rand(8, 3, 8, 8) * 2 - 1).latents.movedim(1, -1).flatten(0, 2)
-        vae.set_codebook(latents[:32])
-    return vae
+    return tiny_vae(VECTOR, fitted, **IMAGE_ARCHITECTURE, sample_size=8)
 
 
 def audio_tokenizer():
-    torch.manual_seed(0)
-    codec = VPCodecModel(VPCodecConfig(**AUDIO_ARCHITECTURE, quantizer=VECTOR)).eval()
-    codec.set_codebook(codec.latent_vectors(torch.randn(1, 1, 32 * HOP))[0])
-    return codec
+    return tiny_codec(VECTOR, **AUDIO_ARCHITECTURE)
 
 
 def tokenize(tokenizer, data, folder, *arguments):

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.quantizers import NoCodesError
@@ -47,8 +48,7 @@ def batches_of(pictures, size=16):
 @pytest.fixture(scope="module")
 def tokenizer(pictures, tmp_path_factory):
     """A fitted tokenizer of factor 2, untrained, whose latents are three times as wide as those of its weights."""
-    torch.manual_seed(0)
-    vae = AutoencoderVP(**ARCHITECTURE, sample_size=16, quantizer=VECTOR).eval()
+    vae = tiny_vae(VECTOR, fitted=False, **ARCHITECTURE, sample_size=16)
     with torch.no_grad():
         for weights in vae.quant_conv.parameters():
             weights *= 3
@@ -60,12 +60,12 @@ def tokenizer(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unfitted(tmp_path_factory):
-    return saved(AutoencoderVP(**ARCHITECTURE, sample_size=16, quantizer=VECTOR), tmp_path_factory)
+    return saved(tiny_vae(VECTOR, fitted=False, **ARCHITECTURE, sample_size=16), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def continuous(tmp_path_factory):
-    return saved(AutoencoderVP(**ARCHITECTURE, sample_size=16, quantizer={"kind": "none"}), tmp_path_factory)
+    return saved(tiny_vae({"kind": "none"}, **ARCHITECTURE, sample_size=16), tmp_path_factory)
 
 
 def saved(vae, tmp_path_factory):
@@ -315,41 +315,44 @@ def test_a_run_is_never_written_over(whole, pictures, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"output_dir": None}, ValueError, r"output_dir is not set; add --output_dir"),
-        ({"tokenizer": None}, ValueError, r"tokenizer is not set; add --tokenizer"),
-        ({"data": {"name": None}}, ValueError, r"data.name is not set; add --data.name"),
-        ({"tokenizer": "/nowhere/at/all"}, FileNotFoundError, "/nowhere/at/all"),
-        ({"data": {"size": 15}}, ValueError, "data.size must be a multiple of the tokenizer's factor 2, got 15"),
-        ({"data": {"split": "test"}}, ValueError, "no split 'test'"),
-        ({"resume_from_checkpoint": "checkpoint-7"}, FileNotFoundError, "no checkpoint checkpoint-7"),
+        ({"output_dir": None}, r"output_dir is not set; add --output_dir"),
+        ({"tokenizer": None}, r"tokenizer is not set; add --tokenizer"),
+        ({"data": {"name": None}}, r"data.name is not set; add --data.name"),
+        ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"data": {"size": 15}}, "data.size must be a multiple of the tokenizer's factor 2, got 15"),
+        ({"data": {"size": 18}}, "data.size=18 makes latents of 9 x 9, which the UNet cannot halve 1 times"),
+        ({"data": {"validation_size": 15}}, "validation_size must be a multiple"),
+        ({"data": {"split": "test"}}, "no split 'test'"),
+        ({"resume_from_checkpoint": "checkpoint-7"}, "no checkpoint checkpoint-7"),
+        ({"unet": {"width": 3}}, "is no UNet2DModel: .*width"),
+        ({"scheduler": {"prediction_typ": "sample"}}, "is no DDIMScheduler: .*prediction_typ"),
+        ({"scheduler": {"prediction_type": "noise"}}, "prediction_type.*noise"),
+        ({"scheduler": {"num_train_timesteps": 2}}, "num_inference_steps must be at most"),
     ],
     ids=str,
 )
-def test_bad_settings(pictures, tokenizer, tmp_path, monkeypatch, changes, error, message):
+def test_bad_settings(pictures, tokenizer, tmp_path, monkeypatch, changes, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(error, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(pictures, tokenizer, tmp_path / "run", **changes)
     assert not list(tmp_path.glob("run/*/"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"unet": {"width": 3}}, "width"),
-        ({"data": {"size": 18}}, "size"),  # 9 latents, which the UNet cannot halve
-        ({"data": {"validation_size": 15}}, "validation_size"),
-        ({"scheduler": {"prediction_typ": "sample"}}, "prediction_typ"),
-        ({"scheduler": {"prediction_type": "noise"}}, "prediction_type.*noise"),
-        ({"scheduler": {"num_train_timesteps": 2}}, "num_inference_steps"),
-    ],
-    ids=str,
-)
-def test_what_cannot_work_is_refused_before_training(pictures, tokenizer, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        train(pictures, tokenizer, tmp_path / "run", max_train_steps=2, validation_steps=2, **changes)
-    assert not list(tmp_path.glob("run/*/"))
+def test_an_interruption_is_told_where_to_go_on(pictures, tokenizer, tmp_path, monkeypatch, caplog):
+    measure, calls = diffusion.denoising_error, iter(range(9))
+
+    def interrupted(*arguments):
+        if next(calls):
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(diffusion, "denoising_error", interrupted)
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps(settings(pictures, tokenizer, tmp_path / "run")))
+    assert run_recipe(diffusion.DiffusionConfig, diffusion.train, "", ["--config", str(file)]) == 130
+    assert "interrupted at step 6; checkpoint-4 is kept. Go on with --resume_from_checkpoint latest" in caplog.text
 
 
 def test_a_mistake_is_told_in_one_line(pictures, unfitted, tmp_path, caplog):

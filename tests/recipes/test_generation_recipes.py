@@ -20,7 +20,9 @@ from generation_runs import (
     RECIPES,
     SIZES,
     WINDOW,
+    ar,
     codes_of_clip,
+    masked,
     model_of,
     results_of,
     same_weights,
@@ -117,6 +119,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(image_codes, method, tmp_path)
     assert same_weights(again, whole)
     assert results_of(again)["evaluation"] == results_of(whole)["evaluation"]
     assert results_of(again)["steps"] == 6
+
+
+@METHODS
+def test_an_interruption_is_told_where_to_go_on(image_codes, method, tmp_path, monkeypatch, caplog):
+    module, calls = {"autoregressive": ar, "masked": masked}[method], iter(range(9))
+
+    def interrupted(batch, *others):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return batch
+
+    monkeypatch.setattr(module, "drop_conditions", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(image_codes, tmp_path / "run", method)
+    assert "interrupted at step 3; checkpoint-2 is kept. Go on with --resume_from_checkpoint latest" in caplog.text
 
 
 @METHODS
