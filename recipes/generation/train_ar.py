@@ -203,9 +203,7 @@ def train(config: AutoregressiveConfig) -> Path:
     return output / "pipeline"
 
 
-def finish(
-    pipeline: VPAutoregressivePipeline, codes: CodeFolder, trainer: CodeTrainer, config: AutoregressiveConfig
-) -> None:
+def finish(pipeline: VPAutoregressivePipeline, codes: CodeFolder, trainer: CodeTrainer) -> None:
     """Save the pipeline with samples, results and card, tell what was measured, and push if asked."""
     config, folder = trainer.config, Path(trainer.config.output_dir, "pipeline")
     pipeline.save_pretrained(folder)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler
-from tiny_generators import SIDE
+from tiny_generators import SIDE, SIZE
 
 from tiny import GROUPED, HOP, VP, tiny_codec, tiny_vae
 from vpvae_hf.cli.main import main
@@ -54,7 +54,7 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def image_codes(pictures, tmp_path_factory):
-    return tokenized(tiny_vae(), pictures, tmp_path_factory.mktemp("image_codes"))
+    return tokenized(tiny_vae(sample_size=SIZE), pictures, tmp_path_factory.mktemp("image_codes"))
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,13 @@ def audio_codes(sounds, tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(image_codes, audio_codes, pictures, sounds, tmp_path_factory):
     """Folders of codes by their modality, and how many codes a token has."""
+    pairs = tiny_vae(GROUPED, sample_size=SIZE)
     return {
         ("image", "one code"): image_codes,
         ("audio", "one code"): audio_codes,
-        ("image", "two codes"): tokenized(tiny_vae(GROUPED), pictures, tmp_path_factory.mktemp("image_pairs")),
+        ("image", "two codes"): tokenized(
+            tiny_vae(GROUPED, sample_size=SIZE), pictures, tmp_path_factory.mktemp("image_pairs")
+        ),
         ("audio", "two codes"): tokenized(tiny_codec(GROUPED), sounds, tmp_path_factory.mktemp("audio_pairs")),
     }
 
@@ -118,7 +121,7 @@ def test_named_classes_count_though_none_of_them_is_there(tmp_path):
     rows = {"photo": [{"bytes": image_shards.encoded(picture(0)), "path": None}] * 2, "kind": [0, 2]}
     (tmp_path / "pictures").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "pictures" / "train.parquet")
-    folder = CodeFolder(tokenized(tiny_vae(), tmp_path / "pictures", tmp_path), "kind")
+    folder = CodeFolder(tokenized(tiny_vae(sample_size=SIZE), tmp_path / "pictures", tmp_path), "kind")
     assert folder.condition_size == 5
     assert CodeSequences(folder, vocabulary_of(folder))[1]["condition"] == 2
 
@@ -219,12 +222,12 @@ def test_batches_for_a_masked_model(audio_codes):
 
 def test_codes_of_one_tokenizer_go_together(image_codes, pictures, tmp_path):
     folder = CodeFolder(image_codes)
-    vae = tiny_vae()
+    vae = tiny_vae(sample_size=SIZE)
     same = tokenized(vae, pictures, tmp_path / "same")
     folder.check_same_codes(CodeFolder(same))
     vae.set_codebook(vae.quantize.codebook.flip(0))
     refitted = tokenized(vae, pictures, tmp_path / "refitted")
-    other = tokenized(tiny_vae(VP | {"codebook_size": 8}), pictures, tmp_path / "other")
+    other = tokenized(tiny_vae(VP | {"codebook_size": 8}, sample_size=SIZE), pictures, tmp_path / "other")
     for codes in (refitted, other):
         with pytest.raises(ValueError, match=r"codes of different tokenizers: .* \(fingerprint differs\)"):
             folder.check_same_codes(CodeFolder(codes))

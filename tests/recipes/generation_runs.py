@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +37,11 @@ ar, masked, diffusion = map(recipe, ("train_ar", "train_masked", "train_diffusio
 KINDS = {"autoregressive": (ar.AutoregressiveConfig, ar.train), "masked": (masked.MaskedConfig, masked.train)}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 WINDOW = 12
+# A run of six steps.
+RUN = {
+    "max_train_steps": 6, "train_batch_size": 4, "learning_rate": 1e-2, "lr_warmup_steps": 1, "logging_steps": 1,
+    "validation_steps": 3, "checkpointing_steps": 2, "samples": 2, "report_to": [],
+}  # fmt: skip
 
 METHODS = pytest.mark.parametrize("method", list(KINDS))
 MODALITIES = pytest.mark.parametrize("modality", ["images", "audio"])
@@ -95,21 +102,20 @@ def settings(codes, output, method="autoregressive", **changes):
     data = {"tokens": str(codes / "train"), "validation_tokens": str(codes / "validation"), **changes.pop("data", {})}
     if codes.name.startswith("audio"):
         data = {"window": WINDOW} | data
-    return {
-        "output_dir": str(output),
-        "transformer": model_of(method),
-        "data": data,
-        "max_train_steps": 6,
-        "train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "lr_warmup_steps": 1,
-        "logging_steps": 1,
-        "validation_steps": 3,
-        "checkpointing_steps": 2,
-        "samples": 2,
-        "report_to": [],
-        **changes,
-    }
+    return RUN | {"output_dir": str(output), "transformer": model_of(method), "data": data, **changes}
+
+
+def launched(recipe, settings, tmp_path):
+    """A recipe with its small YAML file in a process of its own, which is to train as set and make two samples."""
+    settings = {"config": RECIPES / f"{recipe}_small.yaml", "train_batch_size": 4, "samples": 2} | settings
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", str(RECIPES / f"train_{recipe}.py"), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def train(codes, output, method="autoregressive", **changes):

@@ -1,17 +1,14 @@
 """Whole runs that train a latent diffusion model: what is written, resuming, and bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline, UNet2DModel
-from generation_runs import RECIPES, diffusion
+from generation_runs import RUN, diffusion, launched
 from image_runs import ARCHITECTURE, VECTOR, metrics, write_pictures
 from omegaconf import OmegaConf
 from PIL import Image
@@ -77,23 +74,10 @@ def saved(vae, tmp_path_factory):
 def settings(pictures, tokenizer, output, /, **changes):
     """Settings of a run of six steps, as nested dictionaries."""
     data = {"name": pictures, "size": 16, "shortest_side": 20, "crop": "random", "flip": True, "workers": 0}
-    return {
-        "output_dir": str(output),
-        "tokenizer": str(tokenizer),
-        "unet": UNET | changes.pop("unet", {}),
-        "data": data | {"shuffle_buffer": 7} | changes.pop("data", {}),
-        "max_train_steps": 6,
-        "train_batch_size": 4,
-        "learning_rate": 2e-3,
-        "lr_warmup_steps": 1,
-        "logging_steps": 1,
-        "validation_steps": 3,
-        "checkpointing_steps": 2,
-        "samples": 2,
-        "num_inference_steps": 3,
-        "report_to": [],
-        **changes,
-    }
+    changes = {"data": data | {"shuffle_buffer": 7} | changes.pop("data", {}), "num_inference_steps": 3, **changes}
+    unet = UNET | changes.pop("unet", {})
+    own = {"output_dir": str(output), "tokenizer": str(tokenizer), "unet": unet, "learning_rate": 2e-3}
+    return RUN | own | changes
 
 
 def train(*arguments, **changes):
@@ -301,19 +285,6 @@ def test_tokenizers_without_codes(kind, pictures, tmp_path, request):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_is_never_written_over(whole, pictures, tokenizer, tmp_path):
-    before = load_file(whole / "pipeline" / "unet" / WEIGHTS)
-    with pytest.raises(FileExistsError, match=r"run holds another run; go on with .*--overwrite_output_dir"):
-        train(pictures, tokenizer, whole, max_train_steps=1, seed=1)
-    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
-    with pytest.raises(FileExistsError, match="holds another run"):
-        train(pictures, tokenizer, tmp_path / "run", max_train_steps=1, seed=1, samples=0)
-    anew = train(pictures, tokenizer, tmp_path / "run", max_train_steps=1, seed=1, samples=0, overwrite_output_dir=True)
-    assert not torch.equal(load_file(anew / "unet" / WEIGHTS)["conv_in.weight"], before["conv_in.weight"])
-    assert not (anew / "samples.png").exists()
-    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -363,22 +334,16 @@ def test_a_mistake_is_told_in_one_line(pictures, unfitted, tmp_path, caplog):
 
 
 def test_the_recipe(pictures, tokenizer, tmp_path):
-    arguments = {
-        "config": RECIPES / "diffusion_small.yaml", "tokenizer": tokenizer, "data.name": pictures,
-        "output_dir": tmp_path / "run", "data.size": 16, "data.shortest_side": 20, "data.workers": 0,
-        "train_batch_size": 4, "max_train_steps": 2, "validation_steps": 2, "samples": 2, "num_inference_steps": 2,
+    settings = {
+        "tokenizer": tokenizer, "data.name": pictures, "output_dir": tmp_path / "run", "data.size": 16,
+        "data.shortest_side": 20, "data.workers": 0, "max_train_steps": 2, "validation_steps": 2,
+        "num_inference_steps": 2,
     }  # fmt: skip
-    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    process = subprocess.run(
-        [sys.executable, "-W", "error", str(RECIPES / "train_diffusion.py"), *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    process = launched("diffusion", settings, tmp_path)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     folder = tmp_path / "run" / "pipeline"
-    assert f'LDMPipeline.from_pretrained("{folder}")' in process.stdout
+    assert f'LDMPipeline.from_pretrained("{folder}")' in output
     assert {"samples.png", "model_index.json", "unet", "vqvae", "scheduler"} <= {path.name for path in folder.iterdir()}
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["use_ema"] is True
     assert len(errors_of(tmp_path / "run")) == 1
