@@ -69,9 +69,7 @@ def made(image_codes, audio_codes, pictures, sounds, tmp_path_factory):
     return {
         ("image", "one code"): image_codes,
         ("audio", "one code"): audio_codes,
-        ("image", "two codes"): tokenized(
-            tiny_vae(GROUPED, sample_size=SIZE), pictures, tmp_path_factory.mktemp("image_pairs")
-        ),
+        ("image", "two codes"): tokenized(pairs, pictures, tmp_path_factory.mktemp("image_pairs")),
         ("audio", "two codes"): tokenized(tiny_codec(GROUPED), sounds, tmp_path_factory.mktemp("audio_pairs")),
     }
 

@@ -189,7 +189,7 @@ def test_without_validation_nothing_is_measured(image_codes, tmp_path, capsys):
 
 @METHODS
 def test_a_model_is_gone_on_from(image_codes, method, tmp_path):
-    first = train(image_codes, tmp_path / "first", method, max_train_steps=10, samples=0)
+    first = train(image_codes, tmp_path / "first", method, max_train_steps=30, samples=0)
     start = {"pretrained": str(first / "transformer"), "max_train_steps": 1, "learning_rate": 1e-9, "samples": 0}
     second = train(image_codes, tmp_path / "second", method, **start)
     bits = [results_of(folder)["evaluation"]["bits_per_token"] for folder in (first, second)]
