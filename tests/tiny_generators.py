@@ -1,52 +1,35 @@
-"""Small transformers over codes of the tokenizers in tiny.py, untrained but far from uniform."""
+"""Small transformers over codes of the tokenizers of `tiny`, untrained but far from uniform."""
 
+import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-import tiny
-from tiny import GROUPED, HOP, RATE, VP, tiny_codec  # noqa: F401  also for those who import from here
+from tiny import FACTOR, GROUPED, HOP, RATE, VP, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
+from vpvae_hf.generation import new_transformer
 
 CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
 METHODS = [*CAUSAL_KINDS, "block", "amused"]  # kinds of causal models, and schedulers of masked ones
 TOKEN_S = HOP / RATE
-SIDE = 4  # of a grid of codes of an image of 16 x 16 pixels
+SIDE, SIZE = 4, 4 * FACTOR  # of a grid of codes, and of its image in pixels
 FRAMES = 6  # codes of the longest clip
-_CAUSAL = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "gpt2": (GPT2Config, GPT2LMHeadModel),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-}
+MAKERS = pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
+QUANTIZERS = pytest.mark.parametrize("quantizer", [VP, GROUPED], ids=["one code", "two codes"])
 _LLAMA = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 1,
-}
+}  # fmt: skip
+_BERT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+_SIZES = {"llama": _LLAMA, "qwen2": _LLAMA, "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2}, "bert": _BERT}
 
 
-def vector(codebook_size=16):
-    return {"kind": "vp", "codebook_size": codebook_size, "latent_dim": 3}
-
-
-def tiny_vae(quantizer=VP, fitted=True):
-    return tiny.tiny_vae(quantizer, fitted, sample_size=4 * SIDE)
-
-
-def noise_images(count, side=4 * SIDE):
-    """[B, 3, side, side] in [-1, 1]."""
-    return tiny.noise_images(count, side, side)
+def pictures(count):
+    """Images of noise of the usual size."""
+    return noise_images(count, SIZE, SIZE)
 
 
 def seeded(seed):
@@ -67,39 +50,21 @@ def vocabulary_of(tokenizer, grid=None, condition_size=0):
 
 def causal(vocabulary, kind="llama", written=True, **settings):
     """A causal language model with room for the vocabulary and no more."""
-    torch.manual_seed(0)
-    positions = vocabulary.length + 3
-    special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
-    sizes = {"vocab_size": vocabulary.size, "max_position_embeddings": positions, "initializer_range": 0.5}
-    if kind == "gpt2":
-        settings = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": positions} | settings
-        del sizes["max_position_embeddings"]
-    else:
-        settings = _LLAMA | settings
-    config, model_class = _CAUSAL[kind]
-    model = model_class(config(**sizes | special | settings))
-    if written:
-        vocabulary.write_to(model)
-    return model.eval()
+    return _model(AutoModelForCausalLM, kind, vocabulary, written, settings)
 
 
 def masked(vocabulary, written=True, **settings):
     """A masked language model with room for the vocabulary and no more."""
+    return _model(AutoModelForMaskedLM, "bert", vocabulary, written, settings)
+
+
+def _model(auto_class, kind, vocabulary, written, settings):
     torch.manual_seed(0)
-    shape = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "initializer_range": 0.5, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
-    positions = vocabulary.length + 3
-    model = BertForMaskedLM(
-        BertConfig(
-            vocab_size=vocabulary.size, max_position_embeddings=positions, pad_token_id=vocabulary.pad,
-            **shape | settings,
-        )
-    )  # fmt: skip
+    sizes = {"kind": kind, "initializer_range": 0.5, **_SIZES[kind]}
+    model = new_transformer(auto_class, sizes | settings, vocabulary).eval()
     if written:
         vocabulary.write_to(model)
-    return model.eval()
+    return model
 
 
 def made_uniform(model):

@@ -25,12 +25,12 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from vpvae_hf import AutoencoderVP, distributed
-from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, Source, check_readable, open_images
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
+from vpvae_hf.modalities import MODALITIES, Batches
 from vpvae_hf.modalities.image import ImageDataConfig
 from vpvae_hf.settings import require
-from vpvae_hf.training.checkpoints import load_checkpoint, prepare_output, save_checkpoint
+from vpvae_hf.training.checkpoints import load_checkpoint, prepare_output, resume_hint, save_checkpoint
 from vpvae_hf.training.config import LoopConfig, option, require_settings, run_recipe
 from vpvae_hf.training.trainer import MetricsLog, accelerator_for, start_trackers
 
@@ -74,11 +74,6 @@ def train(config: DiffusionConfig) -> Path:
 
     Every rank of a job calls this. It writes into the output folder: checkpoint-STEP, metrics.jsonl, settings.json,
     trackers' logs, and the pipeline with its card, results.json and samples.png.
-
-    Raises:
-        ValueError: missing or contradictory settings, data that cannot be read.
-        FileExistsError: the output folder holds another run.
-        FileNotFoundError: no such data set, tokenizer or checkpoint.
     """
     require_settings(config, "output_dir", "tokenizer", "data.name")
     accelerator, output, last = accelerator_for(config), Path(config.output_dir), config.max_train_steps
@@ -94,24 +89,18 @@ def train(config: DiffusionConfig) -> Path:
     scheduler = build_scheduler(config)
     unet = build_unet(config, vae).to(accelerator.device)
     checkpoint = prepare_output(output, config, outputs=("pipeline",))
-    images, held_out = open_data(config)
     set_seed(config.seed, device_specific=True)  # each rank draws noise and times of its own
-    data, rank = config.data, {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    crop = ImageCrop(size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip)
-    stream = ItemStream(images, crop, shuffle_buffer=data.shuffle_buffer, passes=None, seed=config.seed, **rank)
-    loader = ItemLoader(stream, batch_size=config.train_batch_size, workers=data.workers)
-    readers = accelerator.num_processes * max(1, data.workers)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    batches = Batches(
+        MODALITIES["image"], vae, config.data, batch_size=config.train_batch_size, rank=rank, world_size=ranks
+    )
+    batches.open()
+    loader, readers = batches.training(config.seed), ranks * max(1, config.data.workers)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    model, optimizer = accelerator.prepare(
-        unet,
-        torch.optim.AdamW(
-            unet.parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.adam_weight_decay,
-        ),
-    )
+    betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, betas=betas, weight_decay=decay)
+    model, optimizer = accelerator.prepare(unet, optimizer)
     # Not prepared: Accelerate would step it once for each rank.
     schedule = get_scheduler(
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=last
@@ -141,60 +130,60 @@ def train(config: DiffusionConfig) -> Path:
 
     bar = tqdm(total=last, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
     losses, norms, examples, began = [], [], 0, time.monotonic()
-    for pixel_values in loader if progress.step < last else ():
-        with accelerator.accumulate(model):
-            loss = denoising_loss(model, scheduler, latents_of(vae, pixel_values))
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                norms.append(accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm).detach())
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        examples += len(pixel_values) * accelerator.num_processes
-        if not accelerator.sync_gradients:
-            continue
-        schedule.step()
-        if ema is not None:
-            ema.step(unet.parameters())
-        progress.step += 1
-        bar.update()
-        ends = progress.step == last
-        saves = ends or progress.step % config.checkpointing_steps == 0
-        validates = held_out is not None and (ends or progress.step % config.validation_steps == 0)
-        # Also before a checkpoint, so that a resumed run averages over the same steps.
-        if saves or validates or progress.step % config.logging_steps == 0:
-            means = torch.stack([sum(losses) / len(losses), sum(norms) / len(norms)])
-            means = (distributed.sum_over_ranks(means) / distributed.world_size()).tolist()
-            progress.examples += examples
-            record(
-                {
-                    "loss/total": means[0],
-                    "gradient_norm": means[1],
-                    "learning_rate": schedule.get_last_lr()[0],
-                    "examples": progress.examples,
-                    "examples_per_second": examples / (time.monotonic() - began),
-                    "examples_skipped": int(distributed.sum_over_ranks(torch.tensor(loader.skipped))),
-                }
-            )
-            bar.set_postfix(loss=f"{means[0]:.4g}")
-            losses, norms, examples = [], [], 0
-        if validates:
-            batches = held_out_batches(held_out, config, data.validation_examples)
-            error = denoising_error(unet, scheduler, vae, batches, config.seed)
-            record({"validation/denoising_error": error})
-        if saves:
-            position = {"readers": readers, "state": loader.state_dict()}
-            save_checkpoint(accelerator, output, progress.step, position, config.checkpoints_total_limit)
-        if not losses:
-            began = time.monotonic()
-        if ends:
-            break
+    with resume_hint(output, lambda: progress.step):
+        for pixel_values in loader if progress.step < last else ():
+            with accelerator.accumulate(model):
+                loss = denoising_loss(model, scheduler, latents_of(vae, pixel_values))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    norms.append(accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm).detach())
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+            examples += len(pixel_values) * ranks
+            if not accelerator.sync_gradients:
+                continue
+            schedule.step()
+            if ema is not None:
+                ema.step(unet.parameters())
+            progress.step += 1
+            bar.update()
+            ends = progress.step == last
+            saves = ends or progress.step % config.checkpointing_steps == 0
+            validates = batches.validates and (ends or progress.step % config.validation_steps == 0)
+            # Also before a checkpoint, so that a resumed run averages over the same steps.
+            if saves or validates or progress.step % config.logging_steps == 0:
+                means = torch.stack([sum(losses) / len(losses), sum(norms) / len(norms)])
+                means = (distributed.sum_over_ranks(means) / distributed.world_size()).tolist()
+                progress.examples += examples
+                record(
+                    {
+                        "loss/total": means[0],
+                        "gradient_norm": means[1],
+                        "learning_rate": schedule.get_last_lr()[0],
+                        "examples": progress.examples,
+                        "examples_per_second": examples / (time.monotonic() - began),
+                        "examples_skipped": int(distributed.sum_over_ranks(torch.tensor(loader.skipped))),
+                    }
+                )
+                bar.set_postfix(loss=f"{means[0]:.4g}")
+                losses, norms, examples = [], [], 0
+            if validates:
+                some = batches.evaluation(config.data.validation_examples)
+                record({"validation/denoising_error": denoising_error(unet, scheduler, vae, some, config.seed)})
+            if saves:
+                position = {"readers": readers, "state": loader.state_dict()}
+                save_checkpoint(accelerator, output, progress.step, position, config.checkpoints_total_limit)
+            if not losses:
+                began = time.monotonic()
+            if ends:
+                break
     bar.close()
     if ema is not None:
         ema.copy_to(unet.parameters())
     error = None
-    if held_out is not None:  # of the weights that are published, on all of what is held out
-        error = denoising_error(unet, scheduler, vae, held_out_batches(held_out, config, None), config.seed)
+    if batches.validates:  # of the weights that are published, on all of what is held out
+        error = denoising_error(unet, scheduler, vae, batches.evaluation(), config.seed)
     folder = output / "pipeline"
     with distributed.failing_together():
         if accelerator.is_main_process:
@@ -234,40 +223,6 @@ def build_unet(config: DiffusionConfig, vae: AutoencoderVP) -> UNet2DModel:
                 f"{halvings} times; give a multiple of {factor * 2**halvings}, or fewer unet.block_out_channels"
             )
     return unet
-
-
-def open_data(config: DiffusionConfig) -> tuple[Source, Source | None]:
-    """The images to train on, and those to validate on."""
-    data = config.data
-    with distributed.failing_together():
-        common = {"config": data.config, "revision": data.revision, "streaming": data.streaming, "column": data.column}
-        images, held_out = open_images(data.name, split=data.split, **common), None
-        check_readable(images, ImageCrop(size=data.size, shortest_side=data.shortest_side))
-        if data.validation_split is not None:
-            if data.validation_name not in (None, data.name):
-                common = {"config": data.validation_config, "column": data.validation_column}
-                common["streaming"] = data.streaming
-            held_out = open_images(data.validation_name or data.name, split=data.validation_split, **common)
-            check_readable(held_out, held_out_crop(config))
-        return images, held_out
-
-
-def held_out_crop(config: DiffusionConfig) -> ImageCrop:
-    side, size = config.data.shortest_side, config.data.validation_size or config.data.size
-    return ImageCrop(size=size, shortest_side=None if side is None else max(side, size))
-
-
-def held_out_batches(images: Source, config: DiffusionConfig, limit: int | None) -> Iterator[Tensor]:
-    """This rank's batches of at most `limit` images on all ranks; None for all."""
-    rank, ranks = distributed.rank(), distributed.world_size()
-    left = None if limit is None else len(range(rank, limit, ranks))
-    stream = ItemStream(images, held_out_crop(config), rank=rank, world_size=ranks)
-    loader = ItemLoader(stream, batch_size=config.train_batch_size, workers=min(1, config.data.workers))
-    for batch in loader:
-        yield batch[:left]
-        left = None if left is None else left - len(batch)
-        if left is not None and left <= 0:
-            return
 
 
 @torch.no_grad()
@@ -348,12 +303,8 @@ def samples(pipeline: LDMPipeline, config: DiffusionConfig, has_codes: bool):
     # The pipeline has no way to decode the same latents twice.
     for as_they_are in [True, False] if has_codes else [True]:
         vae.register_to_config(force_not_quantize=as_they_are)
-        images = pipeline(
-            batch_size=config.samples,
-            num_inference_steps=config.num_inference_steps,
-            generator=torch.Generator().manual_seed(config.seed),
-            output_type="np",
-        ).images
+        noise, steps = torch.Generator().manual_seed(config.seed), config.num_inference_steps
+        images = pipeline(config.samples, noise, num_inference_steps=steps, output_type="np").images
         rows.append(torch.from_numpy(images).movedim(-1, 1) * 2 - 1)
     vae.register_to_config(force_not_quantize=kept)
     return image_grid(rows)

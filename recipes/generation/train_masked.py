@@ -37,7 +37,7 @@ from vpvae_hf.generation import (
 )
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.settings import require
-from vpvae_hf.training.checkpoints import prepare_output
+from vpvae_hf.training.checkpoints import prepare_output, resume_hint
 from vpvae_hf.training.config import RunConfig, option, require_settings, run_recipe
 from vpvae_hf.training.trainer import checkpoint_activations
 
@@ -46,6 +46,11 @@ MODERNBERT = {
     "kind": "modernbert", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 8,
     "num_attention_heads": 8, "layer_types": ["full_attention"] * 8,
 }  # fmt: skip
+# Settings that transformers names as we do.
+SAME_NAMES = (
+    "gradient_accumulation_steps", "learning_rate", "adam_beta1", "adam_beta2", "max_grad_norm", "seed",
+    "logging_steps",
+)  # fmt: skip
 STATE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
 
 
@@ -91,48 +96,38 @@ class CodeTrainer(Trainer):
     """transformers' trainer; its loss is that of the masked codes among codes alone, and bits per token validate."""
 
     def __init__(self, *, config: MaskedConfig, vocabulary: CodeVocabulary, **parts):
-        self._config, self._vocabulary = config, vocabulary
-        self._latest: tuple[int, CodeLikelihood] | None = None
+        self.config, self._vocabulary = config, vocabulary
+        self.likelihood: CodeLikelihood | None = None
+        self.measured_at: int | None = None
         super().__init__(args=training_arguments(config), data_collator=MaskedBatches(vocabulary), **parts)
         self._noise = BlockRefinementScheduler()
         self.loss_is_scaled_for_ga = False  # the loss is a mean over what is masked in a batch
 
-    def compute_loss(
-        self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor | tuple[Tensor, Any]:
+    def compute_loss(self, model, inputs, **unused) -> Tensor:
         # Drawn here and not when batches are made, which is a step ahead, so that a resumed run draws the same.
-        inputs = drop_conditions(inputs, self._vocabulary, self._config.data.drop_condition)
+        inputs = drop_conditions(inputs, self._vocabulary, self.config.data.drop_condition)
         inputs = mask_codes(inputs, self._vocabulary, self._noise)
         labels, first = inputs.pop("labels"), self._vocabulary.first_code
-        outputs = model(**inputs)
-        logits = outputs.logits[..., first : self._vocabulary.begin].flatten(0, 1).float()
+        logits = model(**inputs).logits[..., first : self._vocabulary.begin].flatten(0, 1).float()
         codes = torch.where(labels == IGNORED, labels, labels - first).flatten()
         masked = (codes != IGNORED).sum().clamp(min=1)  # of few codes often none is masked
-        loss = functional.cross_entropy(logits, codes, ignore_index=IGNORED, reduction="sum") / masked
-        return (loss, outputs) if return_outputs else loss
-
-    def likelihood(self) -> CodeLikelihood:
-        """An upper bound of the bits of the held-out codes; every rank measures all of them."""
-        if self._latest is None or self._latest[0] != self.state.global_step:
-            batches = DataLoader(
-                self.eval_dataset,
-                batch_size=self.args.per_device_train_batch_size,
-                collate_fn=CausalBatches(self._vocabulary),
-                generator=torch.Generator(),  # without it the loader would draw from training's generator
-            )
-            measured = masked_likelihood(self.accelerator.unwrap_model(self.model), batches, self._vocabulary)
-            self._latest = self.state.global_step, measured
-        return self._latest[1]
+        return functional.cross_entropy(logits, codes, ignore_index=IGNORED, reduction="sum") / masked
 
     def evaluate(self, *unused, **also_unused) -> dict[str, float]:
-        seen = self._latest is not None and self._latest[0] == self.state.global_step
-        likelihood = self.likelihood()
-        metrics = {
-            "eval_bits_per_token": likelihood.bits_per_token,
-            "eval_unigram_bits_per_token": likelihood.unigram_bits_per_token,
-        }
-        if not seen:
-            self.log(metrics)
+        """Measure the held-out codes, unless it was done at this step; every rank measures all of them."""
+        if self.measured_at == self.state.global_step:
+            return {}
+        batches = DataLoader(
+            self.eval_dataset,
+            batch_size=self.args.per_device_train_batch_size,
+            collate_fn=CausalBatches(self._vocabulary),
+            generator=torch.Generator(),  # without it the loader would draw from training's generator
+        )
+        self.likelihood = masked_likelihood(self.accelerator.unwrap_model(self.model), batches, self._vocabulary)
+        self.measured_at = self.state.global_step
+        names = ("bits_per_token", "unigram_bits_per_token")
+        metrics = {f"eval_{name}": getattr(self.likelihood, name) for name in names}
+        self.log(metrics)
         return metrics
 
 
@@ -143,18 +138,12 @@ def training_arguments(config: MaskedConfig) -> TrainingArguments:
         output_dir=config.output_dir,
         max_steps=config.max_train_steps,
         per_device_train_batch_size=config.train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler,
         warmup_steps=config.lr_warmup_steps,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
         weight_decay=config.adam_weight_decay,
-        max_grad_norm=config.max_grad_norm,
+        **{name: getattr(config, name) for name in SAME_NAMES},
         fp16=config.mixed_precision == "fp16",
         bf16=config.mixed_precision == "bf16",
-        seed=config.seed,
-        logging_steps=config.logging_steps,
         eval_strategy="steps" if validates else "no",
         eval_steps=config.validation_steps if validates else None,
         save_steps=config.checkpointing_steps,
@@ -170,12 +159,7 @@ def training_arguments(config: MaskedConfig) -> TrainingArguments:
 
 
 def build_model(config: MaskedConfig, start: str | None, vocabulary: CodeVocabulary) -> PreTrainedModel:
-    """A new model, or one from the folder or hub id `start`, with room for the vocabulary's ids.
-
-    Raises:
-        ValueError: settings that transformers does not have or that do not fit the vocabulary, or a model that reads
-            one way only.
-    """
+    """A new model, or one from the folder or hub id `start`, with room for the vocabulary's ids."""
     if start is None:
         model = new_transformer(AutoModelForMaskedLM, config.transformer, vocabulary)
     else:
@@ -194,11 +178,6 @@ def train(config: MaskedConfig) -> Path:
 
     Every rank of a job calls this. It writes into the output folder: checkpoint-STEP, settings.json, trackers' logs,
     and the pipeline with its card, results.json and samples.
-
-    Raises:
-        ValueError: missing or contradictory settings, codes of another tokenizer, or too small a model.
-        FileExistsError: the output folder holds another run.
-        FileNotFoundError: no such folder of codes, tokenizer, model or checkpoint.
     """
     require_settings(config, "output_dir", "data.tokens")
     output, data = Path(config.output_dir), config.data
@@ -219,68 +198,52 @@ def train(config: MaskedConfig) -> Path:
         train_dataset=CodeSequences(codes, vocabulary),
         eval_dataset=None if held_out is None else CodeSequences(held_out, vocabulary),
     )
-    if trainer.is_world_process_zero():
-        start = "" if checkpoint is None else f"; going on from {checkpoint}"
-        print(
-            f"{trainer.model.num_parameters() / 1e6:.1f} million weights, {vocabulary.codebook_size} codes, "
-            f"{len(trainer.train_dataset)} sequences of {vocabulary.length}; results in {output}{start}"
-        )
+    start = "" if checkpoint is None else f"; going on from {checkpoint}"
+    trainer.accelerator.print(
+        f"{trainer.model.num_parameters() / 1e6:.1f} million weights, {vocabulary.codebook_size} codes, "
+        f"{len(trainer.train_dataset)} sequences of {vocabulary.length}; results in {output}{start}"
+    )
     if ended:
         trainer.state.global_step = step  # transformers would take one more step
     else:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    likelihood = None if held_out is None else trainer.likelihood()
-    folder = output / "pipeline"
+        with resume_hint(output, lambda: trainer.state.global_step, STATE):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if held_out is not None:
+        trainer.evaluate()
     with distributed.failing_together():
         if trainer.is_world_process_zero():
             scheduler = BlockRefinementScheduler()
             if config.scheduler == "amused":
                 scheduler = AmusedScheduler(mask_token_id=vocabulary.codebook_size)
             pipeline = VPMaskedPipeline(tokenizer.to(trainer.model.device), trainer.model.eval(), scheduler)
-            finish(config, pipeline, codes, likelihood, trainer.state.global_step, folder)
+            finish(pipeline, codes, trainer)
     trainer.accelerator.end_training()
-    return folder
+    return output / "pipeline"
 
 
-def finish(
-    config: MaskedConfig,
-    pipeline: VPMaskedPipeline,
-    codes: CodeFolder,
-    likelihood: CodeLikelihood | None,
-    steps: int,
-    folder: Path,
-) -> None:
+def finish(pipeline: VPMaskedPipeline, codes: CodeFolder, trainer: CodeTrainer) -> None:
     """Save the pipeline with samples, results and card, tell what was measured, and push if asked."""
+    config, folder = trainer.config, Path(trainer.config.output_dir, "pipeline")
     pipeline.save_pretrained(folder)
     if config.samples:
-        labels = None
-        if codes.condition_column is not None:  # those of the first examples
-            rows = (codes.rows[number % len(codes.rows)] for number in range(config.samples))
-            labels = [int(row[codes.condition_column]) for row in rows]
-        generator = torch.Generator().manual_seed(config.seed)
-        write_samples(pipeline, folder, number=config.samples, class_labels=labels, generator=generator)
-    model, evaluation = pipeline.transformer, None if likelihood is None else likelihood.summary(codes.manifest)
+        write_samples(pipeline, folder, codes, number=config.samples, seed=config.seed)
+    model, likelihood, manifest = pipeline.transformer, trainer.likelihood, codes.manifest
     results = {
         "method": "masked",
         "model_type": model.config.model_type,
         "parameters": model.num_parameters(),
         "vocabulary": dataclasses.asdict(pipeline.vocabulary),
-        "dataset": codes.manifest["dataset"],
-        "split": codes.manifest["split"],
-        "tokenizer": config.tokenizer or codes.manifest["tokenizer"],
-        "steps": steps,
-        "evaluation": evaluation,
+        "dataset": manifest["dataset"],
+        "split": manifest["split"],
+        "tokenizer": config.tokenizer or manifest["tokenizer"],
+        "steps": trainer.state.global_step,
+        "evaluation": None if likelihood is None else likelihood.summary(manifest),
         "settings": dataclasses.asdict(config),
         "versions": {name: version(name) for name in ("vpvae_hf", "torch", "transformers", "diffusers")},
     }
     write_pipeline_results(folder, results, repo_id=config.hub_model_id)
-    if evaluation is not None:
-        unit, per_unit = list(evaluation.items())[-1]
-        print(
-            f"at most {likelihood.bits_per_token:.3f} bits per token on {likelihood.tokens} held-out tokens, "
-            f"{likelihood.unigram_bits_per_token:.3f} by the codes' frequencies alone; {per_unit:.4g} "
-            f"{unit.replace('_', ' ')}"
-        )
+    if likelihood is not None:
+        print(likelihood.describe(manifest, bound=True))
     print(f'pipeline: {folder}; {type(pipeline).__name__}.from_pretrained("{folder}")')
     if config.push_to_hub:
         print(f"pushed to {push_pipeline(folder, config.hub_model_id, private=config.hub_private)}")

@@ -13,10 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from vpvae_hf import CodebookNotFittedError
+from vpvae_hf import CodebookNotFittedError, VPAutoregressivePipeline
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import ItemLoader, ItemStream, Source, Transform
+from vpvae_hf.data import CodeFolder, ItemLoader, ItemStream, Source, Transform
+from vpvae_hf.generation import (
+    CausalBatches,
+    CodeSequences,
+    causal_likelihood,
+    load_code_tokenizer,
+    new_transformer,
+    vocabulary_of,
+)
 from vpvae_hf.hub import HubEntry
 from vpvae_hf.modalities import MODALITIES, Batches, Modality, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import DataConfig, TrainingConfig, option
@@ -204,6 +213,29 @@ def test_a_new_modality_does_all_that_the_others_do(registered, tmp_path, capsys
     assert rows["label"][:].tolist() == list(range(300))
     assert main(["evaluate", fitted, "--dataset", data, "--resample"]) == 1
     assert "--resample has no meaning for a SeriesTokenizer; leave it out" in capsys.readouterr().err
+
+
+def test_codes_of_a_new_modality_are_generated(registered, tmp_path):
+    tokenizer = SeriesTokenizer(VECTOR)
+    tokenizer.set_codebook(torch.arange(16.0).reshape(8, 2))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    data, output = write_series(tmp_path / "data", {"train": 5}), str(tmp_path / "codes")
+    assert main(["tokenize", str(tmp_path / "tokenizer"), "--dataset", data, "--output", output, "--size", "8"]) == 0
+    folder = CodeFolder(output)
+    vocabulary, tokenizer = vocabulary_of(folder), load_code_tokenizer(folder)
+    assert (vocabulary.grid, len(CodeSequences(folder, vocabulary))) == ((2,), 5)
+    model = new_transformer(
+        AutoModelForCausalLM,
+        {"kind": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        vocabulary,
+    )
+    vocabulary.write_to(model)
+    made = VPAutoregressivePipeline(tokenizer, model)(num_images=3)
+    assert [series.shape for series in made.audios] == [(8,)] * 3
+    assert made.sampling_rate is None
+    batch = CausalBatches(vocabulary)(list(CodeSequences(folder, vocabulary)))
+    summary = causal_likelihood(model, [batch], vocabulary).summary(folder.manifest)
+    assert summary.keys() == {"tokens", "bits_per_token", "unigram_bits_per_token"}
 
 
 # Model, data set and fields of `DataConfig` of each modality.

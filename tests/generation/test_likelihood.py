@@ -16,6 +16,9 @@ IMAGE, CLIP = {"grid": (2, 3)}, {"grid": (5,)}
 KINDS = [IMAGE, CLIP, IMAGE | {"code_groups": 2}, CLIP | {"code_groups": 2}, IMAGE | {"condition_size": 3}]
 
 
+BOTH = pytest.mark.parametrize(("make", "measure"), [(causal, causal_likelihood), (masked, masked_likelihood)])
+
+
 def vocabulary_of(sizes):
     return CodeVocabulary(**{"codebook_size": 7} | sizes)
 
@@ -77,7 +80,7 @@ def test_bits_of_a_causal_model_are_those_of_each_code_after_the_others(kind, si
 
 
 @pytest.mark.parametrize("sizes", KINDS, ids=str)
-@pytest.mark.parametrize(("make", "measure"), [(causal, causal_likelihood), (masked, masked_likelihood)])
+@BOTH
 def test_a_model_that_knows_nothing_needs_as_many_bits_as_codes_have(make, measure, sizes):
     vocabulary = vocabulary_of(sizes)
     items = items_of(vocabulary)
@@ -88,7 +91,7 @@ def test_a_model_that_knows_nothing_needs_as_many_bits_as_codes_have(make, measu
 
 
 @pytest.mark.parametrize("sizes", KINDS, ids=str)
-@pytest.mark.parametrize(("make", "measure"), [(causal, causal_likelihood), (masked, masked_likelihood)])
+@BOTH
 def test_bits_by_frequencies_are_the_entropy_of_the_codes(make, measure, sizes):
     vocabulary = vocabulary_of(sizes)
     items = items_of(vocabulary, count=20)
@@ -102,18 +105,10 @@ def test_bits_by_frequencies_are_the_entropy_of_the_codes(make, measure, sizes):
     assert 0.5 < entropy / vocabulary.code_groups < math.log2(7)
 
 
-def test_groups_are_counted_apart():
-    """Where each place has a code of its own there is nothing to tell."""
-    vocabulary = vocabulary_of(IMAGE | {"code_groups": 2})
-    item = {"ids": torch.tensor([2, 5] * 6), "condition": -1, "begins": True, "ends": True}
-    measured = causal_likelihood(causal(vocabulary), batches_of(vocabulary, [item]), vocabulary)
-    assert measured.unigram_bits == 0
-
-
-@pytest.mark.parametrize("measure", [causal_likelihood, masked_likelihood])
-def test_batches_of_any_size_are_the_same(measure):
+@BOTH
+def test_batches_of_any_size_are_the_same(make, measure):
     vocabulary = vocabulary_of(CLIP)
-    model = (causal if measure is causal_likelihood else masked)(vocabulary)
+    model = make(vocabulary)
     items = items_of(vocabulary, count=7)
     one, all_at_once = (measure(model, batches_of(vocabulary, items, size), vocabulary) for size in (1, 7))
     assert one.bits == pytest.approx(all_at_once.bits, rel=1e-5)
@@ -177,7 +172,7 @@ def test_a_seed_decides_the_draws_and_nothing_else_does():
     assert bits[0] == bits[1] != bits[2]
 
 
-@pytest.mark.parametrize(("make", "measure"), [(causal, causal_likelihood), (masked, masked_likelihood)])
+@BOTH
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_in_training_is_measured_as_it_generates(make, measure, training):
     vocabulary = vocabulary_of(IMAGE)
@@ -189,7 +184,7 @@ def test_a_model_in_training_is_measured_as_it_generates(make, measure, training
     assert model.training == training
 
 
-@pytest.mark.parametrize(("make", "measure"), [(causal, causal_likelihood), (masked, masked_likelihood)])
+@BOTH
 def test_nothing_to_measure(make, measure):
     vocabulary = vocabulary_of(IMAGE)
     with pytest.raises(ValueError, match="no codes to measure on"):

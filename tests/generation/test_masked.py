@@ -3,39 +3,28 @@
 import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from tiny_generators import (
-    FRAMES,
-    GROUPED,
-    HOP,
-    SIDE,
-    codes_of,
-    masked_pipeline,
-    noise_images,
-    seeded,
-    silent,
-    tiny_codec,
-    tiny_vae,
-    vector,
-)
+from tiny_generators import FRAMES, QUANTIZERS, SIDE, SIZE, codes_of, masked_pipeline, pictures, seeded, silent
 
+from tiny import HOP, noise, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 
-SIZE = 4 * SIDE
-SCHEDULERS = pytest.mark.parametrize("scheduler", ["block", "amused"])
-QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
-
 
 @pytest.fixture(params=["block", "amused"])
-def image_pipeline(vae, request):
+def scheduler(request):
+    return request.param
+
+
+@pytest.fixture
+def image_pipeline(vae, scheduler):
     """A pipeline of images of three classes."""
-    return masked_pipeline(vae, request.param, condition_size=3)
+    return masked_pipeline(vae, scheduler, condition_size=3)
 
 
-@pytest.fixture(params=["block", "amused"])
-def audio_pipeline(codec, request):
+@pytest.fixture
+def audio_pipeline(codec, scheduler):
     """A pipeline of audio of three classes."""
-    return masked_pipeline(codec, request.param, condition_size=3)
+    return masked_pipeline(codec, scheduler, condition_size=3)
 
 
 def mask_of(count=1, rows=(0, 0), columns=(0, 0)):
@@ -46,7 +35,6 @@ def mask_of(count=1, rows=(0, 0), columns=(0, 0)):
 
 
 @QUANTIZERS
-@SCHEDULERS
 @pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
 def test_any_number_of_steps(make, scheduler, quantizer):
     pipeline = masked_pipeline(make(quantizer), scheduler)
@@ -66,7 +54,7 @@ def test_each_step_makes_the_rest_of_the_codes_anew(image_pipeline):
 
 @pytest.mark.parametrize("steps", [1, 3, 16])
 def test_what_is_outside_of_the_mask_stays(image_pipeline, vae, steps):
-    image, mask = noise_images(2), mask_of(2, (0, 9), (2, 6))
+    image, mask = pictures(2), mask_of(2, (0, 9), (2, 6))
     made = image_pipeline([0, 1], image=image, mask_image=mask, num_inference_steps=steps, generator=seeded(0))
     present = vae.tokenize(image)
     kept = torch.ones(SIDE, SIDE, dtype=torch.bool)
@@ -83,7 +71,7 @@ def test_what_is_outside_of_the_mask_stays(image_pipeline, vae, steps):
 
 @pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (15, 15), (8, 7)])
 def test_a_single_pixel_makes_its_code_anew(image_pipeline, vae, pixel):
-    image, mask = noise_images(1), mask_of(1, (0, 0), (0, 0))
+    image, mask = pictures(1), mask_of(1, (0, 0), (0, 0))
     mask[0, 0, pixel[0], pixel[1]] = 1
     present, code = vae.tokenize(image)[0], (pixel[0] // 4, pixel[1] // 4)
     changed = set()
@@ -93,21 +81,17 @@ def test_a_single_pixel_makes_its_code_anew(image_pipeline, vae, pixel):
     assert changed == {code}
 
 
-def test_one_mask_for_all_images_and_a_mask_of_booleans(image_pipeline):
-    image, mask = noise_images(3), mask_of(1, (4, 16), (0, 8))
+def test_one_mask_for_all_images_and_what_counts_as_masked(image_pipeline, vae):
+    image, mask = pictures(3), mask_of(1, (4, 16), (0, 8))
     wanted = codes_of(image_pipeline, image=image, mask_image=mask.expand(3, -1, -1, -1), generator=seeded(0))
     for same in (mask, mask > 0.5, mask * 0.6):
         assert torch.equal(codes_of(image_pipeline, image=image, mask_image=same, generator=seeded(0)), wanted)
-
-
-def test_half_and_less_is_not_made_anew(image_pipeline, vae):
-    image = noise_images(1)
-    made = codes_of(image_pipeline, image=image, mask_image=torch.full((1, 1, SIZE, SIZE), 0.5), generator=seeded(0))
-    assert torch.equal(made, vae.tokenize(image))
+    half = codes_of(image_pipeline, image=image, mask_image=torch.full_like(mask, 0.5), generator=seeded(0))
+    assert torch.equal(half, vae.tokenize(image))
 
 
 def test_all_of_an_image_may_be_made_anew(image_pipeline):
-    image, mask = noise_images(2), torch.ones(2, 1, SIZE, SIZE)
+    image, mask = pictures(2), torch.ones(2, 1, SIZE, SIZE)
     filled = codes_of(image_pipeline, image=image, mask_image=mask, generator=seeded(0))
     assert torch.equal(filled, codes_of(image_pipeline, num_images=2, generator=seeded(0)))
 
@@ -115,34 +99,20 @@ def test_all_of_an_image_may_be_made_anew(image_pipeline):
 @pytest.mark.parametrize("temperature", [0, 1, 50])
 @pytest.mark.parametrize("rows", [[(0, 0), (0, 16)], [(0, 4), (0, 16)]])
 def test_masks_of_different_sizes(image_pipeline, vae, rows, temperature):
-    image = noise_images(2)
+    image = pictures(2)
     mask = torch.cat([mask_of(1, each, (0, 16)) for each in rows])
-    made = codes_of(
-        image_pipeline,
-        image=image,
-        mask_image=mask,
-        temperature=temperature,
-        num_inference_steps=4,
-        generator=seeded(0),
-    )
+    settings = {"temperature": temperature, "num_inference_steps": 4, "generator": seeded(0)}
+    made = codes_of(image_pipeline, image=image, mask_image=mask, **settings)
     kept = ~torch.nn.functional.max_pool2d(mask, 4)[:, 0].bool()
     assert torch.equal(made[kept], vae.tokenize(image)[kept])
     assert (made.min() >= 0, made.max() < 16) == (True, True)
 
 
-@pytest.mark.parametrize("temperature", [1, 50])
-def test_known_codes_stay_at_any_temperature(image_pipeline, vae, temperature):
-    image, mask = noise_images(4), mask_of(1, (0, 8), (0, 16))
-    made = codes_of(image_pipeline, image=image, mask_image=mask, temperature=temperature, generator=seeded(0))
-    assert torch.equal(made[:, 2:], vae.tokenize(image)[:, 2:])
-
-
 @QUANTIZERS
-@SCHEDULERS
 def test_known_codes_of_clips_stay(scheduler, quantizer):
     codec = tiny_codec(quantizer)
     pipeline = masked_pipeline(codec, scheduler)
-    codes = codec.codes_last(codec.encode(torch.randn(2, 1, 5 * HOP, generator=seeded(0))).audio_codes)
+    codes = codec.tokenize(noise(2, 5 * HOP))
     known = torch.tensor([[True, False, True, True, False], [False, True, True, False, False]])
     made = pipeline(codes=codes, known=known, generator=seeded(0))
     assert [clip.shape for clip in made.audios] == [(5 * HOP,)] * 2
@@ -153,68 +123,38 @@ def test_known_codes_of_clips_stay(scheduler, quantizer):
 
 
 def test_nothing_is_made_anew_where_all_is_known(audio_pipeline, codec):
-    codes = codec.encode(torch.randn(2, 1, 5 * HOP, generator=seeded(0))).audio_codes[:, 0]
+    codes = codec.tokenize(noise(2, 5 * HOP))
     made = codes_of(audio_pipeline, codes=codes, known=torch.ones(2, 5, dtype=torch.bool))
     assert torch.equal(torch.stack(made), codes)
-
-
-def filling(count, mask, side=SIZE):
-    return {"image": noise_images(count, side), "mask_image": mask}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
-        ({"image": noise_images(1)}, "image and mask_image go together"),
-        (
-            {"image": noise_images(1), "mask_image": torch.ones(1, 16, 16)},
-            r"must be \[B, 1, 16, 16\], .* got \[1, 16, 16\]",
-        ),
-        (
-            {"image": noise_images(1), "mask_image": torch.ones(1, 3, 16, 16)},
-            r"mask_image must be .* got \[1, 3, 16, 16\]",
-        ),
-        (
-            {"image": noise_images(2), "mask_image": torch.ones(3, 1, 16, 16)},
-            "must hold 1 mask or one per image, 2, got 3",
-        ),
-        (
-            {"image": noise_images(1, 32), "mask_image": torch.ones(1, 1, 32, 32)},
-            r"codes must be \[B, 4, 4\] .* its size",
-        ),
-        (
-            {"image": noise_images(2), "mask_image": mask_of(2), "class_labels": [0]},
-            "known codes must be those of 1 sequences, got 2",
-        ),
-    ],
-)
-def test_bad_images_to_fill_in(image_pipeline, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        image_pipeline(**arguments)
 
 
 def two_of(length, **changes):
     return {"codes": torch.zeros(2, length, dtype=torch.int64), "known": torch.zeros(2, length).bool()} | changes
 
 
+def filling(count, *mask, side=SIZE, **others):
+    return {"image": noise_images(count, side, side), "mask_image": torch.ones(mask), **others}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("of", "arguments", "message"),
     [
-        (two_of(5, known=None), "codes and known go together"),
-        ({"known": torch.zeros(2, 5).bool()}, "codes and known go together"),
-        (two_of(5, known=torch.zeros(2, 4).bool()), r"known must be \[2, 5\], as the codes, got \[2, 4\]"),
-        (two_of(FRAMES + 1), r"codes must be \[B, 1..6\]"),
-        (two_of(5, duration_s=0.01), "the codes say how long the clips are; leave duration_s=0.01 out"),
-        (
-            {"image": noise_images(1), "mask_image": mask_of()},
-            "image and mask_image are for images; give codes and known",
-        ),
+        ("image", {"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
+        ("image", {"image": pictures(1)}, "image and mask_image go together"),
+        ("image", filling(1, 1, 16, 16), r"must be \[B, 1, 16, 16\], .* got \[1, 16, 16\]"),
+        ("image", filling(2, 3, 1, 16, 16), "must hold 1 mask or one per image, 2, got 3"),
+        ("image", filling(1, 1, 1, 32, 32, side=32), r"codes must be \[B, 4, 4\] .* its size"),
+        ("image", filling(2, 2, 1, 16, 16, class_labels=[0]), "known codes must be those of 1 sequences, got 2"),
+        ("audio", filling(1, 1, 1, 16, 16), "image and mask_image are for images; give codes and known"),
+        ("audio", two_of(5, known=None), "codes and known go together"),
+        ("audio", two_of(5, known=torch.zeros(2, 4)), r"known must be \[2, 5\], as the codes, got \[2, 4\]"),
+        ("audio", two_of(FRAMES + 1), r"codes must be \[B, 1..6\]"),
+        ("audio", two_of(5, duration_s=0.01), "the codes say how long the clips are; leave duration_s=0.01 out"),
     ],
 )
-def test_bad_clips_to_fill_in(audio_pipeline, arguments, message):
+def test_what_cannot_be_filled_in(image_pipeline, audio_pipeline, of, arguments, message):
     with pytest.raises(ValueError, match=message):
-        audio_pipeline(**arguments)
+        (image_pipeline if of == "image" else audio_pipeline)(**arguments)
 
 
 def test_without_temperature_each_step_keeps_the_surest_of_the_likeliest_codes(vae):
@@ -249,7 +189,6 @@ def test_the_mask_of_amused_must_be_no_code(vae):
             silent(other)()
 
 
-@SCHEDULERS
 def test_one_likeliest_code_is_taken(vae, scheduler):
     pipeline = masked_pipeline(vae, scheduler)
     likeliest = codes_of(pipeline, temperature=0, num_inference_steps=1)
@@ -284,8 +223,7 @@ def test_amused_fills_a_hole_as_evenly_as_a_whole_image(vae, monkeypatch):
         return step(self, logits, time, sample, **settings)
 
     monkeypatch.setattr(AmusedScheduler, "step", counting)
-    mask = torch.zeros(1, 1, 16, 16)
-    mask[..., :8, :] = 1
+    mask = mask_of(1, (0, 8), (0, 16))
     codes_of(pipeline, image=torch.zeros(1, 3, 16, 16), mask_image=mask, num_inference_steps=4, generator=seeded(0))
     assert left == [8, 7, 5, 3]  # 8 cos(pi t / 8), rounded down
 

@@ -1,38 +1,20 @@
 """What a model has learned by heart, it generates."""
 
-import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from tiny_generators import (
-    FRAMES,
-    GROUPED,
-    HOP,
-    TOKEN_S,
-    causal,
-    masked,
-    noise_images,
-    seeded,
-    silent,
-    tiny_codec,
-    tiny_vae,
-    vector,
-    vocabulary_of,
-)
+from tiny_generators import FRAMES, MAKERS, QUANTIZERS, TOKEN_S, causal, masked, pictures, seeded, silent, vocabulary_of
 
+from tiny import HOP, noise
 from vpvae_hf import VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.generation import CausalBatches, MaskedBatches, causal_likelihood, mask_codes, masked_likelihood
-
-MAKERS = pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
-QUANTIZERS = pytest.mark.parametrize("quantizer", [vector(), GROUPED], ids=["one code", "two codes"])
 
 
 def examples(tokenizer, lengths):
     """Codes of three images of noise, or of clips of these lengths, and a vocabulary of three classes."""
     vocabulary = vocabulary_of(tokenizer, condition_size=3)
     if not vocabulary.is_audio:
-        return vocabulary, list(tokenizer.tokenize(noise_images(3)))
-    clips = [torch.randn(1, 1, length * HOP, generator=seeded(number)) for number, length in enumerate(lengths)]
-    return vocabulary, [tokenizer.codes_last(tokenizer.encode(clip).audio_codes)[0] for clip in clips]
+        return vocabulary, list(tokenizer.tokenize(pictures(3)))
+    return vocabulary, [tokenizer.tokenize(noise(1, n * HOP, seed))[0] for seed, n in enumerate(lengths)]
 
 
 def learned(model, collate, vocabulary, codes, repeats=1):

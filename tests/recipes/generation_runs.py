@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from image_shards import encoded, write_shards
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
+from tiny import HOP, tiny_codec, tiny_vae
 from vpvae_hf.cli.main import main
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "generation"
@@ -34,27 +36,23 @@ def recipe(name):
 ar, masked, diffusion = map(recipe, ("train_ar", "train_masked", "train_diffusion"))
 KINDS = {"autoregressive": (ar.AutoregressiveConfig, ar.train), "masked": (masked.MaskedConfig, masked.train)}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-HOP, WINDOW = 96, 12
-
+WINDOW = 12
+# A run of six steps.
+RUN = {
+    "max_train_steps": 6, "train_batch_size": 4, "learning_rate": 1e-2, "lr_warmup_steps": 1, "logging_steps": 1,
+    "validation_steps": 3, "checkpointing_steps": 2, "samples": 2, "report_to": [],
+}  # fmt: skip
 
 METHODS = pytest.mark.parametrize("method", list(KINDS))
 MODALITIES = pytest.mark.parametrize("modality", ["images", "audio"])
 
 
 def image_tokenizer(fitted=True):
-    torch.manual_seed(0)
-    vae = AutoencoderVP(**IMAGE_ARCHITECTURE, sample_size=8, quantizer=VECTOR).eval()
-    if fitted:
-        latents = vae.encode(torch.rand(8, 3, 8, 8) * 2 - 1).latents.movedim(1, -1).flatten(0, 2)
-        vae.set_codebook(latents[:32])
-    return vae
+    return tiny_vae(VECTOR, fitted, **IMAGE_ARCHITECTURE, sample_size=8)
 
 
 def audio_tokenizer():
-    torch.manual_seed(0)
-    codec = VPCodecModel(VPCodecConfig(**AUDIO_ARCHITECTURE, quantizer=VECTOR)).eval()
-    codec.set_codebook(codec.latent_vectors(torch.randn(1, 1, 32 * HOP))[0])
-    return codec
+    return tiny_codec(VECTOR, **AUDIO_ARCHITECTURE)
 
 
 def tokenize(tokenizer, data, folder, *arguments):
@@ -104,21 +102,20 @@ def settings(codes, output, method="autoregressive", **changes):
     data = {"tokens": str(codes / "train"), "validation_tokens": str(codes / "validation"), **changes.pop("data", {})}
     if codes.name.startswith("audio"):
         data = {"window": WINDOW} | data
-    return {
-        "output_dir": str(output),
-        "transformer": model_of(method),
-        "data": data,
-        "max_train_steps": 6,
-        "train_batch_size": 4,
-        "learning_rate": 1e-2,
-        "lr_warmup_steps": 1,
-        "logging_steps": 1,
-        "validation_steps": 3,
-        "checkpointing_steps": 2,
-        "samples": 2,
-        "report_to": [],
-        **changes,
-    }
+    return RUN | {"output_dir": str(output), "transformer": model_of(method), "data": data, **changes}
+
+
+def launched(recipe, settings, tmp_path):
+    """A recipe with its small YAML file in a process of its own, which is to train as set and make two samples."""
+    settings = {"config": RECIPES / f"{recipe}_small.yaml", "train_batch_size": 4, "samples": 2} | settings
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", str(RECIPES / f"train_{recipe}.py"), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def train(codes, output, method="autoregressive", **changes):

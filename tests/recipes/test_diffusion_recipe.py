@@ -1,22 +1,20 @@
 """Whole runs that train a latent diffusion model: what is written, resuming, and bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LDMPipeline, UNet2DModel
-from generation_runs import RECIPES, diffusion
+from generation_runs import RUN, diffusion, launched
 from image_runs import ARCHITECTURE, VECTOR, metrics, write_pictures
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.quantizers import NoCodesError
@@ -47,8 +45,7 @@ def batches_of(pictures, size=16):
 @pytest.fixture(scope="module")
 def tokenizer(pictures, tmp_path_factory):
     """A fitted tokenizer of factor 2, untrained, whose latents are three times as wide as those of its weights."""
-    torch.manual_seed(0)
-    vae = AutoencoderVP(**ARCHITECTURE, sample_size=16, quantizer=VECTOR).eval()
+    vae = tiny_vae(VECTOR, fitted=False, **ARCHITECTURE, sample_size=16)
     with torch.no_grad():
         for weights in vae.quant_conv.parameters():
             weights *= 3
@@ -60,12 +57,12 @@ def tokenizer(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unfitted(tmp_path_factory):
-    return saved(AutoencoderVP(**ARCHITECTURE, sample_size=16, quantizer=VECTOR), tmp_path_factory)
+    return saved(tiny_vae(VECTOR, fitted=False, **ARCHITECTURE, sample_size=16), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def continuous(tmp_path_factory):
-    return saved(AutoencoderVP(**ARCHITECTURE, sample_size=16, quantizer={"kind": "none"}), tmp_path_factory)
+    return saved(tiny_vae({"kind": "none"}, **ARCHITECTURE, sample_size=16), tmp_path_factory)
 
 
 def saved(vae, tmp_path_factory):
@@ -77,23 +74,10 @@ def saved(vae, tmp_path_factory):
 def settings(pictures, tokenizer, output, /, **changes):
     """Settings of a run of six steps, as nested dictionaries."""
     data = {"name": pictures, "size": 16, "shortest_side": 20, "crop": "random", "flip": True, "workers": 0}
-    return {
-        "output_dir": str(output),
-        "tokenizer": str(tokenizer),
-        "unet": UNET | changes.pop("unet", {}),
-        "data": data | {"shuffle_buffer": 7} | changes.pop("data", {}),
-        "max_train_steps": 6,
-        "train_batch_size": 4,
-        "learning_rate": 2e-3,
-        "lr_warmup_steps": 1,
-        "logging_steps": 1,
-        "validation_steps": 3,
-        "checkpointing_steps": 2,
-        "samples": 2,
-        "num_inference_steps": 3,
-        "report_to": [],
-        **changes,
-    }
+    changes = {"data": data | {"shuffle_buffer": 7} | changes.pop("data", {}), "num_inference_steps": 3, **changes}
+    unet = UNET | changes.pop("unet", {})
+    own = {"output_dir": str(output), "tokenizer": str(tokenizer), "unet": unet, "learning_rate": 2e-3}
+    return RUN | own | changes
 
 
 def train(*arguments, **changes):
@@ -301,55 +285,45 @@ def test_tokenizers_without_codes(kind, pictures, tmp_path, request):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_run_is_never_written_over(whole, pictures, tokenizer, tmp_path):
-    before = load_file(whole / "pipeline" / "unet" / WEIGHTS)
-    with pytest.raises(FileExistsError, match=r"run holds another run; go on with .*--overwrite_output_dir"):
-        train(pictures, tokenizer, whole, max_train_steps=1, seed=1)
-    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoint-*"))
-    with pytest.raises(FileExistsError, match="holds another run"):
-        train(pictures, tokenizer, tmp_path / "run", max_train_steps=1, seed=1, samples=0)
-    anew = train(pictures, tokenizer, tmp_path / "run", max_train_steps=1, seed=1, samples=0, overwrite_output_dir=True)
-    assert not torch.equal(load_file(anew / "unet" / WEIGHTS)["conv_in.weight"], before["conv_in.weight"])
-    assert not (anew / "samples.png").exists()
-    assert [folder.name for folder in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-1"]
-
-
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("changes", "message"),
     [
-        ({"output_dir": None}, ValueError, r"output_dir is not set; add --output_dir"),
-        ({"tokenizer": None}, ValueError, r"tokenizer is not set; add --tokenizer"),
-        ({"data": {"name": None}}, ValueError, r"data.name is not set; add --data.name"),
-        ({"tokenizer": "/nowhere/at/all"}, FileNotFoundError, "/nowhere/at/all"),
-        ({"data": {"size": 15}}, ValueError, "data.size must be a multiple of the tokenizer's factor 2, got 15"),
-        ({"data": {"split": "test"}}, ValueError, "no split 'test'"),
-        ({"resume_from_checkpoint": "checkpoint-7"}, FileNotFoundError, "no checkpoint checkpoint-7"),
+        ({"output_dir": None}, r"output_dir is not set; add --output_dir"),
+        ({"tokenizer": None}, r"tokenizer is not set; add --tokenizer"),
+        ({"data": {"name": None}}, r"data.name is not set; add --data.name"),
+        ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"data": {"size": 15}}, "data.size must be a multiple of the tokenizer's factor 2, got 15"),
+        ({"data": {"size": 18}}, "data.size=18 makes latents of 9 x 9, which the UNet cannot halve 1 times"),
+        ({"data": {"validation_size": 15}}, "validation_size must be a multiple"),
+        ({"data": {"split": "test"}}, "no split 'test'"),
+        ({"resume_from_checkpoint": "checkpoint-7"}, "no checkpoint checkpoint-7"),
+        ({"unet": {"width": 3}}, "is no UNet2DModel: .*width"),
+        ({"scheduler": {"prediction_typ": "sample"}}, "is no DDIMScheduler: .*prediction_typ"),
+        ({"scheduler": {"prediction_type": "noise"}}, "prediction_type.*noise"),
+        ({"scheduler": {"num_train_timesteps": 2}}, "num_inference_steps must be at most"),
     ],
     ids=str,
 )
-def test_bad_settings(pictures, tokenizer, tmp_path, monkeypatch, changes, error, message):
+def test_bad_settings(pictures, tokenizer, tmp_path, monkeypatch, changes, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(error, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(pictures, tokenizer, tmp_path / "run", **changes)
     assert not list(tmp_path.glob("run/*/"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"unet": {"width": 3}}, "width"),
-        ({"data": {"size": 18}}, "size"),  # 9 latents, which the UNet cannot halve
-        ({"data": {"validation_size": 15}}, "validation_size"),
-        ({"scheduler": {"prediction_typ": "sample"}}, "prediction_typ"),
-        ({"scheduler": {"prediction_type": "noise"}}, "prediction_type.*noise"),
-        ({"scheduler": {"num_train_timesteps": 2}}, "num_inference_steps"),
-    ],
-    ids=str,
-)
-def test_what_cannot_work_is_refused_before_training(pictures, tokenizer, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
-        train(pictures, tokenizer, tmp_path / "run", max_train_steps=2, validation_steps=2, **changes)
-    assert not list(tmp_path.glob("run/*/"))
+def test_an_interruption_is_told_where_to_go_on(pictures, tokenizer, tmp_path, monkeypatch, caplog):
+    measure, calls = diffusion.denoising_error, iter(range(9))
+
+    def interrupted(*arguments):
+        if next(calls):
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(diffusion, "denoising_error", interrupted)
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps(settings(pictures, tokenizer, tmp_path / "run")))
+    assert run_recipe(diffusion.DiffusionConfig, diffusion.train, "", ["--config", str(file)]) == 130
+    assert "interrupted at step 6; checkpoint-4 is kept. Go on with --resume_from_checkpoint latest" in caplog.text
 
 
 def test_a_mistake_is_told_in_one_line(pictures, unfitted, tmp_path, caplog):
@@ -360,22 +334,16 @@ def test_a_mistake_is_told_in_one_line(pictures, unfitted, tmp_path, caplog):
 
 
 def test_the_recipe(pictures, tokenizer, tmp_path):
-    arguments = {
-        "config": RECIPES / "diffusion_small.yaml", "tokenizer": tokenizer, "data.name": pictures,
-        "output_dir": tmp_path / "run", "data.size": 16, "data.shortest_side": 20, "data.workers": 0,
-        "train_batch_size": 4, "max_train_steps": 2, "validation_steps": 2, "samples": 2, "num_inference_steps": 2,
+    settings = {
+        "tokenizer": tokenizer, "data.name": pictures, "output_dir": tmp_path / "run", "data.size": 16,
+        "data.shortest_side": 20, "data.workers": 0, "max_train_steps": 2, "validation_steps": 2,
+        "num_inference_steps": 2,
     }  # fmt: skip
-    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    process = subprocess.run(
-        [sys.executable, "-W", "error", str(RECIPES / "train_diffusion.py"), *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
+    process = launched("diffusion", settings, tmp_path)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     folder = tmp_path / "run" / "pipeline"
-    assert f'LDMPipeline.from_pretrained("{folder}")' in process.stdout
+    assert f'LDMPipeline.from_pretrained("{folder}")' in output
     assert {"samples.png", "model_index.json", "unet", "vqvae", "scheduler"} <= {path.name for path in folder.iterdir()}
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["use_ema"] is True
     assert len(errors_of(tmp_path / "run")) == 1

@@ -199,7 +199,7 @@ class CodeFolder:
     Attributes:
         manifest: content of tokenizer.json.
         rows: the data set, on disk.
-        is_audio: whether the codes are those of clips.
+        is_audio: whether the codes are sequences [n], as those of clips are, which may differ in length.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no codes.
@@ -214,7 +214,6 @@ class CodeFolder:
             raise FileNotFoundError(f"{folder} has no {MANIFEST}; name a folder that `vpvae tokenize` wrote")
         self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
         items = self.manifest["items"]
-        self.is_audio = items == "clips"
         files = sorted(str(file) for file in (folder / "data").glob("*.parquet"))
         if self.manifest[items] is None or len(files) != self.manifest["files"]:
             raise ValueError(
@@ -231,7 +230,9 @@ class CodeFolder:
                     f"{folder} has no column {condition_column!r} of whole numbers; columns: "
                     f"{', '.join(rows.column_names)}"
                 )
-        read = ["codes", *(["num_samples"] if self.is_audio else []), *([condition_column] if condition_column else [])]
+        # Columns of grids have a shape.
+        self.is_audio = not hasattr(rows.features["codes"], "shape")
+        read = ["codes", *([condition_column] if condition_column else [])]
         self.rows = rows.select_columns(read).with_format("numpy")
 
     @property
@@ -244,8 +245,12 @@ class CodeFolder:
     @property
     def lengths(self) -> list[int]:
         """Tokens of each clip."""
-        samples = np.asarray(self.rows["num_samples"][:])
-        return np.ceil(samples / self.manifest["hop_length"]).astype(int).tolist()
+        import pyarrow.compute as pc
+
+        codes, groups = self.rows.with_format("arrow")[:]["codes"], self.manifest["code_groups"]
+        if groups > 1:  # a list for each group
+            codes = pc.list_flatten(codes)
+        return pc.list_value_length(codes).to_pylist()[::groups]
 
     @property
     def condition_size(self) -> int:

@@ -1,6 +1,6 @@
 """Transformers over codes: what their ids mean, how they are trained and measured, and what they generate."""
 
-from .autoregressive import VPAutoregressivePipeline
+from .autoregressive import CodeConstraint, VPAutoregressivePipeline
 from .batches import (
     IGNORED,
     CausalBatches,
@@ -13,7 +13,7 @@ from .batches import (
 )
 from .likelihood import CodeLikelihood, causal_likelihood, masked_likelihood
 from .masked import VPMaskedPipeline, code_logits
-from .sampling import CodeConstraint, GeneratedAudio, GeneratedImages, write_samples
+from .sampling import GeneratedAudio, GeneratedImages, write_samples
 from .vocabulary import CodeVocabulary, check_direction, new_transformer
 
 __all__ = [

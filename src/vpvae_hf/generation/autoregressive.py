@@ -4,25 +4,19 @@ Shapes: B sequences; [h, w] or [n] codes with G per token; L ids of codes of a s
 """
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
-from vpvae_hf.models import AutoencoderVP, VPCodecModel
+from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.settings import did_you_mean, require
 
-from .sampling import (
-    CodeConstraint,
-    CodePipeline,
-    GeneratedAudio,
-    GeneratedImages,
-    for_each_generator,
-    sampling_config,
-    seeded_by,
-)
+from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator, seeded_by
+from .vocabulary import CodeVocabulary
 
 
 class VPAutoregressivePipeline(CodePipeline):
@@ -31,7 +25,7 @@ class VPAutoregressivePipeline(CodePipeline):
     It is saved, loaded and pushed as every pipeline of diffusers.
 
     Args:
-        tokenizer: an `AutoencoderVP` or a `VPCodecModel` with a codebook.
+        tokenizer: a tokenizer with a codebook.
         transformer: a causal language model of transformers, trained on the tokenizer's codes in raster order, with its
             `CodeVocabulary` in its config.
 
@@ -40,10 +34,8 @@ class VPAutoregressivePipeline(CodePipeline):
         CodebookNotFittedError, NoCodesError: the tokenizer has no codes.
     """
 
-    def __init__(self, tokenizer: AutoencoderVP | VPCodecModel, transformer: PreTrainedModel):
-        super().__init__()
-        self.register_modules(tokenizer=tokenizer, transformer=transformer)
-        self._check_parts()
+    def __init__(self, tokenizer: Tokenizer, transformer: PreTrainedModel):
+        super().__init__(tokenizer=tokenizer, transformer=transformer)
 
     @torch.no_grad()
     def __call__(
@@ -82,13 +74,14 @@ class VPAutoregressivePipeline(CodePipeline):
             ValueError: an argument out of its range.
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
-        config = sampling_config(generation_config, sampling)
+        config = _sampling_config(generation_config, sampling)
         conditions, number = self._conditions(class_labels, num_images, config.guidance_scale)
-        longest = self._tokens(duration_s, "duration_s")
-        shortest = longest if min_duration_s is None else self._tokens(min_duration_s, "min_duration_s")
+        longest = self._tokens(duration_s, "duration_s") * vocabulary.code_groups
+        shortest = longest
+        if min_duration_s is not None:
+            shortest = self._tokens(min_duration_s, "min_duration_s") * vocabulary.code_groups
         if shortest > longest:
             raise ValueError(f"min_duration_s={min_duration_s} is more than duration_s={duration_s}")
-        shortest, longest = shortest * vocabulary.code_groups, longest * vocabulary.code_groups
         prompt, unconditional = vocabulary.prompt(conditions, batch_size=number), vocabulary.prompt(batch_size=number)
         start = 0
         if prefix is not None:
@@ -102,44 +95,75 @@ class VPAutoregressivePipeline(CodePipeline):
         config.max_new_tokens = longest - start
         config.bos_token_id, config.eos_token_id = vocabulary.begin, vocabulary.end
         config.pad_token_id = vocabulary.pad
-        first = prompt.shape[1] - start
+        first, device = prompt.shape[1] - start, self.transformer.device
         constraint = CodeConstraint(vocabulary, prompt_length=first, shortest=shortest, longest=longest)
 
         def make(rows: slice, generator: torch.Generator | None) -> list[Tensor]:
-            ids = self._continued(prompt[rows], unconditional[rows], config, constraint, generator)[:, first:]
+            ids, guidance = prompt[rows].to(device), {}
+            if config.guidance_scale != 1:
+                others = unconditional[rows].to(device)
+                guidance = {"negative_prompt_ids": others, "negative_prompt_attention_mask": torch.ones_like(others)}
+            with (
+                self.progress_bar(total=config.max_new_tokens) as bar,
+                seeded_by(generator, device),
+                _without_settings(self.transformer),
+            ):
+
+                def count(ids: Tensor, scores: Tensor) -> Tensor:
+                    bar.update()
+                    return scores
+
+                settings = {"generation_config": config, "logits_processor": [constraint, count]}
+                ids = self.transformer.generate(ids, attention_mask=torch.ones_like(ids), **settings, **guidance).cpu()
             # What follows an end is "pad".
-            return [row[vocabulary.is_code(row)] for row in ids]
+            return [row[vocabulary.is_code(row)] for row in ids[:, first:]]
 
         return self._decoded(for_each_generator(make, number, generator), output_type, return_dict)
 
-    def _continued(
-        self,
-        prompt: Tensor,
-        unconditional: Tensor,
-        config: GenerationConfig,
-        constraint: CodeConstraint,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Ids of the prompts [B, P] and what follows them; `unconditional` [B, Q] are prompts without condition."""
-        model = self.transformer
-        prompt, guidance = prompt.to(model.device), {}
-        if config.guidance_scale != 1:
-            unconditional = unconditional.to(model.device)
-            guidance = {"negative_prompt_ids": unconditional}
-            guidance["negative_prompt_attention_mask"] = torch.ones_like(unconditional)
-        with (
-            self.progress_bar(total=config.max_new_tokens) as bar,
-            seeded_by(generator, model.device),
-            _without_settings(model),
-        ):
-            return model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                generation_config=config,
-                logits_processor=[constraint],
-                streamer=_Progress(bar),
-                **guidance,
-            ).cpu()
+
+def _sampling_config(generation_config: GenerationConfig | None, settings: Mapping[str, Any]) -> GenerationConfig:
+    """A copy of a config, None for one that draws from all codes as the model says, with changed settings."""
+    config = GenerationConfig() if generation_config is None else copy.deepcopy(generation_config)
+    for name, value in settings.items():
+        if not hasattr(config, name):
+            raise TypeError(
+                f"{name} is no argument of this pipeline, and no field of GenerationConfig; "
+                f"{did_you_mean(name, vars(config))}"
+            )
+        setattr(config, name, value)
+    config.guidance_scale = 1.0 if config.guidance_scale is None else config.guidance_scale
+    config.do_sample = config.do_sample is not False and config.temperature != 0
+    if not config.do_sample:
+        config.temperature = config.top_k = config.top_p = None
+        return config
+    config.temperature = 1.0 if config.temperature is None else float(config.temperature)
+    config.top_k = config.top_k or 0  # None would be transformers' own default, 50
+    config.top_p = 1.0 if config.top_p is None else config.top_p
+    require(0 < config.top_p <= 1, "top_p", config.top_p, "in (0, 1], or None for no limit")
+    return config
+
+
+class CodeConstraint(LogitsProcessor):
+    """Lets `generate()` choose nothing but codes, and the end only where a sequence may end.
+
+    Args:
+        prompt_length: number of ids before the first code.
+        shortest, longest: number of ids of codes from which on a sequence may end, and at which it must.
+    """
+
+    def __init__(self, vocabulary: CodeVocabulary, *, prompt_length: int, shortest: int, longest: int):
+        self._vocabulary, self._prompt_length = vocabulary, prompt_length
+        self._shortest, self._longest = shortest, longest
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        vocabulary, made = self._vocabulary, input_ids.shape[1] - self._prompt_length
+        allowed = torch.full_like(scores, -torch.inf)
+        if made < self._longest:
+            codes = slice(vocabulary.first_code, vocabulary.begin)
+            allowed[:, codes] = scores[:, codes]
+        if made >= self._shortest and made % vocabulary.code_groups == 0:
+            allowed[:, vocabulary.end] = scores[:, vocabulary.end] if made < self._longest else 0
+        return allowed
 
 
 @contextlib.contextmanager
@@ -150,19 +174,3 @@ def _without_settings(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.generation_config = kept
-
-
-class _Progress(BaseStreamer):
-    """Moves a bar with every id that `generate` chooses."""
-
-    def __init__(self, bar):
-        self._bar, self._prompted = bar, False
-
-    def put(self, value: Tensor) -> None:
-        # The prompt comes first.
-        if self._prompted:
-            self._bar.update()
-        self._prompted = True
-
-    def end(self) -> None:
-        self._bar.close()

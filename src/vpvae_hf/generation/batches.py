@@ -14,25 +14,22 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from vpvae_hf.data import CodeFolder
-from vpvae_hf.models import AutoencoderVP, VPCodecModel
+from vpvae_hf.modalities import load_tokenizer
+from vpvae_hf.models.tokenizer import Tokenizer
 
 from .vocabulary import CodeVocabulary
 
 IGNORED = -100  # a label that transformers leaves out of the loss
 
 
-def load_code_tokenizer(folder: CodeFolder, name: str | None = None) -> AutoencoderVP | VPCodecModel:
-    """The tokenizer that made a folder of codes, or the named one, in eval mode.
-
-    Raises:
-        FileNotFoundError, PermissionError, ConnectionError, ValueError: it cannot be loaded.
-    """
-    kind = VPCodecModel if folder.is_audio else AutoencoderVP
+def load_code_tokenizer(folder: CodeFolder, name: str | None = None) -> Tokenizer:
+    """The tokenizer that made a folder of codes, or the named one, on the CPU in eval mode; errors as loading's."""
+    device = torch.device("cpu")
     if name:
-        return kind.from_pretrained(name).eval()
-    name, revision = folder.manifest["tokenizer"], folder.manifest["tokenizer_revision"]
+        return load_tokenizer(name, device=device)
+    name = folder.manifest["tokenizer"]
     try:
-        return kind.from_pretrained(name, **({} if revision is None else {"revision": revision})).eval()
+        return load_tokenizer(name, folder.manifest["tokenizer_revision"], device)
     except (FileNotFoundError, PermissionError, ConnectionError, ValueError) as error:
         raise type(error)(
             f"the tokenizer that the codes were made with, {name}, cannot be loaded; name it with --tokenizer ({error})"
@@ -43,10 +40,7 @@ def vocabulary_of(folder: CodeFolder, window: int | None = None) -> CodeVocabula
     """The vocabulary of a folder's codes and conditions.
 
     Args:
-        window: most tokens of a sequence of audio; None for as many as the longest clip has.
-
-    Raises:
-        ValueError: a window for images, or conditions below 0.
+        window: most tokens of a sequence of audio; None for as many as the longest clip has. Images take none.
     """
     grid = folder.grid
     if window is not None:
@@ -71,13 +65,10 @@ class CodeSequences(Dataset):
 
     def __init__(self, folder: CodeFolder, vocabulary: CodeVocabulary):
         self._folder, self._vocabulary = folder, vocabulary
+        self._windows = [(row, 0) for row in range(len(folder.rows))]
         if folder.is_audio:
-            window = vocabulary.grid[0]
-            self._windows = [
-                (row, start) for row, length in enumerate(folder.lengths) for start in range(0, length, window)
-            ]
-        else:
-            self._windows = [(row, 0) for row in range(len(folder.rows))]
+            step = vocabulary.grid[0]
+            self._windows = [(row, start) for row, n in enumerate(folder.lengths) for start in range(0, n, step)]
 
     def __len__(self) -> int:
         return len(self._windows)

@@ -41,21 +41,23 @@ class CodeLikelihood:
         return self.unigram_bits / self.tokens
 
     def summary(self, manifest: Mapping[str, Any]) -> dict[str, float]:
-        """What a card tells: tokens, bits per token, and bits per pixel or per second.
+        """What a card tells: tokens, bits per token, and bits per second or pixel as the codes' manifest says."""
+        names = ("tokens", "bits_per_token", "unigram_bits_per_token")
+        summary = {name: getattr(self, name) for name in names}
+        if "hop_length" in manifest:
+            summary["bits_per_second"] = self.bits_per_token * manifest["sampling_rate"] / manifest["hop_length"]
+        elif "downsample_factor" in manifest:
+            summary["bits_per_pixel"] = self.bits_per_token / manifest["downsample_factor"] ** 2
+        return summary
 
-        Args:
-            manifest: that of the `CodeFolder` of the codes.
-        """
-        if "clips" in manifest:
-            signal = {"bits_per_second": self.bits_per_token * manifest["sampling_rate"] / manifest["hop_length"]}
-        else:
-            signal = {"bits_per_pixel": self.bits_per_token / manifest["downsample_factor"] ** 2}
-        return {
-            "tokens": self.tokens,
-            "bits_per_token": self.bits_per_token,
-            "unigram_bits_per_token": self.unigram_bits_per_token,
-            **signal,
-        }
+    def describe(self, manifest: Mapping[str, Any], *, bound: bool = False) -> str:
+        """The summary in a line; `bound` if the bits are an upper bound."""
+        line = (
+            f"{'at most ' if bound else ''}{self.bits_per_token:.3f} bits per token on {self.tokens} held-out tokens, "
+            f"{self.unigram_bits_per_token:.3f} by the codes' frequencies alone"
+        )
+        *_, (unit, per_unit) = self.summary(manifest).items()
+        return line if unit == "unigram_bits_per_token" else f"{line}; {per_unit:.4g} {unit.replace('_', ' ')}"
 
 
 @torch.no_grad()

@@ -3,14 +3,14 @@
 Discrete diffusion by masking (MaskGIT, arXiv 2202.04200). Shapes as in `autoregressive`.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from vpvae_hf.models import AutoencoderVP, VPCodecModel
+from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import require
 
 from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator, seeded_by
@@ -26,60 +26,22 @@ def code_logits(transformer: PreTrainedModel, vocabulary: CodeVocabulary, ids: T
     return logits[:, conditions.shape[1] :, vocabulary.first_code : vocabulary.begin]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sampling:
-    """How codes are found; the fields are arguments of `VPMaskedPipeline`."""
-
-    num_inference_steps: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    choice_temperature: float | None
-    guidance_scale: float
-
-    def __post_init__(self):
-        require(self.num_inference_steps >= 1, "num_inference_steps", self.num_inference_steps, "at least 1")
-        require(self.temperature >= 0, "temperature", self.temperature, "at least 0; 0 takes the likeliest code")
-        require(self.top_k is None or self.top_k >= 0, "top_k", self.top_k, "at least 1, or None for no limit")
-        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1], or None for no limit")
-        noise = self.choice_temperature
-        require(noise is None or noise >= 0, "choice_temperature", noise, "at least 0")
-
-    def limited(self, logits: Tensor) -> Tensor:
-        """Logits [N, K] that are sampled from, for a scheduler that knows no such limits."""
-        if self.temperature == 0:
-            return TopKLogitsWarper(1)(None, logits)
-        warpers = [TemperatureLogitsWarper(float(self.temperature))]
-        warpers += [TopKLogitsWarper(self.top_k)] if self.top_k else []
-        warpers += [] if self.top_p is None else [TopPLogitsWarper(float(self.top_p))]
-        for warper in warpers:
-            logits = warper(None, logits)
-        return logits
-
-
 class VPMaskedPipeline(CodePipeline):
     """Images or audio by a bidirectional transformer over a tokenizer's codes, which also fills in parts of them.
 
-    It is saved, loaded and pushed as every pipeline of diffusers.
-
     Args:
-        tokenizer: an `AutoencoderVP` or a `VPCodecModel` with a codebook.
-        transformer: a masked language model of transformers, trained on the tokenizer's codes, with its
-            `CodeVocabulary` in its config, which says whether images or audio are made.
+        tokenizer, transformer: as for `VPAutoregressivePipeline`, but the transformer is a masked language model.
         scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
             `BlockRefinementScheduler`, which keeps the surest.
 
     Raises:
-        ValueError: the transformer was trained on other codes, has too few ids or positions, or no vocabulary.
-        CodebookNotFittedError, NoCodesError: the tokenizer has no codes.
+        ValueError, CodebookNotFittedError, NoCodesError: as for `VPAutoregressivePipeline`.
     """
 
     scheduler: Scheduler
 
-    def __init__(self, tokenizer: AutoencoderVP | VPCodecModel, transformer: PreTrainedModel, scheduler: Scheduler):
-        super().__init__()
-        self.register_modules(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
-        self._check_parts()
+    def __init__(self, tokenizer: Tokenizer, transformer: PreTrainedModel, scheduler: Scheduler):
+        super().__init__(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -105,8 +67,7 @@ class VPMaskedPipeline(CodePipeline):
         """Generate images of the size that the model was trained on, or clips, or fill in what is not known of them.
 
         Args:
-            class_labels: [B], one per image or clip, or [B, n] ids of a text; None for none.
-            num_images: B, the number of images or clips, if there are neither class labels nor something to fill in.
+            class_labels, num_images: as for `VPAutoregressivePipeline`; `codes` or `image` also say B.
             num_inference_steps: steps in which all codes are found; at most as many as there are codes.
             temperature: the logits are divided by it; 0 takes the likeliest codes.
             top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
@@ -119,24 +80,19 @@ class VPMaskedPipeline(CodePipeline):
             codes: [B, *grid] or [B, *grid, G], of images or clips to fill in.
             known: [B, *grid], true for the codes that stay.
             duration_s: duration of the clips, seconds; None for the longest that the model was trained on.
-            generator: source of the randomness, on the CPU or the transformer's device; None for torch's global
-                generator. With a list of B generators each image or clip depends on its own one alone; they are then
-                generated one after the other.
-            output_type: "pil" (None), "np" or "pt" images, "np" (None) audio, or "codes" for codes alone.
-            return_dict: False returns the pair (images or audios, codes).
+            generator, output_type, return_dict: as for `VPAutoregressivePipeline`.
 
         Raises:
             ValueError: an argument out of its range, an image of another size, or one of a pair of arguments alone.
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
-        sampling = _Sampling(
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            choice_temperature=choice_temperature,
-            guidance_scale=guidance_scale,
-        )
+        require(num_inference_steps >= 1, "num_inference_steps", num_inference_steps, "at least 1")
+        require(temperature >= 0, "temperature", temperature, "at least 0; 0 takes the likeliest code")
+        require(top_k is None or top_k >= 0, "top_k", top_k, "at least 1, or None for no limit")
+        require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1], or None for no limit")
+        noise = choice_temperature
+        require(noise is None or noise >= 0, "choice_temperature", noise, "at least 0")
+        self._check_scheduler(noise)
         if image is not None or mask_image is not None:
             codes, known = self._outside_of_mask(image, mask_image)
         if (codes is None) != (known is None):
@@ -145,14 +101,16 @@ class VPMaskedPipeline(CodePipeline):
         if codes is None:
             length = self._tokens(duration_s, "duration_s") * vocabulary.code_groups
             sample = torch.full((number, length), vocabulary.codebook_size)
+        elif duration_s is not None:
+            raise ValueError(f"the codes say how long the clips are; leave duration_s={duration_s} out")
         else:
-            if duration_s is not None:
-                raise ValueError(f"the codes say how long the clips are; leave duration_s={duration_s} out")
             sample = self._known_codes(codes, known, number)
         condition_ids = vocabulary.condition_ids(conditions, batch_size=number)
+        limits = {"temperature": temperature, "top_k": top_k or None, "top_p": top_p}
 
         def make(rows: slice, generator: torch.Generator | None) -> list[Tensor]:
-            return list(self._refined(sample[rows], condition_ids[rows], sampling, generator) + vocabulary.first_code)
+            given, steps = (sample[rows], condition_ids[rows]), num_inference_steps
+            return list(self._refined(*given, steps, guidance_scale, noise, limits, generator) + vocabulary.first_code)
 
         return self._decoded(for_each_generator(make, number, generator), output_type, return_dict)
 
@@ -184,73 +142,72 @@ class VPMaskedPipeline(CodePipeline):
         anew = nn.functional.max_pool2d((mask_image > 0.5).float(), self.tokenizer.downsample_factor) > 0
         return codes, ~anew[:, 0].expand(len(image), -1, -1)
 
+    def _check_scheduler(self, choice_temperature: float | None) -> None:
+        if not isinstance(self.scheduler, AmusedScheduler):
+            if choice_temperature is not None:
+                raise ValueError(
+                    "choice_temperature is for AmusedScheduler; others always keep the surest codes, leave it out"
+                )
+            return
+        mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
+        if mask != size:
+            raise ValueError(
+                f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
+                f"make it with AmusedScheduler(mask_token_id={size})"
+            )
+
     def _refined(
-        self, sample: Tensor, conditions: Tensor, sampling: _Sampling, generator: torch.Generator | None
+        self,
+        sample: Tensor,
+        conditions: Tensor,
+        steps: int,
+        scale: float,
+        choice_temperature: float | None,
+        limits: dict[str, Any],
+        generator: torch.Generator | None,
     ) -> Tensor:
         """Codes [B, L]; those of `sample` [B, L] that are not K, which stands for unknown ones, stay."""
-        vocabulary, device = self.vocabulary, self.transformer.device
-        unknown = vocabulary.codebook_size
+        vocabulary, device, scheduler = self.vocabulary, self.transformer.device, self.scheduler
+        unknown, amused = vocabulary.codebook_size, isinstance(scheduler, AmusedScheduler)
         given, stays = sample.to(device), (sample != unknown).to(device)
         masked = int((~stays).sum(dim=1).max())
         if masked == 0:
             return sample
-        share = (~stays).sum(dim=1, keepdim=True) / sample.shape[1]
         conditions, unconditional = conditions.to(device), torch.full((len(sample), 1), vocabulary.unconditional)
-        steps, scale, sample = min(sampling.num_inference_steps, masked), sampling.guidance_scale, given
-        self._prepare(steps, masked, sampling.choice_temperature, device)
+        steps, sample = min(steps, masked), given
+        if amused:
+            # MaskGIT's; without noise the surest codes come first, which are those of flat areas and silence.
+            noise = 4.5 if choice_temperature is None else choice_temperature
+            scheduler.set_timesteps(steps, temperature=(noise, 0), device=device)
+        else:
+            scheduler.set_timesteps(steps, device=device, block_length=masked)
         for step in self.progress_bar(range(steps)):
             ids = torch.where(sample == unknown, vocabulary.mask, sample + vocabulary.first_code)
             logits = code_logits(self.transformer, vocabulary, ids, conditions).float()
             if scale != 1:
                 others = code_logits(self.transformer, vocabulary, ids, unconditional.to(device)).float()
                 logits = others + scale * (logits - others)
-            sample = self._step(logits, step, sample, share, sampling, generator)
+            if amused:
+                share = (~stays).sum(dim=1, keepdim=True) / sample.shape[1]
+                settings = {"starting_mask_ratio": share, "generator": generator}
+                logits = _limited(logits.flatten(0, 1), **limits).view_as(logits)
+                sample = scheduler.step(logits, scheduler.timesteps[step], sample, **settings).prev_sample
+            else:
+                # It draws on the logits' device, where the generator need not be.
+                with seeded_by(generator, logits.device):
+                    sample = scheduler.step(logits, step, sample, mask_token_id=unknown, **limits).prev_sample
             # AmusedScheduler masks at least one code of each sequence, even if all are known.
             sample = torch.where(stays, given, sample)
         return sample.cpu()
 
-    def _prepare(self, steps: int, masked: int, choice_temperature: float | None, device: torch.device) -> None:
-        if isinstance(self.scheduler, AmusedScheduler):
-            mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
-            if mask != size:
-                raise ValueError(
-                    f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
-                    f"make it with AmusedScheduler(mask_token_id={size})"
-                )
-            # MaskGIT's; without noise the surest codes come first, which are those of flat areas and silence.
-            noise = 4.5 if choice_temperature is None else choice_temperature
-            self.scheduler.set_timesteps(steps, temperature=(noise, 0), device=device)
-        elif choice_temperature is not None:
-            raise ValueError(
-                "choice_temperature is for AmusedScheduler; others always keep the surest codes, leave it out"
-            )
-        else:
-            self.scheduler.set_timesteps(steps, device=device, block_length=masked)
 
-    def _step(
-        self,
-        logits: Tensor,
-        step: int,
-        sample: Tensor,
-        share: Tensor,
-        sampling: _Sampling,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """The next sample; `share` [B, 1] of it was unknown at first."""
-        if isinstance(self.scheduler, AmusedScheduler):
-            limited = sampling.limited(logits.flatten(0, 1)).view_as(logits)
-            time = self.scheduler.timesteps[step]
-            return self.scheduler.step(
-                limited, time, sample, starting_mask_ratio=share, generator=generator
-            ).prev_sample
-        # It draws on the logits' device, where the generator need not be.
-        with seeded_by(generator, logits.device):
-            return self.scheduler.step(
-                logits,
-                step,
-                sample,
-                mask_token_id=self.vocabulary.codebook_size,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k or None,
-                top_p=sampling.top_p,
-            ).prev_sample
+def _limited(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits [N, K] that are sampled from, for a scheduler that knows no such limits."""
+    if temperature == 0:
+        return TopKLogitsWarper(1)(None, logits)
+    warpers = [TemperatureLogitsWarper(float(temperature))]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [] if top_p is None else [TopPLogitsWarper(float(top_p))]
+    for warper in warpers:
+        logits = warper(None, logits)
+    return logits

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import require
 
 # The field of a model's config that holds the vocabulary that the model was made for.
@@ -25,7 +26,6 @@ class CodeVocabulary:
 
     Ids are, in this order: C conditions (classes, or all ids of a text tokenizer), K codes, and the special ids below.
     An autoregressive sequence is [condition...] begin codes [end]; a masked one is a condition, then codes.
-    "unconditional" takes the place of a missing condition, and of "begin" before codes from the middle of a clip.
 
     Attributes:
         codebook_size: K.
@@ -51,49 +51,23 @@ class CodeVocabulary:
         valid = len(self.grid) in (1, 2) and min(self.grid) >= 1
         require(valid, "grid", list(self.grid), "[h, w] of images or [n] of clips, each at least 1")
 
+    first_code = property(lambda self: self.condition_size)  # the id of code 0
+    begin = property(lambda self: self.first_code + self.codebook_size)  # before the first code
+    end = property(lambda self: self.begin + 1)  # after the last code
+    # In place of a missing condition, and in place of "begin" before codes from the middle of a clip.
+    unconditional = property(lambda self: self.begin + 2)
+    pad = property(lambda self: self.begin + 3)  # fills up shorter sequences
+    mask = property(lambda self: self.begin + 4)  # a code that is not known yet
+    size = property(lambda self: self.begin + 5)  # the number of ids
+
     @property
     def is_audio(self) -> bool:
-        """Whether the codes are those of clips."""
+        """Whether the codes are sequences [n], as those of clips are, which may differ in length."""
         return len(self.grid) == 1
 
     @property
-    def first_code(self) -> int:
-        """The id of code 0."""
-        return self.condition_size
-
-    @property
-    def begin(self) -> int:
-        """The id before the first code."""
-        return self.first_code + self.codebook_size
-
-    @property
-    def end(self) -> int:
-        """The id after the last code."""
-        return self.begin + 1
-
-    @property
-    def unconditional(self) -> int:
-        """The id that takes the place of a missing condition."""
-        return self.begin + 2
-
-    @property
-    def pad(self) -> int:
-        """The id that fills up shorter sequences."""
-        return self.begin + 3
-
-    @property
-    def mask(self) -> int:
-        """The id of a code that is not known yet."""
-        return self.begin + 4
-
-    @property
-    def size(self) -> int:
-        """The number of ids."""
-        return self.begin + 5
-
-    @property
     def length(self) -> int:
-        """L, the number of ids that the codes of an image, or of the longest clip, take."""
+        """L of an image, or of the longest clip."""
         return math.prod(self.grid) * self.code_groups
 
     @property
@@ -137,11 +111,7 @@ class CodeVocabulary:
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}")
         codes = codes.long().cpu()
-        if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(
-                f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}; "
-                "were they made with another tokenizer?"
-            )
+        _check_range("codes", codes, self.codebook_size, "; were they made with another tokenizer?")
         return codes.flatten(1) + self.first_code
 
     def decode(self, ids: Tensor) -> Tensor:
@@ -151,9 +121,8 @@ class CodeVocabulary:
             ValueError: an id that is not a code's, or another number of ids than a grid takes.
         """
         if not self.is_code(ids).all():
-            raise ValueError(
-                f"ids of codes lie in {self.first_code}..{self.begin - 1}, got {int(ids.min())}..{int(ids.max())}"
-            )
+            valid = f"{self.first_code}..{self.begin - 1}"
+            raise ValueError(f"ids of codes lie in {valid}, got {int(ids.min())}..{int(ids.max())}")
         if not self.is_audio and ids.shape[1] != self.length:
             raise ValueError(f"an image has {self.length} ids of codes, got {ids.shape[1]}")
         if ids.shape[1] % self.code_groups:
@@ -183,20 +152,12 @@ class CodeVocabulary:
         if self.condition_size == 0:
             raise ValueError("the model was trained without conditions, so it takes none; leave them out")
         conditions = torch.as_tensor(conditions).long().cpu()
-        if conditions.numel() and (conditions.min() < 0 or conditions.max() >= self.condition_size):
-            raise ValueError(
-                f"conditions must lie in 0..{self.condition_size - 1}, got "
-                f"{int(conditions.min())}..{int(conditions.max())}"
-            )
+        _check_range("conditions", conditions, self.condition_size)
         return conditions[:, None] if conditions.ndim == 1 else conditions
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> "CodeVocabulary":
-        """The vocabulary in a model's config.
-
-        Raises:
-            ValueError: the config has none.
-        """
+        """The vocabulary in a model's config; a ValueError if there is none."""
         fields: dict[str, Any] | None = getattr(model.config, _FIELD, None)
         if fields is None:
             raise ValueError(
@@ -206,11 +167,7 @@ class CodeVocabulary:
         return cls(**fields)
 
     def write_to(self, model: PreTrainedModel) -> None:
-        """Write the vocabulary into the config of a transformers model, so that it is saved with the model.
-
-        Raises:
-            ValueError: the model has fewer ids, or fewer positions, than the codes need.
-        """
+        """Write the vocabulary into a model's config, so that it is saved with it; raises as `check_model`."""
         self.check_model(model)
         setattr(model.config, _FIELD, dataclasses.asdict(self) | {"grid": list(self.grid)})
         # A causal model has settings of its own for generate(), made when the model was made.
@@ -248,7 +205,7 @@ class CodeVocabulary:
                     f"here it is {getattr(self, name)}; go on with the codes that it knows, or start with a new model"
                 )
 
-    def check_tokenizer(self, tokenizer) -> None:
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """See that a tokenizer makes the codes that the model knows.
 
         Raises:
@@ -267,6 +224,11 @@ class CodeVocabulary:
             tokenizer.check_fingerprint(self.fingerprint, "the model was trained")
 
 
+def _check_range(name: str, ids: Tensor, size: int, remedy: str = "") -> None:
+    if ids.numel() and (ids.min() < 0 or ids.max() >= size):
+        raise ValueError(f"{name} must lie in 0..{size - 1}, got {int(ids.min())}..{int(ids.max())}{remedy}")
+
+
 def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: CodeVocabulary) -> PreTrainedModel:
     """A new transformer whose ids and positions are as many as the vocabulary needs.
 
@@ -277,8 +239,8 @@ def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: Code
     Raises:
         ValueError: transformers has no such kind or argument, or they do not fit the vocabulary.
     """
-    arguments = {name: value for name, value in settings.items() if name != "kind"}
-    kind = settings["kind"]
+    arguments = dict(settings)
+    kind = arguments.pop("kind")
     try:
         defaults = AutoConfig.for_model(kind)
     except ValueError as error:

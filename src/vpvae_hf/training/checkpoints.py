@@ -1,11 +1,12 @@
 """The output folder of a run: checkpoints, each a folder that is complete or not there, and never two runs in one."""
 
+import contextlib
 import dataclasses
 import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any] | 
         ) from error
     stream = folder / _STREAM.format(accelerator.process_index)
     return torch.load(stream, weights_only=False) if stream.is_file() else None
+
+
+@contextlib.contextmanager
+def resume_hint(output: Path, step: Callable[[], int], checkpoint_file: str = _CHECKPOINT_FILE) -> Iterator[None]:
+    """If training is interrupted within it, say at which step, and from which checkpoint it can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        newest = next(reversed(checkpoints(output, checkpoint_file)), None)
+        kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
+        _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", step(), kept)
+        raise
 
 
 def prepare_output(
