@@ -1,8 +1,8 @@
 """Every difference of two recordings: `compare.py before.json after.json`; exit code 1 if there is any.
 
 --renames old=new,... renames keys of the first file: whole keys ("loss/l1=loss/mae"), the parts of tensors' names
-between dots, and the parts of metrics' names between slashes ("quantize=quantizer"). --ignore skips paths that contain a
-text.
+between dots, and the parts of metrics' names between slashes ("quantize=quantizer"). --ignore skips paths that contain
+a text.
 """
 
 import argparse

@@ -6,8 +6,8 @@ finds no difference between the records before and after it. Takes about 4 minut
 
 FOLDER holds `images` and `speech`, each with the folders `train` and `validation`: about 34 and 8 images, 10 and 3
 FLAC files of 16 kHz. Run it with the Python of the checkout's virtual environment; the package is imported from
-CHECKOUT/src. Everything that names something of the package stands in the ADAPTER below, which a refactoring adapts in a
-copy; keys of the record that this file chooses stay as they are.
+CHECKOUT/src. Everything that names something of the package stands in the ADAPTER below, which a refactoring adapts in
+a copy; keys of the record that this file chooses stay as they are.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 import pytest
-from tiny_generators import causal_pipeline
 
 from tiny import tiny_codec, tiny_vae
+from tiny_generators import causal_pipeline
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import GenerationConfig
+
+from tiny import GROUPED, HOP, VP, noise, tiny_codec, tiny_vae
 from tiny_generators import (
     CAUSAL_KINDS,
     FRAMES,
@@ -19,9 +22,6 @@ from tiny_generators import (
     silent,
     vocabulary_of,
 )
-from transformers import GenerationConfig
-
-from tiny import GROUPED, HOP, VP, noise, tiny_codec, tiny_vae
 from vpvae_hf import VPAutoregressivePipeline
 
 

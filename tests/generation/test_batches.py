@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler
-from tiny_generators import SIDE, SIZE
 
 from tiny import GROUPED, HOP, VP, tiny_codec, tiny_vae
+from tiny_generators import SIDE, SIZE
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import CodeFolder
 from vpvae_hf.generation import CausalBatches, CodeSequences, MaskedBatches, drop_conditions, mask_codes, vocabulary_of

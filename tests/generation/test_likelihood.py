@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny_generators import causal, made_uniform, masked
 
+from tiny_generators import causal, made_uniform, masked
 from vpvae_hf import CodeVocabulary
 from vpvae_hf.generation import CausalBatches, causal_likelihood, code_logits, masked_likelihood
 

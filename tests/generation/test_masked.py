@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from tiny_generators import FRAMES, QUANTIZERS, SIDE, SIZE, codes_of, masked_pipeline, pictures, seeded, silent
 
 from tiny import HOP, noise, noise_images, tiny_codec, tiny_vae
+from tiny_generators import FRAMES, QUANTIZERS, SIDE, SIZE, codes_of, masked_pipeline, pictures, seeded, silent
 from vpvae_hf import VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 

@@ -2,9 +2,9 @@
 
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
-from tiny_generators import FRAMES, MAKERS, QUANTIZERS, TOKEN_S, causal, masked, pictures, seeded, silent, vocabulary_of
 
 from tiny import HOP, noise
+from tiny_generators import FRAMES, MAKERS, QUANTIZERS, TOKEN_S, causal, masked, pictures, seeded, silent, vocabulary_of
 from vpvae_hf import VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.generation import CausalBatches, MaskedBatches, causal_likelihood, mask_codes, masked_likelihood
 

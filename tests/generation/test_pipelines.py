@@ -6,6 +6,8 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 from scipy import stats
+
+from tiny import GROUPED, HOP, RATE, VP, tiny_codec, tiny_vae
 from tiny_generators import (
     CAUSAL_KINDS,
     FRAMES,
@@ -21,8 +23,6 @@ from tiny_generators import (
     seeded,
     silent,
 )
-
-from tiny import GROUPED, HOP, RATE, VP, tiny_codec, tiny_vae
 from vpvae_hf import CodebookNotFittedError, VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.generation import code_logits
 from vpvae_hf.quantizers import NoCodesError

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_generators import causal, masked
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from tiny_generators import causal, masked
 from vpvae_hf import CodeVocabulary
 
 SPECIAL = ("begin", "end", "unconditional", "pad", "mask")
