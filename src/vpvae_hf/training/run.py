@@ -1,10 +1,8 @@
 """A training run from settings to a saved, fitted and measured tokenizer."""
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +71,13 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         trainer.resume(checkpoint)
     accelerator.print(_beginning(modality, model, config, accelerator, checkpoint))
     start_trackers(accelerator, config, trainer.step)
-    with _resume_hint(output, trainer):
+    try:
         trainer.run()
+    except KeyboardInterrupt:
+        newest = next(reversed(checkpoints(output)), None)
+        kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
+        _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
+        raise
     fit = _fit(model, batches, config)
     model.eval()
     folder = output / "tokenizer"
@@ -91,18 +94,6 @@ def train_tokenizer(config: TrainingConfig) -> Path:
                 accelerator.print(f"pushed to {push_folder(folder, config.hub_model_id, private=config.hub_private)}")
     accelerator.end_training()  # also ends the ranks' process group
     return folder
-
-
-@contextlib.contextmanager
-def _resume_hint(output: Path, trainer: Trainer) -> Iterator[None]:
-    """If training is interrupted within it, say from which checkpoint it can go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        newest = next(reversed(checkpoints(output)), None)
-        kept = f"{newest.name} is kept" if newest else "no checkpoint was made yet"
-        _log.warning("interrupted at step %d; %s. Go on with --resume_from_checkpoint latest", trainer.step, kept)
-        raise
 
 
 def _model(modality: Modality, config: TrainingConfig) -> Tokenizer:
