@@ -42,6 +42,10 @@ METRIC_LABELS = {
     "perplexity": MetricLabel("Perplexity of the codes", "", 1),
     "codes_used": MetricLabel("Share of the codes that occur", "", 3),
     "quantization_error_rms": MetricLabel("Quantization error, RMS", "", 4),
+    # Of the quantizer in training.
+    "quantizer/displacement_rms": MetricLabel("Displacement, RMS", "", 3),
+    "quantizer/quantization_error_rms": MetricLabel("Quantization error it stands for, RMS", "", 3),
+    "quantizer/acceptance": MetricLabel("Share of the proposals accepted", "", 3),
 }
 
 

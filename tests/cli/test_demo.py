@@ -26,17 +26,13 @@ def demo(output, photographs, *arguments):
     return main(["demo", "--output", str(output), *short, *arguments])
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["--quantizer", "fsp"]],
-    ids=["metropolis", "fsp"],
-)
+@pytest.mark.parametrize("arguments", [[], ["--quantizer", "fsp"]], ids=["metropolis", "fsp"])
 def test_demo(arguments, photographs, tmp_path, capsys):
     output = tmp_path / "results"
     assert demo(output, photographs, *arguments) == 0
     printed = capsys.readouterr().out
-    for phrase in ("PSNR", "PSNR without quantization", "SSIM", "Code usage (CVU)", "displacement, RMS",
-                   "quantization error it stands for", "proposals accepted", "identical codes"):  # fmt: skip
+    for phrase in ("PSNR", "PSNR without quantization", "SSIM", "Code usage (CVU)", "Displacement, RMS",
+                   "Quantization error it stands for", "proposals accepted", "identical codes"):  # fmt: skip
         assert phrase in printed
     assert {file.name for file in output.iterdir()} == {
         "tokenizer", "reconstruction.png", "tokens.png", "training.png", "results.json"

@@ -86,15 +86,19 @@ def write_rows(file: Path, features: dict, rows: list[dict]) -> str:
     return str(file.parent)
 
 
-def write_shards(folder: Path, shards: Sequence[Sequence[bytes | None]], split: str = "train") -> str:
-    """A Parquet file a shard, with the column of audio "sound" and a column of labels, the places in the data set."""
-    features = {"label": datasets.Value("int64"), "sound": datasets.Audio()}
-    label = 0
+def write_shards(
+    folder: Path,
+    shards: Sequence[Sequence[bytes | None]],
+    split: str = "train",
+    column: str = COLUMN,
+    kind=datasets.Audio,
+) -> str:
+    """A Parquet file a shard, with a column of files and one of labels, the places in the data set."""
+    features, label = {"label": datasets.Value("int64"), column: kind()}, 0
     for number, files in enumerate(shards):
         rows = []
         for file in files:
-            sound = None if file is None else {"bytes": file, "path": f"{label}.wav"}
-            rows.append({"label": label, "sound": sound})
+            rows.append({"label": label, column: None if file is None else {"bytes": file, "path": f"{label}.wav"}})
             label += 1
         write_rows(folder / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", features, rows)
     return str(folder)

@@ -2,9 +2,10 @@
 row and blue the column."""
 
 import io
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import audio_files
 import datasets
 import numpy as np
 import torch
@@ -41,27 +42,13 @@ def whole() -> ImageCrop:
     return ImageCrop(size=12)
 
 
-def write_shards(folder: Path, shards: Sequence[Sequence[bytes]], split: str = "train") -> str:
-    """A Parquet file a shard, with the column of images "photo" and a column of labels, the places in the data set."""
-    features = datasets.Features({"label": datasets.Value("int64"), "photo": datasets.Image()})
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    label = 0
-    for number, files in enumerate(shards):
-        rows = {
-            "label": list(range(label, label + len(files))),
-            "photo": [{"bytes": file, "path": None} for file in files],
-        }
-        label += len(files)
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(
-            folder / "data" / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-        )
-    return str(folder)
+write_shards = partial(audio_files.write_shards, column=COLUMN, kind=datasets.Image)
 
 
 def write_counted(folder: Path, *counts: int) -> str:
     """Shards of so many images each, numbered through."""
     numbers = iter(range(sum(counts)))
-    return write_shards(folder, [[encoded(picture(next(numbers))) for _ in range(count)] for count in counts])
+    return write_shards(folder, [[file(next(numbers)) for _ in range(count)] for count in counts])
 
 
 def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> ItemLoader:

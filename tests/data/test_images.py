@@ -26,11 +26,6 @@ def positions(height: int, width: int, name: int) -> np.ndarray:
     return np.stack([rows, columns, np.full_like(rows, name)], axis=-1).astype(np.uint8)
 
 
-def read_back(batch: torch.Tensor) -> np.ndarray:
-    """[B, S, S, 3] whole numbers from [B, 3, S, S] pixel values."""
-    return ((batch + 1) * 127.5).round().int().movedim(1, -1).numpy()
-
-
 @pytest.fixture
 def images():
     return [positions(40, 56, 0), positions(100, 33, 1), positions(32, 32, 2)]
@@ -47,7 +42,7 @@ def test_pixel_values_of_views(images):
     mirrored, read_only = images[0][None, :, ::-1], images[0][None]
     read_only.flags.writeable = False
     for image in (mirrored, read_only):
-        np.testing.assert_array_equal(read_back(to_pixel_values(image)), image)
+        np.testing.assert_array_equal(bytes_of(to_pixel_values(image)).numpy(), image)
 
 
 def test_random_crops_come_from_the_images(images):
@@ -57,7 +52,7 @@ def test_random_crops_come_from_the_images(images):
         assert batch.dtype == torch.float32
         assert batch.min() >= -1
         assert batch.max() <= 1
-        for crop in read_back(batch):
+        for crop in bytes_of(batch).numpy():
             flip = crop[0, 0, 1] > crop[0, -1, 1]
             crop = crop[:, ::-1] if flip else crop
             top, left, name = crop[0, 0]
@@ -67,14 +62,6 @@ def test_random_crops_come_from_the_images(images):
     assert 0.35 < np.mean(mirrored) < 0.65
     areas = np.array([image.shape[0] * image.shape[1] for image in images])
     np.testing.assert_allclose(np.bincount(names) / len(names), areas / areas.sum(), atol=0.1)
-
-
-def test_random_crops_reach_every_position():
-    crops = np.concatenate(
-        [read_back(b) for b in islice(random_crops([positions(6, 7, 0)], size=4, batch_size=50, seed=0), 8)]
-    )
-    corners = {(int(crop[0, 0, 0]), int(crop[0, :, 1].min())) for crop in crops}
-    assert corners == {(top, left) for top in range(3) for left in range(4)}
 
 
 def test_random_crops_are_seeded(images):
@@ -88,7 +75,7 @@ def test_random_crops_are_seeded(images):
 
 @pytest.mark.parametrize("size", [5, 16, 32])
 def test_center_crops_cover_each_grid_once(images, size):
-    crops = np.concatenate([read_back(batch) for batch in center_crops(images, size=size, batch_size=7)])
+    crops = np.concatenate([bytes_of(batch).numpy() for batch in center_crops(images, size=size, batch_size=7)])
     expected = [(image.shape[0] // size) * (image.shape[1] // size) for image in images]
     assert np.bincount(crops[:, 0, 0, 2]).tolist() == expected
     for name, image in enumerate(images):
@@ -109,15 +96,8 @@ def test_center_crops_cover_each_grid_once(images, size):
 def test_center_crops_come_in_order_and_batches(images):
     batches = list(center_crops(images[:1], size=16, batch_size=4))
     assert [batch.shape for batch in batches] == [(4, 3, 16, 16), (2, 3, 16, 16)]
-    corners = [tuple(crop[0, 0, :2]) for batch in batches for crop in read_back(batch)]
+    corners = [tuple(crop[0, 0, :2]) for batch in batches for crop in bytes_of(batch).numpy()]
     assert corners == sorted(corners)
-
-
-def test_an_image_of_the_size_of_a_crop(images):
-    (batch,) = center_crops(images[2:], size=32, batch_size=4)
-    np.testing.assert_array_equal(read_back(batch), images[2][None])
-    crop = read_back(next(random_crops(images[2:], size=32, batch_size=1, seed=0)))[0]
-    assert np.array_equal(crop, images[2]) or np.array_equal(crop[:, ::-1], images[2])
 
 
 @pytest.mark.parametrize("crops", [partial(random_crops, seed=0), center_crops], ids=["random", "center"])
@@ -227,14 +207,13 @@ def loaded(tmp_path_factory, monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 10])
+@pytest.mark.parametrize("limit", [1, 2, 10])
 def test_the_first_readable_images_come_in_order(loaded, limit):
     files = [CORRUPT["no image"], *(file_of(noise(seed=seed)) for seed in range(4))]
     images = loaded(*files, limit=limit)
     assert len(images) == min(limit, 4)
     for seed, image in enumerate(images):
-        assert image.dtype == np.uint8
-        np.testing.assert_array_equal(image, noise(seed=seed))
+        np.testing.assert_array_equal(image, noise(seed=seed), strict=True)
 
 
 @pytest.mark.parametrize(
@@ -260,11 +239,6 @@ def test_an_unreadable_image_is_skipped_and_counted(loaded, caplog, kind):
     np.testing.assert_array_equal(images[1], noise(seed=1))
     (message,) = caplog.messages
     assert message.startswith("skipped 1 unreadable images of ")
-
-
-def test_readable_images_give_no_warning(loaded, caplog):
-    loaded(file_of(noise()))
-    assert caplog.messages == []
 
 
 def test_no_images(loaded):

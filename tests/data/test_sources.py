@@ -11,7 +11,6 @@ import datasets
 import image_shards
 import numpy as np
 import pytest
-import torch
 from audio_files import RATE, clip, encoded, write_files
 
 from vpvae_hf.data import AudioClip, ItemLoader, ItemStream, check_readable, open_audio
@@ -55,15 +54,6 @@ def test_the_column_is_found_by_its_type_and_others_are_kept_if_asked(modality, 
     assert rows[2][modality.COLUMN]["bytes"] == modality.file(2)
 
 
-def test_without_streaming_the_items_are_the_same(modality, tmp_path):
-    name = modality.write_counted(tmp_path, 5, 3)
-    streamed, prepared = (
-        list(loader_of(modality, modality.OPEN(name, split="train", streaming=streaming)))
-        for streaming in (True, False)
-    )
-    torch.testing.assert_close(prepared, streamed, rtol=0, atol=0)
-
-
 def test_without_streaming_ranks_and_workers_share_the_items(modality, tmp_path):
     source = modality.OPEN(modality.write_counted(tmp_path, 9), split="train", streaming=False)
     streams = [ItemStream(source, modality.whole(), rank=rank, world_size=2, shuffle_buffer=3) for rank in range(2)]
@@ -80,17 +70,14 @@ def test_a_slice_is_read_if_nothing_is_streamed(modality, tmp_path):
         modality.OPEN(name, split="train[2:6]")
 
 
-@pytest.mark.parametrize("column", ["label", "nothing"])
-def test_a_column_of_another_type(modality, tmp_path, column):
-    message = rf"has 1 (image|audio) columns \({modality.COLUMN}\) among label, {modality.COLUMN}; '{column}' is none"
-    with pytest.raises(ValueError, match=message):
-        modality.OPEN(modality.write_counted(tmp_path, 1), split="train", column=column)
-
-
 def test_no_column_of_the_type(modality, tmp_path):
-    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
+    message = rf"has 1 (image|audio) columns \({modality.COLUMN}\) among label, {modality.COLUMN}; 'label' is none"
+    with pytest.raises(ValueError, match=message):
+        modality.OPEN(modality.write_counted(tmp_path / "counted", 1), split="train", column="label")
+    (tmp_path / "text").mkdir()
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "text" / "train.parquet")
     with pytest.raises(ValueError, match=r"has 0 (image|audio) columns \(none\) among text; name the one to use"):
-        modality.OPEN(str(tmp_path), split="train")
+        modality.OPEN(str(tmp_path / "text"), split="train")
 
 
 @pytest.mark.parametrize(("modality", "feature"), [(image_shards, datasets.Image()), (audio_files, datasets.Audio())])
@@ -105,9 +92,8 @@ def test_one_of_two_columns_is_named(modality, feature, tmp_path):
 def test_a_split_that_is_not_there(modality, tmp_path):
     modality.write_shards(tmp_path, [[modality.file(0)]])
     name = modality.write_shards(tmp_path, [[modality.file(1)]], "test")
-    for split in ("validation", "train+validation"):
-        with pytest.raises(ValueError, match="has no split 'validation'; it has train, test"):
-            modality.OPEN(name, split=split)
+    with pytest.raises(ValueError, match="has no split 'validation'; it has train, test"):
+        modality.OPEN(name, split="train+validation")
     assert modality.numbers_of(loader_of(modality, modality.OPEN(name, split="test"))) == [1]
 
 
@@ -117,17 +103,10 @@ def test_a_folder_that_is_not_there(modality, tmp_path, monkeypatch):
         modality.OPEN(str(tmp_path / "nothing_here"), split="train")
 
 
-@pytest.mark.parametrize(
-    ("sound", "message"),
-    [
-        (encoded(clip(0), 8000), "0.wav has a sampling rate of 8000 Hz, wanted are 16000 Hz; allow resampling"),
-        (encoded(np.zeros((9, 2))), "0.wav has 2 channels, wanted is one"),
-    ],
-)
-def test_another_kind_of_audio_is_found_early(tmp_path, sound, message):
-    source = open_audio(audio_files.write_shards(tmp_path, [[None, sound]]), split="train")
+def test_another_kind_of_audio_is_found_early(tmp_path):
+    source = open_audio(audio_files.write_shards(tmp_path, [[None, encoded(np.zeros((9, 2)))]]), split="train")
     for transform in (audio_files.whole(), CLIP):
-        with pytest.raises(ValueError, match=message.replace("0.wav", "1.wav")):
+        with pytest.raises(ValueError, match=r"1\.wav has 2 channels, wanted is one"):
             check_readable(source, transform)
 
 
@@ -166,6 +145,7 @@ def test_sub_folders_are_splits(tmp_path):
     rows = open_audio(name, split="test", other_columns=True).rows
     assert [row["file_name"] for row in rows] == ["test/s1/s2/a.wav"]
     assert clips_in(f"{name}/train/s1") == [1]
+    assert sorted(clips_in(name, "train+test")) == [0, 1, 3]
 
 
 def test_links_are_followed_but_not_back(tmp_path):
@@ -193,8 +173,6 @@ def test_a_slice_of_a_folder(tmp_path):
     name = write_files(tmp_path, files(*(f"{number}.wav" for number in range(8))))
     assert clips_in(name, "train[2:5]", streaming=False) == [2, 3, 4]
     assert clips_in(name, "train[75%:]", streaming=False) == [6, 7]
-    with pytest.raises(ValueError, match=r"a stream has no slices, got split 'train\[2:5\]'"):
-        open_audio(name, split="train[2:5]")
 
 
 @pytest.mark.parametrize(("count", "shards"), [(1, 1), (127, 1), (128, 2), (300, 4)])
@@ -239,8 +217,3 @@ def test_joined_splits_resume(modality, two_splits):
     second.load_state_dict(first.state_dict())
     batches.close()
     assert seen + modality.numbers_of(second) == whole
-
-
-def test_splits_of_a_folder_are_joined(tmp_path):
-    name = write_files(tmp_path, files("train/0.wav", "train/1.wav", "test/a.wav"))
-    assert sorted(clips_in(name, "train+test")) == [0, 1, 2]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from image_runs import ARCHITECTURE
 
+from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP, fit_codebook
 from vpvae_hf.codebook import fit_kmeans, kmeans
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
@@ -22,16 +24,7 @@ def part_of_rank(rows: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 def tiny_model() -> AutoencoderVP:
-    torch.manual_seed(0)
-    return AutoencoderVP(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=16,
-        quantizer={"kind": "vp", "codebook_size": 16, "latent_dim": 2},
-    )
+    return tiny_vae({"kind": "vp", "codebook_size": 16, "latent_dim": 2}, fitted=False, **ARCHITECTURE)
 
 
 def images(rank: int) -> list[torch.Tensor]:

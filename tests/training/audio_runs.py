@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from audio_files import RATE, encoded, write_shards
+from image_runs import SHORT, VECTOR
 from omegaconf import OmegaConf
 from speech import speech
 
@@ -17,7 +18,6 @@ ARCHITECTURE = {
     "intermediate_size": 16,
     "sliding_window": 8,
 }
-VECTOR = {"kind": "vp", "codebook_size": 32, "latent_dim": 4, "queue_share": 0.1}
 
 
 def write_speech(folder: Path, *, shards: dict[str, list[int]], rate: int = RATE) -> str:
@@ -37,23 +37,8 @@ def write_speech(folder: Path, *, shards: dict[str, list[int]], rate: int = RATE
 def settings(source: str, output: Path, **changes) -> dict:
     """Settings of a run of twelve steps, as nested dictionaries."""
     data = {"name": source, "segment_s": 0.2, "shuffle_buffer": 5, "workers": 0, **changes.pop("data", {})}
-    return {
-        "output_dir": str(output),
-        "model": {"architecture": ARCHITECTURE},
-        "quantizer": VECTOR,
-        "data": data,
-        "losses": {"l1": 10.0, "stft": 1.0},
-        "max_train_steps": 12,
-        "train_batch_size": 4,
-        "learning_rate": 2e-3,
-        "lr_warmup_steps": 2,
-        "logging_steps": 1,
-        "validation_steps": 6,
-        "validation_pictures": 2,
-        "checkpointing_steps": 4,
-        "report_to": [],
-        **changes,
-    }
+    own = {"model": {"architecture": ARCHITECTURE}, "losses": {"l1": 10.0, "stft": 1.0}, "validation_pictures": 2}
+    return {**SHORT, **own, "output_dir": str(output), "quantizer": VECTOR, "data": data, **changes}
 
 
 def configured(values: dict) -> AudioTrainingConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from omegaconf import OmegaConf
 from PIL import Image
 
 from vpvae_hf.modalities.image import ImageTrainingConfig
@@ -23,9 +24,18 @@ ARCHITECTURE = {
     "norm_num_groups": 4,
     "mid_block_add_attention": False,
 }
+SHORT = {
+    "max_train_steps": 12,
+    "train_batch_size": 4,
+    "learning_rate": 2e-3,
+    "lr_warmup_steps": 2,
+    "logging_steps": 1,
+    "validation_steps": 6,
+    "validation_pictures": 3,
+    "checkpointing_steps": 4,
+    "report_to": [],
+}
 VECTOR = {"kind": "vp", "codebook_size": 32, "latent_dim": 4, "queue_share": 0.1}
-# What no two runs have in common.
-TIMES = ("examples_per_second",)
 
 
 def write_pictures(folder: Path, *, shards: dict[str, list[int]], seed: int = 0, dark: bool = False) -> str:
@@ -50,53 +60,41 @@ def _png(random: np.random.Generator, dark: bool) -> bytes:
 
 def settings(source: str, output: Path, **changes) -> dict:
     """Settings of a run of twelve steps, as nested dictionaries."""
-    data_settings = {"name": source, "size": 16, "shortest_side": 20, "crop": "random", "flip": True, "workers": 0}
-    data_settings |= {"shuffle_buffer": 7, **changes.pop("data", {})}
-    return {
-        "output_dir": str(output),
-        "model": {"architecture": ARCHITECTURE},
-        "quantizer": VECTOR,
-        "data": data_settings,
-        "max_train_steps": 12,
-        "train_batch_size": 4,
-        "learning_rate": 2e-3,
-        "lr_warmup_steps": 2,
-        "logging_steps": 1,
-        "validation_steps": 6,
-        "validation_pictures": 3,
-        "checkpointing_steps": 4,
-        "report_to": [],
-        **changes,
-    }
+    data = {"name": source, "size": 16, "shortest_side": 20, "crop": "random", "flip": True, "workers": 0}
+    data |= {"shuffle_buffer": 7, **changes.pop("data", {})}
+    model = {"architecture": ARCHITECTURE}
+    return {**SHORT, "output_dir": str(output), "model": model, "quantizer": VECTOR, "data": data, **changes}
 
 
 def configured(values: dict) -> ImageTrainingConfig:
-    from omegaconf import OmegaConf
-
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ImageTrainingConfig), values))
 
 
 def metrics(output: Path) -> list[dict]:
     """Rows of metrics.jsonl without what differs between equal runs."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows]
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPE = Path(__file__).parents[2] / "recipes/image/train.py"
 
 
-def launched(modality: str, values: dict, folder: Path, *extra: str) -> subprocess.Popen:
-    """The recipe of a modality in a process of its own."""
+def read_metrics(tokenizer: Path) -> dict[str, float]:
+    """Metrics of the evaluation at the end of the run that saved a tokenizer."""
+    return json.loads((tokenizer / "results.json").read_text())["evaluation"][0]["metrics"]
+
+
+def launched(values: dict, folder: Path, *extra: str) -> subprocess.Popen:
+    """The recipe in a process of its own."""
     (folder / "settings.yaml").write_text(json.dumps(values))
-    command = [sys.executable, "-W", "error", str(RECIPES / modality / "train.py")]
-    command += ["--config", str(folder / "settings.yaml"), *extra]
+    command = [sys.executable, "-W", "error", str(RECIPE), "--config", str(folder / "settings.yaml"), *extra]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def launch_and_kill(modality: str, values: dict, folder: Path) -> None:
+def launch_and_kill(values: dict, folder: Path) -> None:
     """Start the recipe, and kill it when it has logged seven rows."""
-    process, log = launched(modality, values, folder), Path(values["output_dir"], "metrics.jsonl")
+    process, log = launched(values, folder), Path(values["output_dir"], "metrics.jsonl")
     deadline = time.monotonic() + 120
     while not log.exists() or len(log.read_text().splitlines()) < 7:
         assert process.poll() is None, process.stderr.read()

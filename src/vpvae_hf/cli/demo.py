@@ -45,6 +45,7 @@ _VALIDATED_EVERY = 3
 _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
 _SHOWN_IMAGES = 12
 _SHOWN_METRICS = ("psnr", "psnr_unquantized", "ssim", "code_usage", "quantization_error_rms")
+_TRAINING_METRICS = tuple(f"quantizer/{name}" for name in ("displacement_rms", "quantization_error_rms", "acceptance"))
 # A queue that turns over every few hundred steps of so short a run.
 _QUEUE_SHARE = 0.1
 _WARMUP_SHARE = 0.02
@@ -196,17 +197,13 @@ def _results(
 
 
 def _table(log: MetricsLog, fit: CodebookFit | None, quality: ReconstructionQuality) -> str:
-    def last(name: str, form: str = ".3f") -> str:
-        return format(log.last_mean(f"quantizer/{name}", _LAST_ROWS), form)
-
     metrics = quality.metrics
+    last = {name: log.last_mean(name, _LAST_ROWS) for name in _TRAINING_METRICS}
     rows = [
         (f"On {quality.items} held-out crops", ""),
         *((metric_label(name).label, metric_label(name).format(metrics[name])) for name in _SHOWN_METRICS),
         (f"In the last {_LAST_ROWS * _LOGGING_STEPS} training steps", ""),
-        ("displacement, RMS", last("displacement_rms")),
-        ("quantization error it stands for, RMS", last("quantization_error_rms")),
-        ("proposals accepted", last("acceptance", ".0%")),
+        *((metric_label(name).label, metric_label(name).format(last[name])) for name in _TRAINING_METRICS),
     ]
     if fit is not None:
         rows += [

@@ -11,11 +11,7 @@ _OF_MODALITIES = ("size", "shortest_side", "resample", "downmix")
 
 
 def data_config(options: argparse.Namespace, model: Tokenizer, *, streaming: bool = True) -> DataConfig:
-    """What the options name, as settings of the tokenizer's modality; training and validation split are the same.
-
-    Raises:
-        ValueError: an option that has no meaning for the tokenizer, or a batch size below 1.
-    """
+    """What the options name, as settings of the tokenizer's modality; training and validation split are the same."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     data = modality_of(model).data_config(model, **{name: getattr(options, name) for name in _OF_MODALITIES})

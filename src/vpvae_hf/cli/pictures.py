@@ -16,11 +16,7 @@ from vpvae_hf.training.trainer import MetricsLog
 
 
 def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> None:
-    """One row of images per name, one column per image.
-
-    Args:
-        rows: name -> [B, 3, H, W].
-    """
+    """One row of images [B, 3, H, W] per name, one column per image."""
     count = len(next(iter(rows.values())))
     figure, axes = _grid(len(rows), count, title=None)
     for line, (name, images) in zip(axes, rows.items(), strict=True):

@@ -8,11 +8,11 @@ from vpvae_hf.hub import push_folder, read_saved
 
 
 def run(options: argparse.Namespace) -> None:
-    """Push; where it is and how to load it are printed."""
+    """Push, and print where it is and how to load it."""
     url = push_folder(
         options.folder,
         options.repo_id,
-        # Not False, which would be the owner's default overruled.
+        # Not False, which would overrule the owner's default.
         private=options.private or None,
         revision=options.revision,
         create_pr=options.create_pr,

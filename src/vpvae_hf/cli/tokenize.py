@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
     transform = modality.eval_transform(data, model)
     source = modality.open(data, transform, other_columns=True)
-    # Of slices and joined splits the names alone: `datasets` takes neither brackets nor a plus in one.
+    # Slices and joined splits give their names alone: `datasets` takes neither brackets nor a plus in one.
     split = "_".join(part.partition("[")[0] for part in options.split.split("+"))
     files = CodeFiles(
         source,

@@ -37,7 +37,7 @@ class Method:
     """A way to quantize.
 
     Attributes:
-        quantizer: settings with their kind; the size and the dimension are filled in unless given.
+        quantizer: settings with their kind; the size and the dimension are filled in unless they are given.
         by_size: further settings of the quantizer for some K.
         settings: settings of training that change those of the comparison.
         starts_from: a method named before, whose tokenizer of the same seed training starts from.
@@ -92,7 +92,6 @@ def read_comparison(file: Path) -> Comparison:
 
     Raises:
         FileNotFoundError: no such file.
-        ImportError: omegaconf is not installed.
         ValueError: an unknown or missing key, or a value that does not fit; the message names it.
     """
     try:

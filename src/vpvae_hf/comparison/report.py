@@ -23,11 +23,7 @@ def write_report(comparison: Comparison, finished: Sequence[Run]) -> list[Path]:
     """Write results.json, table.md, cvu_over_training.png and rate_distortion.png into the output folder.
 
     Args:
-        finished: runs with a result.
-
-    Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no run is finished.
+        finished: runs with a result; a ValueError says so if there are none.
     """
     if not finished:
         raise ValueError("no run of the comparison is finished; there is nothing to report")

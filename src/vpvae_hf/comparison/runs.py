@@ -37,7 +37,7 @@ class Run:
     """One method, trained once.
 
     Attributes:
-        method, size, seed: its name, the K that it is compared at, and its seed.
+        size: the K that it is compared at.
         folder: for its settings, checkpoints, tokenizer and result.
         settings: settings of its training, as nested mappings.
         start: folder of the run whose tokenizer it starts from; None for a new one.
@@ -77,21 +77,17 @@ def planned_runs(
                 start = f"{method.starts_from}-{method.start_size or size}-seed{seed}"
                 start = comparison.output_dir / start if method.starts_from else None
                 runs.append(Run(name, size, seed, folder, _settings(comparison, method, size, seed), start))
-    for what, wanted, there in (
-        ("method", methods, {run.method for run in runs}),
-        ("codebook size", codebook_sizes, {run.size for run in runs}),
-        ("seed", seeds, {run.seed for run in runs}),
+    chosen = runs
+    for what, name, wanted in (
+        ("method", "method", methods),
+        ("codebook size", "size", codebook_sizes),
+        ("seed", "seed", seeds),
     ):
+        there = {getattr(run, name) for run in runs}
         if unknown := set(wanted or ()) - there:
             names = ", ".join(map(str, sorted(there)))
             raise ValueError(f"the comparison has no {what} {', '.join(map(str, sorted(unknown)))}; it has {names}")
-    chosen = [
-        run
-        for run in runs
-        if (methods is None or run.method in methods)
-        and (codebook_sizes is None or run.size in codebook_sizes)
-        and (seeds is None or run.seed in seeds)
-    ]
+        chosen = [run for run in chosen if wanted is None or getattr(run, name) in wanted]
     return sorted(chosen, key=lambda run: run.seed)  # a first table is there early
 
 
@@ -167,14 +163,14 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
         config,
         output_dir=str(run.folder / "training"),
         resume_from_checkpoint="latest",
-        overwrite_output_dir=True,  # where it was interrupted before there was a checkpoint
+        overwrite_output_dir=True,  # if it was interrupted before there was a checkpoint
         checkpoints_total_limit=1,
     )
     tokenizer = train_tokenizer(config)
     model = load_tokenizer(str(tokenizer), device=torch.device("cpu"))
     evaluation = read_json(tokenizer / "results.json")["evaluation"]
     quantizer = model.quantize
-    log = run.folder / "training/metrics.jsonl"  # not there where nothing was trained
+    log = run.folder / "training/metrics.jsonl"  # not there if nothing was trained
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     result = {
         "method": run.method,

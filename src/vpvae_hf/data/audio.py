@@ -64,9 +64,6 @@ class AudioSegment(_AudioTransform):
         downmix: take the mean of several channels; otherwise they are an error.
         shortest: the least length of a clip; shorter ones count as unreadable.
         position: "random", "center", or "start" of the clip.
-
-    Raises:
-        ValueError: a length or sampling rate below 1, or another position.
     """
 
     length: int
@@ -108,14 +105,7 @@ class MaskedAudioSegment(AudioSegment):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioClip(_AudioTransform):
-    """Whole clips: items [T] float32, batches [1, 1, T] of one clip each.
-
-    Args:
-        sampling_rate, resample, downmix, shortest: as `AudioSegment` takes them.
-
-    Raises:
-        ValueError: a sampling rate below 1.
-    """
+    """Whole clips: items [T] float32, batches [1, 1, T] of one clip each; arguments as of `AudioSegment`."""
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
         with self._opened(file) as audio:
@@ -134,12 +124,9 @@ def read_audio(
 
     Args:
         file: a path or an address that fsspec knows, or a mapping of "bytes" and "path".
-        sampling_rate: of the result, in Hz.
-        resample: resample a file with another sampling rate; otherwise it is an error.
-        downmix: take the mean of several channels; otherwise they are an error.
+        sampling_rate, resample, downmix: as `AudioSegment` takes them.
 
     Raises:
-        ImportError: soundfile is not installed.
         ValueError: another sampling rate or several channels, if that is not allowed.
         UnreadableFileError: no such file or no readable audio (it is a ValueError, too).
     """
@@ -149,7 +136,7 @@ def read_audio(
 
 
 class AudioFile:
-    """An open audio file, of which only what is read is decoded; close it, or use it in a `with`.
+    """An open audio file, of which only what is read is decoded; use it in a `with`.
 
     Read one part only and open the file again for another: libsndfile loses its place in Ogg Vorbis if it goes back.
 
@@ -163,7 +150,11 @@ class AudioFile:
     def __init__(self, file: Mapping | None, *, sampling_rate: int, resample: bool = False, downmix: bool = False):
         if file is None or (file["bytes"] is None and file["path"] is None):
             raise UnreadableFileError("there is no file")
-        self._soundfile, self.name = _import_soundfile(), name_of(file)
+        try:
+            import soundfile
+        except ImportError as error:
+            raise ImportError("soundfile is missing; install it with: pip install 'vpvae_hf[audio]'") from error
+        self._soundfile, self.name = soundfile, name_of(file)
         try:
             self._file = self._soundfile.SoundFile(_source_of(file))
         except (self._soundfile.LibsndfileError, OSError, TypeError) as error:
@@ -173,7 +164,7 @@ class AudioFile:
         try:
             self._check(sampling_rate, resample, downmix)
         except ValueError:
-            self.close()
+            self._file.close()
             raise
         self._rate = sampling_rate
         divisor = math.gcd(sampling_rate, self._file.samplerate)
@@ -184,9 +175,6 @@ class AudioFile:
         return self
 
     def __exit__(self, *error) -> None:
-        self.close()
-
-    def close(self) -> None:
         self._file.close()
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -253,11 +241,3 @@ def _source_of(file: Mapping):
     # At once: an error of the network while libsndfile reads would look like the end of the file.
     with fsspec.open(file["path"], "rb") as opened:
         return io.BytesIO(opened.read())
-
-
-def _import_soundfile():
-    try:
-        import soundfile
-    except ImportError as error:
-        raise ImportError("soundfile is missing; install it with: pip install 'vpvae_hf[audio]'") from error
-    return soundfile

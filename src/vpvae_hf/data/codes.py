@@ -43,16 +43,12 @@ class CodeFiles:
         source: opened with its other columns.
         folder: the folder that holds "data".
         split: part of the files' names.
-        transform: what of a file is encoded.
         features: the columns of codes, as `datasets` describes them.
         encode: gives the values of these columns for a list of items, encoding `batch_size` of them together.
         batches_decoded: for how many batches files are decoded before they are encoded.
 
     Attributes:
         count: number of files.
-
-    Raises:
-        ValueError: the data set already has one of the columns of codes.
     """
 
     def __init__(
@@ -78,10 +74,9 @@ class CodeFiles:
         return [number for number in range(rank, self.count, world_size) if not self._path(number).exists()]
 
     def write(self, number: int, *, batch_size: int, progress: Callable[[int], None] = lambda files: None) -> None:
-        """Write a file.
+        """Write a file, encoding `batch_size` items together.
 
         Args:
-            batch_size: items encoded together.
             progress: called with the number of the data set's files that were encoded since the last call.
 
         Raises:
@@ -149,7 +144,7 @@ class CodeFiles:
 def _table(rows: list[dict[str, Any]], features):
     from datasets import Audio, Dataset, Features, Value
 
-    # To encode a column of audio takes torchcodec, even where its files stay as they are.
+    # To encode a column of audio takes torchcodec, even if its files stay as they are.
     encoded = {"bytes": Value("binary"), "path": Value("string")}
     storable = {name: encoded if isinstance(kind, Audio) else kind for name, kind in features.items()}
     return Dataset.from_list(rows, features=Features(storable)).with_format("arrow")[:]
@@ -160,10 +155,6 @@ def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
 
     Args:
         settings: settings of the run, as JSON stores them. "items" is what one row holds, e.g. "images".
-
-    Raises:
-        FileExistsError: it holds other files, or is a file.
-        ValueError: it is the folder of a run with other settings.
     """
     require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,10 +191,6 @@ class CodeFolder:
         manifest: content of tokenizer.json.
         rows: the data set, on disk.
         is_audio: whether the codes are sequences [n], as those of clips are, which may differ in length.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or it holds no codes.
-        ValueError: the codes are not complete, or there is no such column of whole numbers.
     """
 
     def __init__(self, folder: str | Path, condition_column: str | None = None):
@@ -272,7 +259,7 @@ class CodeFolder:
         return codes.transpose(0, 1) if self.is_audio and codes.ndim == 2 else codes
 
     def check_same_codes(self, other: "CodeFolder") -> None:
-        """Raise a ValueError where another folder's codes are of another tokenizer, grid, or range of conditions."""
+        """Raise a ValueError if another folder's codes are of another tokenizer, grid, or range of conditions."""
         for name in ("fingerprint", "codebook_size", "code_groups"):
             if self.manifest[name] != other.manifest[name]:
                 raise ValueError(

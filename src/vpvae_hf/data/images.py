@@ -36,9 +36,6 @@ class ImageCrop(Transform):
         shortest_side: images are scaled to it; None scales only images that are smaller than S, to S.
         crop: "random" or "center".
         flip: mirror half of the images.
-
-    Raises:
-        ValueError: a size below 1, or a shortest side below the size.
     """
 
     kind: ClassVar[str] = "image"
@@ -75,11 +72,7 @@ def to_pixel_values(images: np.ndarray | Tensor) -> Tensor:
 
 
 def decode_image(file: Mapping | None) -> np.ndarray:
-    """[H, W, 3] uint8, upright, from "bytes" or else "path".
-
-    Raises:
-        UnreadableFileError: it is no readable image.
-    """
+    """[H, W, 3] uint8, upright, from "bytes" or else "path"; raises UnreadableFileError."""
     if file is None:
         raise UnreadableFileError("there is no file")
     try:
@@ -97,19 +90,12 @@ def decode_image(file: Mapping | None) -> np.ndarray:
 def load_images(
     name: str, *, split: str, limit: int, shortest_side: int, column: str | None = None
 ) -> list[np.ndarray]:
-    """The first images of a data set, scaled to a shortest side. Unreadable files are skipped and counted.
+    """The first images [H, W, 3] uint8 of a data set. Unreadable files are skipped and counted.
 
     Args:
-        name, split, column: as `open_images` takes them.
+        name, split, column: as `open_images` takes them; errors are as well.
         limit: the most images to read.
         shortest_side: in pixels, after scaling.
-
-    Returns:
-        [H, W, 3] uint8 arrays.
-
-    Raises:
-        ImportError: `datasets` is not installed.
-        ValueError: a limit below 1, no such split or image column, or no readable image.
     """
     require_integer("limit", limit, 1)
     source = open_images(name, split=split, column=column)
@@ -129,13 +115,8 @@ def load_images(
 
 
 def load_photographs() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Twelve photographs of scikit-image and scikit-learn, each cut in two.
-
-    Returns:
-        The left three quarters for training, and the rest, held out, [H, W, 3] uint8.
-
-    Raises:
-        ImportError: scikit-image or scikit-learn is not installed.
+    """Twelve photographs of scikit-image and scikit-learn, each cut in two: the left three quarters for training, and
+    the rest, held out, [H, W, 3] uint8.
     """
     try:
         from skimage import data
@@ -155,9 +136,6 @@ def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, se
     Args:
         images: at least one, each with sides of at least `size`.
         size: S.
-
-    Raises:
-        ValueError: no images, or one that is too small.
     """
     _check_sizes(images, size)
     rng = np.random.default_rng(seed)

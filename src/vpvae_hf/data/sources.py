@@ -43,11 +43,10 @@ class Transform(ABC):
 
     @abstractmethod
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        """One item, in its smallest form.
+        """One item, in its smallest form; the generator decides what is random about it.
 
         Args:
             file: a row's mapping of "bytes" and "path"; None in a row without a file.
-            rng: decides what is random about the item.
 
         Raises:
             UnreadableFileError: this file is to be skipped.
@@ -100,13 +99,12 @@ def open_images(
         other_columns: keep them in the rows.
 
     Raises:
-        ImportError: `datasets` is not installed.
-        ValueError: no such split or image column.
+        ValueError: no such split or column.
         FileNotFoundError: no such data set.
     """
-    datasets = _import_datasets()
+    feature = _import_datasets().Image(decode=False)
     rows = _load(name, split, config, revision, streaming)
-    return _source(name, rows, column, datasets.Image(decode=False), "image", streaming, other_columns)
+    return _source(name, rows, column, feature, "image", streaming, other_columns)
 
 
 def open_audio(
@@ -125,22 +123,17 @@ def open_audio(
     split "train". Its columns are "audio" and "file_name", the path within the folder; tables beside the files, such as
     transcripts, are not read.
 
-    Args:
-        name: hub id or local path, as `datasets.load_dataset` takes it, or a folder of WAV, FLAC, OGG or MP3 files.
-        split, config, revision, column, streaming, other_columns: as `open_images` takes them.
+    Args and errors are those of `open_images`; the name may also be that of a folder of WAV, FLAC, OGG or MP3 files.
 
     Raises:
-        ImportError: `datasets` is not installed, or it lacks torchcodec, which it needs for a data set of files that
-            are neither local nor in Parquet.
-        ValueError: no such split or audio column.
-        FileNotFoundError: no such data set.
+        ImportError: `datasets` lacks torchcodec, which it needs for files that are neither local nor in Parquet.
     """
-    datasets = _import_datasets()
+    feature = _import_datasets().Audio(decode=False)
     if _is_audio_folder(name):
         rows, streaming = _load_audio_folder(name, split, config, revision, streaming), True
     else:
         rows = _load(name, split, config, revision, streaming)
-    return _source(name, rows, column, datasets.Audio(decode=False), "audio", streaming, other_columns)
+    return _source(name, rows, column, feature, "audio", streaming, other_columns)
 
 
 def _import_datasets():

@@ -40,9 +40,6 @@ class ItemStream(IterableDataset):
         passes: number of passes over the data set; None for no end.
         seed: decides order and items.
         rank, world_size: this process and how many there are. Their shares may differ in size.
-
-    Raises:
-        ValueError: a buffer below 1.
     """
 
     def __init__(
@@ -100,7 +97,14 @@ class ItemStream(IterableDataset):
                     item = self.transform.read(files[place], self._rng(number, self._block, self._taken))
                 except UnreadableFileError as error:
                     skipped += 1
-                    self._check_skipped(skipped, error)
+                    # Otherwise an endless stream would search for ever, e.g. if the network is gone.
+                    if skipped == _MOST_UNREADABLE:
+                        kind = self.transform.kind
+                        raise ValueError(
+                            f"data set {self._source.name}: {skipped} {kind}s in a row cannot be read; see whether the "
+                            f"files of column {self._source.column!r} are {kind}s and can be reached (the last: "
+                            f"{error})"
+                        ) from error
                     continue
                 yield {"item": item, "skipped": skipped}
                 skipped = 0
@@ -128,15 +132,6 @@ class ItemStream(IterableDataset):
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         return self._rank * count + number, self._world_size * count
-
-    def _check_skipped(self, skipped: int, error: UnreadableFileError) -> None:
-        # Otherwise an endless stream would search for ever, e.g. if the network is gone.
-        if skipped == _MOST_UNREADABLE:
-            kind = self.transform.kind
-            raise ValueError(
-                f"data set {self._source.name}: {skipped} {kind}s in a row cannot be read; see whether the files of "
-                f"column {self._source.column!r} are {kind}s and can be reached (the last: {error})"
-            )
 
     def _rng(self, *place: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *place])
@@ -209,15 +204,11 @@ def _collate(collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, 
 
 
 def check_readable(source: Source, transform: Transform) -> None:
-    """Read the first rows, so that what would stop a run later is found early.
-
-    Args:
-        transform: what the run will read files with.
+    """Read the first rows as a run will, so that what would stop it later is found early.
 
     Raises:
         ValueError: no row, no readable file among the first 100, a file that the transform does not allow, or a shard
             that cannot be read before a file is found.
-        ImportError: reading needs a library that is not installed.
     """
     files_only = source.rows.select_columns([source.column])
     errors = []
@@ -269,7 +260,6 @@ class ShardReader:
 
         Raises:
             ValueError: a shard that cannot be read, or an endless reader whose share has no row.
-            ImportError: reading needs a library that is not installed.
         """
         while self._passes is None or self._pass < self._passes:
             order = self._order()

@@ -24,11 +24,7 @@ MODALITIES: dict[str, Modality] = {
 
 
 def modality_of(subject: Tokenizer | TrainingConfig) -> Modality:
-    """The modality of a tokenizer, or of the settings of a training run.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The modality of a tokenizer, or of the settings of a training run."""
     for modality in MODALITIES.values():
         if isinstance(subject, modality.model_class | modality.config_class):
             return modality
@@ -47,7 +43,12 @@ def load_tokenizer(name: str, revision: str | None = None, device: torch.device 
         ValueError: it is no tokenizer of this package, or not a whole one.
         FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
     """
-    config = _read_config(name, revision)
+    if not Path(name).is_dir():
+        with hub_errors(name, doing="load", revision=revision):
+            file = Path(hf_hub_download(name, "config.json", revision=revision))
+    elif not (file := Path(name, "config.json")).is_file():
+        raise ValueError(f"{name} is no saved tokenizer: it has no config.json")
+    config = read_json(file)
     # As diffusers records the class, or as transformers does.
     recorded = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     classes = {modality.model_class.__name__: modality.model_class for modality in MODALITIES.values()}
@@ -58,14 +59,3 @@ def load_tokenizer(name: str, revision: str | None = None, device: torch.device 
     where = {} if revision is None else {"revision": revision}
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return classes[recorded].from_pretrained(name, **where).eval().to(device)
-
-
-def _read_config(name: str, revision: str | None) -> dict:
-    if Path(name).is_dir():
-        file = Path(name, "config.json")
-        if not file.is_file():
-            raise ValueError(f"{name} is no saved tokenizer: it has no config.json")
-    else:
-        with hub_errors(name, doing="load", revision=revision):
-            file = Path(hf_hub_download(name, "config.json", revision=revision))
-    return read_json(file)

@@ -58,20 +58,13 @@ class Modality(ABC):
 
     @abstractmethod
     def new_model(self, config: TrainingConfig) -> Tokenizer:
-        """A model to train from the beginning.
-
-        Raises:
-            ValueError: invalid settings.
-        """
+        """A model to train from the beginning."""
 
     def build_model(self, config: TrainingConfig) -> Tokenizer:
         """A new model, or the one that `config.model.pretrained` names.
 
         Quantizer settings without a kind change those of the pretrained model. They are ignored if the decoder alone is
         trained.
-
-        Raises:
-            ValueError: invalid settings, or a tokenizer that cannot be loaded.
         """
         if config.model.pretrained is None:
             return self.new_model(config)
@@ -97,11 +90,8 @@ class Modality(ABC):
         """Settings for reading a data set for a saved tokenizer, as the commands need them.
 
         Args:
-            given: fields of the modality's `DataConfig`. A field that is None or False counts as not given, so that a
-                command may pass all options that it has.
-
-        Raises:
-            ValueError: an option that this modality has no field for, or one that does not suit the model.
+            given: fields of the modality's `DataConfig`; one that it does not have is refused. A field that is None or
+                False counts as not given, so that a command may pass all options that it has.
         """
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         kind = type(self.config_class().data)
@@ -112,9 +102,6 @@ class Modality(ABC):
 
     def open(self, data: DataConfig, transform: Transform, *, other_columns: bool = False) -> Source:
         """Open `data.split` of `data.name` and see that the transform can read its first files.
-
-        Args:
-            other_columns: keep the other columns in the rows.
 
         Raises:
             ValueError: no such split or column, or no file that the transform can read.
@@ -147,14 +134,7 @@ class Modality(ABC):
 
     @abstractmethod
     def metric_fn(self, model: Tokenizer, extra: Collection[str] = ()) -> MetricFn:
-        """How reconstructions are measured.
-
-        Args:
-            extra: some of `extra_metrics`.
-
-        Raises:
-            ImportError: measuring needs a library that is not installed.
-        """
+        """How reconstructions are measured, with some of `extra_metrics`; an ImportError if a library is missing."""
 
     def evaluate(
         self,
@@ -165,11 +145,7 @@ class Modality(ABC):
         extra: Collection[str] = (),
         across_ranks: bool = False,
     ) -> ReconstructionQuality:
-        """Measure a tokenizer with this modality's metrics; see `evaluate_reconstruction`.
-
-        Raises:
-            ValueError: a metric in `extra` that this modality does not have, or see `evaluate_reconstruction`.
-        """
+        """Measure with this modality's metrics, and some of `extra_metrics`; see `evaluate_reconstruction`."""
         for name in extra:
             if name not in self.extra_metrics:
                 _refuse_option(name, model)
@@ -190,12 +166,9 @@ class Modality(ABC):
     def code_rows(
         self, items: list[Tensor], transform: Transform, model: Tokenizer, batch_size: int
     ) -> list[dict[str, Any]]:
-        """The values of those columns for each item.
+        """The values of those columns for each item that `transform`, the `eval_transform`, read.
 
-        Args:
-            items: read by the `eval_transform` that is `transform`.
-            model: a fitted tokenizer in eval mode.
-            batch_size: how many items are encoded together.
+        The model is fitted and in eval mode; `batch_size` items are encoded together.
         """
 
     @abstractmethod

@@ -42,11 +42,7 @@ class Batches:
         return self._data.validation_split is not None
 
     def open(self) -> None:
-        """Open both splits now. Every rank of a job must call this; if one fails, all do.
-
-        Raises:
-            ValueError, FileNotFoundError: see `Modality.open`.
-        """
+        """Open both splits now, as `Modality.open` does. Every rank of a job must call this; if one fails, all do."""
         with distributed.failing_together():
             _ = self._train, self._held_out
 

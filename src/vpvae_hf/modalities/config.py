@@ -125,20 +125,13 @@ class RunConfig:
     hub_private: bool | None = option(None, "whether a new repository is private")
 
     def __post_init__(self):
-        fewest = self._FEWEST_STEPS
-        require(self.max_train_steps >= fewest, "max_train_steps", self.max_train_steps, f"at least {fewest}")
-        positive = (
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "validation_steps",
-            "checkpointing_steps",
-        )
-        for name in positive:
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        counts = ("train_batch_size", "gradient_accumulation_steps")
+        intervals = ("logging_steps", "validation_steps", "checkpointing_steps")
+        least = {"max_train_steps": self._FEWEST_STEPS, "lr_warmup_steps": 0, **dict.fromkeys((*counts, *intervals), 1)}
+        for name, fewest in least.items():
+            require(getattr(self, name) >= fewest, name, getattr(self, name), f"at least {fewest}")
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        require(self.lr_warmup_steps >= 0, "lr_warmup_steps", self.lr_warmup_steps, "at least 0")
         limit = self.checkpoints_total_limit
         require(limit is None or limit >= 1, "checkpoints_total_limit", limit, "at least 1, or null")
         if self.push_to_hub and not self.hub_model_id:
@@ -174,7 +167,7 @@ class TrainingConfig(LoopConfig):
     train_only: Literal["decoder"] | None = option(
         None, "decoder: keep encoder, quantizer and codebook of model.pretrained, and train its decoder on the codes"
     )
-    losses: dict[str, float] = option({}, "weight of each reconstruction loss; l1 alone where empty")
+    losses: dict[str, float] = option({}, "weight of each reconstruction loss; l1 alone if empty")
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     torch_compile: bool = option(False, "compile encoder and decoder")
     validation_pictures: int = option(8, "images or clips shown at each validation")

@@ -33,11 +33,7 @@ def checkpoints(output: Path, checkpoint_file: str = _CHECKPOINT_FILE) -> list[P
 
 
 def find_checkpoint(output: Path, which: str, checkpoint_file: str = _CHECKPOINT_FILE) -> Path | None:
-    """The folder of "latest" (None if there is none yet), of a path, or of a name within the output folder.
-
-    Raises:
-        FileNotFoundError: no such folder, or one that is no checkpoint.
-    """
+    """The folder of "latest" (None if there is none yet), of a path, or of a name within the output folder."""
     if which == "latest":
         return next(reversed(checkpoints(output, checkpoint_file)), None)
     for folder in (Path(which), output / which):
@@ -56,12 +52,9 @@ def find_checkpoint(output: Path, which: str, checkpoint_file: str = _CHECKPOINT
 def save_checkpoint(
     accelerator: Accelerator, output: Path, step: int, stream: dict[str, Any], limit: int | None
 ) -> None:
-    """Write all that the ranks need to go on; the newest `limit` checkpoints are kept.
+    """Write all that the ranks need to go on, `stream` being this rank's position; keep the newest `limit` checkpoints.
 
     It is written aside and renamed when complete. If writing fails, the ranks go on without it and say why.
-
-    Args:
-        stream: this rank's position in the data.
     """
     folder, aside = output / f"checkpoint-{step}", output / f".checkpoint-{step}.partial"
     try:
@@ -91,8 +84,7 @@ def save_checkpoint(
 def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
     """Restore what `save_checkpoint` wrote; returns this rank's position in the data, None if it was not saved.
 
-    Raises:
-        ValueError: the checkpoint belongs to another model or to other settings.
+    Raises a ValueError if the checkpoint belongs to another model or to other settings.
     """
     try:
         accelerator.load_state(str(folder))
@@ -122,8 +114,8 @@ def prepare_output(
     """Make the output folder, with settings.json; returns the checkpoint to go on from, None to start anew.
 
     Args:
-        outputs: what a run leaves in it in addition to checkpoints, metrics and logs, its result last; deleted if the
-            run is overwritten.
+        outputs: folders that a run makes in addition to checkpoints and logs, its result last; an overwritten run's are
+            deleted.
         checkpoint_file: the name of a file that every complete checkpoint has.
 
     Raises:
@@ -144,19 +136,18 @@ def _decide_start(output: Path, config: RunConfig, outputs: Sequence[str], check
     checkpoint = None
     if config.resume_from_checkpoint is not None:
         checkpoint = find_checkpoint(output, config.resume_from_checkpoint, checkpoint_file)
-    there, finished = checkpoints(output, checkpoint_file), (output / outputs[-1]).exists()
-    if config.overwrite_output_dir and checkpoint is None:
-        for folder in (*output.glob("checkpoint-*"), output / "logs", *(output / name for name in outputs)):
-            shutil.rmtree(folder, ignore_errors=True)
-        (output / "metrics.jsonl").unlink(missing_ok=True)
-    elif checkpoint is None and (there or finished):
-        go_on = "go on with --resume_from_checkpoint latest, " if there else ""
-        raise FileExistsError(
-            f"{output} holds another run; {go_on}start anew with --overwrite_output_dir, or name another folder with "
-            "--output_dir"
-        )
-    elif checkpoint is None:
-        (output / "metrics.jsonl").unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    if checkpoint is None:
+        there = checkpoints(output, checkpoint_file)
+        if config.overwrite_output_dir:
+            for folder in (*output.glob("checkpoint-*"), output / "logs", *(output / name for name in outputs)):
+                shutil.rmtree(folder, ignore_errors=True)
+        elif there or (output / outputs[-1]).exists():
+            go_on = "go on with --resume_from_checkpoint latest, " if there else ""
+            raise FileExistsError(
+                f"{output} holds another run; {go_on}start anew with --overwrite_output_dir, or name another folder "
+                "with --output_dir"
+            )
+        (output / "metrics.jsonl").unlink(missing_ok=True)  # there may be one of a run that made no checkpoint
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "settings.json", dataclasses.asdict(config))
     return checkpoint

@@ -12,15 +12,7 @@ from vpvae_hf.modalities.config import LoopConfig, RunConfig, option
 from vpvae_hf.quantizers import NoCodesError
 from vpvae_hf.settings import did_you_mean
 
-__all__ = [
-    "LoopConfig",
-    "RunConfig",
-    "describe",
-    "option",
-    "parse_config",
-    "run_recipe",
-    "with_bases",
-]
+__all__ = ["LoopConfig", "RunConfig", "describe", "option", "parse_config", "run_recipe", "with_bases"]
 
 Config = TypeVar("Config")
 
@@ -36,7 +28,6 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
             true. A key within a group is written group.key.
 
     Raises:
-        ImportError: omegaconf is not installed.
         ValueError: an unknown key, with the nearest valid one, or a value of another type or out of its range.
         FileNotFoundError: no such file.
     """
@@ -74,8 +65,7 @@ def run_recipe(
     """The command line of a recipe: train as the arguments say, and print errors that a user can mend in one line.
 
     Args:
-        config_class: dataclass of the settings.
-        train: is called with them, e.g. `train_tokenizer`.
+        train: is called with the settings, e.g. `train_tokenizer`.
         description: the beginning of --help.
 
     Returns:
@@ -125,12 +115,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | N
 
 
 def with_bases(path: Path) -> Iterator[tuple[Path, Any]]:
-    """The settings of a file's bases, the lowest first, and its own, each with its path.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no mapping in it, or a file that is its own base.
-    """
+    """The settings of a file's bases, the lowest first, and its own, each with its path."""
     from omegaconf import OmegaConf
 
     seen: list[tuple[Path, Any]] = []

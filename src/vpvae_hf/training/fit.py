@@ -73,8 +73,8 @@ def fit_codebook(
 
     Args:
         model: a tokenizer; it keeps its mode and device.
-        batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values", audio
-            with its "padding_mask" where it is padded.
+        batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values", and the
+            "padding_mask" of padded audio.
         codebook_size: K; by default that of the quantizer's config.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
         seed: seed of K-means.
@@ -96,8 +96,7 @@ def fit_codebook(
     ranks = distributed.world_size() if across_ranks else 1
     wanted = math.ceil(codebook_size * latents_per_code / ranks)
     wanted += round(wanted * _HELD_OUT_SHARE / (1 - _HELD_OUT_SHARE))
-    with distributed.failing_together(across_ranks):
-        latents = _collect(model, batches, wanted, progress and (not across_ranks or distributed.rank() == 0))
+    latents = _collect(model, batches, wanted, across_ranks, progress)
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(codebook_size / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
@@ -143,26 +142,18 @@ def measure_scaling_factor(
     across_ranks: bool = False,
     progress: bool = True,
 ) -> float:
-    """Measure what makes latents have unit variance, and write it into the model's config as `scaling_factor`.
+    """Write one over the standard deviation of all values of latents into the config as `scaling_factor`; return it.
 
-    For models whose codes need no fitting; `fit_codebook` does the same.
+    For models that need no fitting; `fit_codebook` does the same and explains the other arguments.
 
     Args:
-        model: a tokenizer; it keeps its mode and device.
-        batches: as `fit_codebook` takes them.
         latents: how many to measure.
-        across_ranks: in a distributed job, measure the latents of all ranks together; every rank must make this call.
-        progress: show a bar on stderr.
-
-    Returns:
-        One over the standard deviation of all values of the latents.
 
     Raises:
         ValueError: no batches, or latents that are all equal.
     """
     wanted = math.ceil(latents / (distributed.world_size() if across_ranks else 1))
-    with distributed.failing_together(across_ranks):
-        found = _collect(model, batches, wanted, progress and (not across_ranks or distributed.rank() == 0))
+    found = _collect(model, batches, wanted, across_ranks, progress)
     factor = _scaling_factor(found, across_ranks)
     model.set_scaling_factor(factor)
     return factor
@@ -177,41 +168,36 @@ def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
     return variance**-0.5 if variance > 1e-12 * squares / count else math.inf
 
 
-def _collect(model: Tokenizer, batches: Iterable, wanted: int, progress: bool) -> Tensor:
-    """[N, d] latents on the model's device, at most `wanted`."""
-    device = next(model.parameters()).device
+def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: bool, progress: bool) -> Tensor:
+    """[N, d] latents of this rank on the model's device, at most `wanted`."""
     was_training = model.training
     model.eval()
     found: list[Tensor] = []
-    count = 0
-    try:
-        with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=not progress) as bar:
-            for batch in batches:
-                found.append(_latents(model, batch, device))
-                count += len(found[-1])
-                bar.update(len(found[-1]))
-                if count >= wanted:
-                    break
-    finally:
-        model.train(was_training)
-    if not found:
-        raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
-    return torch.cat(found)[:wanted]
+    count, silent = 0, not progress or (across_ranks and distributed.rank() > 0)
+    with distributed.failing_together(across_ranks):
+        try:
+            with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=silent) as bar:
+                for batch in batches:
+                    found.append(_latents(model, batch))
+                    count += len(found[-1])
+                    bar.update(len(found[-1]))
+                    if count >= wanted:
+                        break
+        finally:
+            model.train(was_training)
+        if not found:
+            raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
+        return torch.cat(found)[:wanted]
 
 
-def _latents(model: Tokenizer, batch: Tensor | Mapping[str, Tensor], device: torch.device) -> Tensor:
+def _latents(model: Tokenizer, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
     """[n, d] of a batch, without those of padding."""
-    inputs = _inputs(batch).to(device)
-    if isinstance(batch, Tensor) or _PADDING not in batch:
-        return model.latent_vectors(inputs).flatten(0, -2)
-    mask = batch[_PADDING].to(device)
-    return model.latent_vectors(inputs, mask)[model.token_mask(mask)]
-
-
-def _inputs(batch: Tensor | Mapping[str, Tensor]) -> Tensor:
-    if isinstance(batch, Tensor):
-        return batch
-    for name in _INPUT_NAMES:
-        if name in batch:
-            return batch[name]
-    raise ValueError(f"a batch must be a tensor or hold one of {', '.join(_INPUT_NAMES)}; it holds {list(batch)}")
+    named = {_INPUT_NAMES[0]: batch} if isinstance(batch, Tensor) else batch
+    name = next((name for name in _INPUT_NAMES if name in named), None)
+    if name is None:
+        raise ValueError(f"a batch must be a tensor or hold one of {', '.join(_INPUT_NAMES)}; it holds {list(batch)}")
+    device = next(model.parameters()).device
+    if _PADDING not in named:
+        return model.latent_vectors(named[name].to(device)).flatten(0, -2)
+    mask = named[_PADDING].to(device)
+    return model.latent_vectors(named[name].to(device), mask)[model.token_mask(mask)]

@@ -30,15 +30,12 @@ _CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_ena
 
 
 class Trainer:
-    """Trains a tokenizer with AdamW, eq. (10); makes checkpoints, validates and logs.
+    """Trains a tokenizer with AdamW, eq. (10), through its `forward`; makes checkpoints, validates and logs.
 
     Args:
-        model: trained through its `forward`.
         batches: endless batches of this rank, as the model takes them. If they have `state_dict` and `load_state_dict`,
             their position is part of a checkpoint; if they have `skipped`, it is logged.
-        config: settings of the loop.
-        losses: reconstruction losses by name.
-        loss_weights: the weight of each of them.
+        losses, loss_weights: reconstruction losses and their weights, by name.
         adversarial: settings of a discriminator, and the discriminator; None to train without one.
         accelerator: made with the settings' precision and accumulation.
         workers: processes per rank that read `batches`; a checkpoint's position holds for the same number only.
@@ -48,7 +45,6 @@ class Trainer:
         frozen_modules: modules that stay in eval mode while the others train.
 
     Attributes:
-        model: the model, without wrappers.
         log: `MetricsLog` of all rows.
         step: optimizer steps that were taken.
         examples: how many items all ranks together were trained on.
@@ -109,11 +105,7 @@ class Trainer:
         self.step, self.examples = state["step"], state["examples"]
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it.
-
-        Raises:
-            ValueError: the checkpoint belongs to other settings.
-        """
+        """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it."""
         position = load_checkpoint(self.accelerator, folder)
         if self._ema is not None:
             self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
@@ -164,7 +156,9 @@ class Trainer:
                 latest = {name: self.log.last_mean(column, 1) for name, column in self._shown.items()}
                 bar.set_postfix({name: f"{value:.4g}" for name, value in latest.items() if math.isfinite(value)})
                 if saves:
-                    self._save()
+                    state = self._batches.state_dict() if hasattr(self._batches, "state_dict") else None
+                    position = {"readers": self._readers, "state": state}
+                    save_checkpoint(self.accelerator, self._output, self.step, position, config.checkpoints_total_limit)
                 if ends:
                     break
         if self._ema is not None:
@@ -224,11 +218,6 @@ class Trainer:
         self.log.append(self.step, metrics)
         self.accelerator.log(metrics, step=self.step)
 
-    def _save(self) -> None:
-        state = self._batches.state_dict() if hasattr(self._batches, "state_dict") else None
-        position = {"readers": self._readers, "state": state}
-        save_checkpoint(self.accelerator, self._output, self.step, position, self.config.checkpoints_total_limit)
-
 
 def accelerator_for(config: RunConfig) -> Accelerator:
     """An Accelerator with a run's settings."""
@@ -254,14 +243,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 class MetricsLog:
-    """Rows of named metrics, each with its "step"; in the file, if there is one, each is a line of JSON.
-
-    Args:
-        file: to append to; None to keep rows in memory only.
-
-    Attributes:
-        rows: all of them, in order.
-    """
+    """`rows` of named metrics, each with its "step"; in the file, if there is one, each is a line of JSON."""
 
     def __init__(self, file: str | os.PathLike | None = None):
         self._file = None if file is None else Path(file)

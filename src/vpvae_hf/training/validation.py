@@ -21,11 +21,7 @@ _PREVIEW_ITERATIONS = 10
 
 
 class Validation:
-    """Measures a model during training and at its end, and shows the same items each time.
-
-    Raises:
-        ImportError: measuring needs a library that is not installed.
-    """
+    """Measures a model during training and at its end, and shows the same items each time."""
 
     def __init__(
         self,
