@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import vpvae_hf
-from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
+from tiny import FSP, tiny_codec, tiny_vae
 
 
 @pytest.fixture(scope="module")
@@ -15,30 +15,16 @@ def folders(tmp_path_factory):
     from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel
 
     folder = tmp_path_factory.mktemp("saved")
-    blocks = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
-    images = AutoencoderVP(
-        **blocks,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        quantizer={"kind": "fsp", "levels": [8, 6]},
-    )
+    images = tiny_vae(FSP)
     images.save_pretrained(folder / "images")
-    audio = {
-        "encoder_hidden_size": 4,
-        "decoder_hidden_size": 32,
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    VPCodecModel(VPCodecConfig(**audio, quantizer={"kind": "fsp", "levels": [8, 6, 5]})).save_pretrained(
-        folder / "audio"
-    )
+    tiny_codec(FSP).save_pretrained(folder / "audio")
     unet = UNet2DModel(
         sample_size=4,
-        in_channels=2,
-        out_channels=2,
-        **blocks,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
         down_block_types=("DownBlock2D",) * 2,
         up_block_types=("UpBlock2D",) * 2,
     )
@@ -92,7 +78,7 @@ def test_images_need_no_audio_model(folders):
         "print(tuple(codes.shape), [each for each in loaded('vpvae_hf.models') if 'codec' in each])\n"
         "print([each for each in loaded('transformers.models') if '.modeling_' in each and each not in before])"
     )
-    assert in_a_fresh_process(script, folders / "images").splitlines() == ["(1, 4, 4) []", "[]"]
+    assert in_a_fresh_process(script, folders / "images").splitlines() == ["(1, 2, 2) []", "[]"]
 
 
 LOADED_BY_AUTO_CLASSES = """

@@ -1,6 +1,6 @@
-"""What the ranks of a distributed job have to agree on. A process alone is a job of one rank.
+"""What the ranks of a distributed job have to agree on. A single process is a job of one rank.
 
-Asked live: a job may be initialized after this module was imported. Every rank must make the same calls in the same
+The job may be initialized after this module is imported. Every rank must make the same calls in the same
 order; results lie on the device of the tensor that was given. With NCCL alone, each rank must have chosen its GPU.
 """
 
@@ -75,9 +75,6 @@ def failing_together(active: bool = True) -> Iterator[None]:
 
     Args:
         active: whether the ranks take part; if not, the block runs as if alone.
-
-    Raises:
-        RuntimeError: another rank failed, and this one did not.
     """
     problem = None
     try:

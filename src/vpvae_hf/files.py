@@ -45,11 +45,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The content of a JSON file; a damaged one raises a ValueError."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -57,19 +53,16 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def require_folder(path: str | os.PathLike) -> None:
-    """Raise a FileExistsError where a folder is to be written and a file is."""
+    """Raise a FileExistsError if a file is in the place of a folder that is to be written."""
     if Path(path).exists() and not Path(path).is_dir():
         raise FileExistsError(f"{path} is a file; name a folder")
 
 
 def claim_output_folder(output: Path, *, overwrite: bool) -> None:
-    """See that a command may write into a folder; the folder is made when there is something to write.
+    """Raise a FileExistsError if a command may not write into a folder: it is a file, or it has files.
 
     Args:
-        overwrite: take a folder that has files.
-
-    Raises:
-        FileExistsError: it is a file, or has files and is not to be overwritten.
+        overwrite: allow a folder that has files.
     """
     require_folder(output)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
@@ -81,12 +74,9 @@ def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Ite
     """A new folder within `target` whose files move up into it when the block ends well, and vanish when it fails.
 
     Args:
-        target: made where it does not exist.
+        target: made if it does not exist.
         obsolete: regular expression; files of `target` with such a name that have no new version are removed in the
             end, all others stay.
-
-    Raises:
-        FileExistsError: the target is a file.
     """
     require_folder(target)
     target = Path(target)

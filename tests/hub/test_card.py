@@ -114,7 +114,7 @@ def test_text(full_folder, modality, model):
         "| Data set | owner/signals |",
         "Versions: vpvae_hf 0.1.0, torch 2.13.0.",
         "| Mean squared error on those | 0.25 |",
-        f"more of it if the {'images' if modality == 'image' else 'clips'} differ",
+        f"usually more if the {'images' if modality == 'image' else 'clips'} differ",
         "@misc{arxiv_2602_17133,\n  eprint = {2602.17133},\n",
         *FACTS[modality]["text"],
     ):
@@ -135,10 +135,10 @@ def test_paths_of_the_computer_are_kept_from_the_public(full_folder):
 def test_nothing_is_invented(folder):
     card = card_of(folder)
     assert card.data.eval_results is card.data.model_name is card.data.datasets is card.data.license is None
-    assert "It is not recorded how this model was trained" in card.text
-    assert "It is not recorded how the codebook was fitted" in card.text
+    assert "How this model was trained, and on what data, is not recorded" in card.text
+    assert "How the codebook was fitted, and to what data, is not recorded" in card.text
     assert "No evaluation is recorded" in card.text
-    assert "How good its reconstructions are has not been measured" in card.text
+    assert "No measurements of its reconstructions were kept" in card.text
     assert "reconstruction.png" not in card.text
     assert players(card.text) == []
     assert 'name = "my_tokenizer"' in card.text
@@ -146,7 +146,7 @@ def test_nothing_is_invented(folder):
 
 def test_parts_may_be_null(folder, modality):
     add_results(folder, modality, training=None, codebook=None, evaluation=[])
-    assert "It is not recorded how this model was trained" in card_of(folder).text
+    assert "How this model was trained, and on what data, is not recorded" in card_of(folder).text
 
 
 def test_unfitted(unfitted_folder):
@@ -171,7 +171,7 @@ def test_other_kinds(build, kind, tmp_path):
     assert ("A fixed grid with 4 x 3 x 3 levels" in card.text) == (kind == "fsp")
     assert f"| Quantizer | {model.quantize.config.description}" in card.text
     assert ("Codebook size" in card.text) == (kind != "none")
-    assert ("Codes of a token, one a dimension | 3 |" in card.text) == (kind == "token_bridge")
+    assert ("Codes per token, one per dimension | 3 |" in card.text) == (kind == "token_bridge")
     assert "None" not in card.text
     limit = {"token_bridge": "0..3", "none": "latents = "}.get(kind, "0..35")
     assert limit in usage(card.text)

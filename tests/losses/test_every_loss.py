@@ -145,20 +145,14 @@ def test_network_first_used_in_inference_mode_still_trains(case):
     [
         ("lpips", (2, 3, 32, 32), (1, 3, 32, 32), r"LPIPS compares .* of one shape, got \[2, 3, 32, 32\] and \[1, 3, "),
         ("lpips", (2, 1, 32, 32), None, r"needs RGB images .* got \[2, 1, 32, 32\]: repeat"),
-        ("lpips", (3, 32, 32), None, r"needs RGB images .* got \[3, 32, 32\]"),
         ("lpips", (2, 3, 15, 32), None, r"at least 16 pixels a side, got \[2, 3, 15, 32\]"),
         ("lpips", (2, 3, 32, 15), None, r"at least 16 pixels a side, got \[2, 3, 32, 15\]"),
-        (
-            "stft",
-            (2, 1, 2048),
-            (2, 1, 2049),
-            r"the STFT loss compares .* got \[2, 1, 2048\] and .*: crop or pad",
-        ),
+        ("stft", (2, 1, 2048), (2, 1, 2049), r"the STFT loss compares .* got \[2, 1, 2048\] and .*: crop or pad"),
         ("stft", (2, 2048), None, r"needs waveforms \[B, C, T\], got \[2, 2048\]: reshape mono waveforms to \[B, 1, T"),
         ("stft", (2, 1, 1024), None, "needs at least 1025 samples, got 1024: use longer segments, or do without"),
         ("whisper", (2, 1, 2048), (1, 1, 2048), r"the Whisper loss compares waveforms of one shape, got \[2, 1, 2048"),
         ("whisper", (1, 1, 0), None, r"hears 1 to 480000 samples \(30 s\) at once, got 0: use shorter segments"),
-        ("whisper", (1, 1, 480001), None, r"hears 1 to 480000 samples \(30 s\) at once, got 480001"),
+        ("whisper", (1, 1, 480001), None, r"at once, got 480001"),
     ],
     indirect=["case"],
 )

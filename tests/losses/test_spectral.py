@@ -81,17 +81,8 @@ def test_sign_is_not_heard(original):
     assert float(multi_resolution_stft_loss(-original, original)) == 0
 
 
-def test_a_louder_pair_has_the_same_loss(original, noise):
-    """Spectral convergence and the logarithms' difference have no scale, far from the floor."""
-    made, clear = original + 0.1 * noise, original + 0.05 * noise.flip(-1)
-    loud = multi_resolution_stft_loss(4 * made, 4 * clear)
-    torch.testing.assert_close(loud, multi_resolution_stft_loss(made, clear), rtol=1e-3, atol=0)
-
-
-def test_a_waveform_does_not_depend_on_the_others(original, noise):
+def test_channels_are_waveforms_of_their_own(original, noise):
     made = original + 0.1 * noise
-    alone = [multi_resolution_stft_loss(made[i : i + 1], original[i : i + 1]) for i in range(3)]
-    torch.testing.assert_close(torch.stack(alone).mean(), multi_resolution_stft_loss(made, original))
     channels = [each.reshape(1, 3, -1) for each in (made, original)]
     torch.testing.assert_close(multi_resolution_stft_loss(*channels), multi_resolution_stft_loss(made, original))
 

@@ -29,8 +29,8 @@ def speech(seconds: float, pitch: float = 120, seed: int = 0) -> Tensor:
     return 0.3 * wave / wave.abs().max()
 
 
-def noisy(clips: Tensor, deviation: float) -> Tensor:
-    return clips + deviation * torch.randn(clips.shape, generator=torch.Generator().manual_seed(1))
+def noisy(original: Tensor, deviation: float | Tensor) -> Tensor:
+    return original + deviation * torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
 
 
 class BlockCodec(nn.Module):

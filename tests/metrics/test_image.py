@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from speech import MeanDifference
+from speech import MeanDifference, noisy
 
 from vpvae_hf.losses import perceptual
 from vpvae_hf.metrics import image_quality, lpips_distance
@@ -12,21 +11,11 @@ from vpvae_hf.metrics import image_quality, lpips_distance
 BORDER = 5
 
 
-def noisy(original: torch.Tensor, *deviations: float) -> tuple[torch.Tensor, torch.Tensor]:
-    noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
-    return (original + torch.tensor(deviations).view(-1, 1, 1, 1) * noise).clamp(-1, 1), original
-
-
-@pytest.fixture(scope="module")
-def photograph() -> torch.Tensor:
-    return torch.from_numpy(data.astronaut().copy()).movedim(-1, 0).float() / 127.5 - 1
-
-
 @pytest.fixture(scope="module")
 def images(photograph) -> tuple[torch.Tensor, torch.Tensor]:
     """Four parts of a photograph with more and more noise, and without."""
     original = torch.stack([photograph[:, 64 * i : 64 * i + 64, 200:280] for i in range(4)])
-    return noisy(original, 0.02, 0.05, 0.1, 0.3)
+    return noisy(original, torch.tensor([0.02, 0.05, 0.1, 0.3]).view(-1, 1, 1, 1)).clamp(-1, 1), original
 
 
 def unit_pairs(made: torch.Tensor, original: torch.Tensor):
@@ -53,7 +42,8 @@ def test_ssim_agrees_with_scikit_image(photograph, images):
     The difference is the border's share of the pixels, times how much SSIM differs there: a quarter of 64 x 80 pixels,
     a twenty-fifth of 512 x 512.
     """
-    for pairs, tolerance in ((images, 0.05), (noisy(photograph[None], 0.1), 0.005)):
+    whole = noisy(photograph[None], 0.1).clamp(-1, 1), photograph[None]
+    for pairs, tolerance in ((images, 0.05), (whole, 0.005)):
         measured = image_quality(*pairs)["ssim"]
         expected = [skimage_ssim(made, true) for made, true in unit_pairs(*pairs)]
         assert measured.shape == (len(expected),)

@@ -5,21 +5,18 @@ from functools import partial
 
 import pytest
 import torch
-from skimage import data
-from speech import RATE, MeanDifference, noisy, speech
+from speech import RATE, MeanDifference, noisy
 
 from vpvae_hf.losses import perceptual
 from vpvae_hf.metrics import METRIC_LABELS, audio_quality, code_usage, describe_metrics, image_quality, metric_label
 
 
 @pytest.fixture(params=["image", "audio"])
-def measured(request, monkeypatch):
+def measured(request, monkeypatch, clips, photograph):
     """(function, reconstructions, originals) of three items."""
     if request.param == "audio":
-        original = torch.stack([speech(1.5, pitch, seed) for seed, pitch in enumerate((100, 140, 200))])[:, None]
-        return partial(audio_quality, sampling_rate=RATE), noisy(original, 0.01), original
+        return partial(audio_quality, sampling_rate=RATE), *clips
     monkeypatch.setattr(perceptual, "load_lpips_network", MeanDifference)
-    photograph = torch.from_numpy(data.astronaut().copy()).movedim(-1, 0).float() / 127.5 - 1
     original = torch.stack([photograph[:, 64 * i : 64 * i + 64, 200:280] for i in range(3)])
     return partial(image_quality, lpips=True), noisy(original, 0.1).clamp(-1, 1), original
 
@@ -70,31 +67,20 @@ def test_labels():
     assert describe_metrics(metrics, ["ssim", "psnr", "stoi"]) == description
 
 
-@pytest.mark.parametrize("size", [1, 7, 1024])
-def test_even_use_is_one(size):
-    assert code_usage(torch.arange(size).repeat(3), size) == pytest.approx(1)
-
-
-@pytest.mark.parametrize("code", [0, 41, 99])
-def test_a_single_code_is_one_in_k(code):
-    assert code_usage(torch.full((50,), code), 100) == pytest.approx(1 / 100)
-
-
-def test_half_of_the_codes_used_evenly_is_a_half():
-    assert code_usage(torch.arange(8).repeat(5), 16) == pytest.approx(0.5)
-
-
-def test_mixed_use_by_hand():
-    """Shares 1/2, 1/4, 1/4 of four codes: the entropy is 3/2 ln 2, so CVU = 2^1.5 / 4."""
-    assert code_usage(torch.tensor([0, 0, 3, 1]), 4) == pytest.approx(2**1.5 / 4)
-    shares = (0.7, 0.2, 0.1)
-    expected = math.exp(-sum(share * math.log(share) for share in shares)) / 5
-    assert code_usage(torch.tensor([4] * 7 + [2] * 2 + [0]), 5) == pytest.approx(expected)
-
-
-def test_shape_and_order_do_not_matter():
-    codes = torch.randint(32, (2, 6, 8), generator=torch.Generator().manual_seed(0))
-    assert code_usage(codes, 32) == code_usage(codes.flatten().flip(0), 32)
+@pytest.mark.parametrize(
+    ("codes", "size", "expected"),
+    [
+        ([0] * 3, 1, 1),
+        (list(range(7)) * 3, 7, 1),
+        ([41] * 50, 100, 1 / 100),
+        (list(range(8)) * 5, 16, 1 / 2),
+        # Shares 1/2, 1/4, 1/4: the entropy is 3/2 ln 2.
+        ([[0, 0], [3, 1]], 4, 2**1.5 / 4),
+        ([4] * 7 + [2] * 2 + [0], 5, math.exp(-sum(share * math.log(share) for share in (0.7, 0.2, 0.1))) / 5),
+    ],
+)
+def test_code_usage(codes, size, expected):
+    assert code_usage(torch.tensor(codes), size) == pytest.approx(expected)
 
 
 def test_no_codes_raises():

@@ -5,10 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from skimage import data
 from speech import RATE, BlockCodec, MeanDifference, noisy, speech
 
-from vpvae_hf import AutoencoderVP
+from tiny import FSP, tiny_vae
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.losses import perceptual
 from vpvae_hf.metrics import (
@@ -54,7 +53,7 @@ def test_the_mode_is_left_as_it_was(codec, clips):
         assert codec.training == training
 
 
-def test_figures_are_means_over_clips(codec, clips):
+def test_metrics_are_means_over_clips(codec, clips):
     quality = evaluate_reconstruction(codec, clips.split(3), metric_fn=QUALITY, unquantized=NAMES)
     made = reconstruct(codec, clips)
     expected = {name: values.mean() for name, values in QUALITY(made.quantized, clips).items()}
@@ -112,20 +111,17 @@ def test_what_cannot_be_measured(codec, clips):
 
 
 def test_noise_in_the_codebook_is_worse(codec, clips):
-    figures = [
+    measured = [
         evaluate_reconstruction(codec, [clips], noisy(codec.quantize.codebook, deviation), metric_fn=QUALITY).metrics
         for deviation in (0, 0.02, 0.1)
     ]
     for name, sign in (("pesq", 1), ("stoi", 1), ("mel_distance", -1)):
-        assert sign * figures[0][name] > sign * figures[1][name] > sign * figures[2][name]
+        assert sign * measured[0][name] > sign * measured[1][name] > sign * measured[2][name]
 
 
-def test_lpips_of_a_tokenizer_is_the_mean_over_images(monkeypatch):
+def test_lpips_of_a_tokenizer_is_the_mean_over_images(photograph, monkeypatch):
     monkeypatch.setattr(perceptual, "load_lpips_network", MeanDifference)
-    architecture = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderVP(**architecture, **blocks, quantizer={"kind": "fsp", "levels": [4, 4]})
-    photograph = torch.from_numpy(data.astronaut().copy()).movedim(-1, 0).float() / 127.5 - 1
+    vae = tiny_vae(FSP)
     original = photograph[:, :256, 200:264].unflatten(1, (4, 64)).transpose(0, 1)
     quality = evaluate_reconstruction(vae, original.split(3), metric_fn=partial(image_quality, lpips=True))
     expected = lpips_distance(reconstruct(vae, original).quantized, original).mean()

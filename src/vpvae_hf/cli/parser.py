@@ -185,7 +185,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         "of domain, and write a table, curves and results.json. What is finished is not done again, so the command "
         "may be interrupted, and started several times to use several cores or GPUs.",
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, e.g. recipes/image/compare_small.yaml")
+    parser.add_argument("--config", type=Path, required=True, help="e.g. benchmarks/compare/image_small.yaml")
     parser.add_argument("--output", type=Path, help="folder for runs and results; default: the file's output_dir")
     parser.add_argument("--dataset", help="data set to train and validate on; default: the file's")
     parser.add_argument("--out-of-domain", help="data set to measure on too; default: the file's")

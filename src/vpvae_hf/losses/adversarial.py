@@ -22,9 +22,6 @@ class PatchDiscriminator(nn.Module):
         in_channels: C.
         base_channels: width of the first layer, a multiple of 8. It doubles with each layer, up to eight times it.
         num_layers: how often the image is halved, at least 1.
-
-    Raises:
-        ValueError: no layer, or a width that is not a positive multiple of 8.
     """
 
     def __init__(self, in_channels: int = 3, base_channels: int = 64, num_layers: int = 3):
@@ -46,16 +43,10 @@ class PatchDiscriminator(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the patches, higher where they look real.
+        """Logits [B, 1, h, w] of the patches, higher if they look real.
 
         Args:
-            images: [B, C, H, W] in [-1, 1], at least 3 * 2**num_layers pixels a side.
-
-        Returns:
-            [B, 1, h, w].
-
-        Raises:
-            ValueError: images too small for a single patch.
+            images: [B, C, H, W] in [-1, 1], at least 3 * 2**num_layers pixels a side, or a ValueError is raised.
         """
         if min(images.shape[-2:]) < self.minimum_side:
             raise ValueError(

@@ -1,7 +1,4 @@
-"""Learned perceptual distance between images.
-
-B images, C = 3 channels, H x W pixels.
-"""
+"""Learned perceptual distance between images."""
 
 from collections.abc import Callable
 from functools import cache
@@ -73,7 +70,7 @@ def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 
 def lpips_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Mean over images of `lpips_per_image`, which documents arguments and errors; [] float32."""
+    """[] float32: mean over images of `lpips_per_image`."""
     return lpips_per_image(reconstruction, original).mean()
 
 

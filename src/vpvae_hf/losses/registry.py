@@ -29,10 +29,7 @@ class Loaded:
 RECONSTRUCTION_LOSSES: dict[str, Loss | Loaded] = {"l1": l1_loss, "l2": mse_loss}
 
 # Of images [B, C, H, W] in [-1, 1].
-IMAGE_LOSSES: dict[str, Loss | Loaded] = {
-    **RECONSTRUCTION_LOSSES,
-    "lpips": Loaded(load_lpips_loss),
-}
+IMAGE_LOSSES: dict[str, Loss | Loaded] = {**RECONSTRUCTION_LOSSES, "lpips": Loaded(load_lpips_loss)}
 
 
 def audio_losses(
@@ -66,7 +63,7 @@ def build_losses(weights: Mapping[str, float], available: Mapping[str, Loss | Lo
 
     Raises:
         ValueError: an unknown name, a weight that is negative or not finite, or no positive weight.
-        ValueError, ImportError, OSError: what a loss needs is missing; see `load_lpips_loss`, `load_whisper_loss`.
+        ValueError, ImportError, OSError: a network cannot be loaded; see `load_lpips_loss` and `load_whisper_loss`.
     """
     for name, weight in weights.items():
         if name not in available:

@@ -34,7 +34,7 @@ def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tens
         [] float32.
 
     Raises:
-        ValueError: another shape than that, two different shapes, or too few samples.
+        ValueError: other or different shapes, or too few samples.
     """
     check_waveforms("the STFT loss", reconstruction, original)
     length = original.shape[-1]

@@ -33,11 +33,6 @@ class WhisperFeatures(nn.Module):
 
     Args:
         encoder: Whisper's encoder; it becomes this module's own, whose length changes with each call.
-
-    Buffers:
-        window: [400] Hann window.
-        mel_filters: [M, 201] that make mel bands of a power spectrum.
-        positions: [1500, d] position embeddings of 30 s.
     """
 
     def __init__(self, encoder: "WhisperEncoder"):
@@ -49,22 +44,12 @@ class WhisperFeatures(nn.Module):
         self.hop_length = extractor.hop_length
         self.samples_per_position = self.hop_length * encoder.conv1.stride[0] * encoder.conv2.stride[0]
         self.register_buffer("window", torch.hann_window(extractor.n_fft))
-        self.register_buffer("mel_filters", torch.from_numpy(extractor.mel_filters.T).float())
-        self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())
+        self.register_buffer("mel_filters", torch.from_numpy(extractor.mel_filters.T).float())  # [M, 201]
+        self.register_buffer("positions", encoder.embed_positions.weight.detach().clone())  # [1500, d], of 30 s
         self.requires_grad_(False).eval()
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """The encoder's last hidden states.
-
-        Args:
-            waveforms: [W, T] float32, 16 kHz, in [-1, 1].
-
-        Returns:
-            [W, P, d], P = ceil(T / 320).
-
-        Raises:
-            ValueError: no sample, or more than the 30 s that Whisper has positions for.
-        """
+        """The encoder's last hidden states: [W, T] float32 in [-1, 1], at 16 kHz -> [W, P, d], P = ceil(T / 320)."""
         length, limit = waveforms.shape[-1], len(self.positions) * self.samples_per_position
         if not 0 < length <= limit:
             raise ValueError(
@@ -72,28 +57,19 @@ class WhisperFeatures(nn.Module):
                 "segments, or do without the Whisper loss"
             )
         mel = self.log_mel(pad(waveforms, (0, -length % self.samples_per_position)))
-        self._take_positions(-(-length // self.samples_per_position))
+        # The encoder refuses any other length than its config's, and always adds all of its position embeddings.
+        count = -(-length // self.samples_per_position)
+        self.encoder.embed_positions = nn.Embedding.from_pretrained(self.positions[:count]).eval()
+        self.encoder.config.max_source_positions = count
         return self.encoder(mel).last_hidden_state
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
-        """What `WhisperFeatureExtractor` computes, differentiable and where the waveforms are.
-
-        Args:
-            waveforms: [W, T] float32, 16 kHz, T at least 201.
-
-        Returns:
-            [W, M, T // 160].
-        """
+        """What `WhisperFeatureExtractor` computes, but differentiable: [W, T], T at least 201 -> [W, M, T // 160]."""
         spectrum = torch.stft(waveforms, len(self.window), self.hop_length, window=self.window, return_complex=True)
         power = torch.view_as_real(spectrum[..., :-1]).square().sum(dim=-1)
         log_mel = (self.mel_filters @ power).clamp(min=SILENT_POWER).log10()
         log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - DECADES)
         return (log_mel + 4) / 4
-
-    def _take_positions(self, count: int) -> None:
-        # The encoder refuses any other length than its config's, and always adds all of its position embeddings.
-        self.encoder.embed_positions = nn.Embedding.from_pretrained(self.positions[:count]).eval()
-        self.encoder.config.max_source_positions = count
 
 
 @cache
@@ -139,14 +115,10 @@ def load_whisper_features(name: str) -> WhisperFeatures:
 
 
 def load_whisper_loss(model: str, sampling_rate: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """`whisper_loss` with its model, after loading it.
-
-    Args:
-        model: folder or hub id; see `load_whisper_features`, also for errors.
-        sampling_rate: of the waveforms, in Hz.
+    """`whisper_loss` with its model, after loading it; errors as of `load_whisper_features`.
 
     Raises:
-        ValueError: a sampling rate that Whisper was not trained on.
+        ValueError: a sampling rate, in Hz, that Whisper was not trained on.
     """
     if sampling_rate != SAMPLING_RATE:
         raise ValueError(
@@ -171,7 +143,7 @@ def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Ten
         [] float32.
 
     Raises:
-        ValueError: another shape than that, two different shapes, or too many samples.
+        ValueError: other or different shapes, or too many samples.
     """
     check_waveforms("the Whisper loss", reconstruction, original)
     network = _network_on(reconstruction.device, model)

@@ -7,13 +7,7 @@ from .codes import code_usage
 from .image import image_quality, lpips_distance
 from .loading import load_metric
 from .pictures import image_grid, spectrogram_grid
-from .reconstruction import (
-    MetricFn,
-    Reconstruction,
-    ReconstructionQuality,
-    evaluate_reconstruction,
-    reconstruct,
-)
+from .reconstruction import MetricFn, Reconstruction, ReconstructionQuality, evaluate_reconstruction, reconstruct
 
 __all__ = [
     "METRIC_LABELS",

@@ -1,7 +1,8 @@
 """Metrics of reconstructed audio.
 
-B clips of T samples in [-1, 1], one channel. If a metric is not defined for a clip its value is NaN, so that a mean can
-leave that clip out and count it.
+Reconstructions and originals are B clips of one channel, [B, 1, T] or [T], clipped to [-1, 1]; sampling rates are in
+Hz. If a metric is not defined for a clip its value is NaN, so that a mean can leave that clip out and count it. All
+raise a ValueError for other or different shapes, and an ImportError if packages of the extra "audio" are missing.
 """
 
 import math
@@ -24,11 +25,10 @@ MAGNITUDE_FLOOR = 1e-5
 
 
 def audio_quality(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> dict[str, Tensor]:
-    """PESQ, STOI and mel distance of each clip; arguments and errors as of `pesq_score`, `stoi_score`, `mel_distance`.
+    """PESQ (at 16000 Hz, the only rate it is defined at), STOI and mel distance of each clip.
 
     Returns:
-        "pesq" if the sampling rate is 16000 Hz, the only one it is defined at, then "stoi" and "mel_distance", each [B]
-        float32.
+        "pesq", "stoi" and "mel_distance", each [B] float32; see `pesq_score`, `stoi_score` and `mel_distance`.
     """
     pesq = {"pesq": pesq_score(reconstruction, original, sampling_rate)} if sampling_rate == _PESQ_RATE else {}
     return pesq | {
@@ -48,14 +48,14 @@ def check_audio_packages() -> None:
 
 
 def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
-    """Wide-band PESQ (ITU-T P.862.2) of each clip of speech: MOS-LQO from about 1, bad, to 4.64, the same.
+    """Wide-band PESQ (ITU-T P.862.2) of each clip of speech: MOS-LQO from about 1, bad, to 4.64, equal.
 
     It takes some 20 ms per second of audio on one CPU core. A clip of more than 20 seconds is scored in equal parts of
     at most that, whose mean counts.
 
     Args:
         reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
-        sampling_rate: in Hz; must be 16000.
+        sampling_rate: must be 16000 Hz.
 
     Returns:
         [B] float32. NaN if it is not defined: less than a quarter of a second, no utterance in the original, or a
@@ -63,8 +63,7 @@ def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
         Parts of a longer clip for which it is not defined are left out.
 
     Raises:
-        ValueError: another sampling rate, another shape, or two different shapes.
-        ImportError: torchmetrics or pesq is missing.
+        ValueError: another sampling rate.
     """
     if sampling_rate != _PESQ_RATE:
         raise ValueError(
@@ -104,10 +103,6 @@ def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
     Returns:
         [B] float32. NaN if it is not defined: a silent original, or less than 0.4 seconds that are not silent in it, or
         NaN in either. A silent reconstruction has 0.
-
-    Raises:
-        ValueError: another shape, or two different shapes.
-        ImportError: torchmetrics or pystoi is missing.
     """
     made, true = _clips(reconstruction, original)
     try:
@@ -140,9 +135,6 @@ def mel_distance(reconstruction: Tensor, original: Tensor, sampling_rate: int) -
 
     Returns:
         [B] float32. It is defined for silence and for clips of any length.
-
-    Raises:
-        ValueError: another shape, or two different shapes.
     """
     made, true = (log_mel_spectrogram(clips, sampling_rate) for clips in _clips(reconstruction, original))
     return (made - true).abs().mean(dim=(1, 2))
@@ -203,10 +195,7 @@ def _clips(reconstruction: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
         )
     if len(shapes[0]) not in (1, 3) or (len(shapes[0]) == 3 and shapes[0][1] != 1):
         raise ValueError(f"waveforms must be [B, 1, T] or [T], got {shapes[0]}: give each channel as a clip")
-    made, true = (
-        clips.detach().float().clamp(-1, 1).reshape(-1, shapes[0][-1]) for clips in (reconstruction, original)
-    )
-    return made, true
+    return tuple(x.detach().float().clamp(-1, 1).reshape(-1, shapes[0][-1]) for x in (reconstruction, original))
 
 
 def _missing(metric: str, error: ImportError) -> ImportError:

@@ -1,4 +1,4 @@
-"""How evenly codes are used."""
+"""How evenly codes are used, and sums that means are made from."""
 
 import torch
 from torch import Tensor
@@ -8,23 +8,17 @@ def code_usage(codes: Tensor, codebook_size: int) -> float:
     """CVU = exp(entropy of code use) / K: 1 if all codes are used equally often, 1/K if only one is used.
 
     Args:
-        codes: [...] int64 in 0..K-1, at least one.
-
-    Raises:
-        ValueError: no codes.
+        codes: [...] int64 in 0..K-1, at least one, or a ValueError is raised.
     """
     return code_statistics(torch.bincount(codes.flatten(), minlength=codebook_size))["code_usage"]
 
 
 def code_statistics(counts: Tensor) -> dict[str, float]:
-    """How evenly codes are used, from how often each one occurs, [K].
+    """How evenly codes are used, from how often each one occurs, [K]; a ValueError if none occurs.
 
     Returns:
         "code_usage" (CVU, perplexity / K), "perplexity" (exp of the entropy, 1 to K) and "codes_used" (the share of
         the codes that occur).
-
-    Raises:
-        ValueError: no code occurs.
     """
     total = int(counts.sum())
     if total == 0:
@@ -35,3 +29,9 @@ def code_statistics(counts: Tensor) -> dict[str, float]:
         "perplexity": perplexity,
         "codes_used": int((counts > 0).sum()) / len(counts),
     }
+
+
+def sum_of_defined(values: Tensor) -> Tensor:
+    """[3] float64: the sum of the values that are not NaN, the number of these, and of all."""
+    defined = values[~values.isnan()].double()
+    return torch.tensor([float(defined.sum()), len(defined), values.numel()], dtype=torch.float64)

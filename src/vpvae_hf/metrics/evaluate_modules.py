@@ -18,18 +18,12 @@ from torch import Tensor
 from vpvae_hf import distributed
 
 from .audio import mel_distance, pesq_score, stoi_score
-from .codes import code_statistics
+from .codes import code_statistics, sum_of_defined
 from .image import image_quality, lpips_distance
 
 
 class Argument(NamedTuple):
-    """An argument of a metric's `add_batch`.
-
-    Attributes:
-        dtype: of its values.
-        dimensions: how many it has per item.
-        description: for users.
-    """
+    """An argument of `add_batch`: the dtype of its values, how many dimensions an item has, and what users are told."""
 
     dtype: str
     dimensions: int
@@ -62,9 +56,6 @@ class RunningTotals(evaluate.Metric):
             rank must call it then, and all get the same result; a rank may have added nothing.
         num_process: evaluate's number of processes, which exchange examples in files; must be 1.
         settings: other arguments of `evaluate.Metric`.
-
-    Raises:
-        ValueError: another `num_process`.
     """
 
     arguments: ClassVar[dict[str, Argument]]
@@ -78,7 +69,7 @@ class RunningTotals(evaluate.Metric):
             )
         super().__init__(num_process=num_process, **settings)
         self.across_ranks = across_ranks
-        self._forget()
+        self._numbers = self._totals = None
 
     def describe(self) -> str:
         """What it measures and how, for users."""
@@ -119,12 +110,10 @@ class RunningTotals(evaluate.Metric):
         self._numbers, self._totals = numbers, totals if self._totals is None else self._totals + totals
 
     def compute(self, *, predictions=None, references=None, **numbers: int) -> dict[str, float]:
-        """The metric over all batches that were added since the last call, which are then forgotten.
+        """What the metric's description says, over all batches added since the last call, which are then forgotten.
 
-        Arguments are added first, with the errors of `add_batch`.
-
-        Returns:
-            What the metric's description says, on every rank, unlike other metrics of evaluate.
+        Arguments are added first, with the errors of `add_batch`. Every rank gets the result, unlike with other metrics
+        of evaluate.
 
         Raises:
             ValueError: nothing was added; with `across_ranks`, on no rank, or with different numbers on two ranks.
@@ -145,11 +134,8 @@ class RunningTotals(evaluate.Metric):
         if totals is None:
             raise ValueError(f"nothing was added to {self.name}: call add_batch before compute")
         measured = self.summary(totals)
-        self._forget()
+        self._numbers = self._totals = None
         return measured
-
-    def _forget(self) -> None:
-        self._numbers, self._totals = None, None
 
     def _check_equal(self, numbers: list[dict[str, int]]) -> None:
         if any(each != numbers[0] for each in numbers):
@@ -174,11 +160,9 @@ class RunningTotals(evaluate.Metric):
 
 
 class MeanOverItems(RunningTotals):
-    """The mean of a metric over the items for which it is not NaN, in float64.
+    """The mean of a metric over the items for which it is not NaN, in float64; NaN if no item has a value.
 
     A subclass names the function that measures [B] items, alone or among others; its docstring is the description.
-    `compute` gives the mean by the metric's name (NaN if no item has a value), the number of "items" that were added,
-    and of those "undefined" ones that were left out.
     """
 
     metric_fn: ClassVar[Callable[..., Tensor | dict[str, Tensor]]]
@@ -195,9 +179,7 @@ class MeanOverItems(RunningTotals):
             if not tensor.is_floating_point():
                 raise ValueError(f"{self.name} takes floats in [-1, 1], got {name} of {tensor.dtype}: scale them first")
         values = self.metric_fn(predictions, references, **numbers)
-        values = values[self.name] if isinstance(values, dict) else values
-        defined = values[~values.isnan()].double()
-        return torch.tensor([float(defined.sum()), len(defined), len(values)], dtype=torch.float64)
+        return sum_of_defined(values[self.name] if isinstance(values, dict) else values)
 
     def summary(self, totals: Tensor) -> dict[str, float]:
         total, defined, items = totals

@@ -18,9 +18,6 @@ def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = Fal
 
     Returns:
         "psnr" and "ssim", and "lpips" if it is asked for, each [B] float32.
-
-    Raises:
-        ValueError, ImportError, OSError: of LPIPS, see `lpips_distance`.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -45,8 +42,7 @@ def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
         [B] float32: 0 if both images are equal.
 
     Raises:
-        ValueError: another shape than that, or two different shapes.
-        ImportError: torchmetrics or torchvision is missing, or does not import beside this torch.
-        OSError: VGG16's weights are neither in torch's cache folder nor could they be downloaded.
+        ValueError: other or different shapes.
+        ImportError, OSError: the network or its weights are missing, see `load_lpips_network` in losses/perceptual.py.
     """
     return lpips_per_image(reconstruction.clamp(-1, 1), original.clamp(-1, 1))

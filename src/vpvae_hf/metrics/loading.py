@@ -17,7 +17,6 @@ def load_metric(name: str, **settings):
         measures what was added.
 
     Raises:
-        ValueError: another name.
         ImportError: evaluate is missing.
     """
     files = {file.stem: file for file in _FOLDER.glob("*/*.py")}

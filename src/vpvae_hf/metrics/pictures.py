@@ -1,6 +1,7 @@
 """Pictures of images and audio: a row per version, in which all examples stand side by side."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -33,16 +34,9 @@ def image_grid(rows: list[Tensor]) -> np.ndarray:
         [height, width, 3] uint8.
     """
     images = torch.stack([row.detach().float().cpu() for row in rows])
-    count, across, channels, height, width = images.shape
-    gap = _IMAGE_GAP
-    shape = count * (height + gap) - gap, across * (width + gap) - gap, channels
-    grid = np.full(shape, 255, dtype=np.uint8)
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(2, -1).numpy()
-    for i in range(count):
-        for j in range(across):
-            top, left = i * (height + gap), j * (width + gap)
-            grid[top : top + height, left : left + width] = pixels[i, j]
-    return grid if channels == 3 else grid[..., :1].repeat(3, axis=-1)
+    pixels = pixels if pixels.shape[-1] == 3 else pixels[..., :1].repeat(3, axis=-1)
+    return _with_gaps([_with_gaps(row, 1, _IMAGE_GAP) for row in pixels], 0, _IMAGE_GAP)
 
 
 def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
@@ -70,7 +64,7 @@ def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
         [np.concatenate([_waveform(wave, shade.shape[1]), _coloured(shade)]) for wave, shade in zip(*row, strict=True)]
         for row in zip(clips / peaks, shades, strict=True)
     ]
-    return _with_gaps([_with_gaps(row, axis=1) for row in panels], axis=0)
+    return _with_gaps([_with_gaps(row, 1, _CLIP_GAP) for row in panels], 0, _CLIP_GAP)
 
 
 def _coloured(shade: np.ndarray) -> np.ndarray:
@@ -89,10 +83,10 @@ def _waveform(wave: Tensor, frames: int) -> np.ndarray:
     return np.where(drawn[..., None], _WAVE_COLOUR, _WAVE_GROUND).astype(np.uint8)
 
 
-def _with_gaps(pictures: list[np.ndarray], axis: int) -> np.ndarray:
-    """Pictures [height, width, 3] of one shape, side by side or one above the other."""
+def _with_gaps(pictures: Sequence[np.ndarray], axis: int, width: int) -> np.ndarray:
+    """Pictures [height, width, 3] of one shape, side by side or one above the other, with white gaps."""
     shape = list(pictures[0].shape)
-    shape[axis] = _CLIP_GAP
+    shape[axis] = width
     gap = np.full(shape, 255, dtype=np.uint8)
     parts = [part for picture in pictures for part in (gap, picture)]
     return np.concatenate(parts[1:], axis=axis)

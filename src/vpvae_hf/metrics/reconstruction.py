@@ -13,7 +13,7 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import nearest_point
 
-from .codes import code_statistics
+from .codes import code_statistics, sum_of_defined
 
 if TYPE_CHECKING:
     from vpvae_hf.models import Tokenizer
@@ -123,7 +123,7 @@ class Reconstruction:
 
 @torch.no_grad()
 def reconstruct(model: "Tokenizer", batch: Tensor, codebook: Tensor | None = None) -> Reconstruction:
-    """Encode and decode a batch in eval mode; arguments as `evaluate_reconstruction`."""
+    """Encode and decode a batch in eval mode; arguments as of `evaluate_reconstruction`."""
     was_training = model.training
     model.eval()
     try:
@@ -153,7 +153,7 @@ def reconstruct(model: "Tokenizer", batch: Tensor, codebook: Tensor | None = Non
 def _measured(
     made: Reconstruction, batch: Tensor, metric_fn: MetricFn, unquantized: Collection[str] | None
 ) -> dict[str, Tensor]:
-    """Name -> [3]: the sum of the values that are not NaN, the number of these, and of all."""
+    """Name -> [3], see `sum_of_defined`."""
     values = metric_fn(made.quantized, batch)
     unquantized = values.keys() if unquantized is None else unquantized
     if unknown := set(unquantized) - values.keys():
@@ -161,12 +161,7 @@ def _measured(
     if unquantized:
         others = metric_fn(made.unquantized, batch)
         values = values | {f"{name}_unquantized": others[name] for name in unquantized}
-    return {name: _sums(each) for name, each in (values | {_SQUARED_ERROR: made.squared_error}).items()}
-
-
-def _sums(values: Tensor) -> Tensor:
-    defined = values[~values.isnan()].double()
-    return torch.tensor([float(defined.sum()), len(defined), values.numel()], dtype=torch.float64)
+    return {name: sum_of_defined(each) for name, each in (values | {_SQUARED_ERROR: made.squared_error}).items()}
 
 
 def _added_up(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
