@@ -69,6 +69,8 @@ def describe_metrics(metrics: dict[str, float], names: Iterable[str]) -> str:
     """One line about those of some metrics that were measured: "PSNR 21.30 dB (24.50 dB without quantization), ..."."""
     parts = []
     for name in sort_metrics(set(names) & metrics.keys()):
+        if name.removesuffix(_UNQUANTIZED) != name:
+            continue  # told with the metric that it belongs to
         label, unquantized = metric_label(name), metrics.get(name + _UNQUANTIZED)
         bound = "" if unquantized is None else f" ({label.format(unquantized)} without quantization)"
         parts.append(f"{label.label} {label.format(metrics[name])}{bound}")

@@ -35,6 +35,12 @@ def require_weight(name: str, value: Any) -> None:
     require(is_number(value) and value >= 0, name, value, "a number of at least 0")
 
 
+def require_name(name: str, value: Any, valid: Collection[str]) -> None:
+    """Raise a ValueError, with the nearest valid name, unless the value of a setting is one of some names."""
+    if value not in valid:
+        raise ValueError(f"unknown {name} {value!r}; {did_you_mean(str(value), valid)}")
+
+
 def require_share(name: str, value: Any) -> None:
     """Raise a ValueError unless the value is a number from 0 to 1."""
     require(is_number(value) and 0 <= value <= 1, name, value, "a number in [0, 1]")

@@ -103,10 +103,11 @@ class QuantizerContract:
         assert (moved > 0).float().mean() > 0.2
 
     def test_quantizer_loss_reaches_features(self, quantizer):
-        if quantizer.config.kind == "fsq":
-            pytest.skip("FSQ has no loss of its own")
         features = (3 * features_for(quantizer, 64) + 1).requires_grad_()
-        quantizer(features).loss.backward()
+        loss = quantizer(features).loss
+        if loss == 0 and not loss.requires_grad:
+            pytest.skip("these settings have no loss of their own")
+        loss.backward()
         assert features.grad.abs().min() > 0
 
     def test_codes_in_range_and_round_trip(self, discrete_quantizer):

@@ -261,6 +261,7 @@ def test_what_other_settings_leave_valid_is_kept(build, inputs):
     codes, queued = model.tokenize(inputs), model.quantize.queue.latents()
     model.set_quantizer(VP | {"eta": 0.5})
     assert torch.equal(model.tokenize(inputs), codes)
+    model.set_quantizer(VP)
     model.quantize.scale.value = 3.0
     model.set_quantizer(VP | {"codebook_size": 8})
     assert not model.quantize.config.fitted

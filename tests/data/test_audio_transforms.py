@@ -126,11 +126,12 @@ def test_resampled_parts_are_those_of_the_whole(rate, wanted):
 STEREO = np.stack([sine(100, RATE, 300), np.full(300, 0.25)], axis=1)
 
 
+HZ, WIDTH = "a sampling rate of 8000 Hz, not 16000 Hz", "2 channels, not one"
 SLOW = (
-    "talk.wav has a sampling rate of 8000 Hz, wanted are 16000 Hz; allow resampling (resample=True, --resample, "
-    "--data.resample true)"
+    f"talk.wav has {HZ}; have it converted with resample=True (--resample, in a recipe --data.resample true), or train"
 )
-WIDE = "talk.wav has 2 channels, wanted is one; allow their mean (downmix=True, --downmix, --data.downmix true)"
+WIDE = f"talk.wav has {WIDTH}; have it converted with downmix=True (--downmix, in a recipe --data.downmix true), or"
+BOTH = f"talk.wav has {HZ} and {WIDTH}; have it converted with resample=True"
 
 
 @pytest.mark.parametrize(
@@ -142,6 +143,8 @@ def test_another_kind_of_audio_is_an_error_unless_it_is_allowed(content, message
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         read_audio(in_memory(content), sampling_rate=RATE)
     assert not isinstance(raised.value, UnreadableFileError)
+    with pytest.raises(ValueError, match=re.escape(BOTH)):
+        read_audio(in_memory(encoded(STEREO, 8000)), sampling_rate=RATE)
     audio = read_audio(in_memory(content), sampling_rate=RATE, **{allowed: True})
     assert audio.shape == (samples,)
     if allowed == "downmix":
@@ -275,7 +278,7 @@ def test_another_kind_of_audio_stops_the_run(tmp_path):
     name = write_shards(tmp_path, [[encoded(clip(0)), encoded(clip(1)), encoded(np.zeros((200, 2)))]])
     batches = iter(loader_of(name, workers=1))
     assert numbers_of(itertools.islice(batches, 2)) == [0, 1]
-    with pytest.raises(ValueError, match=r"2.wav has 2 channels, wanted is one; allow their mean"):
+    with pytest.raises(ValueError, match=r"2.wav has 2 channels, not one"):
         list(batches)
 
 

@@ -138,7 +138,7 @@ def test_a_column_of_that_name_is_not_overwritten(codec, tmp_path, column):
 def test_another_kind_of_audio_stops_the_run(codec, tmp_path):
     stereo = np.stack([clip(1, 100)] * 2, axis=1)
     name = write_shards(tmp_path / "clips", [[encoded(clip(0)), encoded(stereo, RATE // 2)]])
-    with pytest.raises(ValueError, match=r"1.wav has a sampling rate of 8000 Hz, wanted are 16000 Hz"):
+    with pytest.raises(ValueError, match=r"1.wav has a sampling rate of 8000 Hz, not 16000 Hz"):
         write_all(name, tmp_path / "codes", codec)
     with pytest.raises(ValueError, match=r"1.wav has 2 channels"):
         write_all(name, tmp_path / "codes", codec, resample=True)

@@ -106,7 +106,7 @@ def test_a_folder_that_is_not_there(modality, tmp_path, monkeypatch):
 def test_another_kind_of_audio_is_found_early(tmp_path):
     source = open_audio(audio_files.write_shards(tmp_path, [[None, encoded(np.zeros((9, 2)))]]), split="train")
     for transform in (audio_files.whole(), CLIP):
-        with pytest.raises(ValueError, match=r"1\.wav has 2 channels, wanted is one"):
+        with pytest.raises(ValueError, match=r"1\.wav has 2 channels, not one"):
             check_readable(source, transform)
 
 

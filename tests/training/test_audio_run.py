@@ -113,7 +113,7 @@ def test_mistakes(data, tmp_path):
     for values, message in (
         ({"losses": {"lpips": 1.0}}, "valid: l1, l2, stft, whisper"),
         ({"model": {"architecture": {**ARCHITECTURE, "sampling_rte": 8000}}}, "did you mean 'sampling_rate'"),
-        ({"model": {"architecture": {**ARCHITECTURE, "sampling_rate": 8000}}}, "16000 Hz, wanted are 8000 Hz"),
+        ({"model": {"architecture": {**ARCHITECTURE, "sampling_rate": 8000}}}, "16000 Hz, not 8000 Hz"),
         ({"data": {"segment_s": 0.05}}, "samples"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -58,8 +58,8 @@ def _table(comparison: Comparison, size: int, rows: dict[str, list[dict]]) -> st
         domain: _shown(name for runs in rows.values() for run in runs for name in run[domain] or {})
         for domain in domains
     }
-    headline = MODALITIES[comparison.modality].headline_metric
-    bound = _mean_of(rows.get(_UNQUANTIZED, []), lambda run: run["in_domain"].get(headline, math.nan))
+    headline = _headline(comparison, [run for runs in rows.values() for run in runs])
+    bound = _mean_of(rows.get(_UNQUANTIZED, []), lambda run: _in_domain(run, headline))
     paper = {method: comparison.paper_metrics(method, size) for method in rows}
     paper_names = _shown(name for metrics in paper.values() for name in metrics)
     header = ["method", "codes"]
@@ -76,7 +76,7 @@ def _table(comparison: Comparison, size: int, rows: dict[str, list[dict]]) -> st
         line = [method, "-" if count is None else f"{count}" if groups == 1 else f"{count}^{groups}"]
         line += [_cell(runs, "in_domain", name) for name in measured["in_domain"]]
         if not math.isnan(bound):
-            mean = _mean_of(runs, lambda run: run["in_domain"].get(headline, math.nan))
+            mean = _mean_of(runs, lambda run: _in_domain(run, headline))
             line.append(f"{bound - mean:.{metric_label(headline).decimals}f}")
         if comparison.out_of_domain:
             line += [_cell(runs, "out_of_domain", name) for name in measured["out_of_domain"]]
@@ -90,6 +90,17 @@ def _table(comparison: Comparison, size: int, rows: dict[str, list[dict]]) -> st
 def _shown(names: Iterable[str]) -> list[str]:
     """Those of some metrics that tables show, in their order."""
     return [name for name in sort_metrics(set(names).difference(_LEFT_OUT)) if not name.endswith("_unquantized")]
+
+
+def _headline(comparison: Comparison, results: Iterable[dict]) -> str:
+    """The first of the modality's headline metrics that was measured."""
+    names = MODALITIES[comparison.modality].headline_metrics
+    measured = {name for run in results for name in run["in_domain"] or {}}
+    return next((name for name in names if name in measured), names[0])
+
+
+def _in_domain(run: dict, name: str) -> float:
+    return (run["in_domain"] or {}).get(name, math.nan)
 
 
 def _cell(runs: Sequence[dict], domain: str, name: str) -> str:
@@ -141,12 +152,12 @@ def _draw_usage(axes, comparison: Comparison, results: Sequence[dict]) -> None:
 
 def _draw_rate_distortion(axes, comparison: Comparison, results: Sequence[dict]) -> None:
     """The headline metric over bits per token: means over seeds; without codes, at the K of the comparison."""
-    headline = MODALITIES[comparison.modality].headline_metric
+    headline = _headline(comparison, results)
     for number, (method, runs) in enumerate(_by_method(comparison, results).items()):
         points = {}
         for run in runs:
             bits = None if run["codebook_size"] is None else run["code_groups"] * math.log2(run["codebook_size"])
-            points.setdefault(bits or math.log2(run["size"]), []).append(run["in_domain"][headline])
+            points.setdefault(bits or math.log2(run["size"]), []).append(_in_domain(run, headline))
         line = sorted((bits, statistics.fmean(values)) for bits, values in points.items())
         axes.plot(*zip(*line, strict=True), **_style(method, number), label=method)
     axes.set(xlabel="bits per token", ylabel=metric_label(headline).heading, title="Quality over rate, in domain")

@@ -201,15 +201,18 @@ class AudioFile:
             raise UnreadableFileError(f"{self.name}: it holds no sample")
         if found.frames == _UNKNOWN_LENGTH:
             raise UnreadableFileError(f"{self.name}: its header does not say how long it is; encode it anew")
+        faults, remedies = [], []
         if found.samplerate != sampling_rate and not resample:
-            raise ValueError(
-                f"{self.name} has a sampling rate of {found.samplerate} Hz, wanted are {sampling_rate} Hz; "
-                "allow resampling (resample=True, --resample, --data.resample true)"
-            )
+            faults.append(f"a sampling rate of {found.samplerate} Hz, not {sampling_rate} Hz")
+            remedies.append("resample")
         if found.channels > 1 and not downmix:
+            faults.append(f"{found.channels} channels, not one")
+            remedies.append("downmix")
+        if faults:
             raise ValueError(
-                f"{self.name} has {found.channels} channels, wanted is one; "
-                "allow their mean (downmix=True, --downmix, --data.downmix true)"
+                f"{self.name} has {' and '.join(faults)}; have it converted with "
+                f"{' and '.join(f'{name}=True (--{name}, in a recipe --data.{name} true)' for name in remedies)}, or "
+                "train a tokenizer for such files"
             )
 
     def _decoded(self, first: int, last: int) -> np.ndarray:

@@ -14,7 +14,8 @@ from .perceptual import load_lpips_loss
 from .spectral import multi_resolution_stft_loss
 from .whisper import SAMPLING_RATE, load_whisper_loss
 
-# Function of (reconstruction, original), both of one shape; gives [].
+# Function of (reconstruction, original), both of one shape; gives []. It checks the shapes that it needs, and computes
+# in float32 under autocast if half precision is too coarse for it.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -123,7 +123,7 @@ def load_whisper_loss(model: str, sampling_rate: int) -> Callable[[Tensor, Tenso
     if sampling_rate != SAMPLING_RATE:
         raise ValueError(
             f"the waveforms have {sampling_rate} Hz, but Whisper hears {SAMPLING_RATE} Hz: train at {SAMPLING_RATE} "
-            "Hz, or do without the loss 'whisper'"
+            "Hz, or do without the loss 'whisper' (--losses.whisper 0)"
         )
     load_whisper_features(model)
     return partial(whisper_loss, model=model)

@@ -22,7 +22,7 @@ from vpvae_hf.models import VPCodecConfig, VPCodecModel
 from vpvae_hf.settings import require
 
 from .base import Modality
-from .config import DataConfig, TrainingConfig, option
+from .config import DataConfig, TrainingConfig, loss_help, option
 
 # Length of each clip that is shown and played, and of the silence between two.
 _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
@@ -49,9 +49,7 @@ class AudioTrainingConfig(TrainingConfig):
     """A training run of an audio tokenizer."""
 
     data: AudioDataConfig = field(default_factory=AudioDataConfig)
-    losses: dict[str, float] = option(
-        {}, "weight of each reconstruction loss: l1, l2, stft, whisper; l1 alone if empty"
-    )
+    losses: dict[str, float] = option({}, loss_help(audio_losses()))
     whisper: str = option("openai/whisper-base", "folder or hub id of the Whisper model of the loss whisper")
 
 
@@ -60,7 +58,7 @@ class AudioModality(Modality):
 
     model_class, config_class = VPCodecModel, AudioTrainingConfig
     train_items = "segments"
-    headline_metric = "pesq"
+    headline_metrics = ("pesq", "stoi")  # PESQ is defined at 16 kHz alone
     one_by_one = True
     batches_decoded = 4  # clips of like lengths are batched: sorted among so many, little of a batch is padding
     _open = staticmethod(open_audio)

@@ -1,6 +1,6 @@
 """Settings of training that all modalities share: dataclasses with a default and a line of help for each field."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +16,16 @@ def option(default: Any, description: str) -> Any:
     return field(default=default, metadata={"help": description})
 
 
+def loss_help(names: Iterable[str]) -> str:
+    """What --help says of the reconstruction losses that a modality has."""
+    return f"weights of reconstruction losses ({', '.join(names)}), beside those of the files; 0 removes one; none: l1"
+
+
 @dataclass
 class ModelConfig:
     """Which model to train: a new one unless `pretrained` or the like names a start."""
 
-    architecture: dict[str, Any] = option({}, "arguments of a new model (AutoencoderVP, VPCodecConfig)")
+    architecture: dict[str, Any] = option({}, "arguments of a new model, as AutoencoderVP or VPCodecConfig takes them")
     pretrained: str | None = option(None, "folder or hub id of a tokenizer to go on from")
     subfolder: str | None = option(None, "subfolder of that folder or repository")
     revision: str | None = option(None, "branch, tag or commit of the hub id")
@@ -167,7 +172,7 @@ class TrainingConfig(LoopConfig):
     train_only: Literal["decoder"] | None = option(
         None, "decoder: keep encoder, quantizer and codebook of model.pretrained, and train its decoder on the codes"
     )
-    losses: dict[str, float] = option({}, "weight of each reconstruction loss; l1 alone if empty")
+    losses: dict[str, float] = option({}, loss_help(()))
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
     torch_compile: bool = option(False, "compile encoder and decoder")
     validation_pictures: int = option(8, "images or clips shown at each validation")

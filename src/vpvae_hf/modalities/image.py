@@ -18,7 +18,7 @@ from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.settings import require
 
 from .base import Modality
-from .config import AdversarialConfig, DataConfig, ModelConfig, TrainingConfig, option
+from .config import AdversarialConfig, DataConfig, ModelConfig, TrainingConfig, loss_help, option
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ImageTrainingConfig(TrainingConfig):
 
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
-    losses: dict[str, float] = option({}, "weight of each reconstruction loss: l1, l2, lpips; l1 alone if empty")
+    losses: dict[str, float] = option({}, loss_help(IMAGE_LOSSES))
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
 
 
@@ -68,7 +68,8 @@ class ImageModality(Modality):
 
     model_class, config_class = AutoencoderVP, ImageTrainingConfig
     train_items = "images"
-    headline_metric, unquantized_metrics, extra_metrics = "psnr", ("psnr",), ("lpips",)
+    headline_metrics = unquantized_metrics = ("psnr",)
+    extra_metrics = ("lpips",)
     _open = staticmethod(open_images)
 
     def new_model(self, config: ImageTrainingConfig) -> AutoencoderVP:

@@ -6,13 +6,13 @@ Shapes: levels L_1..L_d, K = L_1 * ... * L_d codes.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vpvae_hf.codebook import ScalarGrid, complete_levels
-from vpvae_hf.settings import is_number, require, require_share, require_weight
+from vpvae_hf.settings import is_number, require, require_name, require_share, require_weight
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import normalization_loss, rms_length
@@ -22,7 +22,7 @@ _OUTPUT_SCALE = math.sqrt(12)
 
 
 # Named, since a model that holds a lambda cannot be pickled.
-def _tanh(a: Tensor) -> Tensor:
+def _scaled_tanh(a: Tensor) -> Tensor:
     return (torch.tanh(a) + 1) / 2
 
 
@@ -36,9 +36,10 @@ def _laplace_cdf(a: Tensor) -> Tensor:
 
 
 # Each activation is the distribution function of the features that it makes uniform. The number is the variance of that
-# distribution, the target of eq. (14); the Cauchy distribution has none, so it is trained without a target.
+# distribution, the target of eq. (14), which also draws features to mean 0: the mean of all of these distributions. The
+# Cauchy distribution has no variance, so it is trained without a target.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
-    "tanh": (_tanh, math.pi**2 / 12),
+    "tanh": (_scaled_tanh, math.pi**2 / 12),
     "sigmoid": (torch.sigmoid, math.pi**2 / 3),
     "normal": (torch.special.ndtr, 1.0),
     "laplace": (_laplace_cdf, 2.0),
@@ -73,10 +74,11 @@ class ScalarPerturbationConfig(ScalarGridConfig):
     """Settings of `ScalarPerturbation`.
 
     Attributes:
-        activation: "tanh", "sigmoid", "normal", "laplace" or "cauchy".
+        activation: a name in `ACTIVATIONS`.
         eta: width of the noise in cells, eq. (16); 1 is a whole cell.
         perturb_probability: share of tokens that are perturbed in training; the others are quantized straight-through.
-        mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (14); both 0 switch it off.
+        mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (14); both 0 switch it off. They have no
+            effect if the activation is that of a distribution without a variance ("cauchy").
         variance_scale: factor on the target of the normalization. 1 is the paper's: latents become uniform, and codes
             are used equally; 1/3 with activation "normal" is companding by the cube root of the density, which has a
             smaller error on a normal source.
@@ -88,9 +90,9 @@ class ScalarPerturbationConfig(ScalarGridConfig):
     code_defining_fields: ClassVar[tuple[str, ...]] = (*ScalarGridConfig.code_defining_fields, "activation")
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"levels": [5, 4, 3]},
-        {"levels": [5, 4, 3], "activation": "normal"},
+        *({"levels": [5, 4, 3], "activation": activation} for activation in ACTIVATIONS if activation != "tanh"),
     )
-    activation: Literal["tanh", "sigmoid", "normal", "laplace", "cauchy"] = "tanh"
+    activation: str = "tanh"
     eta: float = 1.0
     perturb_probability: float = 0.5
     mean_weight: float = 0.1
@@ -99,7 +101,7 @@ class ScalarPerturbationConfig(ScalarGridConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.activation in ACTIVATIONS, "activation", self.activation, " or ".join(ACTIVATIONS))
+        require_name("activation", self.activation, ACTIVATIONS)
         for name in ("eta", "variance_scale"):
             value = getattr(self, name)
             require(is_number(value) and value > 0, name, value, "a positive number")

@@ -11,6 +11,7 @@ def normalization_loss(
     Args:
         latents: [N, d].
         mean_weight, variance_weight: l1 and l2.
+        target_variance: what the variance of each dimension is drawn to.
         whole: the last term is (mean over dimensions of batch variance - target)^2, which leaves it to the model how
             the dimensions share the variance.
     """

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
-from vpvae_hf.settings import is_integer, is_number, require, require_integer, require_share, require_weight
+from vpvae_hf.settings import (
+    is_integer,
+    is_number,
+    require,
+    require_integer,
+    require_name,
+    require_share,
+    require_weight,
+)
 
 from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, TrainingState
 from .normalization import normalization_loss
@@ -89,7 +97,7 @@ class VectorPerturbationConfig(QuantizerConfig):
                 f"a queue of queue_per_code * K * latent_dim = {self.queue_size} latents is too short; it "
                 f"must hold 2 per code and density_rank={self.density_rank}: raise queue_per_code"
             )
-        require(self.perturbation in PERTURBATIONS, "perturbation", self.perturbation, " or ".join(PERTURBATIONS))
+        require_name("perturbation", self.perturbation, PERTURBATIONS)
         valid = self.eta == "auto" or (is_number(self.eta) and self.eta > 0)
         require(valid, "eta", self.eta, 'a positive number or "auto"')
         valid = self.share == "auto" or (is_number(self.share) and 0 < self.share <= 1)
@@ -98,10 +106,10 @@ class VectorPerturbationConfig(QuantizerConfig):
         require(valid, "queue_share", self.queue_share, "a number in (0, 1]")
         require_share("index_refresh", self.index_refresh)
         backends = ("auto", *BACKENDS)
-        require(self.search_backend in backends, "search_backend", self.search_backend, " or ".join(backends))
+        require_name("search_backend", self.search_backend, backends)
         for name in ("mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
-        require(self.normalization in ("each", "whole"), "normalization", self.normalization, "each or whole")
+        require_name("normalization", self.normalization, ("each", "whole"))
 
     @property
     def largest_codebook(self) -> int:

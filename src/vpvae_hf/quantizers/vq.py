@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from vpvae_hf import distributed
-from vpvae_hf.settings import is_number, require, require_weight
+from vpvae_hf.settings import is_number, require, require_name, require_weight
 
 from .base import CodebookNotFittedError, QuantizerOutput
 from .baselines import LearnedCodebook, LearnedCodebookConfig, library
@@ -44,7 +44,7 @@ class VectorQuantizationConfig(LearnedCodebookConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.update in ("gradient", "ema"), "update", self.update, "gradient or ema")
+        require_name("update", self.update, ("gradient", "ema"))
         require(is_number(self.decay) and 0 <= self.decay < 1, "decay", self.decay, "a number in [0, 1)")
         require_weight("replace_below", self.replace_below)
         require(isinstance(self.kmeans_start, bool), "kmeans_start", self.kmeans_start, "true or false")

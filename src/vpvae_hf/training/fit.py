@@ -183,6 +183,7 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
                     bar.update(len(found[-1]))
                     if count >= wanted:
                         break
+                bar.total = count  # the batches may end before there are as many as wanted
         finally:
             model.train(was_training)
         if not found:

@@ -60,7 +60,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         workers=config.data.workers,
         output=output,
         validate=validation.measure if batches.validates else None,
-        headline_metric=modality.headline_metric,
+        headline_metrics=modality.headline_metrics,
         # The decoder alone is to read real codes, not what stands for them in training.
         frozen_modules=[model.quantize] if config.train_only == "decoder" else [],
     )

@@ -41,7 +41,7 @@ class Trainer:
         workers: processes per rank that read `batches`; a checkpoint's position holds for the same number only.
         output: folder for checkpoints and metrics.jsonl; None to write neither.
         validate: called with a step on every rank, model in train mode; returns metrics by name.
-        headline_metric: the metric of `validate` that the progress bar shows.
+        headline_metrics: metrics of `validate`; the progress bar shows those that are measured.
         frozen_modules: modules that stay in eval mode while the others train.
 
     Attributes:
@@ -63,7 +63,7 @@ class Trainer:
         workers: int = 0,
         output: Path | None = None,
         validate: Callable[[int], dict[str, float]] | None = None,
-        headline_metric: str = "psnr",
+        headline_metrics: Sequence[str] = ("psnr",),
         frozen_modules: Sequence[nn.Module] = (),
     ):
         self.accelerator = accelerator = accelerator or Accelerator()
@@ -73,7 +73,7 @@ class Trainer:
         self._losses, self._loss_weights, self._frozen_modules = losses, loss_weights, frozen_modules
         # How many processes read the data set on all ranks.
         self._readers = accelerator.num_processes * max(1, workers)
-        self._shown = {"loss": "loss/total", headline_metric: f"validation/{headline_metric}"}
+        self._shown = {"loss": "loss/total"} | {name: f"validation/{name}" for name in headline_metrics}
         self._shown["cvu"] = "validation/code_usage"
         if config.gradient_checkpointing:
             checkpoint_activations(model)
