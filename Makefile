@@ -38,7 +38,7 @@ quality: $(INSTALLED)
 
 # About half an hour on two cores; BENCH_ARGS="--only search --sizes 1024" takes a part of it.
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/speed/run.py $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, choices=DIMENSIONS, default=list(DIMENSIONS))
     parser.add_argument("--rounds", type=int, default=3, help="times each way is run; the median counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     tables = []
