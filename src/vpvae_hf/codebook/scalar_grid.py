@@ -49,11 +49,7 @@ class ScalarGrid:
 
 
 def complete_levels(levels: Sequence[int] | None, codebook_size: int | None, latent_dim: int | None) -> tuple[int, ...]:
-    """Check levels against a given size and dimension, or choose them by `levels_for_codebook_size` (1024) if None.
-
-    Raises:
-        ValueError: levels that are not integers of at least 2, or that contradict a given dimension or size.
-    """
+    """Check levels against a given size and dimension, or choose them by `levels_for_codebook_size` (1024) if None."""
     for name, value in (("codebook_size", codebook_size), ("latent_dim", latent_dim)):
         require(value is None or (is_integer(value) and value >= 1), name, value, "a positive integer")
     if levels is None:

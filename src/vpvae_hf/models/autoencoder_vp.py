@@ -67,9 +67,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         decoder_in_channels: channels between the bottleneck and the decoder; likewise.
         force_not_quantize: the default of `decode`'s argument, so that pipelines do not quantize the latents that a
             diffusion model makes.
-
-    Raises:
-        ValueError: latent_channels that contradict the quantizer, or invalid quantizer settings.
     """
 
     hub_entry = HubEntry(
@@ -143,11 +140,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Continuous latents of images: `.latents` [B, d, h, w], in the model's dtype.
-
-        Raises:
-            ValueError: another shape, sides that are not multiples of f, or NaN or infinite pixels.
-        """
+        """Continuous latents of images: `.latents` [B, d, h, w], in the model's dtype."""
         x = self._checked(x)
         parts = [self._encode(part).movedim(-1, 1) for part in (x.split(1) if self.use_slicing else [x])]
         latents = torch.cat(parts) if self.use_slicing else parts[0]
@@ -168,10 +161,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
             force_not_quantize: decode latents as they are; None for what the config says. Codes are always looked up,
                 and latents of a quantizer of kind "none" are never quantized.
             shape: (B, h, w) or (B, h, w, d), if the codes are flat.
-
-        Raises:
-            ValueError: another shape, codes out of range, or NaN or infinite latents.
-            CodebookNotFittedError: codes are needed but no codebook has been fitted.
         """
         if h.is_floating_point():
             if h.ndim != 4 or h.shape[1] != self.config.latent_channels:
@@ -212,10 +201,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
         Args:
             generator: source of the perturbation's randomness.
-
-        Raises:
-            ValueError: as `encode`.
-            CodebookNotFittedError: eval mode without a fitted codebook.
         """
         features = self._features(self._checked(sample))
         quantized = self.quantize(features, generator=generator)

@@ -38,9 +38,6 @@ class VPCodecConfig(PreTrainedConfig):
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
         scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
             `fit_codebook` and the recipes measure it.
-
-    Raises:
-        ValueError: a value out of its range, a misspelt or derived field, or invalid quantizer settings.
     """
 
     model_type = "vp_codec"

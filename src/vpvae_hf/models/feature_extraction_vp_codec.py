@@ -34,9 +34,6 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
 
         Returns:
             "input_values" [B, 1, T], and "padding_mask" [B, T], 1 for audio.
-
-        Raises:
-            ValueError: another sampling rate without `resample`, several channels, no samples, or NaN or infinite ones.
         """
         rate = self.sampling_rate if sampling_rate is None else sampling_rate
         if rate != self.sampling_rate and not resample:

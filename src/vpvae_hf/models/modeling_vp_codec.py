@@ -137,12 +137,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def encode(
         self, input_values: Tensor, padding_mask: Tensor | None = None, return_dict: bool | None = None
     ) -> VPCodecEncoderOutput | tuple:
-        """Codes of audio.
-
-        Raises:
-            ValueError: another shape, less than one hop, NaN or infinite values, or padding before audio.
-            CodebookNotFittedError: no codebook has been fitted; `latent_vectors` needs none.
-        """
+        """Codes and latents of audio; `latent_vectors` gives latents without a codebook."""
         audio, valid = self._checked(input_values, padding_mask)
         latents = self.quantize.to_latents(self._features(audio, valid))
         mask = None if valid is None else position_mask(valid, latents.shape[1])
@@ -166,10 +161,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             padding_mask: the mask that the codes were made with. With it, the audio is T samples long, and zero where
                 the mask is; without it, N hops long.
             force_not_quantize: decode latents as they are. Codes are looked up in any case.
-
-        Raises:
-            ValueError: another shape, codes out of range, NaN or infinite latents, or a mask of another length.
-            CodebookNotFittedError: codes are needed but no codebook has been fitted.
         """
         latents = self._latents_of(audio_codes, force_not_quantize)
         if padding_mask is None:
@@ -198,9 +189,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
         Args:
             generator: source of the perturbation's randomness.
-
-        Raises:
-            ValueError, CodebookNotFittedError: as `encode`; train mode needs no codebook.
         """
         audio, valid = self._checked(input_values, padding_mask)
         features = self._features(audio, valid)

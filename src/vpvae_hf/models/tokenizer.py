@@ -26,6 +26,9 @@ class Tokenizer(Persistence, ABC):
     It computes: signal, encoder, projection, quantizer, projection, decoder, signal. Models derive from this class
     first, and then from a model class of diffusers or transformers.
 
+    Methods raise a ValueError for inputs, latents or codes of another shape, out of range, NaN or infinite. If they need
+    codes, they raise a CodebookNotFittedError before a codebook is fitted, and a NoCodesError with kind "none".
+
     Attributes:
         quantize: the quantizer.
         hub_entry: how the Hub shows the class's models. A class that sets it is known to `vpvae_hf.hub`.
@@ -41,11 +44,7 @@ class Tokenizer(Persistence, ABC):
 
     @abstractmethod
     def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Continuous latents [B, *grid, d] float32 of signals; `fit_codebook` clusters these.
-
-        Raises:
-            ValueError: the model does not take such signals or such a mask.
-        """
+        """Continuous latents [B, *grid, d] float32 of signals; `fit_codebook` clusters these."""
 
     @abstractmethod
     def decode_vectors(self, vectors: Tensor) -> Tensor:
@@ -53,22 +52,11 @@ class Tokenizer(Persistence, ABC):
 
     @abstractmethod
     def detokenize(self, codes: Tensor) -> Tensor:
-        """Signals of codes, of any integer dtype.
-
-        Raises:
-            ValueError: another shape, or codes out of range.
-            CodebookNotFittedError: no codebook has been fitted.
-        """
+        """Signals of codes, of any integer dtype."""
 
     @torch.no_grad()
     def tokenize(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes of signals, int64; 0 beyond the end of a padded signal.
-
-        Raises:
-            ValueError: as `latent_vectors`.
-            CodebookNotFittedError: no codebook has been fitted.
-            NoCodesError: the quantizer is of kind "none".
-        """
+        """Codes of signals, int64; 0 beyond the end of a padded signal."""
         codes = self.quantize.encode(self.latent_vectors(inputs, padding_mask))
         if padding_mask is not None:
             codes[~self.token_mask(padding_mask).to(codes.device)] = 0
@@ -79,11 +67,7 @@ class Tokenizer(Persistence, ABC):
         raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
 
     def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d], in the model and in its config.
-
-        Raises:
-            ValueError: another shape, NaN or infinite values, or a quantizer whose codes are fixed.
-        """
+        """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the codes are fixed."""
         if not self.quantize.needs_fitting:
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, it is not fitted to data")
         self.quantize.set_codebook(codebook)

@@ -55,6 +55,8 @@ class QuantizerOutput:
 class QuantizerConfig:
     """Settings of a quantizer; a plain dictionary in JSON. Every kind has the last three fields and adds its own.
 
+    A value out of its range raises a ValueError that tells the range.
+
     Attributes:
         kind: the name by which settings choose the quantizer, its key in the registry.
         description: what a model card says of the method.
@@ -65,9 +67,6 @@ class QuantizerConfig:
         codebook_size: K; None if there are no codes.
         latent_dim: d.
         fitted: whether the codebook is fitted, which `fit_codebook` sets; always true if it needs no fitting.
-
-    Raises:
-        ValueError: a value out of its range; the message tells the range.
     """
 
     kind: ClassVar[str]
@@ -109,7 +108,9 @@ class Quantizer(nn.Module, ABC):
     """Maps features to continuous latents, latents to codes, and codes back to latents.
 
     Computes in float32 with autocast off, and stays float32 when the model around it is cast, so that the same latents
-    have the same codes everywhere. Switching between `train()` and `eval()` computes nothing.
+    have the same codes everywhere. Switching between `train()` and `eval()` computes nothing. Methods raise a
+    ValueError for vectors of another dimension, NaN or infinite, and for codes outside 0..K-1 or of another G; a
+    TypeError for another kind of dtype; and, if they need codes, the errors of `check_codes`.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
     `set_codebook` and `recent_latents` if the codebook is fitted after training.
@@ -167,10 +168,6 @@ class Quantizer(nn.Module, ABC):
         Args:
             features: [..., F] what the encoder gives, any floating dtype.
             generator: source of the training forward's randomness, on the features' device; None for torch's own.
-
-        Raises:
-            ValueError: features of another dimension, NaN or infinite.
-            CodebookNotFittedError: as `check_codes`, in eval mode.
         """
         _check_vectors(features, self.config.feature_dim, "features")
         with torch.autocast(features.device.type, enabled=False):
@@ -186,25 +183,14 @@ class Quantizer(nn.Module, ABC):
             return QuantizerOutput(latents=quantized, codes=codes, loss=quantized.new_zeros(()), metrics=metrics)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d].
-
-        Raises:
-            ValueError: latents of another dimension, NaN or infinite.
-            NoCodesError: as `check_codes`.
-        """
+        """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d]."""
         self.check_codes()
         _check_vectors(latents, self.latent_dim, "latents")
         with torch.autocast(latents.device.type, enabled=False):
             return self.nearest_codes(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The latent of each code: [..., d] float32 from [...] or [..., G] integers.
-
-        Raises:
-            TypeError: codes are not integers.
-            ValueError: a code lies outside 0..K-1, or their last dimension is not G.
-            NoCodesError: as `check_codes`.
-        """
+        """The latent of each code: [..., d] float32 from [...] or [..., G] integers."""
         self.check_codes()
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")

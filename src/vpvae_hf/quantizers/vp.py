@@ -215,11 +215,7 @@ class VectorPerturbation(Quantizer):
         return self.codebook[codes]
 
     def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d]; K may differ from the present one.
-
-        Raises:
-            ValueError: another shape, or values that are NaN or infinite.
-        """
+        """Install a fitted codebook [K, d]; K may differ from the present one."""
         if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
             raise ValueError(f"codebook must be [K, {self.latent_dim}], got shape {tuple(codebook.shape)}")
         if not torch.isfinite(codebook).all():
