@@ -76,10 +76,8 @@ class VPAutoregressivePipeline(CodePipeline):
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         config = _sampling_config(generation_config, sampling)
         conditions, number = self._conditions(class_labels, num_images, config.guidance_scale)
-        longest = self._tokens(duration_s, "duration_s") * vocabulary.code_groups
-        shortest = longest
-        if min_duration_s is not None:
-            shortest = self._tokens(min_duration_s, "min_duration_s") * vocabulary.code_groups
+        longest = self._length(duration_s, "duration_s")
+        shortest = longest if min_duration_s is None else self._length(min_duration_s, "min_duration_s")
         if shortest > longest:
             raise ValueError(f"min_duration_s={min_duration_s} is more than duration_s={duration_s}")
         prompt, unconditional = vocabulary.prompt(conditions, batch_size=number), vocabulary.prompt(batch_size=number)

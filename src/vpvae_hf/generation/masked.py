@@ -99,8 +99,7 @@ class VPMaskedPipeline(CodePipeline):
             raise ValueError("codes and known go together: the codes, and which of them stay")
         conditions, number = self._conditions(class_labels, num_images if codes is None else len(codes), guidance_scale)
         if codes is None:
-            length = self._tokens(duration_s, "duration_s") * vocabulary.code_groups
-            sample = torch.full((number, length), vocabulary.codebook_size)
+            sample = torch.full((number, self._length(duration_s, "duration_s")), vocabulary.codebook_size)
         elif duration_s is not None:
             raise ValueError(f"the codes say how long the clips are; leave duration_s={duration_s} out")
         else:

@@ -94,18 +94,18 @@ class CodePipeline(DiffusionPipeline):
             raise ValueError(f"at least one must be generated, got {number}")
         return conditions, number
 
-    def _tokens(self, seconds: float | None, name: str) -> int:
-        """The number of tokens of so many seconds of audio; as many as the model knows for None, and for images."""
-        most = math.prod(self.vocabulary.grid)
+    def _length(self, seconds: float | None, name: str) -> int:
+        """The number of ids of so many seconds of audio; as many as the model knows for None, and for images."""
+        most, groups = math.prod(self.vocabulary.grid), self.vocabulary.code_groups
         if seconds is None:
-            return most
+            return most * groups
         rate = getattr(self.tokenizer.config, "frame_rate", None)
         if rate is None:
             raise ValueError(f"{name}={seconds} is for audio; images always have the size of the grid, leave it out")
         tokens = math.ceil(seconds * rate - 1e-6)
         valid = f"above 0 and at most {most / rate:.3f}, as the model was trained"
         require(1 <= tokens <= most, name, seconds, valid)
-        return tokens
+        return tokens * groups
 
     def _decoded(
         self, ids: list[Tensor], output_type: str, return_dict: bool

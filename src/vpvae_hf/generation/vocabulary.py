@@ -59,20 +59,9 @@ class CodeVocabulary:
     pad = property(lambda self: self.begin + 3)  # fills up shorter sequences
     mask = property(lambda self: self.begin + 4)  # a code that is not known yet
     size = property(lambda self: self.begin + 5)  # the number of ids
-
-    @property
-    def is_audio(self) -> bool:
-        """Whether the codes are sequences [n], as those of clips are, which may differ in length."""
-        return len(self.grid) == 1
-
-    @property
-    def length(self) -> int:
-        """L of an image, or of the longest clip."""
-        return math.prod(self.grid) * self.code_groups
-
-    @property
-    def _group_shape(self) -> tuple[int, ...]:
-        return () if self.code_groups == 1 else (self.code_groups,)
+    length = property(lambda self: math.prod(self.grid) * self.code_groups)  # L of an image, or of the longest clip
+    is_audio = property(lambda self: len(self.grid) == 1)  # sequences [n], as of clips, which may differ in length
+    _group_shape = property(lambda self: () if self.code_groups == 1 else (self.code_groups,))
 
     def is_code(self, ids: Tensor) -> Tensor:
         """Which ids are those of codes, as booleans of the same shape."""

@@ -78,6 +78,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         downsampling=lambda config: 2 ** (len(config["block_out_channels"]) - 1),
     )
     _weights_file = "diffusion_pytorch_model"
+    _projections = ("quant_conv", "post_quant_conv")
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
     _no_split_modules: ClassVar = ["BasicTransformerBlock", "ResnetBlock2D"]
@@ -260,13 +261,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.quant_conv
-
-    def _replace_projections(self) -> None:
-        place = {"device": self.quant_conv.weight.device, "dtype": self.quant_conv.weight.dtype}
-        encoder_out, decoder_in = self.quant_conv.in_channels, self.post_quant_conv.out_channels
-        config = self.quantize.config
-        self.quant_conv = nn.Conv2d(encoder_out, config.feature_dim, 1, **place).train(self.training)
-        self.post_quant_conv = nn.Conv2d(config.latent_dim, decoder_in, 1, **place).train(self.training)
 
     def _checked(self, x: Tensor) -> Tensor:
         channels, factor = self.config.in_channels, self.downsample_factor

@@ -108,6 +108,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         downsampling=lambda config: math.prod(config["downsampling_ratios"]),
     )
     _weights_file = "model"
+    _projections = ("quant_proj", "post_quant_proj")
     # transformers' own error does not say what is mismatched; the info that it gives does.
     _loading = {"ignore_mismatched_sizes": True}  # noqa: RUF012
     base_model_prefix = "vp_codec"
@@ -261,12 +262,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.encoder_transformer, self.quant_norm, self.quant_proj
-
-    def _replace_projections(self) -> None:
-        place = {"device": self.quant_proj.weight.device, "dtype": self.quant_proj.weight.dtype}
-        hidden_size, config = self.config.hidden_size, self.quantize.config
-        self.quant_proj = nn.Linear(hidden_size, config.feature_dim, **place).train(self.training)
-        self.post_quant_proj = nn.Linear(config.latent_dim, hidden_size, **place).train(self.training)
 
     def _returns_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict

@@ -26,8 +26,8 @@ class Tokenizer(Persistence, ABC):
     It computes: signal, encoder, projection, quantizer, projection, decoder, signal. Models derive from this class
     first, and then from a model class of diffusers or transformers.
 
-    Methods raise a ValueError for inputs, latents or codes of another shape, out of range, NaN or infinite. If they need
-    codes, they raise a CodebookNotFittedError before a codebook is fitted, and a NoCodesError with kind "none".
+    Methods raise a ValueError for inputs, latents or codes of another shape, out of range, NaN or infinite. If they
+    need codes, they raise a CodebookNotFittedError before a codebook is fitted, and a NoCodesError with kind "none".
 
     Attributes:
         quantize: the quantizer.
@@ -36,6 +36,7 @@ class Tokenizer(Persistence, ABC):
 
     quantize: Quantizer
     hub_entry: ClassVar[HubEntry]
+    _projections: ClassVar[tuple[str, str]]  # names of the layers, linear at each position, around the quantizer
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -153,9 +154,13 @@ class Tokenizer(Persistence, ABC):
     def _set_config(self, **settings) -> None:
         """Write values into the config."""
 
-    @abstractmethod
     def _replace_projections(self) -> None:
         """Make new projections for the present quantizer, to its features and from its latents."""
+        config, weights = self.quantize.config, [getattr(self, name).weight for name in self._projections]
+        sizes = (weights[0].shape[1], config.feature_dim), (config.latent_dim, weights[1].shape[0])
+        for name, weight, size in zip(self._projections, weights, sizes, strict=True):
+            kernel, place = weight.shape[2:3], {"device": weight.device, "dtype": weight.dtype}
+            setattr(self, name, type(getattr(self, name))(*size, *kernel, **place).train(self.training))
 
     def _mark_unfitted(self) -> None:
         # Settings copied from a fitted model say that they are fitted, but its codebook does not come with them.

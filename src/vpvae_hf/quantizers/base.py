@@ -8,7 +8,8 @@ dimensions.
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from operator import attrgetter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,6 @@ class NoCodesError(RuntimeError):
 
 class CodebookNotFittedError(NoCodesError):
     """A quantizer was asked for codes before its codebook was fitted."""
-
-
-class TrainingState(Protocol):
-    """An object that `Accelerator.register_for_checkpointing` takes."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +113,10 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    @property
-    def codebook_size(self) -> int | None:
-        """K, the number of codes; None if there are none."""
-        return self.config.codebook_size
+    codebook_size = property(attrgetter("config.codebook_size"), doc="K, the number of codes; None if there are none.")
+    code_groups = property(attrgetter("config.code_groups"), doc="G, how many codes a token has.")
+    latent_dim = property(attrgetter("config.latent_dim"), doc="d, the dimension of a latent.")
+    needs_fitting = property(attrgetter("config.needs_fitting"), doc="Whether a codebook is fitted after training.")
 
     @property
     def has_codes(self) -> bool:
@@ -131,23 +124,11 @@ class Quantizer(nn.Module, ABC):
         return self.codebook_size is not None
 
     @property
-    def code_groups(self) -> int:
-        """G, how many codes a token has."""
-        return self.config.code_groups
+    def training_state(self) -> Any:
+        """What a checkpoint holds in addition to the weights, as `Accelerator.register_for_checkpointing` takes it.
 
-    @property
-    def latent_dim(self) -> int:
-        """d, the dimension of a latent."""
-        return self.config.latent_dim
-
-    @property
-    def needs_fitting(self) -> bool:
-        """Whether codes come from a codebook that is fitted after training."""
-        return self.config.needs_fitting
-
-    @property
-    def training_state(self) -> TrainingState | None:
-        """What a checkpoint holds in addition to the weights; None if training keeps nothing else."""
+        None if training keeps nothing else.
+        """
         return None
 
     def recent_latents(self) -> Tensor | None:
