@@ -68,10 +68,6 @@ class VPAutoregressivePipeline(CodePipeline):
             sampling: fields of `generation_config` to change, such as temperature, top_k, top_p and guidance_scale
                 (classifier-free guidance, for models that know sequences without condition). `do_sample=False` and
                 `temperature=0` take the likeliest code each time.
-
-        Raises:
-            TypeError: an argument that neither the pipeline nor `GenerationConfig` has.
-            ValueError: an argument out of its range.
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         config = _sampling_config(generation_config, sampling)

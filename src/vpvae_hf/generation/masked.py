@@ -33,9 +33,6 @@ class VPMaskedPipeline(CodePipeline):
         tokenizer, transformer: as for `VPAutoregressivePipeline`, but the transformer is a masked language model.
         scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
             `BlockRefinementScheduler`, which keeps the surest.
-
-    Raises:
-        ValueError, CodebookNotFittedError, NoCodesError: as for `VPAutoregressivePipeline`.
     """
 
     scheduler: Scheduler
@@ -81,9 +78,6 @@ class VPMaskedPipeline(CodePipeline):
             known: [B, *grid], true for the codes that stay.
             duration_s: duration of the clips, seconds; None for the longest that the model was trained on.
             generator, output_type, return_dict: as for `VPAutoregressivePipeline`.
-
-        Raises:
-            ValueError: an argument out of its range, an image of another size, or one of a pair of arguments alone.
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         require(num_inference_steps >= 1, "num_inference_steps", num_inference_steps, "at least 1")

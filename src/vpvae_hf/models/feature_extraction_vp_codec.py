@@ -18,11 +18,7 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
         super().__init__(**{"feature_size": 1, **kwargs}, sampling_rate=sampling_rate)
 
     def __call__(
-        self,
-        raw_audio: np.ndarray | Sequence,
-        sampling_rate: int | None = None,
-        resample: bool = False,
-        **kwargs,
+        self, raw_audio: np.ndarray | Sequence, sampling_rate: int | None = None, resample: bool = False, **kwargs
     ) -> BatchFeature:
         """Make a batch.
 

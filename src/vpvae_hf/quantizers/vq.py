@@ -73,10 +73,6 @@ class VectorQuantization(LearnedCodebook):
             sync_codebook=distributed.world_size() > 1,
         )
 
-    @property
-    def codebook(self) -> Tensor:
-        return self.library.codebook
-
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         with _randomness(generator):
             latents, codes, _ = self.library(features.reshape(1, -1, self.latent_dim))
