@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import did_you_mean, require
 
-from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator, seeded_by
+from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator
 from .vocabulary import CodeVocabulary
 
 

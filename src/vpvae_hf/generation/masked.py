@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import require
 
-from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator, seeded_by
+from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator
 from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
@@ -136,14 +137,13 @@ class VPMaskedPipeline(CodePipeline):
         return codes, ~anew[:, 0].expand(len(image), -1, -1)
 
     def _check_scheduler(self, choice_temperature: float | None) -> None:
-        if not isinstance(self.scheduler, AmusedScheduler):
-            if choice_temperature is not None:
-                raise ValueError(
-                    "choice_temperature is for AmusedScheduler; others always keep the surest codes, leave it out"
-                )
-            return
-        mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
-        if mask != size:
+        amused = isinstance(self.scheduler, AmusedScheduler)
+        if choice_temperature is not None and not amused:
+            raise ValueError(
+                "choice_temperature is for AmusedScheduler; others always keep the surest codes, leave it out"
+            )
+        mask, size = self.scheduler.config.get("mask_token_id"), self.vocabulary.codebook_size
+        if amused and mask != size:
             raise ValueError(
                 f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
                 f"make it with AmusedScheduler(mask_token_id={size})"
