@@ -116,13 +116,8 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
             )
         encoder_out_channels = encoder_out_channels or block_out_channels[-1]
         decoder_in_channels = decoder_in_channels or block_out_channels[-1]
-        shared = {
-            "block_out_channels": block_out_channels,
-            "layers_per_block": layers_per_block,
-            "act_fn": act_fn,
-            "norm_num_groups": norm_num_groups,
-            "mid_block_add_attention": mid_block_add_attention,
-        }
+        names = ("block_out_channels", "layers_per_block", "act_fn", "norm_num_groups", "mid_block_add_attention")
+        shared = {name: self.config[name] for name in names}
         self.encoder = Encoder(in_channels, encoder_out_channels, down_block_types, double_z=False, **shared)
         self.quant_conv = nn.Conv2d(encoder_out_channels, settings.feature_dim, 1)
         self.quantize = build_quantizer(settings)

@@ -85,11 +85,7 @@ class VPCodecConfig(PreTrainedConfig):
     codebook_size = property(lambda self: self.quantizer["codebook_size"], doc="K, or None if there are no codes.")
     codebook_dim = property(lambda self: self.quantizer["latent_dim"], doc="d, the dimension of a latent.")
     is_causal = property(lambda self: self.causal, doc="The name under which transformers' masks ask for `causal`.")
-
-    @property
-    def num_codebooks(self) -> int:
-        """G, codes per frame: the latent dimension for kind "token_bridge", otherwise 1."""
-        return quantizer_config(self.quantizer).code_groups
+    num_codebooks = property(lambda self: quantizer_config(self.quantizer).code_groups, doc="G, codes per frame.")
 
     def _check_sizes(self) -> None:
         def check(name: str, holds: bool, valid: str) -> None:

@@ -81,15 +81,8 @@ class QuantizerConfig:
         valid = "true or false" if self.needs_fitting else f"true: the kind {self.kind!r} needs no fitting"
         require(self.fitted is True or (self.fitted is False and self.needs_fitting), "fitted", self.fitted, valid)
 
-    @property
-    def feature_dim(self) -> int:
-        """F, how many values the encoder gives for a token."""
-        return self.latent_dim
-
-    @property
-    def code_groups(self) -> int:
-        """G, how many codes a token has."""
-        return 1
+    feature_dim = property(attrgetter("latent_dim"), doc="F, how many values the encoder gives for a token.")
+    code_groups = property(lambda self: 1, doc="G, how many codes a token has.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with their kind, as JSON stores them."""
