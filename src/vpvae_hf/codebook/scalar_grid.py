@@ -24,12 +24,12 @@ class ScalarGrid:
 
     def cells(self, unit: Tensor) -> Tensor:
         """Cell of each coordinate: l_i = clip(floor(L_i z_i), 0, L_i - 1), [..., d] int64 from [..., d] in [0, 1]."""
-        levels = self._levels(unit)
+        levels = self.levels_like(unit)
         return (unit * levels).floor().clamp(min=0).minimum(levels - 1).long()
 
     def centroids(self, cells: Tensor) -> Tensor:
         """Middle of each cell: (l_i + 1/2) / L_i, [..., d] float32 in (0, 1)."""
-        return (cells.float() + 0.5) / self._levels(cells)
+        return (cells.float() + 0.5) / self.levels_like(cells)
 
     def to_codes(self, cells: Tensor) -> Tensor:
         """One integer per vector: sum_i l_i * prod_{j<i} L_j, [...] int64 from [..., d]."""
@@ -40,7 +40,8 @@ class ScalarGrid:
         levels = torch.tensor(self.levels, device=codes.device)
         return codes.unsqueeze(-1).div(self._radices(codes), rounding_mode="floor") % levels
 
-    def _levels(self, like: Tensor) -> Tensor:
+    def levels_like(self, like: Tensor) -> Tensor:
+        """[d] float32 levels, on a tensor's device."""
         return torch.tensor(self.levels, device=like.device, dtype=torch.float32)
 
     def _radices(self, like: Tensor) -> Tensor:
@@ -49,11 +50,7 @@ class ScalarGrid:
 
 
 def complete_levels(levels: Sequence[int] | None, codebook_size: int | None, latent_dim: int | None) -> tuple[int, ...]:
-    """Check levels against a given size and dimension, or choose them by `levels_for_codebook_size` (1024) if None.
-
-    Raises:
-        ValueError: levels that are not integers of at least 2, or that contradict a given dimension or size.
-    """
+    """Check levels against a given size and dimension, or choose them by `levels_for_codebook_size` (1024) if None."""
     for name, value in (("codebook_size", codebook_size), ("latent_dim", latent_dim)):
         require(value is None or (is_integer(value) and value >= 1), name, value, "a positive integer")
     if levels is None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import did_you_mean, require
 
-from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator, seeded_by
+from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator
 from .vocabulary import CodeVocabulary
 
 
@@ -68,18 +69,12 @@ class VPAutoregressivePipeline(CodePipeline):
             sampling: fields of `generation_config` to change, such as temperature, top_k, top_p and guidance_scale
                 (classifier-free guidance, for models that know sequences without condition). `do_sample=False` and
                 `temperature=0` take the likeliest code each time.
-
-        Raises:
-            TypeError: an argument that neither the pipeline nor `GenerationConfig` has.
-            ValueError: an argument out of its range.
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         config = _sampling_config(generation_config, sampling)
         conditions, number = self._conditions(class_labels, num_images, config.guidance_scale)
-        longest = self._tokens(duration_s, "duration_s") * vocabulary.code_groups
-        shortest = longest
-        if min_duration_s is not None:
-            shortest = self._tokens(min_duration_s, "min_duration_s") * vocabulary.code_groups
+        longest = self._length(duration_s, "duration_s")
+        shortest = longest if min_duration_s is None else self._length(min_duration_s, "min_duration_s")
         if shortest > longest:
             raise ValueError(f"min_duration_s={min_duration_s} is more than duration_s={duration_s}")
         prompt, unconditional = vocabulary.prompt(conditions, batch_size=number), vocabulary.prompt(batch_size=number)

@@ -32,13 +32,8 @@ class CodeLikelihood:
     tokens: int
     unigram_bits: float
 
-    @property
-    def bits_per_token(self) -> float:
-        return self.bits / self.tokens
-
-    @property
-    def unigram_bits_per_token(self) -> float:
-        return self.unigram_bits / self.tokens
+    bits_per_token = property(lambda self: self.bits / self.tokens)
+    unigram_bits_per_token = property(lambda self: self.unigram_bits / self.tokens)
 
     def summary(self, manifest: Mapping[str, Any]) -> dict[str, float]:
         """What a card tells: tokens, bits per token, and bits per second or pixel as the codes' manifest says."""

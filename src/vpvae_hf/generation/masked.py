@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import require
 
-from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator, seeded_by
+from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator
 from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
@@ -33,9 +34,6 @@ class VPMaskedPipeline(CodePipeline):
         tokenizer, transformer: as for `VPAutoregressivePipeline`, but the transformer is a masked language model.
         scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
             `BlockRefinementScheduler`, which keeps the surest.
-
-    Raises:
-        ValueError, CodebookNotFittedError, NoCodesError: as for `VPAutoregressivePipeline`.
     """
 
     scheduler: Scheduler
@@ -81,9 +79,6 @@ class VPMaskedPipeline(CodePipeline):
             known: [B, *grid], true for the codes that stay.
             duration_s: duration of the clips, seconds; None for the longest that the model was trained on.
             generator, output_type, return_dict: as for `VPAutoregressivePipeline`.
-
-        Raises:
-            ValueError: an argument out of its range, an image of another size, or one of a pair of arguments alone.
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         require(num_inference_steps >= 1, "num_inference_steps", num_inference_steps, "at least 1")
@@ -99,8 +94,7 @@ class VPMaskedPipeline(CodePipeline):
             raise ValueError("codes and known go together: the codes, and which of them stay")
         conditions, number = self._conditions(class_labels, num_images if codes is None else len(codes), guidance_scale)
         if codes is None:
-            length = self._tokens(duration_s, "duration_s") * vocabulary.code_groups
-            sample = torch.full((number, length), vocabulary.codebook_size)
+            sample = torch.full((number, self._length(duration_s, "duration_s")), vocabulary.codebook_size)
         elif duration_s is not None:
             raise ValueError(f"the codes say how long the clips are; leave duration_s={duration_s} out")
         else:
@@ -143,14 +137,13 @@ class VPMaskedPipeline(CodePipeline):
         return codes, ~anew[:, 0].expand(len(image), -1, -1)
 
     def _check_scheduler(self, choice_temperature: float | None) -> None:
-        if not isinstance(self.scheduler, AmusedScheduler):
-            if choice_temperature is not None:
-                raise ValueError(
-                    "choice_temperature is for AmusedScheduler; others always keep the surest codes, leave it out"
-                )
-            return
-        mask, size = self.scheduler.config.mask_token_id, self.vocabulary.codebook_size
-        if mask != size:
+        amused = isinstance(self.scheduler, AmusedScheduler)
+        if choice_temperature is not None and not amused:
+            raise ValueError(
+                "choice_temperature is for AmusedScheduler; others always keep the surest codes, leave it out"
+            )
+        mask, size = self.scheduler.config.get("mask_token_id"), self.vocabulary.codebook_size
+        if amused and mask != size:
             raise ValueError(
                 f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
                 f"make it with AmusedScheduler(mask_token_id={size})"

@@ -3,9 +3,8 @@
 Shapes: B sequences; [h, w] or [n] codes with G per token.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,18 +93,18 @@ class CodePipeline(DiffusionPipeline):
             raise ValueError(f"at least one must be generated, got {number}")
         return conditions, number
 
-    def _tokens(self, seconds: float | None, name: str) -> int:
-        """The number of tokens of so many seconds of audio; as many as the model knows for None, and for images."""
-        most = math.prod(self.vocabulary.grid)
+    def _length(self, seconds: float | None, name: str) -> int:
+        """The number of ids of so many seconds of audio; as many as the model knows for None, and for images."""
+        most, groups = math.prod(self.vocabulary.grid), self.vocabulary.code_groups
         if seconds is None:
-            return most
+            return most * groups
         rate = getattr(self.tokenizer.config, "frame_rate", None)
         if rate is None:
             raise ValueError(f"{name}={seconds} is for audio; images always have the size of the grid, leave it out")
         tokens = math.ceil(seconds * rate - 1e-6)
         valid = f"above 0 and at most {most / rate:.3f}, as the model was trained"
         require(1 <= tokens <= most, name, seconds, valid)
-        return tokens
+        return tokens * groups
 
     def _decoded(
         self, ids: list[Tensor], output_type: str, return_dict: bool
@@ -138,22 +137,6 @@ def for_each_generator(
         raise ValueError(f"generator has {len(generator)} for {number} to generate; give one, or one for each")
     # One after the other: libraries draw for a whole batch at once, so each row would depend on the others.
     return [made for row, each in enumerate(generator) for made in make(slice(row, row + 1), each)]
-
-
-@contextlib.contextmanager
-def seeded_by(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """A block in which torch's global generators, the CPU's and the device's, follow `generator`, if it is given.
-
-    It is for libraries that draw from them alone. `generator` goes on by one draw; afterwards the global ones are as
-    before.
-    """
-    if generator is None:
-        yield
-        return
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
-        torch.manual_seed(int(seed))
-        yield
 
 
 def write_samples(pipeline: CodePipeline, folder: Path, codes: CodeFolder, *, number: int, seed: int) -> None:

@@ -35,7 +35,8 @@ class CodeVocabulary:
         fingerprint: `fingerprint()` of the tokenizer that made the codes; None accepts any tokenizer.
 
     Raises:
-        ValueError: a size below 1 (C: below 0), or a grid that is neither [h, w] nor [n].
+        ValueError: a size below 1 (C: below 0), or a grid that is neither [h, w] nor [n]; from the methods, codes, ids
+            or conditions out of range, of another shape, or not taken.
     """
 
     codebook_size: int
@@ -59,20 +60,9 @@ class CodeVocabulary:
     pad = property(lambda self: self.begin + 3)  # fills up shorter sequences
     mask = property(lambda self: self.begin + 4)  # a code that is not known yet
     size = property(lambda self: self.begin + 5)  # the number of ids
-
-    @property
-    def is_audio(self) -> bool:
-        """Whether the codes are sequences [n], as those of clips are, which may differ in length."""
-        return len(self.grid) == 1
-
-    @property
-    def length(self) -> int:
-        """L of an image, or of the longest clip."""
-        return math.prod(self.grid) * self.code_groups
-
-    @property
-    def _group_shape(self) -> tuple[int, ...]:
-        return () if self.code_groups == 1 else (self.code_groups,)
+    length = property(lambda self: math.prod(self.grid) * self.code_groups)  # L of an image, or of the longest clip
+    is_audio = property(lambda self: len(self.grid) == 1)  # sequences [n], as of clips, which may differ in length
+    _group_shape = property(lambda self: () if self.code_groups == 1 else (self.code_groups,))
 
     def is_code(self, ids: Tensor) -> Tensor:
         """Which ids are those of codes, as booleans of the same shape."""
@@ -83,10 +73,6 @@ class CodeVocabulary:
 
         Args:
             codes: [B, *grid], with several codes per token [B, *grid, G]; clips may be shorter than the grid.
-
-        Raises:
-            TypeError: codes are not integers.
-            ValueError: another grid, or codes outside 0..K-1.
         """
         groups, given = self._group_shape, codes.shape[1:]
         sizes = given[: len(self.grid)]
@@ -100,7 +86,7 @@ class CodeVocabulary:
         return self._ids(codes)
 
     def encode_prefix(self, codes: Tensor) -> Tensor:
-        """Ids of the first m codes in raster order, [B, m] or [B, m, G]; errors as those of `encode`."""
+        """Ids of the first m codes in raster order, [B, m] or [B, m, G]."""
         groups, most = self._group_shape, math.prod(self.grid)
         if codes.ndim != 2 + len(groups) or tuple(codes.shape[2:]) != groups or codes.shape[1] > most:
             wanted = ", ".join(["B", f"0..{most}", *map(str, groups)])
@@ -115,11 +101,7 @@ class CodeVocabulary:
         return codes.flatten(1) + self.first_code
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Codes [B, *grid] or [B, *grid, G] int64 of ids [B, L]; fewer ids make shorter clips.
-
-        Raises:
-            ValueError: an id that is not a code's, or another number of ids than a grid takes.
-        """
+        """Codes [B, *grid] or [B, *grid, G] int64 of ids [B, L]; fewer ids make shorter clips."""
         if not self.is_code(ids).all():
             valid = f"{self.first_code}..{self.begin - 1}"
             raise ValueError(f"ids of codes lie in {valid}, got {int(ids.min())}..{int(ids.max())}")
@@ -136,9 +118,6 @@ class CodeVocabulary:
         Args:
             conditions: [B], one per sequence, such as classes, or [B, n], such as texts of equal length; None for none.
             batch_size: B if there are no conditions.
-
-        Raises:
-            ValueError: conditions outside 0..C-1, or any conditions if C is 0.
         """
         begin = torch.full((batch_size if conditions is None else len(conditions), 1), self.begin)
         if self.condition_size == 0 and conditions is None:
@@ -146,7 +125,7 @@ class CodeVocabulary:
         return torch.cat([self.condition_ids(conditions, batch_size=batch_size), begin], dim=1)
 
     def condition_ids(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Ids [B, n] of conditions, "unconditional" for None; arguments and errors as those of `prompt`."""
+        """Ids [B, n] of conditions, "unconditional" for None; arguments as those of `prompt`."""
         if conditions is None:
             return torch.full((batch_size, 1), self.unconditional)
         if self.condition_size == 0:
@@ -206,12 +185,7 @@ class CodeVocabulary:
                 )
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """See that a tokenizer makes the codes that the model knows.
-
-        Raises:
-            CodebookNotFittedError, NoCodesError: the tokenizer has no codes.
-            ValueError: its codes are others.
-        """
+        """Raise a NoCodesError for a tokenizer without codes, and a ValueError if they are not those of the model."""
         quantizer = tokenizer.quantize
         quantizer.check_codes()
         for name in ("codebook_size", "code_groups"):

@@ -3,14 +3,13 @@
 import json
 import math
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_url
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vpvae_hf.files import read_json, write_json, write_text
 from vpvae_hf.metric_labels import metric_label, sort_metrics
@@ -189,15 +188,9 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
 
 def _rendered(*templates: str, **values: Any) -> str:
     """The text of the first of some templates of `model_cards` that exists; all of its values must be given."""
-    environment = Environment(
-        loader=FunctionLoader(_template), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = PackageLoader("vpvae_hf.model_cards", "")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.select_template(templates).render(marker=MARKER, format=format_number, **values)
-
-
-def _template(name: str) -> str | None:
-    path = resources.files("vpvae_hf.model_cards") / name
-    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _hub_id(name: str | None) -> str | None:

@@ -70,15 +70,7 @@ def push_folder(
             contents[CARD] = render_card(saved, repo_id, revision=revision).encode()
         return contents
 
-    return _push(
-        ready,
-        repo_id,
-        private=private,
-        token=token,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message or f"Upload {saved.class_name}",
-    )
+    return _push(ready, repo_id, private, token, commit_message or f"Upload {saved.class_name}", revision, create_pr)
 
 
 def push_pipeline(
@@ -96,13 +88,12 @@ def push_pipeline(
         paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
         return {name.as_posix(): path for name, path in paths.items() if not any(p.startswith(".") for p in name.parts)}
 
-    return _push(ready, repo_id, private=private, token=token, commit_message="Upload pipeline")
+    return _push(ready, repo_id, private, token, "Upload pipeline")
 
 
 def _push(
     ready: Callable[[str], dict[str, Path | bytes]],
     repo_id: str,
-    *,
     private: bool | None,
     token: str | None,
     commit_message: str,

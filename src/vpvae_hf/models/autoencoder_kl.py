@@ -22,10 +22,7 @@ class AutoencoderKLStart:
 
     @classmethod
     def from_autoencoder_kl(
-        cls,
-        name_or_model: str | os.PathLike | AutoencoderKL,
-        quantizer: Mapping[str, Any] | None = None,
-        **kwargs,
+        cls, name_or_model: str | os.PathLike | AutoencoderKL, quantizer: Mapping[str, Any] | None = None, **kwargs
     ) -> Self:
         """A new tokenizer with the encoder and decoder of a diffusers `AutoencoderKL`, to be trained further.
 

@@ -67,9 +67,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         decoder_in_channels: channels between the bottleneck and the decoder; likewise.
         force_not_quantize: the default of `decode`'s argument, so that pipelines do not quantize the latents that a
             diffusion model makes.
-
-    Raises:
-        ValueError: latent_channels that contradict the quantizer, or invalid quantizer settings.
     """
 
     hub_entry = HubEntry(
@@ -81,6 +78,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         downsampling=lambda config: 2 ** (len(config["block_out_channels"]) - 1),
     )
     _weights_file = "diffusion_pytorch_model"
+    _projections = ("quant_conv", "post_quant_conv")
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
     _no_split_modules: ClassVar = ["BasicTransformerBlock", "ResnetBlock2D"]
@@ -118,13 +116,8 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
             )
         encoder_out_channels = encoder_out_channels or block_out_channels[-1]
         decoder_in_channels = decoder_in_channels or block_out_channels[-1]
-        shared = {
-            "block_out_channels": block_out_channels,
-            "layers_per_block": layers_per_block,
-            "act_fn": act_fn,
-            "norm_num_groups": norm_num_groups,
-            "mid_block_add_attention": mid_block_add_attention,
-        }
+        names = ("block_out_channels", "layers_per_block", "act_fn", "norm_num_groups", "mid_block_add_attention")
+        shared = {name: self.config[name] for name in names}
         self.encoder = Encoder(in_channels, encoder_out_channels, down_block_types, double_z=False, **shared)
         self.quant_conv = nn.Conv2d(encoder_out_channels, settings.feature_dim, 1)
         self.quantize = build_quantizer(settings)
@@ -143,11 +136,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Continuous latents of images: `.latents` [B, d, h, w], in the model's dtype.
-
-        Raises:
-            ValueError: another shape, sides that are not multiples of f, or NaN or infinite pixels.
-        """
+        """Continuous latents of images: `.latents` [B, d, h, w], in the model's dtype."""
         x = self._checked(x)
         parts = [self._encode(part).movedim(-1, 1) for part in (x.split(1) if self.use_slicing else [x])]
         latents = torch.cat(parts) if self.use_slicing else parts[0]
@@ -168,10 +157,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
             force_not_quantize: decode latents as they are; None for what the config says. Codes are always looked up,
                 and latents of a quantizer of kind "none" are never quantized.
             shape: (B, h, w) or (B, h, w, d), if the codes are flat.
-
-        Raises:
-            ValueError: another shape, codes out of range, or NaN or infinite latents.
-            CodebookNotFittedError: codes are needed but no codebook has been fitted.
         """
         if h.is_floating_point():
             if h.ndim != 4 or h.shape[1] != self.config.latent_channels:
@@ -212,10 +197,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
         Args:
             generator: source of the perturbation's randomness.
-
-        Raises:
-            ValueError: as `encode`.
-            CodebookNotFittedError: eval mode without a fitted codebook.
         """
         features = self._features(self._checked(sample))
         quantized = self.quantize(features, generator=generator)
@@ -275,13 +256,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.quant_conv
-
-    def _replace_projections(self) -> None:
-        place = {"device": self.quant_conv.weight.device, "dtype": self.quant_conv.weight.dtype}
-        encoder_out, decoder_in = self.quant_conv.in_channels, self.post_quant_conv.out_channels
-        config = self.quantize.config
-        self.quant_conv = nn.Conv2d(encoder_out, config.feature_dim, 1, **place).train(self.training)
-        self.post_quant_conv = nn.Conv2d(config.latent_dim, decoder_in, 1, **place).train(self.training)
 
     def _checked(self, x: Tensor) -> Tensor:
         channels, factor = self.config.in_channels, self.downsample_factor

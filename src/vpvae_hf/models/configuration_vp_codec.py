@@ -38,9 +38,6 @@ class VPCodecConfig(PreTrainedConfig):
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
         scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
             `fit_codebook` and the recipes measure it.
-
-    Raises:
-        ValueError: a value out of its range, a misspelt or derived field, or invalid quantizer settings.
     """
 
     model_type = "vp_codec"
@@ -79,45 +76,16 @@ class VPCodecConfig(PreTrainedConfig):
         if rotation != "default":
             raise ValueError(f"rope_parameters must have rope_type 'default', got {rotation!r}; leave it out")
 
-    @property
-    def upsampling_ratios(self) -> list[int]:
-        """Strides of the decoder's blocks."""
-        return self.downsampling_ratios[::-1]
-
-    @property
-    def hop_length(self) -> int:
-        """Samples per code."""
-        return math.prod(self.downsampling_ratios)
-
-    @property
-    def frame_rate(self) -> float:
-        """Codes per second."""
-        return self.sampling_rate / self.hop_length
-
-    @property
-    def chunk_frames(self) -> int:
-        """Codes per part of longer audio."""
-        return int(self.chunk_length_s * self.frame_rate)
-
-    @property
-    def codebook_size(self) -> int | None:
-        """K, the number of codes; None if the quantizer has none."""
-        return self.quantizer["codebook_size"]
-
-    @property
-    def codebook_dim(self) -> int:
-        """d, the dimension of a latent."""
-        return self.quantizer["latent_dim"]
-
-    @property
-    def num_codebooks(self) -> int:
-        """G, codes per frame: the latent dimension for kind "token_bridge", otherwise 1."""
-        return quantizer_config(self.quantizer).code_groups
-
-    @property
-    def is_causal(self) -> bool:
-        """The name under which transformers' masks ask for `causal`."""
-        return self.causal
+    upsampling_ratios = property(lambda self: self.downsampling_ratios[::-1], doc="Strides of the decoder's blocks.")
+    hop_length = property(lambda self: math.prod(self.downsampling_ratios), doc="Samples per code.")
+    frame_rate = property(lambda self: self.sampling_rate / self.hop_length, doc="Codes per second.")
+    chunk_frames = property(
+        lambda self: int(self.chunk_length_s * self.frame_rate), doc="Codes per part of long audio."
+    )
+    codebook_size = property(lambda self: self.quantizer["codebook_size"], doc="K, or None if there are no codes.")
+    codebook_dim = property(lambda self: self.quantizer["latent_dim"], doc="d, the dimension of a latent.")
+    is_causal = property(lambda self: self.causal, doc="The name under which transformers' masks ask for `causal`.")
+    num_codebooks = property(lambda self: quantizer_config(self.quantizer).code_groups, doc="G, codes per frame.")
 
     def _check_sizes(self) -> None:
         def check(name: str, holds: bool, valid: str) -> None:

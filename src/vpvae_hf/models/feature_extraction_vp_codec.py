@@ -18,11 +18,7 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
         super().__init__(**{"feature_size": 1, **kwargs}, sampling_rate=sampling_rate)
 
     def __call__(
-        self,
-        raw_audio: np.ndarray | Sequence,
-        sampling_rate: int | None = None,
-        resample: bool = False,
-        **kwargs,
+        self, raw_audio: np.ndarray | Sequence, sampling_rate: int | None = None, resample: bool = False, **kwargs
     ) -> BatchFeature:
         """Make a batch.
 
@@ -34,9 +30,6 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
 
         Returns:
             "input_values" [B, 1, T], and "padding_mask" [B, T], 1 for audio.
-
-        Raises:
-            ValueError: another sampling rate without `resample`, several channels, no samples, or NaN or infinite ones.
         """
         rate = self.sampling_rate if sampling_rate is None else sampling_rate
         if rate != self.sampling_rate and not resample:

@@ -108,6 +108,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         downsampling=lambda config: math.prod(config["downsampling_ratios"]),
     )
     _weights_file = "model"
+    _projections = ("quant_proj", "post_quant_proj")
     # transformers' own error does not say what is mismatched; the info that it gives does.
     _loading = {"ignore_mismatched_sizes": True}  # noqa: RUF012
     base_model_prefix = "vp_codec"
@@ -137,12 +138,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def encode(
         self, input_values: Tensor, padding_mask: Tensor | None = None, return_dict: bool | None = None
     ) -> VPCodecEncoderOutput | tuple:
-        """Codes of audio.
-
-        Raises:
-            ValueError: another shape, less than one hop, NaN or infinite values, or padding before audio.
-            CodebookNotFittedError: no codebook has been fitted; `latent_vectors` needs none.
-        """
+        """Codes and latents of audio; `latent_vectors` gives latents without a codebook."""
         audio, valid = self._checked(input_values, padding_mask)
         latents = self.quantize.to_latents(self._features(audio, valid))
         mask = None if valid is None else position_mask(valid, latents.shape[1])
@@ -166,10 +162,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             padding_mask: the mask that the codes were made with. With it, the audio is T samples long, and zero where
                 the mask is; without it, N hops long.
             force_not_quantize: decode latents as they are. Codes are looked up in any case.
-
-        Raises:
-            ValueError: another shape, codes out of range, NaN or infinite latents, or a mask of another length.
-            CodebookNotFittedError: codes are needed but no codebook has been fitted.
         """
         latents = self._latents_of(audio_codes, force_not_quantize)
         if padding_mask is None:
@@ -198,9 +190,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
         Args:
             generator: source of the perturbation's randomness.
-
-        Raises:
-            ValueError, CodebookNotFittedError: as `encode`; train mode needs no codebook.
         """
         audio, valid = self._checked(input_values, padding_mask)
         features = self._features(audio, valid)
@@ -273,12 +262,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.encoder_transformer, self.quant_norm, self.quant_proj
-
-    def _replace_projections(self) -> None:
-        place = {"device": self.quant_proj.weight.device, "dtype": self.quant_proj.weight.dtype}
-        hidden_size, config = self.config.hidden_size, self.quantize.config
-        self.quant_proj = nn.Linear(hidden_size, config.feature_dim, **place).train(self.training)
-        self.post_quant_proj = nn.Linear(config.latent_dim, hidden_size, **place).train(self.training)
 
     def _returns_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict

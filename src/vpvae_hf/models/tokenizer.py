@@ -26,6 +26,9 @@ class Tokenizer(Persistence, ABC):
     It computes: signal, encoder, projection, quantizer, projection, decoder, signal. Models derive from this class
     first, and then from a model class of diffusers or transformers.
 
+    Methods raise a ValueError for inputs, latents or codes of another shape, out of range, NaN or infinite. If they
+    need codes, they raise a CodebookNotFittedError before a codebook is fitted, and a NoCodesError with kind "none".
+
     Attributes:
         quantize: the quantizer.
         hub_entry: how the Hub shows the class's models. A class that sets it is known to `vpvae_hf.hub`.
@@ -33,6 +36,7 @@ class Tokenizer(Persistence, ABC):
 
     quantize: Quantizer
     hub_entry: ClassVar[HubEntry]
+    _projections: ClassVar[tuple[str, str]]  # names of the layers, linear at each position, around the quantizer
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -41,11 +45,7 @@ class Tokenizer(Persistence, ABC):
 
     @abstractmethod
     def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Continuous latents [B, *grid, d] float32 of signals; `fit_codebook` clusters these.
-
-        Raises:
-            ValueError: the model does not take such signals or such a mask.
-        """
+        """Continuous latents [B, *grid, d] float32 of signals; `fit_codebook` clusters these."""
 
     @abstractmethod
     def decode_vectors(self, vectors: Tensor) -> Tensor:
@@ -53,22 +53,11 @@ class Tokenizer(Persistence, ABC):
 
     @abstractmethod
     def detokenize(self, codes: Tensor) -> Tensor:
-        """Signals of codes, of any integer dtype.
-
-        Raises:
-            ValueError: another shape, or codes out of range.
-            CodebookNotFittedError: no codebook has been fitted.
-        """
+        """Signals of codes, of any integer dtype."""
 
     @torch.no_grad()
     def tokenize(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes of signals, int64; 0 beyond the end of a padded signal.
-
-        Raises:
-            ValueError: as `latent_vectors`.
-            CodebookNotFittedError: no codebook has been fitted.
-            NoCodesError: the quantizer is of kind "none".
-        """
+        """Codes of signals, int64; 0 beyond the end of a padded signal."""
         codes = self.quantize.encode(self.latent_vectors(inputs, padding_mask))
         if padding_mask is not None:
             codes[~self.token_mask(padding_mask).to(codes.device)] = 0
@@ -79,11 +68,7 @@ class Tokenizer(Persistence, ABC):
         raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
 
     def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d], in the model and in its config.
-
-        Raises:
-            ValueError: another shape, NaN or infinite values, or a quantizer whose codes are fixed.
-        """
+        """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the codes are fixed."""
         if not self.quantize.needs_fitting:
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, it is not fitted to data")
         self.quantize.set_codebook(codebook)
@@ -169,9 +154,13 @@ class Tokenizer(Persistence, ABC):
     def _set_config(self, **settings) -> None:
         """Write values into the config."""
 
-    @abstractmethod
     def _replace_projections(self) -> None:
         """Make new projections for the present quantizer, to its features and from its latents."""
+        config, weights = self.quantize.config, [getattr(self, name).weight for name in self._projections]
+        sizes = (weights[0].shape[1], config.feature_dim), (config.latent_dim, weights[1].shape[0])
+        for name, weight, size in zip(self._projections, weights, sizes, strict=True):
+            kernel, place = weight.shape[2:3], {"device": weight.device, "dtype": weight.dtype}
+            setattr(self, name, type(getattr(self, name))(*size, *kernel, **place).train(self.training))
 
     def _mark_unfitted(self) -> None:
         # Settings copied from a fitted model say that they are fitted, but its codebook does not come with them.

@@ -42,24 +42,20 @@ class StreamingEncoder(_Stream):
     """Codes of audio that comes in chunks of any length, as `encode` would give them for the whole.
 
     Latents differ from those of the whole by rounding alone. A code is given as soon as its hop is complete.
+    Chunks of another batch size, or with NaN or infinite samples, raise a ValueError, after which the stream can go on.
 
     Args:
         codec: a causal codec with codes, in eval mode.
 
     Raises:
         ValueError: the codec is not causal, or is in train mode.
-        CodebookNotFittedError: at the first chunk, if no codebook has been fitted.
     """
 
     _rest: Tensor | None = None  # [B, 1, less than a hop]
 
     @torch.no_grad()
     def encode(self, audio: Tensor) -> Tensor:
-        """[B, G, N] int64 codes of the hops that a chunk [B, 1, T] completes; N may be 0.
-
-        Raises:
-            ValueError: another shape, another B than before, or NaN or infinite samples; the stream can go on.
-        """
+        """[B, G, N] int64 codes of the hops that a chunk [B, 1, T] completes; N may be 0."""
         codec, hop = self._codec, self._codec.config.hop_length
         audio = checked_audio(audio, 0).to(codec.dtype)
         self._check_batch(len(audio))
@@ -91,11 +87,7 @@ class StreamingDecoder(_Stream):
 
     @torch.no_grad()
     def decode(self, audio_codes: Tensor) -> Tensor:
-        """Audio [B, 1, N * hop] of codes [B, G, N].
-
-        Raises:
-            ValueError: another shape, another B than before, or codes out of range; the stream can go on.
-        """
+        """Audio [B, 1, N * hop] of codes [B, G, N]."""
         groups = self._codec.quantize.code_groups
         if audio_codes.ndim != 3 or audio_codes.shape[1] != groups:
             raise ValueError(f"codes must be [B, {groups}, N], got shape {tuple(audio_codes.shape)}")

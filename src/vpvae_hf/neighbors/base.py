@@ -21,7 +21,7 @@ class NeighborIndex(ABC):
         points: [S, d], finite. Kept by reference where the backend allows.
 
     Raises:
-        ValueError: points are not a non-empty finite matrix.
+        ValueError: points or queries that are not a finite matrix, no points, or a rank outside 1..S.
     """
 
     def __init__(self, points: Tensor):
@@ -32,11 +32,7 @@ class NeighborIndex(ABC):
         self.points = points.detach().float()
 
     def distances(self, queries: Tensor, ranks: Sequence[int]) -> Tensor:
-        """Euclidean distances [N, R] float32 from queries [N, d] to their ranks[r]-th nearest points, 1 the nearest.
-
-        Raises:
-            ValueError: a rank outside 1..S, another dimension than the points', or non-finite queries.
-        """
+        """Euclidean distances [N, R] float32 from queries [N, d] to their ranks[r]-th nearest points, 1 the nearest."""
         size, dim = self.points.shape
         if queries.ndim != 2 or queries.shape[1] != dim:
             raise ValueError(f"queries must be [N, {dim}] like the points, got shape {tuple(queries.shape)}")
@@ -56,16 +52,14 @@ class TorchIndex(NeighborIndex):
     def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         blocks = self.points.to(queries.device).split(_POINT_BLOCK)
         columns = torch.tensor(ranks, device=queries.device) - 1
-        rows = [self._rows(part, blocks, max(ranks)) for part in query_blocks(queries, len(blocks[0]))]
+        rows = []
+        for part in query_blocks(queries, len(blocks[0])):
+            nearest = part.new_empty(len(part), 0)
+            for block in blocks:
+                candidates = torch.cat([nearest, direct_distances(part, block)], dim=1)
+                nearest = candidates.topk(min(max(ranks), candidates.shape[1]), largest=False).values
+            rows.append(nearest)
         return torch.cat(rows)[:, columns]
-
-    @staticmethod
-    def _rows(queries: Tensor, blocks: Sequence[Tensor], count: int) -> Tensor:
-        nearest = queries.new_empty(len(queries), 0)
-        for block in blocks:
-            candidates = torch.cat([nearest, direct_distances(queries, block)], dim=1)
-            nearest = candidates.topk(min(count, candidates.shape[1]), largest=False).values
-        return nearest
 
 
 def direct_distances(queries: Tensor, points: Tensor) -> Tensor:

@@ -112,10 +112,7 @@ class KDLeaves(NamedTuple):
     upper: Tensor
     leaf_size: int
 
-    @property
-    def leaf_count(self) -> int:
-        """L, a power of two."""
-        return self.lower.shape[1]
+    leaf_count = property(lambda self: self.lower.shape[1], doc="L, a power of two.")
 
 
 def kd_leaves(points: Tensor, most: int) -> KDLeaves:

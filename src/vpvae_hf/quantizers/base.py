@@ -8,7 +8,8 @@ dimensions.
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from operator import attrgetter
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,6 @@ class NoCodesError(RuntimeError):
 
 class CodebookNotFittedError(NoCodesError):
     """A quantizer was asked for codes before its codebook was fitted."""
-
-
-class TrainingState(Protocol):
-    """An object that `Accelerator.register_for_checkpointing` takes."""
-
-    def state_dict(self) -> dict: ...
-
-    def load_state_dict(self, state: dict) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +48,8 @@ class QuantizerOutput:
 class QuantizerConfig:
     """Settings of a quantizer; a plain dictionary in JSON. Every kind has the last three fields and adds its own.
 
+    A value out of its range raises a ValueError that tells the range.
+
     Attributes:
         kind: the name by which settings choose the quantizer, its key in the registry.
         description: what a model card says of the method.
@@ -65,9 +60,6 @@ class QuantizerConfig:
         codebook_size: K; None if there are no codes.
         latent_dim: d.
         fitted: whether the codebook is fitted, which `fit_codebook` sets; always true if it needs no fitting.
-
-    Raises:
-        ValueError: a value out of its range; the message tells the range.
     """
 
     kind: ClassVar[str]
@@ -89,15 +81,8 @@ class QuantizerConfig:
         valid = "true or false" if self.needs_fitting else f"true: the kind {self.kind!r} needs no fitting"
         require(self.fitted is True or (self.fitted is False and self.needs_fitting), "fitted", self.fitted, valid)
 
-    @property
-    def feature_dim(self) -> int:
-        """F, how many values the encoder gives for a token."""
-        return self.latent_dim
-
-    @property
-    def code_groups(self) -> int:
-        """G, how many codes a token has."""
-        return 1
+    feature_dim = property(attrgetter("latent_dim"), doc="F, how many values the encoder gives for a token.")
+    code_groups = property(lambda self: 1, doc="G, how many codes a token has.")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with their kind, as JSON stores them."""
@@ -109,7 +94,9 @@ class Quantizer(nn.Module, ABC):
     """Maps features to continuous latents, latents to codes, and codes back to latents.
 
     Computes in float32 with autocast off, and stays float32 when the model around it is cast, so that the same latents
-    have the same codes everywhere. Switching between `train()` and `eval()` computes nothing.
+    have the same codes everywhere. Switching between `train()` and `eval()` computes nothing. Methods raise a
+    ValueError for vectors of another dimension, NaN or infinite, and for codes outside 0..K-1 or of another G; a
+    TypeError for another kind of dtype; and, if they need codes, the errors of `check_codes`.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
     `set_codebook` and `recent_latents` if the codebook is fitted after training.
@@ -119,10 +106,10 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    @property
-    def codebook_size(self) -> int | None:
-        """K, the number of codes; None if there are none."""
-        return self.config.codebook_size
+    codebook_size = property(attrgetter("config.codebook_size"), doc="K, the number of codes; None if there are none.")
+    code_groups = property(attrgetter("config.code_groups"), doc="G, how many codes a token has.")
+    latent_dim = property(attrgetter("config.latent_dim"), doc="d, the dimension of a latent.")
+    needs_fitting = property(attrgetter("config.needs_fitting"), doc="Whether a codebook is fitted after training.")
 
     @property
     def has_codes(self) -> bool:
@@ -130,23 +117,11 @@ class Quantizer(nn.Module, ABC):
         return self.codebook_size is not None
 
     @property
-    def code_groups(self) -> int:
-        """G, how many codes a token has."""
-        return self.config.code_groups
+    def training_state(self) -> Any:
+        """What a checkpoint holds in addition to the weights, as `Accelerator.register_for_checkpointing` takes it.
 
-    @property
-    def latent_dim(self) -> int:
-        """d, the dimension of a latent."""
-        return self.config.latent_dim
-
-    @property
-    def needs_fitting(self) -> bool:
-        """Whether codes come from a codebook that is fitted after training."""
-        return self.config.needs_fitting
-
-    @property
-    def training_state(self) -> TrainingState | None:
-        """What a checkpoint holds in addition to the weights; None if training keeps nothing else."""
+        None if training keeps nothing else.
+        """
         return None
 
     def recent_latents(self) -> Tensor | None:
@@ -167,10 +142,6 @@ class Quantizer(nn.Module, ABC):
         Args:
             features: [..., F] what the encoder gives, any floating dtype.
             generator: source of the training forward's randomness, on the features' device; None for torch's own.
-
-        Raises:
-            ValueError: features of another dimension, NaN or infinite.
-            CodebookNotFittedError: as `check_codes`, in eval mode.
         """
         _check_vectors(features, self.config.feature_dim, "features")
         with torch.autocast(features.device.type, enabled=False):
@@ -186,25 +157,14 @@ class Quantizer(nn.Module, ABC):
             return QuantizerOutput(latents=quantized, codes=codes, loss=quantized.new_zeros(()), metrics=metrics)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d].
-
-        Raises:
-            ValueError: latents of another dimension, NaN or infinite.
-            NoCodesError: as `check_codes`.
-        """
+        """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d]."""
         self.check_codes()
         _check_vectors(latents, self.latent_dim, "latents")
         with torch.autocast(latents.device.type, enabled=False):
             return self.nearest_codes(latents.float())
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The latent of each code: [..., d] float32 from [...] or [..., G] integers.
-
-        Raises:
-            TypeError: codes are not integers.
-            ValueError: a code lies outside 0..K-1, or their last dimension is not G.
-            NoCodesError: as `check_codes`.
-        """
+        """The latent of each code: [..., d] float32 from [...] or [..., G] integers."""
         self.check_codes()
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")

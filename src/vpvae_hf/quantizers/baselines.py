@@ -1,9 +1,9 @@
 """What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training."""
 
-from abc import abstractmethod
 from dataclasses import dataclass
+from operator import attrgetter
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.settings import require, require_weight
@@ -46,10 +46,8 @@ class LearnedCodebookConfig(QuantizerConfig):
 class LearnedCodebook(Quantizer):
     """A codebook that the library trains; the code of a latent is the nearest by Euclidean distance."""
 
-    @property
-    @abstractmethod
-    def codebook(self) -> Tensor:
-        """[K, d], with its gradient."""
+    library: nn.Module
+    codebook = property(attrgetter("library.codebook"), doc="[K, d], with its gradient.")
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         _, codes = nearest_point(latents.detach().reshape(-1, self.latent_dim), self.codebook.detach())

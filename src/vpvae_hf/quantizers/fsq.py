@@ -64,7 +64,7 @@ class FiniteScalarQuantization(Quantizer):
         """[..., d] from unbounded features [..., d]."""
         if self.config.symmetric:
             return torch.tanh(features.float()).to(features.dtype)
-        levels = self._levels(features)
+        levels = self._grid.levels_like(features)
         half, offset = (levels - 1) * (1 + 1e-3) / 2, (levels % 2 == 0) * 0.5
         bounded = torch.tanh(features.float() + (offset / half).atanh()) * half - offset
         return (bounded / (levels // 2)).to(features.dtype)
@@ -76,7 +76,7 @@ class FiniteScalarQuantization(Quantizer):
         if self.config.noise_probability > 0:
             # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the levels.
             noise = 2 * torch.rand(features.shape, device=features.device, generator=generator) - 1
-            noisy = continuous + noise / (self._levels(features) - 1)
+            noisy = continuous + noise / (self._grid.levels_like(features) - 1)
             token = torch.rand(*features.shape[:-1], 1, device=features.device, generator=generator)
             latents = torch.where(token < self.config.noise_probability, noisy, rounded)
         metrics = {
@@ -87,7 +87,7 @@ class FiniteScalarQuantization(Quantizer):
         return QuantizerOutput(latents=latents, codes=codes, loss=features.new_zeros(()), metrics=metrics)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        levels = self._levels(latents)
+        levels = self._grid.levels_like(latents)
         if self.config.symmetric:
             cells = ((latents + 1) / 2 * (levels - 1) + 0.5).floor()
         else:
@@ -95,11 +95,8 @@ class FiniteScalarQuantization(Quantizer):
         return self._grid.to_codes(cells.clamp(min=0).minimum(levels - 1).long())
 
     def lookup(self, codes: Tensor) -> Tensor:
-        cells, levels = self._grid.to_cells(codes).float(), self._levels(codes)
+        cells, levels = self._grid.to_cells(codes).float(), self._grid.levels_like(codes)
         return cells * 2 / (levels - 1) - 1 if self.config.symmetric else (cells - levels // 2) / (levels // 2)
-
-    def _levels(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.config.levels, device=like.device, dtype=torch.float32)
 
     def _fsq(self, device: torch.device):
         if device not in self._libraries:

@@ -50,10 +50,6 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
 
 
 def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
-    """Make a quantizer from plain data, e.g. `{"kind": "vp", "codebook_size": 1024, "latent_dim": 4}`.
-
-    Raises:
-        TypeError, ValueError: as `quantizer_config`.
-    """
+    """Make a quantizer of settings, e.g. `{"kind": "vp", "codebook_size": 1024}`; errors as of `quantizer_config`."""
     config = quantizer_config(settings)
     return QUANTIZERS[config.kind][1](config)

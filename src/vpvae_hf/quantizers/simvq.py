@@ -37,9 +37,5 @@ class SimVQ(LearnedCodebook):
             input_to_quantize_commit_loss_weight=config.commitment_weight,
         )
 
-    @property
-    def codebook(self) -> Tensor:
-        return self.library.codebook
-
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         return self._output(features, *self.library(features.reshape(1, -1, self.latent_dim)))

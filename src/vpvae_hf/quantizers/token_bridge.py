@@ -40,13 +40,8 @@ class TokenBridgeConfig(QuantizerConfig):
         super().__post_init__()
         require_weight("kl_weight", self.kl_weight)
 
-    @property
-    def feature_dim(self) -> int:
-        return 2 * self.latent_dim
-
-    @property
-    def code_groups(self) -> int:
-        return self.latent_dim
+    feature_dim = property(lambda self: 2 * self.latent_dim)
+    code_groups = property(lambda self: self.latent_dim)
 
 
 class TokenBridge(Quantizer):

@@ -21,7 +21,7 @@ from vpvae_hf.settings import (
     require_weight,
 )
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, TrainingState
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import normalization_loss
 from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
@@ -91,7 +91,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         super().__post_init__()
         for name in ("density_rank", "queue_per_code"):
             require_integer(name, getattr(self, name), 1)
-        self._check_range()
+        if self.codebook_size_range is not None:
+            self._check_range()
         if self.queue_size < max(2 * self.codebook_size, self.density_rank):
             raise ValueError(
                 f"a queue of queue_per_code * K * latent_dim = {self.queue_size} latents is too short; it "
@@ -122,8 +123,6 @@ class VectorPerturbationConfig(QuantizerConfig):
         return self.queue_per_code * self.largest_codebook * self.latent_dim
 
     def _check_range(self) -> None:
-        if self.codebook_size_range is None:
-            return
         limits = tuple(self.codebook_size_range)
         valid = len(limits) == 2 and all(map(is_integer, limits)) and 2 <= limits[0] <= limits[1]
         require(valid, "codebook_size_range", self.codebook_size_range, "two integers of at least 2, the lesser first")
@@ -161,7 +160,7 @@ class VectorPerturbation(Quantizer):
         self._step_size_ratio = 1.0
 
     @property
-    def training_state(self) -> TrainingState:
+    def training_state(self) -> "_TrainingState":
         return _TrainingState(self)
 
     def recent_latents(self) -> Tensor:
@@ -215,11 +214,7 @@ class VectorPerturbation(Quantizer):
         return self.codebook[codes]
 
     def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d]; K may differ from the present one.
-
-        Raises:
-            ValueError: another shape, or values that are NaN or infinite.
-        """
+        """Install a fitted codebook [K, d]; K may differ from the present one."""
         if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
             raise ValueError(f"codebook must be [K, {self.latent_dim}], got shape {tuple(codebook.shape)}")
         if not torch.isfinite(codebook).all():

@@ -1,7 +1,5 @@
 """VQ-VAE's quantizer: a codebook that is learned in training."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from vpvae_hf import distributed
+from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import is_number, require, require_name, require_weight
 
 from .base import CodebookNotFittedError, QuantizerOutput
@@ -73,12 +72,8 @@ class VectorQuantization(LearnedCodebook):
             sync_codebook=distributed.world_size() > 1,
         )
 
-    @property
-    def codebook(self) -> Tensor:
-        return self.library.codebook
-
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
-        with _randomness(generator):
+        with seeded_by(generator, features.device):  # the library takes no generator
             latents, codes, _ = self.library(features.reshape(1, -1, self.latent_dim))
         loss = self.config.commitment_weight * mse_loss(features, latents.view(features.shape).detach())
         if self.config.update == "gradient":
@@ -92,15 +87,3 @@ class VectorQuantization(LearnedCodebook):
                 "the codebook starts from the first batch of training (kmeans_start), and none was seen yet; train "
                 "first"
             )
-
-
-@contextlib.contextmanager
-def _randomness(generator: torch.Generator | None) -> Iterator[None]:
-    """Let the library, which takes no generator, draw from this one, and leave torch's global one as it was."""
-    if generator is None:
-        yield
-        return
-    seed = int(torch.randint(2**62, (), device=generator.device, generator=generator))
-    with torch.random.fork_rng([] if generator.device.type == "cpu" else [generator.device]):
-        torch.manual_seed(seed)
-        yield

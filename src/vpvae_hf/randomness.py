@@ -1,0 +1,21 @@
+"""Randomness for libraries that draw from torch's global generators alone."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def seeded_by(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
+    """A block in which torch's global generators, the CPU's and the device's, follow `generator`, if it is given.
+
+    `generator` goes on by one draw; afterwards the global ones are as before.
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if device.type == "cuda" else []):
+        torch.manual_seed(int(seed))
+        yield
