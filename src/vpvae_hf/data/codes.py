@@ -29,9 +29,7 @@ _SKIPPED = b"vpvae_hf.skipped"
 
 def code_dtype(codebook_size: int) -> str:
     """The smallest of the integer types of files that holds the codes 0..K-1."""
-    if codebook_size <= 1 << 8:
-        return "uint8"
-    return "uint16" if codebook_size <= 1 << 16 else "int32"
+    return "uint8" if codebook_size <= 1 << 8 else "uint16" if codebook_size <= 1 << 16 else "int32"
 
 
 class CodeFiles:
@@ -82,15 +80,19 @@ class CodeFiles:
         Raises:
             ValueError: a shard that cannot be read, or a file that the transform does not allow.
         """
+        from datasets import Features
         from pyarrow.parquet import ParquetWriter
 
-        path, features, skipped = self._path(number), self._features(), 0
+        others = {name: kind for name, kind in self._source.rows.features.items() if name != self._source.column}
+        features, skipped = Features({**self._code_features, **others}), 0
+        path = self._path(number)
         with write_atomically(path) as aside, ParquetWriter(aside, features.arrow_schema) as writer:
             written: list[dict[str, Any]] = []
             for rows, items in self._decoded(number, batch_size * self._batches_decoded):
-                encoded = self._encoded(rows, items, batch_size)
-                skipped += len(rows) - len(encoded)
-                written += encoded
+                readable = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
+                skipped += len(rows) - len(readable)
+                columns = self._encode([item for _, item in readable], batch_size=batch_size)
+                written += [{**codes, **row} for codes, (row, _) in zip(columns, readable, strict=True)]
                 progress(len(rows))
                 if len(written) >= _ROWS_AT_ONCE:
                     writer.write_table(_table(written, features))
@@ -108,12 +110,6 @@ class CodeFiles:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{self._split}-{number:05d}-of-{self.count:05d}.parquet"
-
-    def _features(self):
-        from datasets import Features
-
-        others = {name: kind for name, kind in self._source.rows.features.items() if name != self._source.column}
-        return Features({**self._code_features, **others})
 
     def _decoded(self, number: int, count: int) -> Iterator[tuple[list[dict], Iterable[Tensor | None]]]:
         """So many rows at a time and their items; threads decode some while the ones before are encoded."""
@@ -133,12 +129,6 @@ class CodeFiles:
             return self._transform.read(file, np.random.default_rng(0))
         except UnreadableFileError:
             return None
-
-    def _encoded(self, rows: list[dict], items: Iterable[Tensor | None], batch_size: int) -> list[dict[str, Any]]:
-        """The rows whose file could be read, with its codes."""
-        readable = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
-        columns = self._encode([item for _, item in readable], batch_size=batch_size)
-        return [{**codes, **row} for codes, (row, _) in zip(columns, readable, strict=True)]
 
 
 def _table(rows: list[dict[str, Any]], features):

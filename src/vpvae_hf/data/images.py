@@ -153,9 +153,7 @@ def center_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int) ->
     _check_sizes(images, size)
     crops = []
     for image in images:
-        height, width = image.shape[:2]
-        tops = range(height % size // 2, height - size + 1, size)
-        lefts = range(width % size // 2, width - size + 1, size)
+        tops, lefts = (range(side % size // 2, side - size + 1, size) for side in image.shape[:2])
         crops += [image[y : y + size, x : x + size] for y in tops for x in lefts]
     starts = range(0, len(crops), batch_size)
     return (to_pixel_values(np.stack(crops[start : start + batch_size])) for start in starts)

@@ -77,7 +77,23 @@ class Source:
     column: str
 
 
-def open_images(
+def open_images(name: str, **options) -> Source:
+    """Open a data set of images, hub id or local path; its files are read when it is iterated; see `open_source`."""
+    return open_source("image", name, **options)
+
+
+def open_audio(name: str, **options) -> Source:
+    """Open a data set of audio, hub id or local path, or a folder of WAV, FLAC, OGG or MP3 files; see `open_source`.
+
+    If a folder has sub-folders "train", "validation" or "test", these are its splits; otherwise all its files are the
+    split "train". Its columns are "audio" and "file_name", the path within the folder; tables beside the files, such as
+    transcripts, are not read.
+    """
+    return open_source("audio", name, **options)
+
+
+def open_source(
+    kind: str,
     name: str,
     *,
     split: str,
@@ -87,61 +103,44 @@ def open_images(
     streaming: bool = True,
     other_columns: bool = False,
 ) -> Source:
-    """Open a data set of images; its files are read when it is iterated.
+    """Open a data set of "image" or "audio" files.
 
     Args:
-        name: hub id or local path, as `datasets.load_dataset` takes it.
         split: e.g. "train", or several joined by "+"; a slice such as "train[:1000]" if it is not streamed.
         config: name of a configuration (subset), for a data set that has several.
         revision: branch, tag or commit on the hub.
-        column: name of the column with the images; None finds it by its type.
+        column: name of the column with the files; None finds it by its type.
         streaming: read the data set while it is used; otherwise it is downloaded and prepared first.
         other_columns: keep them in the rows.
 
     Raises:
         ValueError: no such split or column.
         FileNotFoundError: no such data set.
+        ImportError: `datasets` is missing, or lacks torchcodec, which it needs for audio that is neither local nor in
+            Parquet.
     """
-    feature = _import_datasets().Image(decode=False)
-    rows = _load(name, split, config, revision, streaming)
-    return _source(name, rows, column, feature, "image", streaming, other_columns)
-
-
-def open_audio(
-    name: str,
-    *,
-    split: str,
-    config: str | None = None,
-    revision: str | None = None,
-    column: str | None = None,
-    streaming: bool = True,
-    other_columns: bool = False,
-) -> Source:
-    """Open a data set of audio, or a local folder of audio files; they are read when it is iterated.
-
-    If a folder has sub-folders "train", "validation" or "test", these are its splits; otherwise all its files are the
-    split "train". Its columns are "audio" and "file_name", the path within the folder; tables beside the files, such as
-    transcripts, are not read.
-
-    Args and errors are those of `open_images`; the name may also be that of a folder of WAV, FLAC, OGG or MP3 files.
-
-    Raises:
-        ImportError: `datasets` lacks torchcodec, which it needs for files that are neither local nor in Parquet.
-    """
-    feature = _import_datasets().Audio(decode=False)
-    if _is_audio_folder(name):
-        rows, streaming = _load_audio_folder(name, split, config, revision, streaming), True
-    else:
-        rows = _load(name, split, config, revision, streaming)
-    return _source(name, rows, column, feature, "audio", streaming, other_columns)
-
-
-def _import_datasets():
     try:
         import datasets
     except ImportError as error:
         raise ImportError("datasets is missing; install it with: pip install 'vpvae_hf[train]'") from error
-    return datasets
+    from_folder = kind == "audio" and _is_audio_folder(name)
+    rows = (_load_audio_folder if from_folder else _load)(name, split, config, revision, streaming)
+    features = rows.features or {}
+    feature = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
+    found = [each for each, its_feature in features.items() if isinstance(its_feature, type(feature))]
+    if column is None and len(found) == 1:
+        column = found[0]
+    if column not in found:
+        asked = "name the one to use" if column is None else f"{column!r} is none of them"
+        raise ValueError(
+            f"data set {name} has {len(found)} {kind} columns ({', '.join(found) or 'none'}) among "
+            f"{', '.join(features)}; {asked}"
+        )
+    rows = rows.cast_column(column, feature)
+    rows = rows if other_columns else rows.select_columns([column])
+    if not (streaming or from_folder):  # a folder's rows are a stream already
+        rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, len(rows))))
+    return Source(name, rows, column)
 
 
 def library_missing(error: ImportError) -> ImportError:
@@ -174,24 +173,6 @@ def _check_split(name: str, split: str, splits: list[str], streaming: bool) -> N
             raise ValueError(f"data set {name} has no split {whole!r}; it has {', '.join(splits)}")
         if streaming and bracket:
             raise ValueError(f"a stream has no slices, got split {part!r}; name a whole split, or do without streaming")
-
-
-def _source(name: str, rows, column: str | None, feature, kind: str, streaming: bool, other_columns: bool) -> Source:
-    features = rows.features or {}
-    found = [each for each, its_feature in features.items() if isinstance(its_feature, type(feature))]
-    if column is None and len(found) == 1:
-        column = found[0]
-    if column not in found:
-        asked = "name the one to use" if column is None else f"{column!r} is none of them"
-        raise ValueError(
-            f"data set {name} has {len(found)} {kind} columns ({', '.join(found) or 'none'}) among "
-            f"{', '.join(features)}; {asked}"
-        )
-    rows = rows.cast_column(column, feature)
-    rows = rows if other_columns else rows.select_columns([column])
-    if not streaming:
-        rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, len(rows))))
-    return Source(name, rows, column)
 
 
 def _is_audio_folder(name: str) -> bool:

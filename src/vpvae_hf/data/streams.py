@@ -74,7 +74,9 @@ class ItemStream(IterableDataset):
         if not self._loaded:
             self._stand_at(_BEGINNING)
         self._loaded = False
-        number, count = self._reader_of()
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number, count = self._rank * count + number, self._world_size * count
         shuffled = self._block_size > 1
         seed = self._seed if shuffled else None
         reader = ShardReader(self._source.rows, number, count, seed=seed, passes=self._passes)
@@ -126,12 +128,6 @@ class ItemStream(IterableDataset):
 
     def _stand_at(self, state: dict[str, Any]) -> None:
         self._block, self._taken, self._block_start = state["block"], state["taken"], state["block_start"]
-
-    def _reader_of(self) -> tuple[int, int]:
-        """Number of this reader, and how many there are."""
-        worker = get_worker_info()
-        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return self._rank * count + number, self._world_size * count
 
     def _rng(self, *place: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *place])
@@ -218,12 +214,8 @@ def check_readable(source: Source, transform: Transform) -> None:
             return
         except UnreadableFileError as error:
             errors.append(error)
-    found = "it is empty"
-    if errors:
-        found = (
-            f"the first {len(errors)} rows of column {source.column!r} hold no readable {transform.kind} "
-            f"(the first: {errors[0]})"
-        )
+    where = f"the first {len(errors)} rows of column {source.column!r}"
+    found = f"{where} hold no readable {transform.kind} (the first: {errors[0]})" if errors else "it is empty"
     raise ValueError(f"data set {source.name} cannot be used: {found}")
 
 
@@ -262,9 +254,11 @@ class ShardReader:
             ValueError: a shard that cannot be read, or an endless reader whose share has no row.
         """
         while self._passes is None or self._pass < self._passes:
-            order = self._order()
+            order = self._own
+            if self._seed is not None:
+                order = np.random.default_rng([self._seed, self._pass]).permutation(order)
             while self._position < len(order):
-                yield from self._rows_of(order[self._position])
+                yield from self._rows_of(int(order[self._position]))
                 self._position += 1
                 self._seen, self._group, self._group_state = 0, None, None
             if self._passes is None and self._given == 0:
@@ -286,11 +280,6 @@ class ShardReader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._pass, self._position = state["pass"], state["position"]
         self._seen, self._given, self._group_state = state["seen"], state["given"], state["group"]
-
-    def _order(self) -> list[int]:
-        if self._seed is None:
-            return self._own
-        return np.random.default_rng([self._seed, self._pass]).permutation(self._own).tolist()
 
     def _rows_of(self, group: int) -> Iterator[dict[str, Any]]:
         self._group = self._rows.shard(num_shards=self._groups, index=group)
