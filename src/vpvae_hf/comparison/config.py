@@ -100,8 +100,7 @@ def read_comparison(file: Path) -> Comparison:
         raise ImportError("omegaconf is missing; install it with: pip install 'vpvae_hf[train]'") from error
     content = OmegaConf.merge(*(content for _, content in with_bases(file)))
     values = {"settings": {}, "out_of_domain": None, "seeds": [0], "paper": None, **OmegaConf.to_container(content)}
-    known = [each.name for each in fields(Comparison)]
-    _check_keys(values, known, str(file), needed=known)
+    _check_keys(Comparison, values, str(file), needed=[each.name for each in fields(Comparison)])
     if values["modality"] not in MODALITIES:
         raise ValueError(f"{file}: modality must be {' or '.join(MODALITIES)}, got {values['modality']!r}")
     named = {name: file.parent / values[name] for name in ("training", "paper") if values[name] is not None}
@@ -150,11 +149,12 @@ def _method(name: str, values: Any, file: Path, latent_dims: Mapping[int, int]) 
 def _part(part: type[Part], values: Any, where: str, needed: list[str]) -> Part:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping, got {values!r}")
-    _check_keys(values, [each.name for each in fields(part)], where, needed)
+    _check_keys(part, values, where, needed)
     return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _check_keys(values: Mapping, known: list[str], where: str, needed: list[str]) -> None:
+def _check_keys(part: type, values: Mapping, where: str, needed: list[str]) -> None:
+    known = [each.name for each in fields(part)]
     for name in values:
         if name not in known:
             raise ValueError(f"{where}: unknown key {name!r}; {did_you_mean(name, known)}")
