@@ -56,11 +56,8 @@ def build_losses(weights: Mapping[str, float], available: Mapping[str, Loss | Lo
     inputs.
 
     Args:
-        weights: non-negative weight of each loss by its name.
+        weights: non-negative weight of each loss by its name; it is not applied.
         available: the losses that there are, e.g. `IMAGE_LOSSES` or `audio_losses()`.
-
-    Returns:
-        Name -> function of (reconstruction, original), both of one shape; gives [], not weighted.
 
     Raises:
         ValueError: an unknown name, a weight that is negative or not finite, or no positive weight.

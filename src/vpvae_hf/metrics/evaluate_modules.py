@@ -48,8 +48,10 @@ CODES = {
 class RunningTotals(evaluate.Metric):
     """An `evaluate.Metric` that keeps sums instead of examples.
 
-    A subclass defines `describe`, `totals_of` and `summary`. Numbers that come with predictions (a sampling rate, a
-    codebook's size) have to be the same for all batches of one result.
+    A subclass defines `describe()`, what it measures and how, for users; `totals_of(predictions, references,
+    **numbers)`, [n] float64, what a batch adds to the totals; and `summary(totals)`, what these come to, by name.
+    Numbers that come with predictions (a sampling rate, a codebook's size) have to be the same for all batches of one
+    result; n depends on nothing else.
 
     Args:
         across_ranks: in a job of torch.distributed, let `compute` measure what was added on all ranks together. Every
@@ -70,18 +72,6 @@ class RunningTotals(evaluate.Metric):
         super().__init__(num_process=num_process, **settings)
         self.across_ranks = across_ranks
         self._numbers = self._totals = None
-
-    def describe(self) -> str:
-        """What it measures and how, for users."""
-        raise NotImplementedError
-
-    def totals_of(self, predictions: Tensor, references: Tensor | None, **numbers: int) -> Tensor:
-        """[n] float64: what a batch adds to the totals; n depends on nothing but the numbers."""
-        raise NotImplementedError
-
-    def summary(self, totals: Tensor) -> dict[str, float]:
-        """What the totals come to."""
-        raise NotImplementedError
 
     def add(self, *, prediction=None, reference=None, **numbers: int) -> None:
         """Add one item, which is an item of a batch of `add_batch`; errors as there."""

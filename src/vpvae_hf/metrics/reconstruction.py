@@ -57,8 +57,7 @@ def evaluate_reconstruction(
     """Measure a tokenizer, in eval mode, without changing it.
 
     Args:
-        batches: inputs as the model takes them: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ
-            in shape.
+        batches: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
         metric_fn: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
         unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
