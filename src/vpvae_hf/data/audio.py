@@ -201,18 +201,16 @@ class AudioFile:
             raise UnreadableFileError(f"{self.name}: it holds no sample")
         if found.frames == _UNKNOWN_LENGTH:
             raise UnreadableFileError(f"{self.name}: its header does not say how long it is; encode it anew")
-        faults, remedies = [], []
+        faults = {}
         if found.samplerate != sampling_rate and not resample:
-            faults.append(f"a sampling rate of {found.samplerate} Hz, not {sampling_rate} Hz")
-            remedies.append("resample")
+            faults["resample"] = f"a sampling rate of {found.samplerate} Hz, not {sampling_rate} Hz"
         if found.channels > 1 and not downmix:
-            faults.append(f"{found.channels} channels, not one")
-            remedies.append("downmix")
+            faults["downmix"] = f"{found.channels} channels, not one"
         if faults:
+            remedies = " and ".join(f"{name}=True (--{name}, in a recipe --data.{name} true)" for name in faults)
             raise ValueError(
-                f"{self.name} has {' and '.join(faults)}; have it converted with "
-                f"{' and '.join(f'{name}=True (--{name}, in a recipe --data.{name} true)' for name in remedies)}, or "
-                "train a tokenizer for such files"
+                f"{self.name} has {' and '.join(faults.values())}; have it converted with {remedies}, or train a "
+                "tokenizer for such files"
             )
 
     def _decoded(self, first: int, last: int) -> np.ndarray:

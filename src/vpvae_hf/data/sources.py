@@ -34,22 +34,16 @@ def name_of(file: Mapping) -> str:
 class Transform(ABC):
     """Makes an item of a file: decodes it and cuts out what a model takes. It holds settings only, so that it can be
     sent to worker processes.
-
-    Attributes:
-        kind: what messages call such a file.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # what messages call such a file
 
     @abstractmethod
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        """One item, in its smallest form; the generator decides what is random about it.
-
-        Args:
-            file: a row's mapping of "bytes" and "path"; None in a row without a file.
+        """One item, in its smallest form, of a mapping of "bytes" and "path"; the generator decides what is random.
 
         Raises:
-            UnreadableFileError: this file is to be skipped.
+            UnreadableFileError: this file is to be skipped; there may be none in a row.
             ValueError: something is wrong that concerns all files.
         """
 
@@ -235,9 +229,6 @@ class JoinedRows:
 
     Its shards are dealt out together. `datasets` itself would join the streams end to end, so that a reader would reach
     the second split only after the first.
-
-    Args:
-        parts: `datasets.IterableDataset`s with the same columns.
     """
 
     def __init__(self, parts: list[Any]):

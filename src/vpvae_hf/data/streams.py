@@ -227,14 +227,9 @@ def shard_groups(rows, readers: int = 1) -> int:
 class ShardReader:
     """Rows of one reader's share of the shards, pass after pass; its position is a small dictionary.
 
-    Each group of shards belongs to one reader. If there are fewer groups than readers, several readers share a group
-    and take its rows in turn, so shares may differ in size.
-
-    Args:
-        rows: a `datasets.IterableDataset` or `JoinedRows`.
-        reader, readers: the number of this reader, from 0, and how many there are.
-        seed: gives each pass its own order of groups; None keeps the data set's own order.
-        passes: number of passes; None for no end.
+    Each group of shards belongs to one of the readers. If there are fewer groups than readers, several readers share a
+    group and take its rows in turn, so shares may differ in size. The seed gives each pass its own order of groups;
+    None keeps the data set's own order. With passes=None there is no end.
     """
 
     def __init__(self, rows, reader: int, readers: int, *, seed: int | None, passes: int | None):
@@ -269,17 +264,13 @@ class ShardReader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last row that was given."""
-        return {
-            "pass": self._pass,
-            "position": self._position,
-            "seen": self._seen,
-            "given": self._given,
-            "group": self._group_state if self._group is None else self._group.state_dict(),
-        }
+        group = self._group_state if self._group is None else self._group.state_dict()
+        place = {"pass": self._pass, "position": self._position}
+        return {**place, "seen": self._seen, "given": self._given, "group": group}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._pass, self._position = state["pass"], state["position"]
-        self._seen, self._given, self._group_state = state["seen"], state["given"], state["group"]
+        names = ("pass", "position", "seen", "given", "group")
+        self._pass, self._position, self._seen, self._given, self._group_state = (state[name] for name in names)
 
     def _rows_of(self, group: int) -> Iterator[dict[str, Any]]:
         self._group = self._rows.shard(num_shards=self._groups, index=group)
