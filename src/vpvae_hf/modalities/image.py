@@ -135,8 +135,8 @@ class ImageModality(Modality):
         return rows
 
     def code_settings(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
-        factor = model.downsample_factor
-        return {"downsample_factor": factor, "size": data.size, "shortest_side": data.shortest_side}
+        crop = {"size": data.size, "shortest_side": data.shortest_side}
+        return {"downsample_factor": model.downsample_factor, **crop}
 
     def resolution(self, model: AutoencoderVP) -> str:
         return f"factor {model.downsample_factor}"

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from vpvae_hf import distributed
 from vpvae_hf.files import require_folder, write_json
@@ -122,13 +121,11 @@ def prepare_output(
         FileExistsError: it is a file, or holds another run.
         FileNotFoundError: no such checkpoint.
     """
-    decided: list[Any] = [None]
+    decided = None
     with distributed.failing_together():
         if distributed.rank() == 0:
-            decided[0] = _decide_start(output, config, outputs, checkpoint_file)
-    if distributed.world_size() > 1:
-        broadcast_object_list(decided)
-    return decided[0]
+            decided = _decide_start(output, config, outputs, checkpoint_file)
+    return distributed.objects_of_all_ranks(decided)[0]
 
 
 def _decide_start(output: Path, config: RunConfig, outputs: Sequence[str], checkpoint_file: str) -> Path | None:

@@ -89,9 +89,8 @@ def run_recipe(
 
 def describe(config_class: type) -> str:
     """Every key with its default and meaning, a line each."""
-    return "\n".join(
-        f"  --{key:<32} {meaning} (default: {default})" for key, default, meaning in _fields(config_class, "")
-    )
+    found = _fields(config_class, "")
+    return "\n".join(f"  --{key:<32} {meaning} (default: {default})" for key, default, meaning in found)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:

@@ -146,15 +146,13 @@ def _results(
     data = config.data
     measured = []
     if quality is not None:
-        where = {"dataset": data.validation_name or data.name, "split": data.validation_split}
+        split = {"dataset": data.validation_name or data.name, "split": data.validation_split}
         counts = {modality.items: quality.items, "tokens": quality.tokens}
-        measured.append({**where, **counts, "metrics": quality.metrics})
+        measured.append({**split, **counts, "metrics": quality.metrics})
+    where = {"dataset": data.name, "dataset_config": data.config, "split": data.split, "column": data.column}
     return {
         "training": {
-            "dataset": data.name,
-            "dataset_config": data.config,
-            "split": data.split,
-            "column": data.column,
+            **where,
             "steps": trainer.step,
             f"{modality.train_items}_seen": trainer.examples,
             "base_model": config.model.start,

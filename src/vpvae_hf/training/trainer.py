@@ -79,17 +79,12 @@ class Trainer:
             checkpoint_activations(model)
         betas = (config.adam_beta1, config.adam_beta2)
         trained = [weights for weights in model.parameters() if weights.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay
-        )
+        decay = config.adam_weight_decay
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=betas, weight_decay=decay)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         # Not prepared: Accelerate would step it once for each rank.
-        self._schedule = get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
-        )
+        lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
+        self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
         self._adversary = None if adversarial is None else _Adversary(*adversarial, betas, accelerator)
         self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
         for part in (self, self._schedule, self._ema, model.quantize.training_state):
@@ -129,10 +124,8 @@ class Trainer:
         """
         config, last = self.config, self.config.max_train_steps
         self._train_mode()
-        interval = _Interval()
-        with tqdm(
-            total=last, initial=self.step, desc="Training", unit="step", disable=not self.accelerator.is_main_process
-        ) as bar:
+        interval, silent = _Interval(), not self.accelerator.is_main_process
+        with tqdm(total=last, initial=self.step, desc="Training", unit="step", disable=silent) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for batch in batches:
                 interval.add(self._forward_backward(batch.to(self.accelerator.device)), len(batch))
@@ -207,9 +200,8 @@ class Trainer:
         examples = interval.examples * self.accelerator.num_processes
         self.examples += examples
         row = dict(zip(means, stacked.tolist(), strict=True))
-        row["learning_rate"] = self._schedule.get_last_lr()[0]
-        row["examples"] = self.examples
-        row["examples_per_second"] = examples / interval.seconds()
+        row |= {"learning_rate": self._schedule.get_last_lr()[0], "examples": self.examples}
+        row["examples_per_second"] = examples / (time.monotonic() - interval.began)
         if hasattr(self._batches, "skipped"):
             row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
         self._append(row)
@@ -290,7 +282,7 @@ class _Interval:
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self.examples = 0
 
     def add(self, metrics: dict[str, Tensor], examples: int) -> None:
@@ -301,9 +293,6 @@ class _Interval:
 
     def means(self) -> dict[str, Tensor]:
         return {name: value / self._counts[name] for name, value in self._sums.items()}
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
 
 
 class _Adversary:
