@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Of more valid names than this a message gives the nearest alone, if there is one.
@@ -13,6 +14,15 @@ def require(holds: bool, name: str, value: Any, valid: str) -> None:
     """Raise a ValueError that names the setting, its value and what is valid, unless it holds."""
     if not holds:
         raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+@contextmanager
+def installed_with(packages: str) -> Iterator[None]:
+    """Around the import of what may not be installed: says how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{error.name} is missing; install it with: pip install {packages}") from error
 
 
 def is_integer(value: Any) -> bool:

@@ -46,11 +46,11 @@ def encode(options: argparse.Namespace) -> None:
     dtype = getattr(torch, code_dtype(codec.config.codebook_size))
     with write_atomically(output) as aside:
         save_file({"audio_codes": codes.to(dtype)}, aside, metadata=header)
-    duration = len(waveform) / rate
-    bitrate = codec.config.frame_rate * codec.config.num_codebooks * math.log2(codec.config.codebook_size)
+    duration, frame_rate, size = len(waveform) / rate, codec.config.frame_rate, codec.config.codebook_size
+    kilobits = frame_rate * codec.config.num_codebooks * math.log2(size) / 1000
     print(
-        f"{duration:.2f} s of audio in {codes.shape[1] * codes.shape[2]} codes of {codec.config.codebook_size}: "
-        f"{codec.config.frame_rate:.2f} codes per second, {bitrate / 1000:.2f} kbit/s"
+        f"{duration:.2f} s of audio in {codes.shape[1] * codes.shape[2]} codes of {size}: {frame_rate:.2f} codes per "
+        f"second, {kilobits:.2f} kbit/s"
     )
     print(f"encoded in {elapsed:.2f} s, {duration / elapsed:.1f} times as fast as it plays")
     print(f"codes: {output}; vpvae decode-audio {output}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from vpvae_hf.metric_labels import metric_label, sort_metrics
 from vpvae_hf.modalities import MODALITIES
+from vpvae_hf.settings import installed_with
 
 from .config import Comparison
 from .runs import Run
@@ -116,10 +117,8 @@ def _mean_of(runs: Sequence[dict], value: Callable[[dict], float]) -> float:
 
 
 def _draw(file: Path, comparison: Comparison, results: Sequence[dict], draw: Callable) -> None:
-    try:
+    with installed_with("matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is missing; install it with: pip install matplotlib") from error
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     draw(axes, comparison, results)

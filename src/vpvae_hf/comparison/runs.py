@@ -1,7 +1,4 @@
-"""The runs of a comparison: each trained, measured, and left with its result, once.
-
-K codes of latents of d dimensions.
-"""
+"""The runs of a comparison: each trained, measured, and left with its result, once; K is the number of codes."""
 
 import contextlib
 import dataclasses

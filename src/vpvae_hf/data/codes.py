@@ -203,10 +203,8 @@ class CodeFolder:
             kind = rows.features.get(condition_column)
             whole = hasattr(kind, "names") or (isinstance(kind, Value) and "int" in kind.dtype)
             if not whole:
-                raise ValueError(
-                    f"{folder} has no column {condition_column!r} of whole numbers; columns: "
-                    f"{', '.join(rows.column_names)}"
-                )
+                there = ", ".join(rows.column_names)
+                raise ValueError(f"{folder} has no column {condition_column!r} of whole numbers; columns: {there}")
         # Columns of grids have a shape.
         self.is_audio = not hasattr(rows.features["codes"], "shape")
         read = ["codes", *([condition_column] if condition_column else [])]
@@ -215,9 +213,7 @@ class CodeFolder:
     @property
     def grid(self) -> tuple[int, ...]:
         """[h, w] of the images; [n] of the longest clip."""
-        if not self.is_audio:
-            return tuple(self.rows[0]["codes"].shape[:2])
-        return (max(self.lengths),)
+        return (max(self.lengths),) if self.is_audio else tuple(self.rows[0]["codes"].shape[:2])
 
     @property
     def lengths(self) -> list[int]:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpvae_hf.settings import installed_with
+
 # Shards of a data set that is not streamed; enough for the readers of a large job.
 _LOCAL_SHARDS = 256
 # A shard's clips are encoded in batches of their own, so a shard of a folder of audio should hold several.
@@ -113,10 +115,8 @@ def open_source(
         ImportError: `datasets` is missing, or lacks torchcodec, which it needs for audio that is neither local nor in
             Parquet.
     """
-    try:
+    with installed_with("'vpvae_hf[train]'"):
         import datasets
-    except ImportError as error:
-        raise ImportError("datasets is missing; install it with: pip install 'vpvae_hf[train]'") from error
     from_folder = kind == "audio" and _is_audio_folder(name)
     rows = (_load_audio_folder if from_folder else _load)(name, split, config, revision, streaming)
     features = rows.features or {}

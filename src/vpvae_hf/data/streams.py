@@ -57,9 +57,8 @@ class ItemStream(IterableDataset):
         self.transform = transform
         self._source, self._block_size = source, shuffle_buffer
         self._passes, self._seed, self._rank, self._world_size = passes, seed, rank, world_size
-        self._loaded = False
+        self._position, self._loaded = dict(_BEGINNING), False
         self._rows: Iterator | None = None
-        self._stand_at(_BEGINNING)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """From the beginning, or once from a loaded state.
@@ -72,31 +71,31 @@ class ItemStream(IterableDataset):
             ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
         """
         if not self._loaded:
-            self._stand_at(_BEGINNING)
-        self._loaded = False
+            self._position = dict(_BEGINNING)
+        at, self._loaded = self._position, False
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         number, count = self._rank * count + number, self._world_size * count
         shuffled = self._block_size > 1
         seed = self._seed if shuffled else None
         reader = ShardReader(self._source.rows, number, count, seed=seed, passes=self._passes)
-        if self._block_start is not None:
-            reader.load_state_dict(self._block_start)
+        if at["block_start"] is not None:
+            reader.load_state_dict(at["block_start"])
         self._rows = rows = iter(reader)
         skipped = 0
         while True:
-            self._block_start = reader.state_dict()
+            at["block_start"] = reader.state_dict()
             files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
             if not files:
                 if skipped:
                     yield {"item": None, "skipped": skipped}
-                self._stand_at(_BEGINNING)
+                self._position = dict(_BEGINNING)
                 return
-            order = self._rng(number, self._block).permutation(len(files)) if shuffled else range(len(files))
-            for place in order[self._taken :]:
-                self._taken += 1
+            order = self._rng(number, at["block"]).permutation(len(files)) if shuffled else range(len(files))
+            for place in order[at["taken"] :]:
+                at["taken"] += 1
                 try:
-                    item = self.transform.read(files[place], self._rng(number, self._block, self._taken))
+                    item = self.transform.read(files[place], self._rng(number, at["block"], at["taken"]))
                 except UnreadableFileError as error:
                     skipped += 1
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
@@ -110,24 +109,20 @@ class ItemStream(IterableDataset):
                     continue
                 yield {"item": item, "skipped": skipped}
                 skipped = 0
-            self._block, self._taken = self._block + 1, 0
+            at |= {"block": at["block"] + 1, "taken": 0}
 
     def state_dict(self) -> dict[str, Any]:
         """This reader's position."""
-        return {"block": self._block, "taken": self._taken, "block_start": self._block_start}
+        return dict(self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration from that position."""
-        self._stand_at(state)
-        self._loaded = True
+        self._position, self._loaded = dict(state), True
 
     def close(self) -> None:
         """Close the files of an iteration that was broken off; the position does not change."""
         if self._rows is not None:
             self._rows.close()
-
-    def _stand_at(self, state: dict[str, Any]) -> None:
-        self._block, self._taken, self._block_start = state["block"], state["taken"], state["block_start"]
 
     def _rng(self, *place: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *place])

@@ -114,11 +114,7 @@ def load_whisper_features(name: str) -> WhisperFeatures:
 
 
 def load_whisper_loss(model: str, sampling_rate: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """`whisper_loss` with its model, after loading it; errors as of `load_whisper_features`.
-
-    Raises:
-        ValueError: a sampling rate, in Hz, that Whisper was not trained on.
-    """
+    """`whisper_loss` with its model, after loading it; errors as of `load_whisper_features`."""
     if sampling_rate != SAMPLING_RATE:
         raise ValueError(
             f"the waveforms have {sampling_rate} Hz, but Whisper hears {SAMPLING_RATE} Hz: train at {SAMPLING_RATE} "

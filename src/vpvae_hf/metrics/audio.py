@@ -96,7 +96,6 @@ def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
         raise _missing("STOI", error) from error
     scores = []
     for pair in zip(made.cpu(), true.cpu(), strict=True):
-        silent = not pair[1].any()
         try:
             with warnings.catch_warnings():
                 # Too short for it: the package would warn and give 1e-5, or fail where not a single frame is left.
@@ -104,7 +103,7 @@ def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
                 score = float(short_time_objective_intelligibility(*pair, fs=sampling_rate))
         except (RuntimeWarning, np.exceptions.AxisError):
             score = math.nan
-        scores.append(math.nan if silent else score)
+        scores.append(score if pair[1].any() else math.nan)
     return torch.tensor(scores)
 
 

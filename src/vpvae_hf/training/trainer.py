@@ -1,5 +1,6 @@
 """The training loop, on whatever devices and ranks Accelerate was given, and the log of what it measures."""
 
+import contextlib
 import json
 import logging
 import math
@@ -253,7 +254,11 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Read back the file's rows up to a step and drop later ones, which will be measured again."""
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
-        rows = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
+        found = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # a killed run may leave its last line unfinished
+                found.append(json.loads(line))
+        rows = [row for row in found if row["step"] <= step]
         self.rows = [{name: math.nan if v is None else v for name, v in row.items()} for row in rows]
         write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -266,14 +271,6 @@ class MetricsLog:
         """Mean of a metric over the last rows that have it; NaN if there are none."""
         values = self.column(name)[1][-rows:]
         return sum(values) / len(values) if values else math.nan
-
-
-def _parsed(line: str) -> dict | None:
-    # A run that was killed may leave its last line unfinished.
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
 
 
 class _Interval:

@@ -43,10 +43,7 @@ class Validation:
                 self._shown = batches.shown(config.validation_pictures)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Metrics with a preview codebook, or with the model's own if it is not to be refitted.
-
-        Empty while the queue is too short for a preview.
-        """
+        """Metrics with a preview codebook, or the model's own if it is not refitted; none if there is none yet."""
         codebook = None
         if self._model.quantize.needs_fitting and self._config.train_only is None:
             codebook = preview_codebook(self._model.quantize)
@@ -86,10 +83,7 @@ class Validation:
 
 
 def preview_codebook(quantizer: Quantizer) -> Tensor | None:
-    """A codebook [K, d] of the latents in the queue, the same on all ranks.
-
-    None if the codes need no fitting, or while the queue is too short for a codebook.
-    """
+    """A codebook [K, d] of the latents in the queue, the same on all ranks; None without a queue, or if it is short."""
     latents = quantizer.recent_latents()
     if latents is None or len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
         return None
