@@ -1,7 +1,4 @@
-"""Pictures of what a tokenizer does.
-
-Shapes: B images [B, 3, H, W] in [-1, 1], codes [B, h, w], d latent dimensions.
-"""
+"""Pictures of what a tokenizer does with images [B, 3, H, W] in [-1, 1] and their codes [B, h, w]."""
 
 import os
 
@@ -27,10 +24,8 @@ def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> No
 
 
 def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_latents: Tensor) -> None:
-    """Images above their codes. A code's colour is the first three dimensions of its latent: similar codes look alike.
-
-    Args:
-        code_latents: [B, h, w, d], the latent of each code.
+    """Images above their codes. A code's colour is the first three dimensions of its latent, of `code_latents`
+    [B, h, w, d]: similar codes look alike.
     """
     colours = torch.nn.functional.pad(code_latents[..., :3], (0, max(0, 3 - code_latents.shape[-1])))
     low, high = colours.flatten(0, 2).quantile(torch.tensor([0.02, 0.98]), dim=0)

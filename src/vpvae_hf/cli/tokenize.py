@@ -27,9 +27,8 @@ def run(options: argparse.Namespace) -> None:
         )
     if not model.quantize.has_codes:
         kind = model.quantize.config.kind
-        raise NoCodesError(
-            f"{options.tokenizer} is continuous (kind {kind!r}) and has no codes; name another tokenizer"
-        )
+        why = f"is continuous (kind {kind!r}) and has no codes"
+        raise NoCodesError(f"{options.tokenizer} {why}; name another tokenizer")
     modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
     transform = modality.eval_transform(data, model)
     source = modality.open(data, transform, other_columns=True)

@@ -1,7 +1,4 @@
-"""A data set's items as Parquet files of codes, one per shard of the data set, and reading them back.
-
-Shapes: [h, w] codes of an image, [n] of a clip, G codes per token.
-"""
+"""A data set's items as Parquet files of codes, [h, w] of an image, [n] of a clip, one file per shard; reading them."""
 
 import itertools
 from collections import deque
@@ -72,13 +69,10 @@ class CodeFiles:
         return [number for number in range(rank, self.count, world_size) if not self._path(number).exists()]
 
     def write(self, number: int, *, batch_size: int, progress: Callable[[int], None] = lambda files: None) -> None:
-        """Write a file, encoding `batch_size` items together.
+        """Write a file, encoding `batch_size` items together; a ValueError if a shard or a file is not allowed.
 
         Args:
             progress: called with the number of the data set's files that were encoded since the last call.
-
-        Raises:
-            ValueError: a shard that cannot be read, or a file that the transform does not allow.
         """
         from datasets import Features
         from pyarrow.parquet import ParquetWriter
@@ -141,11 +135,7 @@ def _table(rows: list[dict[str, Any]], features):
 
 
 def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a folder the folder of a run, or see that it already is. Several ranks may do so at once.
-
-    Args:
-        settings: settings of the run, as JSON stores them. "items" is what one row holds, e.g. "images".
-    """
+    """Make a folder that of a run with some settings, or see that it already is. Several ranks may do so at once."""
     require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():

@@ -147,12 +147,11 @@ def _load(name: str, split: str, config: str | None, revision: str | None, strea
     import datasets
 
     _check_split(name, split, datasets.get_dataset_split_names(name, config, revision=revision), streaming)
+    how = {"revision": revision, "streaming": streaming}
     try:
         # `datasets` joins splits itself unless it streams them.
         splits = split.split("+") if streaming else [split]
-        parts = [
-            datasets.load_dataset(name, config, split=part, revision=revision, streaming=streaming) for part in splits
-        ]
+        parts = [datasets.load_dataset(name, config, split=part, **how) for part in splits]
         return parts[0] if len(parts) == 1 else JoinedRows(parts)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ImportError):
@@ -201,8 +200,7 @@ def _audio_splits(folder: Path) -> dict[str, list[Path]]:
     splits = {split: its_files for split, its_files in splits.items() if its_files}
     if not splits:
         return {"train": files}
-    outside = set(files).difference(*splits.values())
-    if outside:
+    if outside := set(files).difference(*splits.values()):
         raise ValueError(
             f"{folder} has audio files both in {', '.join(splits)} and outside, such as "
             f"{min(outside).relative_to(folder)}; move them to {', '.join(_FOLDER_SPLITS)} or elsewhere"

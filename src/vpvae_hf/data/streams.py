@@ -100,11 +100,10 @@ class ItemStream(IterableDataset):
                     skipped += 1
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
                     if skipped == _MOST_UNREADABLE:
-                        kind = self.transform.kind
+                        kinds, column = f"{self.transform.kind}s", self._source.column
                         raise ValueError(
-                            f"data set {self._source.name}: {skipped} {kind}s in a row cannot be read; see whether the "
-                            f"files of column {self._source.column!r} are {kind}s and can be reached (the last: "
-                            f"{error})"
+                            f"data set {self._source.name}: {skipped} {kinds} in a row cannot be read; see whether the "
+                            f"files of column {column!r} are {kinds} and can be reached (the last: {error})"
                         ) from error
                     continue
                 yield {"item": item, "skipped": skipped}
@@ -195,11 +194,8 @@ def _collate(collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, 
 
 
 def check_readable(source: Source, transform: Transform) -> None:
-    """Read the first rows as a run will, so that what would stop it later is found early.
-
-    Raises:
-        ValueError: no row, no readable file among the first 100, a file that the transform does not allow, or a shard
-            that cannot be read before a file is found.
+    """Read the first rows as a run will, so that what would stop it later is found early: a ValueError if there is no
+    readable file among the first 100, one that the transform does not allow, or a shard that cannot be read.
     """
     files_only = source.rows.select_columns([source.column])
     errors = []
@@ -238,11 +234,7 @@ class ShardReader:
         self._group_state: dict | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows from its position on.
-
-        Raises:
-            ValueError: a shard that cannot be read, or an endless reader whose share has no row.
-        """
+        """Rows from its position on; a ValueError if a shard cannot be read, or an endless reader's share is empty."""
         while self._passes is None or self._pass < self._passes:
             order = self._own
             if self._seed is not None:

@@ -126,14 +126,8 @@ def log_mel_spectrogram(waveforms: Tensor, sampling_rate: int) -> Tensor:
     each of unit area over frequency in Hz.
     """
     window, hop = round(_WINDOW_SECONDS * sampling_rate), round(_HOP_SECONDS * sampling_rate)
-    spectrum = torch.stft(
-        waveforms.float(),
-        n_fft=window,
-        hop_length=hop,
-        window=torch.hann_window(window, device=waveforms.device),
-        pad_mode="constant",
-        return_complex=True,
-    )
+    how = {"window": torch.hann_window(window, device=waveforms.device), "pad_mode": "constant"}
+    spectrum = torch.stft(waveforms.float(), n_fft=window, hop_length=hop, **how, return_complex=True)
     bands = _mel_filters(sampling_rate, window).to(waveforms.device) @ spectrum.abs()
     return bands.clamp_min(MAGNITUDE_FLOOR).log()
 
@@ -143,15 +137,8 @@ def _mel_filters(sampling_rate: int, window: int) -> Tensor:
     """[bands, frequencies]."""
     from transformers.audio_utils import mel_filter_bank
 
-    filters = mel_filter_bank(
-        num_frequency_bins=window // 2 + 1,
-        num_mel_filters=_MEL_BANDS,
-        min_frequency=0.0,
-        max_frequency=sampling_rate / 2,
-        sampling_rate=sampling_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
+    how = {"norm": "slaney", "mel_scale": "slaney", "sampling_rate": sampling_rate}
+    filters = mel_filter_bank(window // 2 + 1, _MEL_BANDS, 0.0, sampling_rate / 2, **how)
     return torch.from_numpy(filters).float().T
 
 

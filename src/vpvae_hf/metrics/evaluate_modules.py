@@ -74,7 +74,7 @@ class RunningTotals(evaluate.Metric):
         self._numbers = self._totals = None
 
     def add(self, *, prediction=None, reference=None, **numbers: int) -> None:
-        """Add one item, which is an item of a batch of `add_batch`; errors as there."""
+        """Add one item of a batch of `add_batch`."""
         self.add_batch(
             predictions=None if prediction is None else _tensor(prediction)[None],
             references=None if reference is None else _tensor(reference)[None],
@@ -82,13 +82,7 @@ class RunningTotals(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **numbers: int) -> None:
-        """Add a batch of tensors, on any device, or of numpy arrays; one that raises an error is not added.
-
-        Raises:
-            ValueError: no predictions or, if the metric takes them, references; other numbers than those of earlier
-                batches; or as the metric says.
-            ImportError, OSError: as the metric says.
-        """
+        """Add a batch of tensors, on any device, or of numpy arrays; one that raises an error is not added."""
         given = {"predictions": predictions, "references": references}
         if missing := [name for name, value in given.items() if value is None and name in self.arguments]:
             raise ValueError(f"{self.name} needs {' and '.join(missing)}")
@@ -102,12 +96,8 @@ class RunningTotals(evaluate.Metric):
     def compute(self, *, predictions=None, references=None, **numbers: int) -> dict[str, float]:
         """What the metric's description says, over all batches added since the last call, which are then forgotten.
 
-        Arguments are added first, with the errors of `add_batch`. Every rank gets the result, unlike with other metrics
-        of evaluate.
-
-        Raises:
-            ValueError: nothing was added; with `across_ranks`, on no rank, or with different numbers on two ranks.
-            RuntimeError: with `across_ranks`, adding failed on another rank.
+        Arguments are added first. Every rank gets the result, unlike with other metrics of evaluate. With
+        `across_ranks`, a RuntimeError says that adding failed on another rank.
         """
         given = {"predictions": predictions, "references": references, **numbers}
         with distributed.failing_together(self.across_ranks):

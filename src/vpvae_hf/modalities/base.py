@@ -1,7 +1,4 @@
-"""What differs between images, audio and any other kind of signal: one subclass and one line in `MODALITIES` for each.
-
-Shapes: B items in a batch; h x w codes of an image, n of a clip; G codes per token.
-"""
+"""What differs between images, audio and any other kind of signal: a subclass and a line in `MODALITIES` for each."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping

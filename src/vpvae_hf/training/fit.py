@@ -1,7 +1,4 @@
-"""Fitting the codebook after training, eq. (12).
-
-Shapes: N latents, K codes, d dimensions.
-"""
+"""Fitting the codebook after training, eq. (12): N latents, K codes, d dimensions."""
 
 import logging
 import math
@@ -30,15 +27,13 @@ _PADDING = "padding_mask"
 
 @dataclass(frozen=True)
 class CodebookFit:
-    """How well a codebook fits.
+    """How well a codebook of K codes fits, by so many iterations of K-means.
 
     Attributes:
-        codebook_size: K.
         fitted_latents, held_out_latents: how many latents the codebook was fitted to, and measured on.
         distortion: mean squared Euclidean distance of a fitted latent to its code.
         held_out_distortion: the same on latents that the fit did not see.
         held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
-        iterations: of K-means.
     """
 
     codebook_size: int

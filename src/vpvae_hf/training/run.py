@@ -112,13 +112,8 @@ def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> Codebook
     if not model.quantize.needs_fitting:
         measure_scaling_factor(model, batches.fitting(seed, once=True), across_ranks=True)
         return None
-    return fit_codebook(
-        model,
-        batches.fitting(seed),
-        latents_per_code=config.codebook.latents_per_code,
-        seed=config.seed,
-        across_ranks=True,
-    )
+    how = {"latents_per_code": config.codebook.latents_per_code, "seed": config.seed}
+    return fit_codebook(model, batches.fitting(seed), **how, across_ranks=True)
 
 
 def _beginning(
@@ -173,10 +168,7 @@ def _summary(
     if quality is not None:
         metrics = describe_metrics(quality.metrics, [*quality.undefined, "code_usage"])
         lines.append(f"{quality.items} validation {modality.items}: {metrics}")
-        lines += [
-            f"{name} is not defined for {count} of them, which its mean leaves out"
-            for name, count in quality.undefined.items()
-            if count
-        ]
+        undefined = {name: count for name, count in quality.undefined.items() if count}
+        lines += [f"{name} is not defined for {n} of them, which its mean leaves out" for name, n in undefined.items()]
     lines.append(f'tokenizer: {folder}; {type(model).__name__}.from_pretrained("{folder}")')
     return "\n".join(lines)

@@ -78,9 +78,8 @@ class Trainer:
         self._shown["cvu"] = "validation/code_usage"
         if config.gradient_checkpointing:
             checkpoint_activations(model)
-        betas = (config.adam_beta1, config.adam_beta2)
+        betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
         trained = [weights for weights in model.parameters() if weights.requires_grad]
-        decay = config.adam_weight_decay
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=betas, weight_decay=decay)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         # Not prepared: Accelerate would step it once for each rank.
@@ -196,8 +195,7 @@ class Trainer:
     def _log_interval(self, interval: "_Interval") -> None:
         """A row of means over the interval and the ranks."""
         means = interval.means()
-        stacked = torch.stack(list(means.values()))
-        stacked = distributed.sum_over_ranks(stacked) / distributed.world_size()
+        stacked = distributed.sum_over_ranks(torch.stack(list(means.values()))) / distributed.world_size()
         examples = interval.examples * self.accelerator.num_processes
         self.examples += examples
         row = dict(zip(means, stacked.tolist(), strict=True))
