@@ -81,7 +81,7 @@ def failing_together(active: bool = True) -> Iterator[None]:
         yield
     except Exception as error:
         problem = error
-    failed = bool(sum_over_ranks(torch.tensor(problem is not None, dtype=torch.long))) if active else False
+    failed = active and bool(sum_over_ranks(torch.tensor(problem is not None, dtype=torch.long)))
     if problem is not None:
         raise problem
     if failed:

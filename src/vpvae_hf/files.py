@@ -59,11 +59,7 @@ def require_folder(path: str | os.PathLike) -> None:
 
 
 def claim_output_folder(output: Path, *, overwrite: bool) -> None:
-    """Raise a FileExistsError if a command may not write into a folder: it is a file, or it has files.
-
-    Args:
-        overwrite: allow a folder that has files.
-    """
+    """Raise a FileExistsError if a command may not write into a folder: it is a file, or has files and no overwrite."""
     require_folder(output)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")

@@ -7,12 +7,7 @@ from typing import Any
 
 
 def lazy_names(package: str, sources: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package.
-
-    Args:
-        package: the package's `__name__`.
-        sources: public name -> module that defines it, relative to the package, e.g. ".models".
-    """
+    """The `__getattr__` and `__dir__` of a package, from each public name's module relative to it, e.g. ".models"."""
 
     def __getattr__(name: str) -> Any:
         if name not in sources:

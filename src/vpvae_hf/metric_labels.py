@@ -8,13 +8,7 @@ _UNQUANTIZED = "_unquantized"
 
 @dataclass(frozen=True)
 class MetricLabel:
-    """How a metric is shown.
-
-    Attributes:
-        label: name for readers.
-        unit: of its values; "" for none.
-        decimals: how many are shown.
-    """
+    """How a metric is shown: its name for readers, the unit of its values ("" for none), and how many decimals."""
 
     label: str
     unit: str

@@ -7,14 +7,7 @@ from scipy.signal import resample_poly
 
 
 def resampled(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """A waveform [T] at another rate, [ceil(T * to_rate / from_rate)], in its dtype; scipy's polyphase filter.
-
-    Args:
-        from_rate, to_rate: in Hz.
-
-    Raises:
-        ValueError: a rate below 1.
-    """
+    """A waveform [T] at another rate in Hz, [ceil(T * to_rate / from_rate)], in its dtype; scipy's polyphase filter."""
     if min(from_rate, to_rate) < 1:
         raise ValueError(f"sampling rates must be at least 1 Hz, got {from_rate} and {to_rate}")
     if from_rate == to_rate:

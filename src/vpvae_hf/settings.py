@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Of more valid names than this a message gives the nearest alone, if there is one.
@@ -13,6 +14,15 @@ def require(holds: bool, name: str, value: Any, valid: str) -> None:
     """Raise a ValueError that names the setting, its value and what is valid, unless it holds."""
     if not holds:
         raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+@contextmanager
+def installed_with(packages: str) -> Iterator[None]:
+    """Around the import of what may not be installed: says how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f"{error.name} is missing; install it with: pip install {packages}") from error
 
 
 def is_integer(value: Any) -> bool:
@@ -28,6 +38,11 @@ def is_number(value: Any) -> bool:
 def require_integer(name: str, value: Any, least: int) -> None:
     """Raise a ValueError unless the value is an integer of at least `least`."""
     require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
+
+
+def require_count(name: str, value: int | None) -> None:
+    """Raise a ValueError if a setting that may be None is less than 1."""
+    require(value is None or value >= 1, name, value, "at least 1, or null")
 
 
 def require_weight(name: str, value: Any) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -47,11 +46,11 @@ def encode(options: argparse.Namespace) -> None:
     dtype = getattr(torch, code_dtype(codec.config.codebook_size))
     with write_atomically(output) as aside:
         save_file({"audio_codes": codes.to(dtype)}, aside, metadata=header)
-    duration = len(waveform) / rate
-    bitrate = codec.config.frame_rate * codec.config.num_codebooks * math.log2(codec.config.codebook_size)
+    duration, frame_rate, size = len(waveform) / rate, codec.config.frame_rate, codec.config.codebook_size
+    kilobits = frame_rate * codec.config.num_codebooks * math.log2(size) / 1000
     print(
-        f"{duration:.2f} s of audio in {codes.shape[1] * codes.shape[2]} codes of {codec.config.codebook_size}: "
-        f"{codec.config.frame_rate:.2f} codes per second, {bitrate / 1000:.2f} kbit/s"
+        f"{duration:.2f} s of audio in {codes.shape[1] * codes.shape[2]} codes of {size}: {frame_rate:.2f} codes per "
+        f"second, {kilobits:.2f} kbit/s"
     )
     print(f"encoded in {elapsed:.2f} s, {duration / elapsed:.1f} times as fast as it plays")
     print(f"codes: {output}; vpvae decode-audio {output}")
@@ -59,6 +58,8 @@ def encode(options: argparse.Namespace) -> None:
 
 def decode(options: argparse.Namespace) -> None:
     """Decode, write the audio, and print the speed."""
+    import soundfile
+
     output = _output(options, options.file.with_suffix(".decoded.wav"))
     kind = output.suffix.removeprefix(".").upper()
     if kind not in _WRITTEN:
@@ -76,9 +77,11 @@ def decode(options: argparse.Namespace) -> None:
     with _progress(codec, codec.decoder, length, "Decoding"), torch.no_grad():
         audio = codec.decode(codes.to(codec.device), torch.ones(1, length)).audio_values
     elapsed = time.monotonic() - started
-    waveform = audio[0, 0].float().cpu().numpy()
-    with write_atomically(output) as aside:
-        _write_audio(aside, np.clip(waveform, -1, 1), rate, kind)
+    waveform = audio[0, 0].float().cpu().clamp(-1, 1).numpy()
+    with write_atomically(output) as aside, soundfile.SoundFile(aside, "w", rate, 1, format=kind) as opened:
+        # One second at a time: libsndfile's OGG encoder ends the process if it gets minutes at once.
+        for start in range(0, len(waveform), rate):
+            opened.write(waveform[start : start + rate])
     print(f"{length / rate:.2f} s of audio decoded in {elapsed:.2f} s, {length / rate / elapsed:.1f} times real time")
     print(f"audio: {output}")
 
@@ -97,15 +100,6 @@ def _output(options: argparse.Namespace, default: Path) -> Path:
     if output.exists() and not options.overwrite:
         raise FileExistsError(f"{output} exists; use --overwrite, or another file with --output")
     return output
-
-
-def _write_audio(file: Path, waveform: np.ndarray, rate: int, kind: str) -> None:
-    import soundfile
-
-    with soundfile.SoundFile(file, "w", rate, 1, format=kind) as opened:
-        # One second at a time: libsndfile's OGG encoder ends the process if it gets minutes at once.
-        for start in range(0, len(waveform), rate):
-            opened.write(waveform[start : start + rate])
 
 
 def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:

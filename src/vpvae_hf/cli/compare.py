@@ -24,9 +24,8 @@ def run(options: argparse.Namespace) -> None:
     if options.dataset is not None:
         arguments.append(f"--data.name={options.dataset}")
     everything = planned_runs(comparison)
-    chosen = planned_runs(
-        comparison, methods=options.methods, codebook_sizes=options.codebook_sizes, seeds=options.seeds
-    )
+    part = {"methods": options.methods, "codebook_sizes": options.codebook_sizes, "seeds": options.seeds}
+    chosen = planned_runs(comparison, **part)
     if not options.report_only:
         logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
         finished = run_all(comparison, chosen, arguments)

@@ -58,8 +58,11 @@ def run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     claim_output_folder(options.output, overwrite=options.overwrite)
     training, held_out = _images(options)
+    quantizer = {"kind": options.quantizer, "codebook_size": options.codebook_size}
+    if options.quantizer == "vp":
+        quantizer |= {"latent_dim": 4, "perturbation": options.perturbation, "queue_share": _QUEUE_SHARE}
     torch.manual_seed(options.seed)
-    vae = AutoencoderVP(**_ARCHITECTURE, sample_size=_HELD_OUT_CROP, quantizer=_quantizer_settings(options))
+    vae = AutoencoderVP(**_ARCHITECTURE, sample_size=_HELD_OUT_CROP, quantizer=quantizer)
     weights = sum(parameter.numel() for parameter in vae.parameters())
     print(
         f"{len(training)} training images, {len(held_out)} held out; {weights / 1e6:.1f} million weights, "
@@ -87,12 +90,13 @@ def run(options: argparse.Namespace) -> None:
         fit = fit_codebook(vae, crops, seed=options.seed)
     vae.eval()
     quality = _measured(vae, held_out_crops)
-    shown = _middle_crops(held_out)
+    # The crop nearest to the middle of each of the first images.
+    grids = [list(center_crops([image], size=_SHOWN_CROP, batch_size=1)) for image in held_out[:_SHOWN_IMAGES]]
+    shown = torch.cat([grid[len(grid) // 2] for grid in grids])
     folder = options.output / "tokenizer"
     vae.save_pretrained(folder)
-    results = _results(log, fit, quality, options)
     _write_pictures(options.output, vae, shown, log)
-    write_json(options.output / "results.json", results)
+    write_json(options.output / "results.json", _results(log, fit, quality, options))
     identical = _same_codes_after_reload(folder, shown, vae.tokenize(shown))
     print("\n" + _table(log, fit, quality) + "\n")
     if not identical:
@@ -110,13 +114,6 @@ _WRITTEN = {
     "training.png": "loss, PSNR, code usage and perturbation over the steps",
     "results.json": "all metrics",
 }
-
-
-def _quantizer_settings(options: argparse.Namespace) -> dict[str, Any]:
-    settings = {"kind": options.quantizer, "codebook_size": options.codebook_size}
-    if options.quantizer == "vp":
-        settings |= {"latent_dim": 4, "perturbation": options.perturbation, "queue_share": _QUEUE_SHARE}
-    return settings
 
 
 def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -141,12 +138,6 @@ def _validated(vae: AutoencoderVP, crops: list[Tensor]) -> dict[str, float]:
     if vae.quantize.needs_fitting and codebook is None:
         return {}
     return _measured(vae, crops, codebook).metrics
-
-
-def _middle_crops(images: list[np.ndarray]) -> Tensor:
-    """The crop nearest to the middle of each of the first images, [B, 3, S, S]."""
-    crops = [list(center_crops([image], size=_SHOWN_CROP, batch_size=1)) for image in images[:_SHOWN_IMAGES]]
-    return torch.cat([grid[len(grid) // 2] for grid in crops])
 
 
 _TOKENIZE = """

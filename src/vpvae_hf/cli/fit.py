@@ -17,13 +17,8 @@ def run(options: argparse.Namespace) -> None:
     claim_output_folder(output, overwrite=options.overwrite)
     model = load_tokenizer(options.tokenizer)
     batches = Batches(modality_of(model), model, data_config(options, model), batch_size=options.batch_size)
-    fit = fit_codebook(
-        model,
-        batches.fitting(options.seed),
-        options.codebook_size,
-        latents_per_code=options.latents_per_code,
-        seed=options.seed,
-    )
+    how = {"latents_per_code": options.latents_per_code, "seed": options.seed}
+    fit = fit_codebook(model, batches.fitting(options.seed), options.codebook_size, **how)
     model.save_pretrained(output)
     # Metrics of the former codebook do not hold for the new one.
     write_results(output, read_results(options.tokenizer) | {"codebook": asdict(fit), "evaluation": []})

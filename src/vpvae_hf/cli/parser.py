@@ -15,20 +15,18 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None):
         commands = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
+        options = [name for name in self._option_string_actions if name.startswith("--")]
         for argument in args:
             name = argument.partition("=")[0]
             if name == "--":
                 break
-            if name.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions):
-                self.error(f"there is no option {name}; {did_you_mean(name, self._long_options())}")
+            if name.startswith("--") and not any(known.startswith(name) for known in options):
+                self.error(f"there is no option {name}; {did_you_mean(name, options)}")
             if commands is not None and not name.startswith("-"):
                 if name not in commands.choices:
                     self.error(f"there is no command {name}; {did_you_mean(name, commands.choices)}")
                 break  # what follows is the command's
         return super().parse_known_args(args, namespace)
-
-    def _long_options(self) -> list[str]:
-        return [name for name in self._option_string_actions if name.startswith("--")]
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -60,20 +58,13 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
     parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
-    parser.add_argument(
-        "--perturbation",
-        choices=("metropolis", "always_accept", "random_codebook"),
-        default="metropolis",
-        help="how vp perturbs latents in training",
-    )
+    kinds = ("metropolis", "always_accept", "random_codebook")
+    parser.add_argument("--perturbation", choices=kinds, default=kinds[0], help="how vp perturbs latents in training")
     parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
     parser.add_argument("--steps", type=_positive, default=900, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, crops, perturbations and codebook")
-    parser.add_argument(
-        "--dataset",
-        help="hub id or folder of a data set of images; default: photographs that ship "
-        "with scikit-image and scikit-learn",
-    )
+    images = "hub id or folder of a data set of images; default: photographs of scikit-image and scikit-learn"
+    parser.add_argument("--dataset", help=images)
     parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
 
 
@@ -137,21 +128,14 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("file", type=Path, help="audio file")
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of an audio tokenizer")
     parser.add_argument("--revision", help=_REVISION)
-    parser.add_argument(
-        "--output", type=Path, help="file for the codes; default: the audio file's name with .safetensors"
-    )
+    parser.add_argument("--output", type=Path, help="file for codes; default: the audio file's name with .safetensors")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     _add_audio_options(parser)
 
 
 def _add_decode(commands: argparse._SubParsersAction) -> None:
-    parser = _add_command(
-        commands,
-        "decode-audio",
-        "turn a file of codes into an audio file",
-        "Decode a file that `vpvae encode-audio` wrote.",
-        run="audio_files:decode",
-    )
+    summary, description = "turn a file of codes into an audio file", "Decode a file that `vpvae encode-audio` wrote."
+    parser = _add_command(commands, "decode-audio", summary, description, run="audio_files:decode")
     parser.add_argument("file", type=Path, help="file of codes")
     parser.add_argument("--tokenizer", help="folder or hub id; default: the one that the file of codes names")
     parser.add_argument("--revision", help=_REVISION)
@@ -193,13 +177,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--methods", nargs="+", help="some of the methods; default: all")
     parser.add_argument("--codebook-sizes", nargs="+", type=int, help="some of the sizes; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, help="some of the seeds; default: all")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings of training for all runs, as a recipe takes them, e.g. max_train_steps=500",
-    )
+    settings = "settings of training for all runs, as a recipe takes them, e.g. max_train_steps=500"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
     parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
 
 
@@ -218,9 +197,8 @@ def _add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
     parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
     parser.add_argument("--split", default=split, help="split to read")
     parser.add_argument("--column", help="column that holds the images or the audio; default: the only one")
-    parser.add_argument(
-        "--batch-size", type=int, default=16, help="images or clips encoded at once; clips are measured one by one"
-    )
+    at_once = "images or clips encoded at once; clips are measured one by one"
+    parser.add_argument("--batch-size", type=int, default=16, help=at_once)
     images = parser.add_argument_group("for images")
     images.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
     images.add_argument("--shortest-side", type=int, help="images are scaled to it; default: the side of a crop")

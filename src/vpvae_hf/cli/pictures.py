@@ -1,7 +1,4 @@
-"""Pictures of what a tokenizer does.
-
-Shapes: B images [B, 3, H, W] in [-1, 1], codes [B, h, w], d latent dimensions.
-"""
+"""Pictures of what a tokenizer does with images [B, 3, H, W] in [-1, 1] and their codes [B, h, w]."""
 
 import os
 
@@ -27,14 +24,11 @@ def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> No
 
 
 def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_latents: Tensor) -> None:
-    """Images above their codes. A code's colour is the first three dimensions of its latent: similar codes look alike.
-
-    Args:
-        code_latents: [B, h, w, d], the latent of each code.
+    """Images above their codes. A code's colour is the first three dimensions of its latent, of `code_latents`
+    [B, h, w, d]: similar codes look alike.
     """
     colours = torch.nn.functional.pad(code_latents[..., :3], (0, max(0, 3 - code_latents.shape[-1])))
-    low = colours.flatten(0, 2).quantile(0.02, dim=0)
-    high = colours.flatten(0, 2).quantile(0.98, dim=0)
+    low, high = colours.flatten(0, 2).quantile(torch.tensor([0.02, 0.98]), dim=0)
     colours = ((colours - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
     used = len(codes.unique())
     title = f"{codes[0].numel()} codes per image, {used} different codes shown; colour: the code's latent"
@@ -52,22 +46,18 @@ def save_training_curves(path: str | os.PathLike, log: MetricsLog) -> None:
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     loss, psnr, usage, scale = figure.subplots(2, 2, sharex=True).flat
     loss.plot(*log.column("loss/l1"), linewidth=0.8, label="L1")
-    loss.set_yscale("log")
-    loss.set_title("Training loss")
+    loss.set(yscale="log", title="Training loss")
     psnr.plot(*log.column("validation/psnr"), "o-", label="quantized")
     psnr.plot(*log.column("validation/psnr_unquantized"), "o-", label="not quantized")
     psnr.set_title(f"{METRIC_LABELS['psnr'].heading}, of held-out crops")
     usage.plot(*log.column("validation/code_usage"), "o-", label="held-out crops")
-    usage.set_ylim(0, 1)
-    usage.set_title(METRIC_LABELS["code_usage"].heading)
+    usage.set(ylim=(0, 1), title=METRIC_LABELS["code_usage"].heading, xlabel="step")
     for name, label in (("displacement", "displacement"), ("quantization_error", "quantization error")):
         scale.plot(*log.column(f"quantizer/{name}_rms"), linewidth=0.8, label=label)
-    scale.set_title("Root mean square length, in units of the latents")
+    scale.set(title="Root mean square length, in units of the latents", xlabel="step")
     for axis in (loss, psnr, usage, scale):
         axis.grid(alpha=0.3)
         axis.legend()
-    for axis in (usage, scale):
-        axis.set_xlabel("step")
     _save(figure, path)
 
 

@@ -3,7 +3,6 @@
 import argparse
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -28,9 +27,8 @@ def run(options: argparse.Namespace) -> None:
         )
     if not model.quantize.has_codes:
         kind = model.quantize.config.kind
-        raise NoCodesError(
-            f"{options.tokenizer} is continuous (kind {kind!r}) and has no codes; name another tokenizer"
-        )
+        why = f"is continuous (kind {kind!r}) and has no codes"
+        raise NoCodesError(f"{options.tokenizer} {why}; name another tokenizer")
     modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
     transform = modality.eval_transform(data, model)
     source = modality.open(data, transform, other_columns=True)
@@ -71,7 +69,15 @@ def run(options: argparse.Namespace) -> None:
             "with --no-streaming it is split into up to 256"
         )
     _write(files, ranks, options.batch_size, modality.items)
-    _finish(files, ranks, options.output, modality.items)
+    left = len(files.unfinished())
+    if left == 0:  # on the rank that comes last
+        done, unreadable = files.totals()
+        write_totals(options.output, done, unreadable)
+    if ranks.is_main_process and left:
+        print(f"{files.count - left} of {files.count} files in {options.output}; other ranks are at work on the rest")
+    elif ranks.is_main_process:
+        items = modality.items
+        print(f"{done} {items} in {files.count} files in {options.output}; {unreadable} unreadable {items} left out")
     ranks.destroy_process_group()
 
 
@@ -90,15 +96,3 @@ def _write(files: CodeFiles, ranks: PartialState, batch_size: int, items: str) -
         for number in todo:
             files.write(number, batch_size=batch_size, progress=progress)
             bar.update()
-
-
-def _finish(files: CodeFiles, ranks: PartialState, output: Path, items: str) -> None:
-    """Count, on the rank that comes last."""
-    left = len(files.unfinished())
-    if left == 0:
-        done, unreadable = files.totals()
-        write_totals(output, done, unreadable)
-    if ranks.is_main_process and left:
-        print(f"{files.count - left} of {files.count} files in {output}; other ranks are at work on the rest")
-    elif ranks.is_main_process:
-        print(f"{done} {items} in {files.count} files in {output}; {unreadable} unreadable {items} left out")

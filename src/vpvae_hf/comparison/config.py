@@ -1,7 +1,4 @@
-"""What is compared: a YAML file.
-
-K codes of latents of d dimensions.
-"""
+"""What is compared: a YAML file. K codes of latents of d dimensions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -9,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vpvae_hf.modalities import MODALITIES
-from vpvae_hf.settings import did_you_mean
+from vpvae_hf.settings import did_you_mean, installed_with, require
 from vpvae_hf.training.config import with_bases
 
 Part = TypeVar("Part")
@@ -94,16 +91,13 @@ def read_comparison(file: Path) -> Comparison:
         FileNotFoundError: no such file.
         ValueError: an unknown or missing key, or a value that does not fit; the message names it.
     """
-    try:
+    with installed_with("'vpvae_hf[train]'"):
         from omegaconf import OmegaConf
-    except ImportError as error:
-        raise ImportError("omegaconf is missing; install it with: pip install 'vpvae_hf[train]'") from error
     content = OmegaConf.merge(*(content for _, content in with_bases(file)))
     values = {"settings": {}, "out_of_domain": None, "seeds": [0], "paper": None, **OmegaConf.to_container(content)}
-    known = [each.name for each in fields(Comparison)]
-    _check_keys(values, known, str(file), needed=known)
-    if values["modality"] not in MODALITIES:
-        raise ValueError(f"{file}: modality must be {' or '.join(MODALITIES)}, got {values['modality']!r}")
+    _check_keys(Comparison, values, str(file), needed=[each.name for each in fields(Comparison)])
+    kind = values["modality"]
+    require(kind in MODALITIES, f"{file}: modality", kind, " or ".join(MODALITIES))
     named = {name: file.parent / values[name] for name in ("training", "paper") if values[name] is not None}
     for name, path in named.items():
         if not path.is_file():
@@ -122,7 +116,7 @@ def read_comparison(file: Path) -> Comparison:
             raise ValueError(f"{file}: methods.{name} starts from {start!r} at K={at}, which is not compared")
     split = values["out_of_domain"]
     return Comparison(
-        modality=values["modality"],
+        modality=kind,
         training=named["training"].resolve(),
         settings=values["settings"],
         latent_dims=latent_dims,
@@ -130,7 +124,7 @@ def read_comparison(file: Path) -> Comparison:
         seeds=tuple(values["seeds"]),
         out_of_domain=None if split is None else _part(DataSplit, split, f"{file}: out_of_domain", ["name"]),
         output_dir=Path(values["output_dir"]),
-        paper=paper.get(values["modality"], {}),
+        paper=paper.get(kind, {}),
     )
 
 
@@ -140,21 +134,20 @@ def _method(name: str, values: Any, file: Path, latent_dims: Mapping[int, int]) 
         raise ValueError(f"{file}: methods.{name}.quantizer names no kind")
     for size in (*method.by_size, *(method.codebook_sizes or ())):
         if size not in latent_dims:
-            raise ValueError(
-                f"{file}: methods.{name} has settings of K={size}, but latent_dims has only "
-                f"{', '.join(map(str, latent_dims))}"
-            )
+            there = ", ".join(map(str, latent_dims))
+            raise ValueError(f"{file}: methods.{name} has settings of K={size}, but latent_dims has only {there}")
     return method
 
 
 def _part(part: type[Part], values: Any, where: str, needed: list[str]) -> Part:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping, got {values!r}")
-    _check_keys(values, [each.name for each in fields(part)], where, needed)
+    _check_keys(part, values, where, needed)
     return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _check_keys(values: Mapping, known: list[str], where: str, needed: list[str]) -> None:
+def _check_keys(part: type, values: Mapping, where: str, needed: list[str]) -> None:
+    known = [each.name for each in fields(part)]
     for name in values:
         if name not in known:
             raise ValueError(f"{where}: unknown key {name!r}; {did_you_mean(name, known)}")

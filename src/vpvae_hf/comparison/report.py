@@ -9,6 +9,7 @@ from typing import Any
 
 from vpvae_hf.metric_labels import metric_label, sort_metrics
 from vpvae_hf.modalities import MODALITIES
+from vpvae_hf.settings import installed_with
 
 from .config import Comparison
 from .runs import Run
@@ -46,45 +47,44 @@ def render_table(comparison: Comparison, results: Sequence[dict[str, Any]]) -> s
     return "\n".join(parts)
 
 
-def _by_method(comparison: Comparison, results: Iterable[dict]) -> dict[str, list[dict]]:
-    results = list(results)
+def _by_method(comparison: Comparison, results: Sequence[dict]) -> dict[str, list[dict]]:
     found = {name: [result for result in results if result["method"] == name] for name in comparison.methods}
     return {name: each for name, each in found.items() if each}
 
 
 def _table(comparison: Comparison, size: int, rows: dict[str, list[dict]]) -> str:
-    domains = ["in_domain", *(["out_of_domain"] if comparison.out_of_domain else [])]
-    measured = {
-        domain: _shown(name for runs in rows.values() for run in runs for name in run[domain] or {})
-        for domain in domains
-    }
-    headline = _headline(comparison, [run for runs in rows.values() for run in runs])
+    by_row = list(rows.values())
+    headline = _headline(comparison, [run for runs in by_row for run in runs])
     bound = _mean_of(rows.get(_UNQUANTIZED, []), lambda run: _in_domain(run, headline))
-    paper = {method: comparison.paper_metrics(method, size) for method in rows}
-    paper_names = _shown(name for metrics in paper.values() for name in metrics)
-    header = ["method", "codes"]
-    header += [metric_label(name).heading for name in measured["in_domain"]]
+    columns = {"method": list(rows), "codes": [_codes(runs[0]) for runs in by_row]}
+    columns |= _measured(by_row, "in_domain")
     if not math.isnan(bound):
-        header.append(f"{metric_label(headline).label} below {_UNQUANTIZED}")
+        label = metric_label(headline)
+        means = [_mean_of(runs, lambda run: _in_domain(run, headline)) for runs in by_row]
+        columns[f"{label.label} below {_UNQUANTIZED}"] = [f"{bound - mean:.{label.decimals}f}" for mean in means]
     if comparison.out_of_domain:
         label = comparison.out_of_domain.label or comparison.out_of_domain.name
-        header += [f"{label}: {metric_label(name).heading}" for name in measured["out_of_domain"]]
-    header += ["minutes", "seeds"] + [f"paper: {metric_label(name).heading}" for name in paper_names]
-    lines = [header, ["---"] * len(header)]
-    for method, runs in rows.items():
-        groups, count = runs[0]["code_groups"], runs[0]["codebook_size"]
-        line = [method, "-" if count is None else f"{count}" if groups == 1 else f"{count}^{groups}"]
-        line += [_cell(runs, "in_domain", name) for name in measured["in_domain"]]
-        if not math.isnan(bound):
-            mean = _mean_of(runs, lambda run: _in_domain(run, headline))
-            line.append(f"{bound - mean:.{metric_label(headline).decimals}f}")
-        if comparison.out_of_domain:
-            line += [_cell(runs, "out_of_domain", name) for name in measured["out_of_domain"]]
-        line.append(f"{_mean_of(runs, lambda run: run['training_seconds']) / 60:.1f}")
-        line.append(str(len(runs)))
-        line += [f"{paper[method][name]:.4g}" if name in paper[method] else "" for name in paper_names]
-        lines.append(line)
+        columns |= _measured(by_row, "out_of_domain", f"{label}: ")
+    seconds = [_mean_of(runs, lambda run: run["training_seconds"]) for runs in by_row]
+    columns["minutes"] = [f"{each / 60:.1f}" for each in seconds]
+    columns["seeds"] = [str(len(runs)) for runs in by_row]
+    paper = [comparison.paper_metrics(method, size) for method in rows]
+    for name in _shown(name for metrics in paper for name in metrics):
+        values = [f"{metrics[name]:.4g}" if name in metrics else "" for metrics in paper]
+        columns[f"paper: {metric_label(name).heading}"] = values
+    lines = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _codes(run: dict) -> str:
+    groups, count = run["code_groups"], run["codebook_size"]
+    return "-" if count is None else f"{count}" if groups == 1 else f"{count}^{groups}"
+
+
+def _measured(rows: Sequence[Sequence[dict]], domain: str, prefix: str = "") -> dict[str, list[str]]:
+    """A column for each metric that was measured in a domain."""
+    names = _shown(name for runs in rows for run in runs for name in run[domain] or {})
+    return {prefix + metric_label(name).heading: [_cell(runs, domain, name) for runs in rows] for name in names}
 
 
 def _shown(names: Iterable[str]) -> list[str]:
@@ -117,10 +117,8 @@ def _mean_of(runs: Sequence[dict], value: Callable[[dict], float]) -> float:
 
 
 def _draw(file: Path, comparison: Comparison, results: Sequence[dict], draw: Callable) -> None:
-    try:
+    with installed_with("matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is missing; install it with: pip install matplotlib") from error
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     draw(axes, comparison, results)

@@ -1,7 +1,4 @@
-"""The runs of a comparison: each trained, measured, and left with its result, once.
-
-K codes of latents of d dimensions.
-"""
+"""The runs of a comparison: each trained, measured, and left with its result, once; K is the number of codes."""
 
 import contextlib
 import dataclasses
@@ -78,11 +75,8 @@ def planned_runs(
                 start = comparison.output_dir / start if method.starts_from else None
                 runs.append(Run(name, size, seed, folder, _settings(comparison, method, size, seed), start))
     chosen = runs
-    for what, name, wanted in (
-        ("method", "method", methods),
-        ("codebook size", "size", codebook_sizes),
-        ("seed", "seed", seeds),
-    ):
+    filters = (("method", "method", methods), ("codebook size", "size", codebook_sizes), ("seed", "seed", seeds))
+    for what, name, wanted in filters:
         there = {getattr(run, name) for run in runs}
         if unknown := set(wanted or ()) - there:
             names = ", ".join(map(str, sorted(there)))
@@ -105,7 +99,12 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
     """
     todo = [run for run in runs if run.result is None]
     for run in runs:
-        _check_same(run, arguments)
+        path = run.folder / "run.json"
+        if path.exists() and read_json(path) != _record(run, arguments):
+            raise ValueError(
+                f"{run.folder} holds a run with other settings, see {path.name} there; delete it, or name another "
+                "folder with --output"
+            )
     with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="Comparison", unit="run") as bar:
         for run in todo:
             bar.set_postfix_str(f"{run.method}, K={run.size}, seed {run.seed}")
@@ -142,15 +141,6 @@ def _record(run: Run, arguments: Sequence[str]) -> dict[str, Any]:
     return {"settings": run.settings, "arguments": list(arguments)}
 
 
-def _check_same(run: Run, arguments: Sequence[str]) -> None:
-    path = run.folder / "run.json"
-    if path.exists() and read_json(path) != _record(run, arguments):
-        raise ValueError(
-            f"{run.folder} holds a run with other settings, see {path.name} there; delete it, or name another folder "
-            "with --output"
-        )
-
-
 def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
@@ -169,16 +159,11 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
     tokenizer = train_tokenizer(config)
     model = load_tokenizer(str(tokenizer), device=torch.device("cpu"))
     evaluation = read_json(tokenizer / "results.json")["evaluation"]
-    quantizer = model.quantize
     log = run.folder / "training/metrics.jsonl"  # not there if nothing was trained
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     result = {
-        "method": run.method,
-        "size": run.size,
-        "seed": run.seed,
-        "codebook_size": quantizer.codebook_size,
-        "code_groups": quantizer.code_groups,
-        "latent_dim": quantizer.latent_dim,
+        **{name: getattr(run, name) for name in ("method", "size", "seed")},
+        **{name: getattr(model.quantize, name) for name in ("codebook_size", "code_groups", "latent_dim")},
         "steps": config.max_train_steps,
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "in_domain": evaluation[0]["metrics"] if evaluation else None,

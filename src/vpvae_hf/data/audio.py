@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.resampling import resampled
-from vpvae_hf.settings import require, require_integer
+from vpvae_hf.settings import installed_with, require, require_integer
 
 from .sources import Transform, UnreadableFileError, name_of
 
@@ -122,9 +122,8 @@ def read_audio(
 ) -> np.ndarray:
     """A whole file, [T] float32.
 
-    Args:
-        file: a path or an address that fsspec knows, or a mapping of "bytes" and "path".
-        sampling_rate, resample, downmix: as `AudioSegment` takes them.
+    The file is a path or an address that fsspec knows, or a mapping of "bytes" and "path"; the rest as `AudioSegment`
+    takes it.
 
     Raises:
         ValueError: another sampling rate or several channels, if that is not allowed.
@@ -150,10 +149,8 @@ class AudioFile:
     def __init__(self, file: Mapping | None, *, sampling_rate: int, resample: bool = False, downmix: bool = False):
         if file is None or (file["bytes"] is None and file["path"] is None):
             raise UnreadableFileError("there is no file")
-        try:
+        with installed_with("'vpvae_hf[audio]'"):
             import soundfile
-        except ImportError as error:
-            raise ImportError("soundfile is missing; install it with: pip install 'vpvae_hf[audio]'") from error
         self._soundfile, self.name = soundfile, name_of(file)
         try:
             self._file = self._soundfile.SoundFile(_source_of(file))
@@ -201,18 +198,16 @@ class AudioFile:
             raise UnreadableFileError(f"{self.name}: it holds no sample")
         if found.frames == _UNKNOWN_LENGTH:
             raise UnreadableFileError(f"{self.name}: its header does not say how long it is; encode it anew")
-        faults, remedies = [], []
+        faults = {}
         if found.samplerate != sampling_rate and not resample:
-            faults.append(f"a sampling rate of {found.samplerate} Hz, not {sampling_rate} Hz")
-            remedies.append("resample")
+            faults["resample"] = f"a sampling rate of {found.samplerate} Hz, not {sampling_rate} Hz"
         if found.channels > 1 and not downmix:
-            faults.append(f"{found.channels} channels, not one")
-            remedies.append("downmix")
+            faults["downmix"] = f"{found.channels} channels, not one"
         if faults:
+            remedies = " and ".join(f"{name}=True (--{name}, in a recipe --data.{name} true)" for name in faults)
             raise ValueError(
-                f"{self.name} has {' and '.join(faults)}; have it converted with "
-                f"{' and '.join(f'{name}=True (--{name}, in a recipe --data.{name} true)' for name in remedies)}, or "
-                "train a tokenizer for such files"
+                f"{self.name} has {' and '.join(faults.values())}; have it converted with {remedies}, or train a "
+                "tokenizer for such files"
             )
 
     def _decoded(self, first: int, last: int) -> np.ndarray:
@@ -221,13 +216,11 @@ class AudioFile:
             self._file.seek(first)
             channels = self._file.read(last - first, dtype="float32", always_2d=True)
         except self._soundfile.LibsndfileError as error:
-            raise UnreadableFileError(
-                f"{self.name}: samples {first} to {last} cannot be decoded: {error.error_string}"
-            ) from error
+            why = f"samples {first} to {last} cannot be decoded: {error.error_string}"
+            raise UnreadableFileError(f"{self.name}: {why}") from error
         if len(channels) < last - first:
-            raise UnreadableFileError(
-                f"{self.name}: it is cut off after {first + len(channels)} of {self._file.frames} samples"
-            )
+            why = f"it is cut off after {first + len(channels)} of {self._file.frames} samples"
+            raise UnreadableFileError(f"{self.name}: {why}")
         if not np.isfinite(channels).all():
             raise UnreadableFileError(f"{self.name}: it holds values that are NaN or infinite")
         return channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)

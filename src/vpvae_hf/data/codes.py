@@ -1,7 +1,4 @@
-"""A data set's items as Parquet files of codes, one per shard of the data set, and reading them back.
-
-Shapes: [h, w] codes of an image, [n] of a clip, G codes per token.
-"""
+"""A data set's items as Parquet files of codes, [h, w] of an image, [n] of a clip, one file per shard; reading them."""
 
 import itertools
 from collections import deque
@@ -29,9 +26,7 @@ _SKIPPED = b"vpvae_hf.skipped"
 
 def code_dtype(codebook_size: int) -> str:
     """The smallest of the integer types of files that holds the codes 0..K-1."""
-    if codebook_size <= 1 << 8:
-        return "uint8"
-    return "uint16" if codebook_size <= 1 << 16 else "int32"
+    return "uint8" if codebook_size <= 1 << 8 else "uint16" if codebook_size <= 1 << 16 else "int32"
 
 
 class CodeFiles:
@@ -74,23 +69,24 @@ class CodeFiles:
         return [number for number in range(rank, self.count, world_size) if not self._path(number).exists()]
 
     def write(self, number: int, *, batch_size: int, progress: Callable[[int], None] = lambda files: None) -> None:
-        """Write a file, encoding `batch_size` items together.
+        """Write a file, encoding `batch_size` items together; a ValueError if a shard or a file is not allowed.
 
         Args:
             progress: called with the number of the data set's files that were encoded since the last call.
-
-        Raises:
-            ValueError: a shard that cannot be read, or a file that the transform does not allow.
         """
+        from datasets import Features
         from pyarrow.parquet import ParquetWriter
 
-        path, features, skipped = self._path(number), self._features(), 0
+        others = {name: kind for name, kind in self._source.rows.features.items() if name != self._source.column}
+        features, skipped = Features({**self._code_features, **others}), 0
+        path = self._path(number)
         with write_atomically(path) as aside, ParquetWriter(aside, features.arrow_schema) as writer:
             written: list[dict[str, Any]] = []
             for rows, items in self._decoded(number, batch_size * self._batches_decoded):
-                encoded = self._encoded(rows, items, batch_size)
-                skipped += len(rows) - len(encoded)
-                written += encoded
+                readable = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
+                skipped += len(rows) - len(readable)
+                columns = self._encode([item for _, item in readable], batch_size=batch_size)
+                written += [{**codes, **row} for codes, (row, _) in zip(columns, readable, strict=True)]
                 progress(len(rows))
                 if len(written) >= _ROWS_AT_ONCE:
                     writer.write_table(_table(written, features))
@@ -108,12 +104,6 @@ class CodeFiles:
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{self._split}-{number:05d}-of-{self.count:05d}.parquet"
-
-    def _features(self):
-        from datasets import Features
-
-        others = {name: kind for name, kind in self._source.rows.features.items() if name != self._source.column}
-        return Features({**self._code_features, **others})
 
     def _decoded(self, number: int, count: int) -> Iterator[tuple[list[dict], Iterable[Tensor | None]]]:
         """So many rows at a time and their items; threads decode some while the ones before are encoded."""
@@ -134,12 +124,6 @@ class CodeFiles:
         except UnreadableFileError:
             return None
 
-    def _encoded(self, rows: list[dict], items: Iterable[Tensor | None], batch_size: int) -> list[dict[str, Any]]:
-        """The rows whose file could be read, with its codes."""
-        readable = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
-        columns = self._encode([item for _, item in readable], batch_size=batch_size)
-        return [{**codes, **row} for codes, (row, _) in zip(columns, readable, strict=True)]
-
 
 def _table(rows: list[dict[str, Any]], features):
     from datasets import Audio, Dataset, Features, Value
@@ -151,11 +135,7 @@ def _table(rows: list[dict[str, Any]], features):
 
 
 def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a folder the folder of a run, or see that it already is. Several ranks may do so at once.
-
-    Args:
-        settings: settings of the run, as JSON stores them. "items" is what one row holds, e.g. "images".
-    """
+    """Make a folder that of a run with some settings, or see that it already is. Several ranks may do so at once."""
     require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
@@ -213,10 +193,8 @@ class CodeFolder:
             kind = rows.features.get(condition_column)
             whole = hasattr(kind, "names") or (isinstance(kind, Value) and "int" in kind.dtype)
             if not whole:
-                raise ValueError(
-                    f"{folder} has no column {condition_column!r} of whole numbers; columns: "
-                    f"{', '.join(rows.column_names)}"
-                )
+                there = ", ".join(rows.column_names)
+                raise ValueError(f"{folder} has no column {condition_column!r} of whole numbers; columns: {there}")
         # Columns of grids have a shape.
         self.is_audio = not hasattr(rows.features["codes"], "shape")
         read = ["codes", *([condition_column] if condition_column else [])]
@@ -225,9 +203,7 @@ class CodeFolder:
     @property
     def grid(self) -> tuple[int, ...]:
         """[h, w] of the images; [n] of the longest clip."""
-        if not self.is_audio:
-            return tuple(self.rows[0]["codes"].shape[:2])
-        return (max(self.lengths),)
+        return (max(self.lengths),) if self.is_audio else tuple(self.rows[0]["codes"].shape[:2])
 
     @property
     def lengths(self) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vpvae_hf.settings import require_integer
+from vpvae_hf.settings import installed_with, require, require_integer
 
 from .sources import Transform, UnreadableFileError, name_of, open_images
 
@@ -47,16 +47,18 @@ class ImageCrop(Transform):
 
     def __post_init__(self):
         require_integer("size", self.size, 1)
-        if self.shortest_side is not None and self.shortest_side < self.size:
-            raise ValueError(
-                f"shortest_side must be at least the size of a crop, {self.size}, got {self.shortest_side}"
-            )
+        side = self.shortest_side
+        require(side is None or side >= self.size, "shortest_side", side, f"at least the size of a crop, {self.size}")
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
         image = decode_image(file)
         if self.shortest_side is not None or min(image.shape[:2]) < self.size:
             image = _scaled(image, self.shortest_side or self.size)
-        crop = _center_crop(image, self.size) if self.crop == "center" else _random_crop(image, self.size, rng)
+        if self.crop == "center":
+            top, left = ((side - self.size) // 2 for side in image.shape[:2])
+            crop = image[top : top + self.size, left : left + self.size]
+        else:
+            crop = _random_crop(image, self.size, rng)
         crop = _maybe_mirrored(crop, rng) if self.flip else crop
         # A copy: Pillow's arrays are read-only, and a mirrored view has a stride that torch does not know.
         return torch.from_numpy(crop.copy())
@@ -118,11 +120,9 @@ def load_photographs() -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Twelve photographs of scikit-image and scikit-learn, each cut in two: the left three quarters for training, and
     the rest, held out, [H, W, 3] uint8.
     """
-    try:
+    with installed_with("'vpvae_hf[demo]'"):
         from skimage import data
         from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise ImportError(f"{error.name} is missing; install it with: pip install 'vpvae_hf[demo]'") from error
     images = [getattr(data, name)() for name in _FROM_SKIMAGE]
     images += [data.stereo_motorcycle()[0], *(load_sample_image(name) for name in _FROM_SKLEARN)]
     images = [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2) for image in images]
@@ -133,9 +133,7 @@ def load_photographs() -> tuple[list[np.ndarray], list[np.ndarray]]:
 def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Endless batches of random crops, half of them mirrored; an image is chosen in proportion to its area.
 
-    Args:
-        images: at least one, each with sides of at least `size`.
-        size: S.
+    There must be at least one, and each must have sides of at least S = `size`.
     """
     _check_sizes(images, size)
     rng = np.random.default_rng(seed)
@@ -153,9 +151,7 @@ def center_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int) ->
     _check_sizes(images, size)
     crops = []
     for image in images:
-        height, width = image.shape[:2]
-        tops = range(height % size // 2, height - size + 1, size)
-        lefts = range(width % size // 2, width - size + 1, size)
+        tops, lefts = (range(side % size // 2, side - size + 1, size) for side in image.shape[:2])
         crops += [image[y : y + size, x : x + size] for y in tops for x in lefts]
     starts = range(0, len(crops), batch_size)
     return (to_pixel_values(np.stack(crops[start : start + batch_size])) for start in starts)
@@ -181,13 +177,7 @@ def _scaled(image: np.ndarray, shortest_side: int) -> np.ndarray:
 
 
 def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    top = rng.integers(image.shape[0] - size + 1)
-    left = rng.integers(image.shape[1] - size + 1)
-    return image[top : top + size, left : left + size]
-
-
-def _center_crop(image: np.ndarray, size: int) -> np.ndarray:
-    top, left = ((side - size) // 2 for side in image.shape[:2])
+    top, left = (rng.integers(side - size + 1) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 

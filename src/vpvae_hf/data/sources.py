@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpvae_hf.settings import installed_with
+
 # Shards of a data set that is not streamed; enough for the readers of a large job.
 _LOCAL_SHARDS = 256
 # A shard's clips are encoded in batches of their own, so a shard of a folder of audio should hold several.
@@ -34,22 +36,16 @@ def name_of(file: Mapping) -> str:
 class Transform(ABC):
     """Makes an item of a file: decodes it and cuts out what a model takes. It holds settings only, so that it can be
     sent to worker processes.
-
-    Attributes:
-        kind: what messages call such a file.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str]  # what messages call such a file
 
     @abstractmethod
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        """One item, in its smallest form; the generator decides what is random about it.
-
-        Args:
-            file: a row's mapping of "bytes" and "path"; None in a row without a file.
+        """One item, in its smallest form, of a mapping of "bytes" and "path"; the generator decides what is random.
 
         Raises:
-            UnreadableFileError: this file is to be skipped.
+            UnreadableFileError: this file is to be skipped; there may be none in a row.
             ValueError: something is wrong that concerns all files.
         """
 
@@ -77,7 +73,23 @@ class Source:
     column: str
 
 
-def open_images(
+def open_images(name: str, **options) -> Source:
+    """Open a data set of images, hub id or local path; its files are read when it is iterated; see `open_source`."""
+    return open_source("image", name, **options)
+
+
+def open_audio(name: str, **options) -> Source:
+    """Open a data set of audio, hub id or local path, or a folder of WAV, FLAC, OGG or MP3 files; see `open_source`.
+
+    If a folder has sub-folders "train", "validation" or "test", these are its splits; otherwise all its files are the
+    split "train". Its columns are "audio" and "file_name", the path within the folder; tables beside the files, such as
+    transcripts, are not read.
+    """
+    return open_source("audio", name, **options)
+
+
+def open_source(
+    kind: str,
     name: str,
     *,
     split: str,
@@ -87,61 +99,42 @@ def open_images(
     streaming: bool = True,
     other_columns: bool = False,
 ) -> Source:
-    """Open a data set of images; its files are read when it is iterated.
+    """Open a data set of "image" or "audio" files.
 
     Args:
-        name: hub id or local path, as `datasets.load_dataset` takes it.
         split: e.g. "train", or several joined by "+"; a slice such as "train[:1000]" if it is not streamed.
         config: name of a configuration (subset), for a data set that has several.
         revision: branch, tag or commit on the hub.
-        column: name of the column with the images; None finds it by its type.
+        column: name of the column with the files; None finds it by its type.
         streaming: read the data set while it is used; otherwise it is downloaded and prepared first.
         other_columns: keep them in the rows.
 
     Raises:
         ValueError: no such split or column.
         FileNotFoundError: no such data set.
+        ImportError: `datasets` is missing, or lacks torchcodec, which it needs for audio that is neither local nor in
+            Parquet.
     """
-    feature = _import_datasets().Image(decode=False)
-    rows = _load(name, split, config, revision, streaming)
-    return _source(name, rows, column, feature, "image", streaming, other_columns)
-
-
-def open_audio(
-    name: str,
-    *,
-    split: str,
-    config: str | None = None,
-    revision: str | None = None,
-    column: str | None = None,
-    streaming: bool = True,
-    other_columns: bool = False,
-) -> Source:
-    """Open a data set of audio, or a local folder of audio files; they are read when it is iterated.
-
-    If a folder has sub-folders "train", "validation" or "test", these are its splits; otherwise all its files are the
-    split "train". Its columns are "audio" and "file_name", the path within the folder; tables beside the files, such as
-    transcripts, are not read.
-
-    Args and errors are those of `open_images`; the name may also be that of a folder of WAV, FLAC, OGG or MP3 files.
-
-    Raises:
-        ImportError: `datasets` lacks torchcodec, which it needs for files that are neither local nor in Parquet.
-    """
-    feature = _import_datasets().Audio(decode=False)
-    if _is_audio_folder(name):
-        rows, streaming = _load_audio_folder(name, split, config, revision, streaming), True
-    else:
-        rows = _load(name, split, config, revision, streaming)
-    return _source(name, rows, column, feature, "audio", streaming, other_columns)
-
-
-def _import_datasets():
-    try:
+    with installed_with("'vpvae_hf[train]'"):
         import datasets
-    except ImportError as error:
-        raise ImportError("datasets is missing; install it with: pip install 'vpvae_hf[train]'") from error
-    return datasets
+    from_folder = kind == "audio" and _is_audio_folder(name)
+    rows = (_load_audio_folder if from_folder else _load)(name, split, config, revision, streaming)
+    features = rows.features or {}
+    feature = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
+    found = [each for each, its_feature in features.items() if isinstance(its_feature, type(feature))]
+    if column is None and len(found) == 1:
+        column = found[0]
+    if column not in found:
+        asked = "name the one to use" if column is None else f"{column!r} is none of them"
+        raise ValueError(
+            f"data set {name} has {len(found)} {kind} columns ({', '.join(found) or 'none'}) among "
+            f"{', '.join(features)}; {asked}"
+        )
+    rows = rows.cast_column(column, feature)
+    rows = rows if other_columns else rows.select_columns([column])
+    if not (streaming or from_folder):  # a folder's rows are a stream already
+        rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, len(rows))))
+    return Source(name, rows, column)
 
 
 def library_missing(error: ImportError) -> ImportError:
@@ -154,12 +147,11 @@ def _load(name: str, split: str, config: str | None, revision: str | None, strea
     import datasets
 
     _check_split(name, split, datasets.get_dataset_split_names(name, config, revision=revision), streaming)
+    how = {"revision": revision, "streaming": streaming}
     try:
         # `datasets` joins splits itself unless it streams them.
         splits = split.split("+") if streaming else [split]
-        parts = [
-            datasets.load_dataset(name, config, split=part, revision=revision, streaming=streaming) for part in splits
-        ]
+        parts = [datasets.load_dataset(name, config, split=part, **how) for part in splits]
         return parts[0] if len(parts) == 1 else JoinedRows(parts)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ImportError):
@@ -174,24 +166,6 @@ def _check_split(name: str, split: str, splits: list[str], streaming: bool) -> N
             raise ValueError(f"data set {name} has no split {whole!r}; it has {', '.join(splits)}")
         if streaming and bracket:
             raise ValueError(f"a stream has no slices, got split {part!r}; name a whole split, or do without streaming")
-
-
-def _source(name: str, rows, column: str | None, feature, kind: str, streaming: bool, other_columns: bool) -> Source:
-    features = rows.features or {}
-    found = [each for each, its_feature in features.items() if isinstance(its_feature, type(feature))]
-    if column is None and len(found) == 1:
-        column = found[0]
-    if column not in found:
-        asked = "name the one to use" if column is None else f"{column!r} is none of them"
-        raise ValueError(
-            f"data set {name} has {len(found)} {kind} columns ({', '.join(found) or 'none'}) among "
-            f"{', '.join(features)}; {asked}"
-        )
-    rows = rows.cast_column(column, feature)
-    rows = rows if other_columns else rows.select_columns([column])
-    if not streaming:
-        rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, len(rows))))
-    return Source(name, rows, column)
 
 
 def _is_audio_folder(name: str) -> bool:
@@ -226,8 +200,7 @@ def _audio_splits(folder: Path) -> dict[str, list[Path]]:
     splits = {split: its_files for split, its_files in splits.items() if its_files}
     if not splits:
         return {"train": files}
-    outside = set(files).difference(*splits.values())
-    if outside:
+    if outside := set(files).difference(*splits.values()):
         raise ValueError(
             f"{folder} has audio files both in {', '.join(splits)} and outside, such as "
             f"{min(outside).relative_to(folder)}; move them to {', '.join(_FOLDER_SPLITS)} or elsewhere"
@@ -254,9 +227,6 @@ class JoinedRows:
 
     Its shards are dealt out together. `datasets` itself would join the streams end to end, so that a reader would reach
     the second split only after the first.
-
-    Args:
-        parts: `datasets.IterableDataset`s with the same columns.
     """
 
     def __init__(self, parts: list[Any]):

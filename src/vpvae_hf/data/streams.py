@@ -57,9 +57,8 @@ class ItemStream(IterableDataset):
         self.transform = transform
         self._source, self._block_size = source, shuffle_buffer
         self._passes, self._seed, self._rank, self._world_size = passes, seed, rank, world_size
-        self._loaded = False
+        self._position, self._loaded = dict(_BEGINNING), False
         self._rows: Iterator | None = None
-        self._stand_at(_BEGINNING)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """From the beginning, or once from a loaded state.
@@ -72,66 +71,57 @@ class ItemStream(IterableDataset):
             ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
         """
         if not self._loaded:
-            self._stand_at(_BEGINNING)
-        self._loaded = False
-        number, count = self._reader_of()
+            self._position = dict(_BEGINNING)
+        at, self._loaded = self._position, False
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number, count = self._rank * count + number, self._world_size * count
         shuffled = self._block_size > 1
         seed = self._seed if shuffled else None
         reader = ShardReader(self._source.rows, number, count, seed=seed, passes=self._passes)
-        if self._block_start is not None:
-            reader.load_state_dict(self._block_start)
+        if at["block_start"] is not None:
+            reader.load_state_dict(at["block_start"])
         self._rows = rows = iter(reader)
         skipped = 0
         while True:
-            self._block_start = reader.state_dict()
+            at["block_start"] = reader.state_dict()
             files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
             if not files:
                 if skipped:
                     yield {"item": None, "skipped": skipped}
-                self._stand_at(_BEGINNING)
+                self._position = dict(_BEGINNING)
                 return
-            order = self._rng(number, self._block).permutation(len(files)) if shuffled else range(len(files))
-            for place in order[self._taken :]:
-                self._taken += 1
+            order = self._rng(number, at["block"]).permutation(len(files)) if shuffled else range(len(files))
+            for place in order[at["taken"] :]:
+                at["taken"] += 1
                 try:
-                    item = self.transform.read(files[place], self._rng(number, self._block, self._taken))
+                    item = self.transform.read(files[place], self._rng(number, at["block"], at["taken"]))
                 except UnreadableFileError as error:
                     skipped += 1
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
                     if skipped == _MOST_UNREADABLE:
-                        kind = self.transform.kind
+                        kinds, column = f"{self.transform.kind}s", self._source.column
                         raise ValueError(
-                            f"data set {self._source.name}: {skipped} {kind}s in a row cannot be read; see whether the "
-                            f"files of column {self._source.column!r} are {kind}s and can be reached (the last: "
-                            f"{error})"
+                            f"data set {self._source.name}: {skipped} {kinds} in a row cannot be read; see whether the "
+                            f"files of column {column!r} are {kinds} and can be reached (the last: {error})"
                         ) from error
                     continue
                 yield {"item": item, "skipped": skipped}
                 skipped = 0
-            self._block, self._taken = self._block + 1, 0
+            at |= {"block": at["block"] + 1, "taken": 0}
 
     def state_dict(self) -> dict[str, Any]:
         """This reader's position."""
-        return {"block": self._block, "taken": self._taken, "block_start": self._block_start}
+        return dict(self._position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration from that position."""
-        self._stand_at(state)
-        self._loaded = True
+        self._position, self._loaded = dict(state), True
 
     def close(self) -> None:
         """Close the files of an iteration that was broken off; the position does not change."""
         if self._rows is not None:
             self._rows.close()
-
-    def _stand_at(self, state: dict[str, Any]) -> None:
-        self._block, self._taken, self._block_start = state["block"], state["taken"], state["block_start"]
-
-    def _reader_of(self) -> tuple[int, int]:
-        """Number of this reader, and how many there are."""
-        worker = get_worker_info()
-        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        return self._rank * count + number, self._world_size * count
 
     def _rng(self, *place: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, *place])
@@ -204,11 +194,8 @@ def _collate(collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, 
 
 
 def check_readable(source: Source, transform: Transform) -> None:
-    """Read the first rows as a run will, so that what would stop it later is found early.
-
-    Raises:
-        ValueError: no row, no readable file among the first 100, a file that the transform does not allow, or a shard
-            that cannot be read before a file is found.
+    """Read the first rows as a run will, so that what would stop it later is found early: a ValueError if there is no
+    readable file among the first 100, one that the transform does not allow, or a shard that cannot be read.
     """
     files_only = source.rows.select_columns([source.column])
     errors = []
@@ -218,12 +205,8 @@ def check_readable(source: Source, transform: Transform) -> None:
             return
         except UnreadableFileError as error:
             errors.append(error)
-    found = "it is empty"
-    if errors:
-        found = (
-            f"the first {len(errors)} rows of column {source.column!r} hold no readable {transform.kind} "
-            f"(the first: {errors[0]})"
-        )
+    where = f"the first {len(errors)} rows of column {source.column!r}"
+    found = f"{where} hold no readable {transform.kind} (the first: {errors[0]})" if errors else "it is empty"
     raise ValueError(f"data set {source.name} cannot be used: {found}")
 
 
@@ -235,14 +218,9 @@ def shard_groups(rows, readers: int = 1) -> int:
 class ShardReader:
     """Rows of one reader's share of the shards, pass after pass; its position is a small dictionary.
 
-    Each group of shards belongs to one reader. If there are fewer groups than readers, several readers share a group
-    and take its rows in turn, so shares may differ in size.
-
-    Args:
-        rows: a `datasets.IterableDataset` or `JoinedRows`.
-        reader, readers: the number of this reader, from 0, and how many there are.
-        seed: gives each pass its own order of groups; None keeps the data set's own order.
-        passes: number of passes; None for no end.
+    Each group of shards belongs to one of the readers. If there are fewer groups than readers, several readers share a
+    group and take its rows in turn, so shares may differ in size. The seed gives each pass its own order of groups;
+    None keeps the data set's own order. With passes=None there is no end.
     """
 
     def __init__(self, rows, reader: int, readers: int, *, seed: int | None, passes: int | None):
@@ -256,15 +234,13 @@ class ShardReader:
         self._group_state: dict | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows from its position on.
-
-        Raises:
-            ValueError: a shard that cannot be read, or an endless reader whose share has no row.
-        """
+        """Rows from its position on; a ValueError if a shard cannot be read, or an endless reader's share is empty."""
         while self._passes is None or self._pass < self._passes:
-            order = self._order()
+            order = self._own
+            if self._seed is not None:
+                order = np.random.default_rng([self._seed, self._pass]).permutation(order)
             while self._position < len(order):
-                yield from self._rows_of(order[self._position])
+                yield from self._rows_of(int(order[self._position]))
                 self._position += 1
                 self._seen, self._group, self._group_state = 0, None, None
             if self._passes is None and self._given == 0:
@@ -275,22 +251,13 @@ class ShardReader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last row that was given."""
-        return {
-            "pass": self._pass,
-            "position": self._position,
-            "seen": self._seen,
-            "given": self._given,
-            "group": self._group_state if self._group is None else self._group.state_dict(),
-        }
+        group = self._group_state if self._group is None else self._group.state_dict()
+        place = {"pass": self._pass, "position": self._position}
+        return {**place, "seen": self._seen, "given": self._given, "group": group}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._pass, self._position = state["pass"], state["position"]
-        self._seen, self._given, self._group_state = state["seen"], state["given"], state["group"]
-
-    def _order(self) -> list[int]:
-        if self._seed is None:
-            return self._own
-        return np.random.default_rng([self._seed, self._pass]).permutation(self._own).tolist()
+        names = ("pass", "position", "seen", "given", "group")
+        self._pass, self._position, self._seen, self._given, self._group_state = (state[name] for name in names)
 
     def _rows_of(self, group: int) -> Iterator[dict[str, Any]]:
         self._group = self._rows.shard(num_shards=self._groups, index=group)

@@ -68,10 +68,7 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Hinge loss of the discriminator: Lim & Ye 2017, arXiv 1705.02894; halved as in Esser et al. 2021; [].
 
     (E[max(0, 1 - D(x))] + E[max(0, 1 + D(x_hat))]) / 2: 1 at logits of zero, 0 if every logit is beyond its margin.
-
-    Args:
-        real_logits: D(x), any shape, of original images.
-        fake_logits: D(x_hat), any shape, of reconstructions that are detached from their model.
+    Logits D(x) are of original images, D(x_hat) of reconstructions that are detached from their model; any shape.
     """
     return (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean()) / 2
 
@@ -79,9 +76,6 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """Hinge loss of the model that makes the images, -E[D(x_hat)]: Lim & Ye 2017; VQGAN (Esser et al. 2021); [].
 
-    It has no lower bound; its weight sets its scale relative to other losses.
-
-    Args:
-        fake_logits: D(x_hat), any shape, of reconstructions that are not detached.
+    It has no lower bound; its weight sets its scale relative to other losses. Reconstructions are not detached.
     """
     return -fake_logits.mean()

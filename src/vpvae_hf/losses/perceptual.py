@@ -16,11 +16,8 @@ MINIMUM_SIDE = 16
 def load_lpips_network() -> nn.Module:
     """The frozen VGG16 of LPIPS in eval mode, loaded once per process; the first time, its weights are downloaded.
 
-    The global random state stays as it is, so that a run with LPIPS draws the same numbers as one without.
-
-    Returns:
-        Module of two images [B, 3, H, W] in [-1, 1] that gives [B, 1, 1, 1]. It belongs to no model, so no model saves
-        its weights.
+    It gives [B, 1, 1, 1] for two batches of images [B, 3, H, W] in [-1, 1]. It belongs to no model, so no model saves
+    its weights. The global random state stays as it is, so that a run with LPIPS draws the same numbers as one without.
 
     Raises:
         ImportError: torchmetrics or torchvision is missing, or does not import beside this torch.
@@ -48,7 +45,7 @@ def load_lpips_network() -> nn.Module:
 
 
 def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each pair: 0 if both images are equal.
+    """[B] float32: LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each pair, 0 if both images are equal.
 
     It is computed in float32 under autocast, too, because features of similar images differ by less than half
     precision can tell. The network follows the device of the images. Gradients reach both images, never the network.
@@ -56,14 +53,23 @@ def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
     Args:
         reconstruction, original: [B, 3, H, W] in [-1, 1], at least 16 pixels a side. Values beyond are not clipped.
 
-    Returns:
-        [B] float32.
-
     Raises:
         ValueError: another shape than that, or two different shapes.
         ImportError, OSError: see `load_lpips_network`.
     """
-    _check_images(reconstruction, original)
+    shapes = [list(reconstruction.shape), list(original.shape)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"LPIPS compares images of one shape, got {shapes[0]} and {shapes[1]}: crop or resize one")
+    if len(shapes[0]) != 4 or shapes[0][1] != 3:
+        raise ValueError(
+            f"LPIPS needs RGB images [B, 3, H, W], got {shapes[0]}: repeat a single channel three times, or do without "
+            "LPIPS"
+        )
+    if min(shapes[0][2:]) < MINIMUM_SIDE:
+        raise ValueError(
+            f"LPIPS needs images of at least {MINIMUM_SIDE} pixels a side, got {shapes[0]}: use larger images, or do "
+            "without LPIPS"
+        )
     network = _network_on(reconstruction.device)
     with torch.autocast(reconstruction.device.type, enabled=False):
         return network(reconstruction.float(), original.float()).flatten()
@@ -84,19 +90,3 @@ def _network_on(device: torch.device) -> nn.Module:
     # Parameters made or moved in inference mode could not serve a later training step.
     with torch.inference_mode(False):
         return load_lpips_network().to(device)
-
-
-def _check_images(reconstruction: Tensor, original: Tensor) -> None:
-    shapes = [list(reconstruction.shape), list(original.shape)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"LPIPS compares images of one shape, got {shapes[0]} and {shapes[1]}: crop or resize one")
-    if len(shapes[0]) != 4 or shapes[0][1] != 3:
-        raise ValueError(
-            f"LPIPS needs RGB images [B, 3, H, W], got {shapes[0]}: repeat a single channel three times, or do without "
-            "LPIPS"
-        )
-    if min(shapes[0][2:]) < MINIMUM_SIDE:
-        raise ValueError(
-            f"LPIPS needs images of at least {MINIMUM_SIDE} pixels a side, got {shapes[0]}: use larger images, or do "
-            "without LPIPS"
-        )

@@ -36,12 +36,7 @@ IMAGE_LOSSES: dict[str, Loss | Loaded] = {**RECONSTRUCTION_LOSSES, "lpips": Load
 def audio_losses(
     *, whisper: str = "openai/whisper-base", sampling_rate: int = SAMPLING_RATE
 ) -> dict[str, Loss | Loaded]:
-    """The losses of waveforms [B, C, T] in [-1, 1] by name.
-
-    Args:
-        whisper: folder or hub id of the Whisper model of the loss "whisper".
-        sampling_rate: of the waveforms, in Hz.
-    """
+    """The losses of waveforms [B, C, T] in [-1, 1], at a sampling rate in Hz, by name; see `load_whisper_features`."""
     return {
         **RECONSTRUCTION_LOSSES,
         "stft": multi_resolution_stft_loss,
@@ -56,15 +51,12 @@ def build_losses(weights: Mapping[str, float], available: Mapping[str, Loss | Lo
     inputs.
 
     Args:
-        weights: non-negative weight of each loss by its name.
+        weights: non-negative weight of each loss by its name; it is not applied.
         available: the losses that there are, e.g. `IMAGE_LOSSES` or `audio_losses()`.
-
-    Returns:
-        Name -> function of (reconstruction, original), both of one shape; gives [], not weighted.
 
     Raises:
         ValueError: an unknown name, a weight that is negative or not finite, or no positive weight.
-        ValueError, ImportError, OSError: a network cannot be loaded; see `load_lpips_loss` and `load_whisper_loss`.
+        ImportError, OSError: a network cannot be loaded.
     """
     for name, weight in weights.items():
         if name not in available:

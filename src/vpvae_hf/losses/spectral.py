@@ -20,7 +20,7 @@ QUIETEST_MAGNITUDE = 1e-2
 
 
 def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Spectral convergence plus L1 of log magnitudes, mean over three resolutions: eqs. (3) to (6).
+    """[] float32: spectral convergence plus L1 of log magnitudes, mean over three resolutions: eqs. (3) to (6).
 
     0 if both waveforms are equal; it does not hear a change of sign. Between very quiet or silent waveforms it
     departs from the paper (`SILENT_POWER`, `QUIETEST_MAGNITUDE`), so that it and its gradient are finite; if the
@@ -29,12 +29,6 @@ def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tens
 
     Args:
         reconstruction, original: [B, C, T] in [-1, 1], T at least 1025 samples. Each channel is a waveform of its own.
-
-    Returns:
-        [] float32.
-
-    Raises:
-        ValueError: other or different shapes, or too few samples.
     """
     check_waveforms("the STFT loss", reconstruction, original)
     length = original.shape[-1]

@@ -78,11 +78,10 @@ def load_whisper_features(name: str) -> WhisperFeatures:
 
     The global random state stays as it is, so that a run with this loss draws the same numbers as one without.
 
+    It belongs to no model, so no model saves its weights.
+
     Args:
         name: folder or hub id of a Whisper model of any size, such as "openai/whisper-base".
-
-    Returns:
-        Module of waveforms. It belongs to no model, so no model saves its weights.
 
     Raises:
         ValueError: another kind of model, or one without all of the encoder's weights.
@@ -115,11 +114,7 @@ def load_whisper_features(name: str) -> WhisperFeatures:
 
 
 def load_whisper_loss(model: str, sampling_rate: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """`whisper_loss` with its model, after loading it; errors as of `load_whisper_features`.
-
-    Raises:
-        ValueError: a sampling rate, in Hz, that Whisper was not trained on.
-    """
+    """`whisper_loss` with its model, after loading it; errors as of `load_whisper_features`."""
     if sampling_rate != SAMPLING_RATE:
         raise ValueError(
             f"the waveforms have {sampling_rate} Hz, but Whisper hears {SAMPLING_RATE} Hz: train at {SAMPLING_RATE} "
@@ -130,7 +125,7 @@ def load_whisper_loss(model: str, sampling_rate: int) -> Callable[[Tensor, Tenso
 
 
 def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Tensor:
-    """Mean squared difference of Whisper's features of both waveforms: 0 if they are equal.
+    """[] float32: mean squared difference of Whisper's features of both waveforms, 0 if they are equal.
 
     It is computed in float32 under autocast, too. The network follows the device of the reconstruction. The gradient
     reaches the reconstruction, but neither the original, whose features are computed without a graph, nor the network.
@@ -138,12 +133,6 @@ def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Ten
     Args:
         reconstruction, original: [B, C, T] in [-1, 1], 16 kHz, 30 s at most. Each channel is a waveform of its own.
         model: folder or hub id; see `load_whisper_features`.
-
-    Returns:
-        [] float32.
-
-    Raises:
-        ValueError: other or different shapes, or too many samples.
     """
     check_waveforms("the Whisper loss", reconstruction, original)
     network = _network_on(reconstruction.device, model)

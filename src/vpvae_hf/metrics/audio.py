@@ -1,8 +1,9 @@
 """Metrics of reconstructed audio.
 
-Reconstructions and originals are B clips of one channel, [B, 1, T] or [T], clipped to [-1, 1]; sampling rates are in
-Hz. If a metric is not defined for a clip its value is NaN, so that a mean can leave that clip out and count it. All
-raise a ValueError for other or different shapes, and an ImportError if packages of the extra "audio" are missing.
+All take a reconstruction and its original, B clips of one channel, [B, 1, T] or [T], which they clip to [-1, 1], and
+the sampling rate in Hz, and give [B] float32. If a metric is not defined for a clip its value is NaN, so that a mean
+can leave that clip out and count it. All raise a ValueError for other or different shapes, and an ImportError if
+packages of the extra "audio" are missing.
 """
 
 import math
@@ -25,11 +26,7 @@ MAGNITUDE_FLOOR = 1e-5
 
 
 def audio_quality(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> dict[str, Tensor]:
-    """PESQ (at 16000 Hz, the only rate it is defined at), STOI and mel distance of each clip.
-
-    Returns:
-        "pesq", "stoi" and "mel_distance", each [B] float32; see `pesq_score`, `stoi_score` and `mel_distance`.
-    """
+    """`pesq_score` as "pesq", at the only rate that it is defined at, `stoi_score` as "stoi", and `mel_distance`."""
     pesq = {"pesq": pesq_score(reconstruction, original, sampling_rate)} if sampling_rate == _PESQ_RATE else {}
     return pesq | {
         "stoi": stoi_score(reconstruction, original, sampling_rate),
@@ -51,19 +48,11 @@ def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
     """Wide-band PESQ (ITU-T P.862.2) of each clip of speech: MOS-LQO from about 1, bad, to 4.64, equal.
 
     It takes some 20 ms per second of audio on one CPU core. A clip of more than 20 seconds is scored in equal parts of
-    at most that, whose mean counts.
+    at most that, whose mean counts. Another sampling rate than 16000 Hz is a ValueError.
 
-    Args:
-        reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
-        sampling_rate: must be 16000 Hz.
-
-    Returns:
-        [B] float32. NaN if it is not defined: less than a quarter of a second, no utterance in the original, or a
-        reconstruction that is silent or has NaN. So a tokenizer that gives nothing back has no PESQ, not a bad one.
-        Parts of a longer clip for which it is not defined are left out.
-
-    Raises:
-        ValueError: another sampling rate.
+    It is NaN if it is not defined: less than a quarter of a second, no utterance in the original, or a reconstruction
+    that is silent or has NaN. So a tokenizer that gives nothing back has no PESQ, not a bad one. Parts of a longer clip
+    for which it is not defined are left out.
     """
     if sampling_rate != _PESQ_RATE:
         raise ValueError(
@@ -96,13 +85,8 @@ def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
 def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
     """STOI (Taal et al. 2011, not the extended one) of each clip of speech: 1 if it is as intelligible, about 0 if not.
 
-    Args:
-        reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
-        sampling_rate: in Hz; clips with another rate than 10000 Hz are resampled to it.
-
-    Returns:
-        [B] float32. NaN if it is not defined: a silent original, or less than 0.4 seconds that are not silent in it, or
-        NaN in either. A silent reconstruction has 0.
+    Clips with another rate than 10000 Hz are resampled to it. It is NaN if it is not defined: a silent original, or
+    less than 0.4 seconds that are not silent in it, or NaN in either. A silent reconstruction has 0.
     """
     made, true = _clips(reconstruction, original)
     try:
@@ -112,7 +96,6 @@ def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
         raise _missing("STOI", error) from error
     scores = []
     for pair in zip(made.cpu(), true.cpu(), strict=True):
-        silent = not pair[1].any()
         try:
             with warnings.catch_warnings():
                 # Too short for it: the package would warn and give 1e-5, or fail where not a single frame is left.
@@ -120,7 +103,7 @@ def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
                 score = float(short_time_objective_intelligibility(*pair, fs=sampling_rate))
         except (RuntimeWarning, np.exceptions.AxisError):
             score = math.nan
-        scores.append(math.nan if silent else score)
+        scores.append(score if pair[1].any() else math.nan)
     return torch.tensor(scores)
 
 
@@ -128,42 +111,23 @@ def mel_distance(reconstruction: Tensor, original: Tensor, sampling_rate: int) -
     """Mean absolute difference of the log-mel spectrograms of each clip: 0 if they are equal; 1 is 8.7 dB.
 
     See `log_mel_spectrogram`. Published values may use other windows, bands or logarithms; do not compare with those.
-
-    Args:
-        reconstruction, original: [B, 1, T] or [T], clipped to [-1, 1].
-        sampling_rate: in Hz.
-
-    Returns:
-        [B] float32. It is defined for silence and for clips of any length.
+    It is defined for silence and for clips of any length.
     """
     made, true = (log_mel_spectrogram(clips, sampling_rate) for clips in _clips(reconstruction, original))
     return (made - true).abs().mean(dim=(1, 2))
 
 
 def log_mel_spectrogram(waveforms: Tensor, sampling_rate: int) -> Tensor:
-    """Natural logarithm of mel-band magnitudes, floored at 1e-5.
+    """Natural logarithm of mel-band magnitudes, floored at 1e-5: [B, T] -> [B, 80, 1 + T // hop], low bands first.
 
     Magnitudes of a short-time Fourier transform with a periodic Hann window of 64 ms (1024 samples at 16 kHz), as long
     as the transform, every 16 ms (256 samples), centred on its sample, with zeros around the clip, not normalized.
     Summed into 80 triangular bands between 0 Hz and half the sampling rate, on Slaney's mel scale (linear up to 1 kHz),
     each of unit area over frequency in Hz.
-
-    Args:
-        waveforms: [B, T].
-        sampling_rate: in Hz.
-
-    Returns:
-        [B, 80, 1 + T // hop] float32, low frequencies first.
     """
     window, hop = round(_WINDOW_SECONDS * sampling_rate), round(_HOP_SECONDS * sampling_rate)
-    spectrum = torch.stft(
-        waveforms.float(),
-        n_fft=window,
-        hop_length=hop,
-        window=torch.hann_window(window, device=waveforms.device),
-        pad_mode="constant",
-        return_complex=True,
-    )
+    how = {"window": torch.hann_window(window, device=waveforms.device), "pad_mode": "constant"}
+    spectrum = torch.stft(waveforms.float(), n_fft=window, hop_length=hop, **how, return_complex=True)
     bands = _mel_filters(sampling_rate, window).to(waveforms.device) @ spectrum.abs()
     return bands.clamp_min(MAGNITUDE_FLOOR).log()
 
@@ -173,15 +137,8 @@ def _mel_filters(sampling_rate: int, window: int) -> Tensor:
     """[bands, frequencies]."""
     from transformers.audio_utils import mel_filter_bank
 
-    filters = mel_filter_bank(
-        num_frequency_bins=window // 2 + 1,
-        num_mel_filters=_MEL_BANDS,
-        min_frequency=0.0,
-        max_frequency=sampling_rate / 2,
-        sampling_rate=sampling_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
+    how = {"norm": "slaney", "mel_scale": "slaney", "sampling_rate": sampling_rate}
+    filters = mel_filter_bank(window // 2 + 1, _MEL_BANDS, 0.0, sampling_rate / 2, **how)
     return torch.from_numpy(filters).float().T
 
 

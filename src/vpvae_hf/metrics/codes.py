@@ -14,11 +14,8 @@ def code_usage(codes: Tensor, codebook_size: int) -> float:
 
 
 def code_statistics(counts: Tensor) -> dict[str, float]:
-    """How evenly codes are used, from how often each one occurs, [K]; a ValueError if none occurs.
-
-    Returns:
-        "code_usage" (CVU, perplexity / K), "perplexity" (exp of the entropy, 1 to K) and "codes_used" (the share of
-        the codes that occur).
+    """ "code_usage" (CVU, perplexity / K), "perplexity" (exp of the entropy, 1 to K) and "codes_used" (the share of the
+    codes that occur), from how often each occurs, [K]; a ValueError if none does.
     """
     total = int(counts.sum())
     if total == 0:

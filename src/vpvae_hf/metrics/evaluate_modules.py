@@ -48,8 +48,10 @@ CODES = {
 class RunningTotals(evaluate.Metric):
     """An `evaluate.Metric` that keeps sums instead of examples.
 
-    A subclass defines `describe`, `totals_of` and `summary`. Numbers that come with predictions (a sampling rate, a
-    codebook's size) have to be the same for all batches of one result.
+    A subclass defines `describe()`, what it measures and how, for users; `totals_of(predictions, references,
+    **numbers)`, [n] float64, what a batch adds to the totals; and `summary(totals)`, what these come to, by name.
+    Numbers that come with predictions (a sampling rate, a codebook's size) have to be the same for all batches of one
+    result; n depends on nothing else.
 
     Args:
         across_ranks: in a job of torch.distributed, let `compute` measure what was added on all ranks together. Every
@@ -71,20 +73,8 @@ class RunningTotals(evaluate.Metric):
         self.across_ranks = across_ranks
         self._numbers = self._totals = None
 
-    def describe(self) -> str:
-        """What it measures and how, for users."""
-        raise NotImplementedError
-
-    def totals_of(self, predictions: Tensor, references: Tensor | None, **numbers: int) -> Tensor:
-        """[n] float64: what a batch adds to the totals; n depends on nothing but the numbers."""
-        raise NotImplementedError
-
-    def summary(self, totals: Tensor) -> dict[str, float]:
-        """What the totals come to."""
-        raise NotImplementedError
-
     def add(self, *, prediction=None, reference=None, **numbers: int) -> None:
-        """Add one item, which is an item of a batch of `add_batch`; errors as there."""
+        """Add one item of a batch of `add_batch`."""
         self.add_batch(
             predictions=None if prediction is None else _tensor(prediction)[None],
             references=None if reference is None else _tensor(reference)[None],
@@ -92,13 +82,7 @@ class RunningTotals(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **numbers: int) -> None:
-        """Add a batch of tensors, on any device, or of numpy arrays; one that raises an error is not added.
-
-        Raises:
-            ValueError: no predictions or, if the metric takes them, references; other numbers than those of earlier
-                batches; or as the metric says.
-            ImportError, OSError: as the metric says.
-        """
+        """Add a batch of tensors, on any device, or of numpy arrays; one that raises an error is not added."""
         given = {"predictions": predictions, "references": references}
         if missing := [name for name, value in given.items() if value is None and name in self.arguments]:
             raise ValueError(f"{self.name} needs {' and '.join(missing)}")
@@ -112,12 +96,8 @@ class RunningTotals(evaluate.Metric):
     def compute(self, *, predictions=None, references=None, **numbers: int) -> dict[str, float]:
         """What the metric's description says, over all batches added since the last call, which are then forgotten.
 
-        Arguments are added first, with the errors of `add_batch`. Every rank gets the result, unlike with other metrics
-        of evaluate.
-
-        Raises:
-            ValueError: nothing was added; with `across_ranks`, on no rank, or with different numbers on two ranks.
-            RuntimeError: with `across_ranks`, adding failed on another rank.
+        Arguments are added first. Every rank gets the result, unlike with other metrics of evaluate. With
+        `across_ranks`, a RuntimeError says that adding failed on another rank.
         """
         given = {"predictions": predictions, "references": references, **numbers}
         with distributed.failing_together(self.across_ranks):

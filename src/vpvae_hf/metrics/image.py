@@ -33,16 +33,7 @@ def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = Fal
 def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
     """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each image, from values clipped to [-1, 1].
 
-    Published values may be of another network, e.g. AlexNet; do not compare with those.
-
-    Args:
-        reconstruction, original: [B, 3, H, W] in [-1, 1], at least 16 pixels a side.
-
-    Returns:
-        [B] float32: 0 if both images are equal.
-
-    Raises:
-        ValueError: other or different shapes.
-        ImportError, OSError: the network or its weights are missing, see `load_lpips_network` in losses/perceptual.py.
+    Published values may be of another network, e.g. AlexNet; do not compare with those. Images are [B, 3, H, W], at
+    least 16 pixels a side; see `lpips_per_image`, also for errors.
     """
     return lpips_per_image(reconstruction.clamp(-1, 1), original.clamp(-1, 1))

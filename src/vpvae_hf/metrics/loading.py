@@ -15,9 +15,6 @@ def load_metric(name: str, **settings):
     Returns:
         An `evaluate.Metric`. Its `add_batch` takes tensors or arrays as its `inputs_description` says; its `compute`
         measures what was added.
-
-    Raises:
-        ImportError: evaluate is missing.
     """
     files = {file.stem: file for file in _FOLDER.glob("*/*.py")}
     if name not in files:

@@ -25,14 +25,7 @@ _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
 
 
 def image_grid(rows: list[Tensor]) -> np.ndarray:
-    """One picture of several rows of images, with white gaps.
-
-    Args:
-        rows: each [B, C, H, W] in [-1, 1], of one shape.
-
-    Returns:
-        [height, width, 3] uint8.
-    """
+    """A picture [height, width, 3] uint8 of rows of images, each [B, C, H, W] in [-1, 1], of one shape; white gaps."""
     images = torch.stack([row.detach().float().cpu() for row in rows])
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(2, -1).numpy()
     pixels = pixels if pixels.shape[-1] == 3 else pixels[..., :1].repeat(3, axis=-1)
@@ -40,7 +33,7 @@ def image_grid(rows: list[Tensor]) -> np.ndarray:
 
 
 def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
-    """One picture of several rows of clips, with white gaps: above the waveform, below it the log-mel spectrogram.
+    """A picture [height, width, 3] uint8 of rows of clips: above the waveform, below it the log-mel spectrogram.
 
     Time runs to the right, 8 ms per pixel; frequency upwards on the mel scale, see `log_mel_spectrogram`. Brightness
     covers the 80 dB below the original's loudest band. A clip has one scale of amplitude and one of brightness in all
@@ -49,9 +42,6 @@ def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
     Args:
         rows: each [B, 1, T] in [-1, 1], of one shape; the first row is the original.
         sampling_rate: in Hz.
-
-    Returns:
-        [height, width, 3] uint8.
     """
     clips = torch.stack([row.detach().float().cpu().clamp(-1, 1).squeeze(1) for row in rows])
     mels = log_mel_spectrogram(clips.flatten(0, 1), sampling_rate).unflatten(0, clips.shape[:2])

@@ -1,7 +1,4 @@
-"""What a tokenizer keeps of held-out inputs, of any modality.
-
-B items (images, clips of audio) in a batch; each has a grid of latents with d dimensions.
-"""
+"""What a tokenizer keeps of held-out inputs: B images or clips in a batch, each a grid of latents of d dimensions."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -57,17 +54,14 @@ def evaluate_reconstruction(
     """Measure a tokenizer, in eval mode, without changing it.
 
     Args:
-        batches: inputs as the model takes them: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ
-            in shape.
+        batches: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
         metric_fn: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
         unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
 
-    Raises:
-        ValueError: no batches, or a name in `unquantized` that `metric_fn` does not give.
-        CodebookNotFittedError: the codebook is not fitted and none is given.
+    A codebook that is not fitted raises a CodebookNotFittedError unless one is given.
     """
     device = next(model.parameters()).device
     groups, size = model.quantize.code_groups, model.quantize.codebook_size or 0

@@ -17,10 +17,7 @@ from .image import ImageModality
 
 __all__ = ["MODALITIES", "Batches", "Modality", "load_tokenizer", "modality_of"]
 
-MODALITIES: dict[str, Modality] = {
-    "image": ImageModality(),
-    "audio": AudioModality(),
-}
+MODALITIES: dict[str, Modality] = {"image": ImageModality(), "audio": AudioModality()}
 
 
 def modality_of(subject: Tokenizer | TrainingConfig) -> Modality:

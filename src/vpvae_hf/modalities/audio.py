@@ -117,9 +117,7 @@ class AudioModality(Modality):
         return [rows[place] for place in range(len(items))]
 
     def code_settings(self, data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
-        config = model.config
-        rates = {"hop_length": config.hop_length, "sampling_rate": config.sampling_rate}
-        return {**rates, "resample": data.resample, "downmix": data.downmix}
+        return {"hop_length": model.config.hop_length, **_reading(data, model)}
 
     def resolution(self, model: VPCodecModel) -> str:
         return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes per second)"

@@ -1,7 +1,4 @@
-"""What differs between images, audio and any other kind of signal: one subclass and one line in `MODALITIES` for each.
-
-Shapes: B items in a batch; h x w codes of an image, n of a clip; G codes per token.
-"""
+"""What differs between images, audio and any other kind of signal: a subclass and a line in `MODALITIES` for each."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -101,12 +98,7 @@ class Modality(ABC):
         return kind(**given)
 
     def open(self, data: DataConfig, transform: Transform, *, other_columns: bool = False) -> Source:
-        """Open `data.split` of `data.name` and see that the transform can read its first files.
-
-        Raises:
-            ValueError: no such split or column, or no file that the transform can read.
-            FileNotFoundError: no such data set.
-        """
+        """Open `data.split` of `data.name`, see `open_source`, and see that the transform can read its first files."""
         where = {"split": data.split, "config": data.config, "revision": data.revision, "column": data.column}
         source = type(self)._open(data.name, **where, streaming=data.streaming, other_columns=other_columns)
         check_readable(source, transform)
@@ -149,14 +141,8 @@ class Modality(ABC):
         for name in extra:
             if name not in self.extra_metrics:
                 _refuse_option(name, model)
-        return evaluate_reconstruction(
-            model,
-            batches,
-            codebook,
-            metric_fn=self.metric_fn(model, extra),
-            unquantized=self.unquantized_metrics,
-            across_ranks=across_ranks,
-        )
+        how = {"metric_fn": self.metric_fn(model, extra), "unquantized": self.unquantized_metrics}
+        return evaluate_reconstruction(model, batches, codebook, **how, across_ranks=across_ranks)
 
     @abstractmethod
     def code_features(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:

@@ -57,8 +57,7 @@ class Batches:
 
     def evaluation(self, limit: int | None = None) -> Iterator[Tensor]:
         """Batches to measure, at most `limit` items on all ranks together."""
-        rank, world_size = self._part["rank"], self._part["world_size"]
-        left = None if limit is None else len(range(rank, limit, world_size))
+        left = None if limit is None else len(range(self._part["rank"], limit, self._part["world_size"]))
         transform = self._modality.eval_transform(self._data, self._model)
         return self._first(transform, 1 if self._modality.one_by_one else self._batch_size, left)
 
@@ -86,8 +85,6 @@ class Batches:
                 return
 
     def _shuffled(self, transform: Transform, seed: int, passes: int | None) -> ItemLoader:
-        data = self._data
-        stream = ItemStream(
-            self._train, transform, shuffle_buffer=data.shuffle_buffer, passes=passes, seed=seed, **self._part
-        )
-        return ItemLoader(stream, batch_size=self._batch_size, workers=data.workers)
+        how = {"shuffle_buffer": self._data.shuffle_buffer, "passes": passes, "seed": seed}
+        stream = ItemStream(self._train, transform, **how, **self._part)
+        return ItemLoader(stream, batch_size=self._batch_size, workers=self._data.workers)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from vpvae_hf.settings import require
+from vpvae_hf.settings import require, require_count
 
 _Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
@@ -65,8 +65,7 @@ class DataConfig:
     def __post_init__(self):
         require(self.workers >= 0, "data.workers", self.workers, "at least 0")
         require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
-        examples = self.validation_examples
-        require(examples is None or examples >= 1, "data.validation_examples", examples, "at least 1, or null")
+        require_count("data.validation_examples", self.validation_examples)
 
     @property
     def validation(self) -> "DataConfig":
@@ -137,8 +136,7 @@ class RunConfig:
             require(getattr(self, name) >= fewest, name, getattr(self, name), f"at least {fewest}")
         for name in ("learning_rate", "max_grad_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        limit = self.checkpoints_total_limit
-        require(limit is None or limit >= 1, "checkpoints_total_limit", limit, "at least 1, or null")
+        require_count("checkpoints_total_limit", self.checkpoints_total_limit)
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs a repository; add --hub_model_id NAME/REPOSITORY")
 

@@ -15,7 +15,7 @@ from vpvae_hf.data import ImageCrop, code_dtype, open_images
 from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
-from vpvae_hf.settings import require
+from vpvae_hf.settings import require, require_count
 
 from .base import Modality
 from .config import AdversarialConfig, DataConfig, ModelConfig, TrainingConfig, loss_help, option
@@ -49,8 +49,7 @@ class ImageDataConfig(DataConfig):
     def __post_init__(self):
         super().__post_init__()
         require(self.size >= 1, "data.size", self.size, "at least 1")
-        size = self.validation_size
-        require(size is None or size >= 1, "data.validation_size", size, "at least 1, or null")
+        require_count("data.validation_size", self.validation_size)
 
 
 @dataclass
@@ -135,8 +134,8 @@ class ImageModality(Modality):
         return rows
 
     def code_settings(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
-        factor = model.downsample_factor
-        return {"downsample_factor": factor, "size": data.size, "shortest_side": data.shortest_side}
+        crop = {"size": data.size, "shortest_side": data.shortest_side}
+        return {"downsample_factor": model.downsample_factor, **crop}
 
     def resolution(self, model: AutoencoderVP) -> str:
         return f"factor {model.downsample_factor}"

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from vpvae_hf import distributed
 from vpvae_hf.files import require_folder, write_json
@@ -36,17 +35,17 @@ def find_checkpoint(output: Path, which: str, checkpoint_file: str = _CHECKPOINT
     """The folder of "latest" (None if there is none yet), of a path, or of a name within the output folder."""
     if which == "latest":
         return next(reversed(checkpoints(output, checkpoint_file)), None)
-    for folder in (Path(which), output / which):
-        if folder.is_dir():
-            if not _NAME.fullmatch(folder.name) or not (folder / checkpoint_file).is_file():
-                raise FileNotFoundError(
-                    f"{folder} is no checkpoint of this trainer; those are folders checkpoint-STEP, and "
-                    "--resume_from_checkpoint latest takes the newest. To go on from a saved model name it as the "
-                    "start, with --model.pretrained of a tokenizer, --pretrained of a transformer"
-                )
-            return folder
-    there = ", ".join(folder.name for folder in checkpoints(output, checkpoint_file)) or "none"
-    raise FileNotFoundError(f"no checkpoint {which}; {output} holds {there}")
+    folder = next((folder for folder in (Path(which), output / which) if folder.is_dir()), None)
+    if folder is None:
+        there = ", ".join(folder.name for folder in checkpoints(output, checkpoint_file)) or "none"
+        raise FileNotFoundError(f"no checkpoint {which}; {output} holds {there}")
+    if not _NAME.fullmatch(folder.name) or not (folder / checkpoint_file).is_file():
+        raise FileNotFoundError(
+            f"{folder} is no checkpoint of this trainer; those are folders checkpoint-STEP, and "
+            "--resume_from_checkpoint latest takes the newest. To go on from a saved model name it as the start, with "
+            "--model.pretrained of a tokenizer, --pretrained of a transformer"
+        )
+    return folder
 
 
 def save_checkpoint(
@@ -122,13 +121,11 @@ def prepare_output(
         FileExistsError: it is a file, or holds another run.
         FileNotFoundError: no such checkpoint.
     """
-    decided: list[Any] = [None]
+    decided = None
     with distributed.failing_together():
         if distributed.rank() == 0:
-            decided[0] = _decide_start(output, config, outputs, checkpoint_file)
-    if distributed.world_size() > 1:
-        broadcast_object_list(decided)
-    return decided[0]
+            decided = _decide_start(output, config, outputs, checkpoint_file)
+    return distributed.objects_of_all_ranks(decided)[0]
 
 
 def _decide_start(output: Path, config: RunConfig, outputs: Sequence[str], checkpoint_file: str) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from vpvae_hf.modalities.config import LoopConfig, RunConfig, option
 from vpvae_hf.quantizers import NoCodesError
-from vpvae_hf.settings import did_you_mean
+from vpvae_hf.settings import did_you_mean, installed_with
 
 __all__ = ["LoopConfig", "RunConfig", "describe", "option", "parse_config", "run_recipe", "with_bases"]
 
@@ -31,10 +31,8 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
         ValueError: an unknown key, with the nearest valid one, or a value of another type or out of its range.
         FileNotFoundError: no such file.
     """
-    try:
+    with installed_with("'vpvae_hf[train]'"):
         from omegaconf import OmegaConf
-    except ImportError as error:
-        raise ImportError("omegaconf is missing; install it with: pip install 'vpvae_hf[train]'") from error
     config = OmegaConf.structured(config_class)
     files, settings = _split(arguments)
     for file in files:
@@ -89,9 +87,8 @@ def run_recipe(
 
 def describe(config_class: type) -> str:
     """Every key with its default and meaning, a line each."""
-    return "\n".join(
-        f"  --{key:<32} {meaning} (default: {default})" for key, default, meaning in _fields(config_class, "")
-    )
+    found = _fields(config_class, "")
+    return "\n".join(f"  --{key:<32} {meaning} (default: {default})" for key, default, meaning in found)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:

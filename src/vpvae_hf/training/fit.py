@@ -1,7 +1,4 @@
-"""Fitting the codebook after training, eq. (12).
-
-Shapes: N latents, K codes, d dimensions.
-"""
+"""Fitting the codebook after training, eq. (12): N latents, K codes, d dimensions."""
 
 import logging
 import math
@@ -18,6 +15,7 @@ from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.metrics import code_usage
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.settings import require
 
 _log = logging.getLogger(__name__)
 
@@ -29,15 +27,13 @@ _PADDING = "padding_mask"
 
 @dataclass(frozen=True)
 class CodebookFit:
-    """How well a codebook fits.
+    """How well a codebook of K codes fits, by so many iterations of K-means.
 
     Attributes:
-        codebook_size: K.
         fitted_latents, held_out_latents: how many latents the codebook was fitted to, and measured on.
         distortion: mean squared Euclidean distance of a fitted latent to its code.
         held_out_distortion: the same on latents that the fit did not see.
         held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
-        iterations: how many iterations K-means took.
     """
 
     codebook_size: int
@@ -91,8 +87,7 @@ def fit_codebook(
             f"the {quantizer.config.kind!r} quantizer needs no fitting; the model can be saved and used as it is"
         )
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
-    if codebook_size < 2:
-        raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
+    require(codebook_size >= 2, "codebook_size", codebook_size, "at least 2")
     ranks = distributed.world_size() if across_ranks else 1
     wanted = math.ceil(codebook_size * latents_per_code / ranks)
     wanted += round(wanted * _HELD_OUT_SHARE / (1 - _HELD_OUT_SHARE))
@@ -126,8 +121,8 @@ def fit_codebook(
         fitted_latents=fitted_count,
         held_out_latents=held_out_count,
         distortion=result.distortion,
-        held_out_distortion=float(errors.square().mean()) if held_out_count else float("nan"),
-        held_out_usage=code_usage(codes, codebook_size) if held_out_count else float("nan"),
+        held_out_distortion=float(errors.square().mean()) if held_out_count else math.nan,
+        held_out_usage=code_usage(codes, codebook_size) if held_out_count else math.nan,
         iterations=result.iterations,
     )
     _log.info("fitted %s", fit)
@@ -142,19 +137,13 @@ def measure_scaling_factor(
     across_ranks: bool = False,
     progress: bool = True,
 ) -> float:
-    """Write one over the standard deviation of all values of latents into the config as `scaling_factor`; return it.
+    """Write one over the standard deviation of all values of so many latents into the config as `scaling_factor`.
 
-    For models that need no fitting; `fit_codebook` does the same and explains the other arguments.
-
-    Args:
-        latents: how many to measure.
-
-    Raises:
-        ValueError: no batches, or latents that are all equal.
+    For models that need no fitting; `fit_codebook` does the same and explains the other arguments. Returns the factor;
+    a ValueError if there are no batches, or latents that are all equal.
     """
     wanted = math.ceil(latents / (distributed.world_size() if across_ranks else 1))
-    found = _collect(model, batches, wanted, across_ranks, progress)
-    factor = _scaling_factor(found, across_ranks)
+    factor = _scaling_factor(_collect(model, batches, wanted, across_ranks, progress), across_ranks)
     model.set_scaling_factor(factor)
     return factor
 

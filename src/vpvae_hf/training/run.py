@@ -112,13 +112,8 @@ def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> Codebook
     if not model.quantize.needs_fitting:
         measure_scaling_factor(model, batches.fitting(seed, once=True), across_ranks=True)
         return None
-    return fit_codebook(
-        model,
-        batches.fitting(seed),
-        latents_per_code=config.codebook.latents_per_code,
-        seed=config.seed,
-        across_ranks=True,
-    )
+    how = {"latents_per_code": config.codebook.latents_per_code, "seed": config.seed}
+    return fit_codebook(model, batches.fitting(seed), **how, across_ranks=True)
 
 
 def _beginning(
@@ -146,15 +141,13 @@ def _results(
     data = config.data
     measured = []
     if quality is not None:
-        where = {"dataset": data.validation_name or data.name, "split": data.validation_split}
+        split = {"dataset": data.validation_name or data.name, "split": data.validation_split}
         counts = {modality.items: quality.items, "tokens": quality.tokens}
-        measured.append({**where, **counts, "metrics": quality.metrics})
+        measured.append({**split, **counts, "metrics": quality.metrics})
+    where = {"dataset": data.name, "dataset_config": data.config, "split": data.split, "column": data.column}
     return {
         "training": {
-            "dataset": data.name,
-            "dataset_config": data.config,
-            "split": data.split,
-            "column": data.column,
+            **where,
             "steps": trainer.step,
             f"{modality.train_items}_seen": trainer.examples,
             "base_model": config.model.start,
@@ -175,10 +168,7 @@ def _summary(
     if quality is not None:
         metrics = describe_metrics(quality.metrics, [*quality.undefined, "code_usage"])
         lines.append(f"{quality.items} validation {modality.items}: {metrics}")
-        lines += [
-            f"{name} is not defined for {count} of them, which its mean leaves out"
-            for name, count in quality.undefined.items()
-            if count
-        ]
+        undefined = {name: count for name, count in quality.undefined.items() if count}
+        lines += [f"{name} is not defined for {n} of them, which its mean leaves out" for name, n in undefined.items()]
     lines.append(f'tokenizer: {folder}; {type(model).__name__}.from_pretrained("{folder}")')
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The training loop, on whatever devices and ranks Accelerate was given, and the log of what it measures."""
 
+import contextlib
 import json
 import logging
 import math
@@ -77,19 +78,13 @@ class Trainer:
         self._shown["cvu"] = "validation/code_usage"
         if config.gradient_checkpointing:
             checkpoint_activations(model)
-        betas = (config.adam_beta1, config.adam_beta2)
+        betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
         trained = [weights for weights in model.parameters() if weights.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=config.learning_rate, betas=betas, weight_decay=config.adam_weight_decay
-        )
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=betas, weight_decay=decay)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         # Not prepared: Accelerate would step it once for each rank.
-        self._schedule = get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
-        )
+        lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
+        self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
         self._adversary = None if adversarial is None else _Adversary(*adversarial, betas, accelerator)
         self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
         for part in (self, self._schedule, self._ema, model.quantize.training_state):
@@ -129,10 +124,8 @@ class Trainer:
         """
         config, last = self.config, self.config.max_train_steps
         self._train_mode()
-        interval = _Interval()
-        with tqdm(
-            total=last, initial=self.step, desc="Training", unit="step", disable=not self.accelerator.is_main_process
-        ) as bar:
+        interval, silent = _Interval(), not self.accelerator.is_main_process
+        with tqdm(total=last, initial=self.step, desc="Training", unit="step", disable=silent) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for batch in batches:
                 interval.add(self._forward_backward(batch.to(self.accelerator.device)), len(batch))
@@ -202,14 +195,12 @@ class Trainer:
     def _log_interval(self, interval: "_Interval") -> None:
         """A row of means over the interval and the ranks."""
         means = interval.means()
-        stacked = torch.stack(list(means.values()))
-        stacked = distributed.sum_over_ranks(stacked) / distributed.world_size()
+        stacked = distributed.sum_over_ranks(torch.stack(list(means.values()))) / distributed.world_size()
         examples = interval.examples * self.accelerator.num_processes
         self.examples += examples
         row = dict(zip(means, stacked.tolist(), strict=True))
-        row["learning_rate"] = self._schedule.get_last_lr()[0]
-        row["examples"] = self.examples
-        row["examples_per_second"] = examples / interval.seconds()
+        row |= {"learning_rate": self._schedule.get_last_lr()[0], "examples": self.examples}
+        row["examples_per_second"] = examples / (time.monotonic() - interval.began)
         if hasattr(self._batches, "skipped"):
             row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
         self._append(row)
@@ -261,7 +252,11 @@ class MetricsLog:
     def resume(self, step: int) -> None:
         """Read back the file's rows up to a step and drop later ones, which will be measured again."""
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
-        rows = [row for row in map(_parsed, lines) if row is not None and row["step"] <= step]
+        found = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # a killed run may leave its last line unfinished
+                found.append(json.loads(line))
+        rows = [row for row in found if row["step"] <= step]
         self.rows = [{name: math.nan if v is None else v for name, v in row.items()} for row in rows]
         write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -276,21 +271,13 @@ class MetricsLog:
         return sum(values) / len(values) if values else math.nan
 
 
-def _parsed(line: str) -> dict | None:
-    # A run that was killed may leave its last line unfinished.
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
-
-
 class _Interval:
     """Metrics of the steps between two rows; summed on their device, since reading one waits for it."""
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._began = time.monotonic()
+        self.began = time.monotonic()
         self.examples = 0
 
     def add(self, metrics: dict[str, Tensor], examples: int) -> None:
@@ -301,9 +288,6 @@ class _Interval:
 
     def means(self) -> dict[str, Tensor]:
         return {name: value / self._counts[name] for name, value in self._sums.items()}
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
 
 
 class _Adversary:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
-from vpvae_hf.metrics import Reconstruction, ReconstructionQuality, reconstruct
+from vpvae_hf.metrics import ReconstructionQuality, reconstruct
 from vpvae_hf.modalities import Batches, Modality
 from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
@@ -43,10 +43,7 @@ class Validation:
                 self._shown = batches.shown(config.validation_pictures)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Metrics with a preview codebook, or with the model's own if it is not to be refitted.
-
-        Empty while the queue is too short for a preview.
-        """
+        """Metrics with a preview codebook, or the model's own if it is not refitted; none if there is none yet."""
         codebook = None
         if self._model.quantize.needs_fitting and self._config.train_only is None:
             codebook = preview_codebook(self._model.quantize)
@@ -55,7 +52,7 @@ class Validation:
         validated = self._batches.evaluation(self._config.data.validation_examples)
         metrics = self._modality.evaluate(self._model, validated, codebook, across_ranks=True).metrics
         if self._shown is not None:
-            picture = self._picture(self._reconstructed(codebook))
+            _, picture = self._reconstructed(codebook)
             folder = self._output / "validation"
             folder.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / f"step-{step:07d}.png")
@@ -75,24 +72,18 @@ class Validation:
         """Write the picture and sounds of the model card into a saved tokenizer's folder."""
         if self._shown is None:
             return
-        reconstruction = self._reconstructed(None)
-        Image.fromarray(self._picture(reconstruction)).save(folder / "reconstruction.png")
-        self._modality.write_sounds(folder, self._shown, reconstruction.quantized, self._model)
+        reconstruction, picture = self._reconstructed(None)
+        Image.fromarray(picture).save(folder / "reconstruction.png")
+        self._modality.write_sounds(folder, self._shown, reconstruction, self._model)
 
-    def _reconstructed(self, codebook: Tensor | None) -> Reconstruction:
-        return reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
-
-    def _picture(self, reconstruction: Reconstruction) -> np.ndarray:
-        """[height, width, 3] uint8: originals above reconstructions, without quantization and from codes."""
-        rows = [self._shown, reconstruction.unquantized, reconstruction.quantized]
-        return self._modality.picture(rows, self._model)
+    def _reconstructed(self, codebook: Tensor | None) -> tuple[Tensor, np.ndarray]:
+        """What is shown, from codes, and a picture: originals, then without quantization, then from codes."""
+        made = reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
+        return made.quantized, self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
 
 
 def preview_codebook(quantizer: Quantizer) -> Tensor | None:
-    """A codebook [K, d] of the latents in the queue, the same on all ranks.
-
-    None if the codes need no fitting, or while the queue is too short for a codebook.
-    """
+    """A codebook [K, d] of the latents in the queue, the same on all ranks; None without a queue, or if it is short."""
     latents = quantizer.recent_latents()
     if latents is None or len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
         return None
