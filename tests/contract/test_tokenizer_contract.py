@@ -73,6 +73,12 @@ def test_codes_are_those_of_the_latent_vectors(build, inputs, quantizer):
     assert torch.equal(model.detokenize(narrow), model.detokenize(codes))
 
 
+def test_inputs_have_the_names_that_processors_give_them(build, inputs, modality):
+    model, named = build(), {{"image": "pixel_values", "audio": "input_values"}[modality]: inputs}
+    assert torch.equal(model.tokenize(**named), model.tokenize(inputs))
+    assert torch.equal(model.latent_vectors(**named), model.latent_vectors(inputs))
+
+
 def test_codes_are_what_the_library_s_own_doors_give(build, inputs, quantizer, modality):
     model = build(quantizer)
     codes = model.tokenize(inputs)

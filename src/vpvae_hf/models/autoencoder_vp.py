@@ -183,6 +183,10 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         sample = torch.cat([self._decode(part) for part in parts])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
+    def tokenize(self, pixel_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1], which take no `padding_mask`."""
+        return super().tokenize(pixel_values, padding_mask)
+
     @torch.no_grad()
     def detokenize(self, codes: Tensor) -> Tensor:
         """Images [B, C, H, W] of codes [B, h, w] or [B, h, w, G]; the same as `decode(codes).sample`."""
@@ -212,11 +216,11 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         return output.sample, output.latents, output.codes, output.loss, output.metrics
 
     @torch.no_grad()
-    def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def latent_vectors(self, pixel_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Continuous latents [B, h, w, d] float32 of images; `fit_codebook` clusters these."""
         if padding_mask is not None:
             self.token_mask(padding_mask)
-        return self.encode(inputs).latents.movedim(1, -1).float()
+        return self.encode(pixel_values).latents.movedim(1, -1).float()
 
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor) -> Tensor:

@@ -210,14 +210,18 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
     @torch.no_grad()
-    def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    def latent_vectors(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Continuous latents [B, N, d] float32 of audio [B, 1, T]; `fit_codebook` clusters these."""
-        return self.quantize.to_latents(self._features(*self._checked(inputs, padding_mask))).float()
+        return self.quantize.to_latents(self._features(*self._checked(input_values, padding_mask))).float()
 
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Audio [B, 1, N * hop] of latents [B, N, d], which are not quantized."""
         return self._decoded(vectors, None)
+
+    def tokenize(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Codes [B, N] or [B, N, G] int64 of audio [B, 1, T], N = ceil(T / hop); 0 beyond the end of a padded clip."""
+        return super().tokenize(input_values, padding_mask)
 
     @torch.no_grad()
     def detokenize(self, codes: Tensor) -> Tensor:
