@@ -297,14 +297,3 @@ def test_a_real_job_of_two_ranks(tokenizer, images, tmp_path):
     assert rows["label"][:] == LABELS
     codes = expected_codes(tokenizer, images, size=16, shortest_side=16)
     assert torch.equal(torch.as_tensor(rows["codes"][:]), codes)
-
-
-def test_several_codes_per_token(images, tmp_path):
-    quantizer = {"kind": "token_bridge", "codebook_size": 4, "latent_dim": 2}
-    vae = save_tokenizer(tmp_path / "bridge", quantizer=quantizer)
-    output = tmp_path / "codes"
-    assert tokenize(tmp_path / "bridge", images, output) == 0
-    rows = datasets.load_dataset(str(output), split="train").with_format("numpy")
-    assert (rows[0]["codes"].shape, rows.features["codes"].dtype) == ((8, 8, 2), "uint8")
-    assert (manifest_of(output)["codebook_size"], manifest_of(output)["code_groups"]) == (4, 2)
-    assert vae.detokenize(torch.from_numpy(rows[0]["codes"])[None]).shape == (1, 3, 16, 16)

@@ -8,11 +8,10 @@ from functools import partial
 import pytest
 import torch
 
-from tiny import FSP, FSQ, GROUPED, HOP, MODELS, NONE, VP, batch_of, noise_images, tiny_codec, tiny_vae, training
+from tiny import FSP, FSQ, GROUPED, MODELS, NONE, VP, noise_images, tiny_codec, tiny_vae, training
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError
 from vpvae_hf.hub import HUB_ENTRIES
 from vpvae_hf.models import Tokenizer
-from vpvae_hf.quantizers import NoCodesError
 
 CODED = {"vp": VP, "fsp": FSP, "grouped": GROUPED}
 
@@ -83,15 +82,6 @@ def test_codes_are_what_the_library_s_own_doors_give(build, inputs, quantizer, m
         encoded = model.encode(inputs).audio_codes
         assert torch.equal(encoded, codes[:, None] if codes.ndim == 2 else codes.mT)
         assert torch.equal(model.decode(encoded).audio_values, model.detokenize(codes))
-
-
-def test_padding_has_code_zero():
-    codec = tiny_codec()
-    audio, mask = batch_of([12 * HOP, 5 * HOP - 3])
-    codes, tokens = codec.tokenize(audio, mask), codec.token_mask(mask)
-    assert tokens.tolist() == [[True] * 12, [True] * 5 + [False] * 7]
-    assert not codes[~tokens].any()
-    assert torch.equal(codes[:, None], codec.encode(audio, mask).audio_codes)
 
 
 def test_images_have_no_padding():
@@ -212,11 +202,6 @@ def test_without_a_codebook_there_are_latents_but_no_codes(build, inputs, grid):
             ask(inputs)
     assert model.decode_vectors(model.latent_vectors(inputs)).shape == inputs.shape
     assert model.train()(inputs).sample.shape == inputs.shape
-
-
-def test_a_continuous_tokenizer_has_no_codes(build, inputs):
-    with pytest.raises(NoCodesError, match="continuous"):
-        build(NONE).tokenize(inputs)
 
 
 def test_a_quantizer_of_the_same_dimension_keeps_the_projections(build, inputs):

@@ -95,11 +95,6 @@ def test_gated_repository(hub, model_class, folder):
         model_class.from_pretrained("alice/eyes", token="hf_bob")
 
 
-def test_missing_repository(hub, model_class):
-    with pytest.raises(FileNotFoundError, match=f"cannot load alice/none: {hub.endpoint} has no such repository"):
-        model_class.from_pretrained("alice/none")
-
-
 def test_missing_revision(hub, model_class, folder):
     push_folder(folder, "alice/eyes")
     with pytest.raises(FileNotFoundError, match=f"{hub.endpoint} has no revision 'v9' of it; name a branch"):
