@@ -103,7 +103,6 @@ assert not hasattr(diffusers, "VPCodecModel")
     "imports",
     [
         "import vpvae_hf, diffusers, transformers",
-        "import diffusers, transformers, vpvae_hf",
         "from transformers import AutoModel, AutoFeatureExtractor; from diffusers import AutoModel, DiffusionPipeline",
         "from vpvae_hf import VPCodecModel",
         "from vpvae_hf import CodeVocabulary",

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -16,14 +17,6 @@ from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli import tokenize as cli_tokenize
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import code_dtype
-
-datasets = pytest.importorskip("datasets")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A cache of its own for the `datasets` library."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def noise(seed: int, height: int = 20, width: int = 30) -> bytes:
@@ -286,7 +279,7 @@ def test_a_real_job_of_two_ranks(tokenizer, images, tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=150,
     )
     assert "/2 [" in finished.stderr  # the first rank's files

@@ -15,12 +15,6 @@ from tiny_pipelines import assert_same, built, pixels, tokenizer_of
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.hub import push_folder
 
-# Of the libraries beneath.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning"),
-]
-
 
 @pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # of diffusers' card
 def test_fresh_process_needs_only_the_import(hub, pipeline, saved_once, codec, tmp_path):

@@ -7,21 +7,13 @@ import pytest
 import torch
 from hub_server import metadata_errors
 from huggingface_hub import HfApi, ModelCard
-from saved import RUN_FILES, WEIGHTS
+from saved import RUN_FILES, WEIGHTS, audio_only, image_only
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli.main import main
 from vpvae_hf.hub import push_folder
 
-# Of the libraries beneath.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning"),
-]
-
 OWN_CARD = "---\nlicense: mit\n---\n\nMy own words.\n"
-image_only = pytest.mark.parametrize("modality", ["image"], indirect=True)
-audio_only = pytest.mark.parametrize("modality", ["audio"], indirect=True)
 
 
 def commits(hub):
@@ -156,6 +148,7 @@ def test_model_pushes_itself(hub, model):
     assert hub.repos["alice/mine"].private
     assert hub.repos["alice/mine"].messages[-1] == "First"
     assert b"vpvae_hf wrote this card" in pushed(hub)["README.md"]
+    assert model.push_to_hub("mine", private=True) == url
 
 
 def test_saving_pushes_what_lies_in_the_folder(hub, model, full_folder):
@@ -193,14 +186,6 @@ def test_revision(hub, folder, model, inputs):
     first = AutoencoderVP.from_pretrained("alice/eyes")
     assert torch.equal(other.tokenize(inputs), model.tokenize(inputs))
     assert not torch.equal(first.tokenize(inputs), model.tokenize(inputs))
-
-
-@image_only
-def test_private_repository(hub, folder):
-    push_folder(folder, "alice/eyes", private=True)
-    assert hub.repos["alice/eyes"].private
-    assert AutoencoderVP.from_pretrained("alice/eyes", token="hf_alice").quantize.config.fitted
-    push_folder(folder, "alice/eyes", private=True)
 
 
 @image_only

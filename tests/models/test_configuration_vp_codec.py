@@ -20,12 +20,6 @@ def test_config_tells_what_follows_from_it():
     assert (tiny_config(FSP).codebook_size, tiny_config(FSP).codebook_dim) == (36, 3)
 
 
-def test_default_config_is_that_of_a_whole_codec():
-    config = VPCodecConfig()
-    assert (config.hop_length, config.codebook_size, config.codebook_dim) == (96, 1024, 4)
-    assert not config.quantizer["fitted"]
-
-
 @pytest.mark.parametrize("settings", [{}, {"causal": True, "downsampling_ratios": (5, 4), "chunk_length_s": 3}])
 def test_config_survives_json(quantizer, tmp_path, settings):
     config = tiny_config(quantizer, **settings)

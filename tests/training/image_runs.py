@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,8 +10,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
 
 from vpvae_hf.modalities.image import ImageTrainingConfig
 
@@ -76,6 +77,12 @@ def metrics(output: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows]
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two files of weights are equal to the bit."""
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 RECIPE = Path(__file__).parents[2] / "recipes/image/train.py"
 
 
@@ -84,22 +91,27 @@ def read_metrics(tokenizer: Path) -> dict[str, float]:
     return json.loads((tokenizer / "results.json").read_text())["evaluation"][0]["metrics"]
 
 
-def launched(values: dict, folder: Path, *extra: str) -> subprocess.Popen:
-    """The recipe in a process of its own."""
+def launched(values: dict, folder: Path, *extra: str, ranks: int = 1) -> subprocess.Popen:
+    """The recipe in a process of its own, or in one for each rank; what it prints is in printed.txt."""
+    folder.mkdir(exist_ok=True)
     (folder / "settings.yaml").write_text(json.dumps(values))
-    command = [sys.executable, "-W", "error", str(RECIPE), "--config", str(folder / "settings.yaml"), *extra]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    job = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [sys.executable, *(["-W", "error"] if ranks == 1 else job), str(RECIPE)]
+    command += ["--config", str(folder / "settings.yaml"), *extra]
+    with (folder / "printed.txt").open("w") as printed:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
 
 
-def launch_and_kill(values: dict, folder: Path) -> None:
-    """Start the recipe, and kill it when it has logged seven rows."""
-    process, log = launched(values, folder), Path(values["output_dir"], "metrics.jsonl")
-    deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_text().splitlines()) < 7:
-        assert process.poll() is None, process.stderr.read()
+def ended(process: subprocess.Popen, folder: Path) -> tuple[int, str]:
+    """Exit status and output of a recipe that was launched with this folder."""
+    return process.wait(timeout=150), (folder / "printed.txt").read_text()
+
+
+def await_rows(count: int, process: subprocess.Popen, values: dict, folder: Path) -> None:
+    """Wait until a run has logged so many rows."""
+    log, deadline = Path(values["output_dir"], "metrics.jsonl"), time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < count:
+        assert process.poll() is None, (folder / "printed.txt").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not Path(values["output_dir"], "tokenizer").exists()

@@ -9,8 +9,8 @@ import torch
 from audio_files import RATE
 from audio_runs import ARCHITECTURE, configured, settings, write_speech
 from image_runs import metrics, read_metrics
+from networks import save_whisper
 from PIL import Image
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from vpvae_hf import VPCodecModel
 from vpvae_hf.training.run import train_tokenizer
@@ -83,13 +83,8 @@ def test_fine_tuning_with_another_codebook_size(finished_run, data, tmp_path):
 
 
 def test_features_of_whisper_as_a_loss(data, tmp_path):
-    torch.manual_seed(0)
-    small = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "d_model": 16}
-    small |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 16}
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    WhisperModel(WhisperConfig(**small, **tokens)).save_pretrained(tmp_path / "whisper")
-    WhisperFeatureExtractor().save_pretrained(tmp_path / "whisper")
-    values = settings(data, tmp_path / "run", losses={"l1": 1.0, "whisper": 0.1}, whisper=str(tmp_path / "whisper"))
+    model = save_whisper(tmp_path / "whisper")
+    values = settings(data, tmp_path / "run", losses={"l1": 1.0, "whisper": 0.1}, whisper=model)
     train_tokenizer(configured(values | {"max_train_steps": 2}))
     rows = metrics(tmp_path / "run")
     assert rows[0]["loss/whisper"] > 0
