@@ -46,11 +46,7 @@ def tokenizer(tmp_path_factory):
 def images(tmp_path_factory):
     """Three shards of 4, 1 and 6 images; the first and the last also have unreadable ones."""
     good = iter([noise(seed) for seed in range(11)])
-    shards = [
-        [CORRUPT, *(next(good) for _ in range(4))],
-        [next(good)],
-        [*(next(good) for _ in range(6)), CORRUPT],
-    ]
+    shards = [[CORRUPT, *(next(good) for _ in range(4))], [next(good)], [*(next(good) for _ in range(6)), CORRUPT]]
     return write_shards(tmp_path_factory.mktemp("images"), shards)
 
 

@@ -66,11 +66,7 @@ def test_pipeline_is_loaded_by_its_id(hub, vae, name):
 @pytest.mark.parametrize(
     ("token", "error", "message"),
     [
-        (
-            None,
-            FileNotFoundError,
-            "has no such repository, or it is private .*no folder of that name.*hf auth login",
-        ),
+        (None, FileNotFoundError, "has no such repository, or it is private .*no folder of that name.*hf auth login"),
         ("hf_bob", FileNotFoundError, "has no such repository, or it is private"),
         ("hf_wrong", PermissionError, r"refused the token \(401, Invalid credentials.*to read it"),
     ],

@@ -5,12 +5,7 @@ import pytest
 import torch
 from networks import SEED, save_whisper, speech
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BartConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperModel,
-)
+from transformers import BartConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperModel
 
 from vpvae_hf.losses import audio_losses, build_losses
 from vpvae_hf.losses.whisper import load_whisper_features, whisper_loss

@@ -8,11 +8,7 @@ from tiny import FSP, NONE, VP, tiny_vae
 from tiny_pipelines import BUILDERS, assert_same, built, pixels, tokenizer_of
 
 # As the tokenizer of Kandinsky's own models is.
-MOVQ = {
-    "norm_type": "spatial",
-    "block_out_channels": (32, 32, 32),
-    "up_block_types": ("AttnUpDecoderBlock2D",) * 3,
-}
+MOVQ = {"norm_type": "spatial", "block_out_channels": (32, 32, 32), "up_block_types": ("AttnUpDecoderBlock2D",) * 3}
 TOKENIZERS = {
     "vp": {"quantizer": VP},
     "fsp": {"quantizer": FSP},

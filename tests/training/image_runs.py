@@ -1,6 +1,5 @@
 """Small training runs on pictures made here."""
 
-import io
 import json
 import os
 import subprocess
@@ -8,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
+from image_shards import encoded, write_shards
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
@@ -42,21 +41,14 @@ VECTOR = {"kind": "vp", "codebook_size": 32, "latent_dim": 4, "queue_share": 0.1
 def write_pictures(folder: Path, *, shards: dict[str, list[int]], seed: int = 0, dark: bool = False) -> str:
     """A data set of smooth pictures, 24 x 30 pixels: images in each shard of each split."""
     random = np.random.default_rng(seed)
-    folder.mkdir(exist_ok=True)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     for split, counts in shards.items():
-        for number, count in enumerate(counts):
-            rows = [{"bytes": _png(random, dark), "path": None} for _ in range(count)]
-            table = datasets.Dataset.from_dict({"image": rows, "label": list(range(count))}, features=features)
-            table.to_parquet(folder / f"{split}-{number:05d}-of-{len(counts):05d}.parquet")
+        write_shards(folder, [[_png(random, dark) for _ in range(count)] for count in counts], split, column="image")
     return str(folder)
 
 
 def _png(random: np.random.Generator, dark: bool) -> bytes:
-    coarse = random.integers(64 if dark else 256, size=(4, 5, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(coarse).resize((30, 24), Image.Resampling.BICUBIC).save(file, "PNG")
-    return file.getvalue()
+    coarse = Image.fromarray(random.integers(64 if dark else 256, size=(4, 5, 3), dtype=np.uint8))
+    return encoded(np.asarray(coarse.resize((30, 24), Image.Resampling.BICUBIC)))
 
 
 def settings(source: str, output: Path, **changes) -> dict:

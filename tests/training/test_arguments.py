@@ -111,8 +111,7 @@ def test_files_that_are_not_there_or_go_in_a_circle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "own"),
-    [(ImageTrainingConfig, "adversarial.weight"), (AudioTrainingConfig, "data.segment_s")],
+    ("kind", "own"), [(ImageTrainingConfig, "adversarial.weight"), (AudioTrainingConfig, "data.segment_s")]
 )
 def test_every_setting_is_described(kind, own):
     text = describe(kind)
