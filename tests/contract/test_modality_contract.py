@@ -127,7 +127,7 @@ class SeriesTrainingConfig(TrainingConfig):
 
 class SeriesModality(Modality):
     model_class, config_class = SeriesTokenizer, SeriesTrainingConfig
-    train_items, headline_metric = "series", "error"
+    train_items, headline_metrics = "series", ("error",)
     _open = staticmethod(open_series)
 
     def new_model(self, config):
@@ -212,7 +212,7 @@ def test_codes_of_a_new_modality_are_generated(registered, tmp_path):
     tokenizer = SeriesTokenizer(VECTOR)
     tokenizer.set_codebook(torch.arange(16.0).reshape(8, 2))
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    data, output = write_series(tmp_path / "data", {"train": 5}), str(tmp_path / "codes")
+    data, output = write_series(tmp_path / "data", {"train": [5]}), str(tmp_path / "codes")
     assert main(["tokenize", str(tmp_path / "tokenizer"), "--dataset", data, "--output", output, "--size", "8"]) == 0
     folder = CodeFolder(output)
     vocabulary, tokenizer = vocabulary_of(folder), load_code_tokenizer(folder)
@@ -309,8 +309,8 @@ def test_metrics(case):
         case.modality.evaluate(case.model, batches(case).evaluation())
     fitted(case)
     quality = case.modality.evaluate(case.model, batches(case).evaluation())
-    assert {case.modality.headline_metric, "code_usage"} <= quality.metrics.keys()
-    unquantized = case.modality.unquantized_metrics or (case.modality.headline_metric,)
+    assert {*case.modality.headline_metrics, "code_usage"} <= quality.metrics.keys()
+    unquantized = case.modality.unquantized_metrics or case.modality.headline_metrics
     assert {f"{name}_unquantized" for name in unquantized} <= quality.metrics.keys()
     assert quality.items == 5
     with pytest.raises(ValueError, match="--sharpness has no meaning for a"):
