@@ -83,8 +83,7 @@ def test_a_pushed_pipeline_makes_the_same_codes(hub, request, modality, pipeline
 
 
 @ALL
-@BOTH
-@pytest.mark.parametrize("condition_size", [0, 3])
+@pytest.mark.parametrize(("modality", "condition_size"), [("vae", 3), ("codec", 0)])
 def test_the_card_on_the_hub(hub, request, modality, pipeline_class, condition_size, tmp_path, monkeypatch):
     pipeline = built(pipeline_class, request.getfixturevalue(modality), condition_size)
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "painter", token="hf_alice")

@@ -318,13 +318,6 @@ def test_an_interruption_is_told_where_to_go_on(pictures, tokenizer, tmp_path, m
     assert "interrupted at step 6; checkpoint-4 is kept. Go on with --resume_from_checkpoint latest" in caplog.text
 
 
-def test_a_mistake_is_told_in_one_line(pictures, unfitted, tmp_path, caplog):
-    file = tmp_path / "settings.yaml"
-    file.write_text(json.dumps(settings(pictures, unfitted, tmp_path / "run", quantize=True)))
-    assert run_recipe(diffusion.DiffusionConfig, diffusion.train, "", ["--config", str(file)]) == 1
-    assert "no fitted codebook" in caplog.text
-
-
 def test_the_recipe(pictures, tokenizer, tmp_path):
     settings = {
         "tokenizer": tokenizer, "data.name": pictures, "output_dir": tmp_path / "run", "data.size": 16,

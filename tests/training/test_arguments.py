@@ -53,24 +53,19 @@ def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
     ("arguments", "message"),
     [
         (["--learning_rat", "1"], "learning_rat is no setting; did you mean 'learning_rate'"),
-        (["--data.sise", "1"], "data.sise is no setting; did you mean 'data.size'"),
         (["--pretrained", "x"], "pretrained is no setting; did you mean 'model.pretrained'"),
-        (["--use_emma"], "use_emma is no setting; did you mean 'use_ema'"),
         (["--xyz", "1"], "xyz is no setting; valid: output_dir"),
         (["--data.size", "abc"], "data.size: Value 'abc' of type 'str' could not be converted to Integer"),
         (["--data.crop", "middle"], "expected one of"),
-        (["--data.segment_s", "1"], "data.segment_s is no setting"),
         (["--losses.l1", "much"], "losses.l1"),
         (["--data.size"], "--data.size needs a value"),
         (["--data", "3"], "the command line"),
         (["stray"], "unexpected argument 'stray'"),
         (["--config"], "--config needs a file"),
         (["--data.size", "0"], "data.size must be at least 1, got 0"),
-        (["--max_train_steps", "-1"], "max_train_steps must be at least 0, got -1"),
         (["--max_train_steps", "0"], "max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained"),
         (["--learning_rate", "-1"], "learning_rate must be positive, got -1.0"),
         (["--ema_decay", "1"], "ema_decay must be in"),
-        (["--checkpoints_total_limit", "0"], "checkpoints_total_limit must be at least 1, or null, got 0"),
         (["--push_to_hub"], "add --hub_model_id"),
         (["--model.pretrained", "a", "--model.from_autoencoder_kl", "b"], "give one of them"),
         (["--data.validation_examples", "0"], "data.validation_examples must be at least 1, or null, got 0"),
@@ -82,14 +77,10 @@ def test_bad_arguments(arguments, message):
     assert message in str(error.value)
 
 
-def test_bad_arguments_for_audio():
-    for name, value, message in (
-        ("data.segment_s", "0", "data.segment_s must be positive, got 0.0"),
-        ("data.size", "64", "data.size is no setting"),
-        ("adversarial.weight", "1", "adversarial is no setting"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            parse(f"--{name}", value, kind=AudioTrainingConfig)
+def test_settings_of_images_are_none_of_audio():
+    for name in ("data.size", "adversarial"):
+        with pytest.raises(ValueError, match=f"{name} is no setting"):
+            parse(f"--{name}", "64", kind=AudioTrainingConfig)
 
 
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path):

@@ -72,16 +72,6 @@ def test_training_brings_the_reconstruction_nearer(data, tmp_path):
     assert trained["code_usage"] > 4 / 200
 
 
-def test_fine_tuning_with_another_codebook_size(finished_run, data, tmp_path):
-    start = {"model": {"pretrained": str(finished_run / "tokenizer")}, "quantizer": {"codebook_size": 64}}
-    memory = {"gradient_checkpointing": True}
-    train_tokenizer(configured(settings(data, tmp_path / "run", **start, **memory, max_train_steps=2)))
-    codec = VPCodecModel.from_pretrained(tmp_path / "run" / "tokenizer")
-    assert (codec.config.codebook_size, codec.quantize.config.fitted) == (64, True)
-    results = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())
-    assert results["training"]["base_model"] == str(finished_run / "tokenizer")
-
-
 def test_features_of_whisper_as_a_loss(data, tmp_path):
     model = save_whisper(tmp_path / "whisper")
     values = settings(data, tmp_path / "run", losses={"l1": 1.0, "whisper": 0.1}, whisper=model)

@@ -271,14 +271,6 @@ def test_bad_settings(changes, error, message, data, tmp_path):
         train_tokenizer(configured(values | changes))
 
 
-def test_too_few_latents_for_the_codes(data, tmp_path):
-    crops = {"crop": "center", "shuffle_buffer": 1, "size": 4}
-    quantizer = VECTOR | {"codebook_size": 4096, "queue_per_code": 1}
-    values = settings(data, tmp_path / "run", data=crops, quantizer=quantizer, max_train_steps=2)
-    with pytest.raises(ValueError, match="4096"):
-        train_tokenizer(configured(values))
-
-
 def test_the_recipe_prints_one_line_for_a_mistake(tmp_path):
     status, printed = ended(launched({}, tmp_path, "--learning_rat", "1"), tmp_path)
     assert status == 1
