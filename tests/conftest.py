@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import tempfile
 
 # oneDNN's AMX kernels give wrong results for strided bfloat16 convolutions of 4 to 16 channels (seen with torch 2.13),
 # which only tiny models have; without them tests also round alike on more processors. Read when torch is imported.
@@ -10,6 +11,10 @@ import torch
 
 # Tests use small tensors, which one thread serves best; more would only get in each other's way.
 torch.set_num_threads(1)
+
+# The `datasets` library has a cache of this run alone, also in processes that tests start. Read when it is imported.
+_CACHE = tempfile.TemporaryDirectory(prefix="datasets-", ignore_cleanup_errors=True)
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 # Without a GPU the CUDA kernels run in triton's interpreter, which must be chosen before anything imports them.
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():

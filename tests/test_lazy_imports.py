@@ -7,28 +7,17 @@ import pytest
 
 import vpvae_hf
 from tiny import FSP, tiny_codec, tiny_vae
+from tiny_pipelines import built
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A saved image tokenizer, a saved audio tokenizer, and a pipeline that holds the image tokenizer."""
-    from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel
-
     folder = tmp_path_factory.mktemp("saved")
     images = tiny_vae(FSP)
     images.save_pretrained(folder / "images")
     tiny_codec(FSP).save_pretrained(folder / "audio")
-    unet = UNet2DModel(
-        sample_size=4,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-    )
-    LDMPipeline(images, unet, DDIMScheduler()).save_pretrained(folder / "pipeline")
+    built("LDM", images).save_pretrained(folder / "pipeline")
     return folder
 
 
@@ -103,7 +92,6 @@ assert not hasattr(diffusers, "VPCodecModel")
     "imports",
     [
         "import vpvae_hf, diffusers, transformers",
-        "import diffusers, transformers, vpvae_hf",
         "from transformers import AutoModel, AutoFeatureExtractor; from diffusers import AutoModel, DiffusionPipeline",
         "from vpvae_hf import VPCodecModel",
         "from vpvae_hf import CodeVocabulary",

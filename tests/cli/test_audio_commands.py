@@ -40,23 +40,6 @@ def lines(capsys):
     return capsys.readouterr().out.splitlines()
 
 
-def test_fit_then_evaluate(data, tmp_path, capsys):
-    unfitted = save_codec(tmp_path / "unfitted", VECTOR)
-    fitted = tmp_path / "fitted"
-    arguments = ["fit", unfitted, "--dataset", data, "--codebook-size", "24", "--output", str(fitted)]
-    assert main(arguments) == 0
-    assert "VPCodecModel.from_pretrained" in lines(capsys)[-1]
-    model = VPCodecModel.from_pretrained(fitted)
-    assert (model.config.codebook_size, model.quantize.config.fitted) == (24, True)
-    assert main(["evaluate", str(fitted), "--dataset", data, "--save"]) == 0
-    printed = "\n".join(lines(capsys))
-    for word in ("3 clips", "PESQ (wide band)", "STOI", "Mel distance", "without quantization", "Code usage (CVU)"):
-        assert word in printed
-    (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
-    assert saved["clips"] == 3
-    assert "PESQ (wide band)" in (fitted / "README.md").read_text()
-
-
 def test_tokenize_then_decode(codec, data, tmp_path, capsys):
     assert main(["tokenize", codec, "--dataset", data, "--output", str(tmp_path / "codes"), "--batch-size", "2"]) == 0
     assert "7 clips in 2 files" in lines(capsys)[-1]

@@ -49,12 +49,7 @@ def test_cells_at_the_borders():
 
 @pytest.mark.parametrize(
     ("size", "levels", "product"),
-    [
-        (256, (8, 6, 5), 240),
-        (1024, (8, 5, 5, 5), 1000),
-        (4096, (7, 5, 5, 5, 5), 4375),
-        (16384, (8, 8, 8, 6, 5), 15360),
-    ],
+    [(256, (8, 6, 5), 240), (1024, (8, 5, 5, 5), 1000), (4096, (7, 5, 5, 5, 5), 4375), (16384, (8, 8, 8, 6, 5), 15360)],
 )
 def test_published_levels(size, levels, product):
     assert levels_for_codebook_size(size) == levels

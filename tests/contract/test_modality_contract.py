@@ -174,9 +174,8 @@ def write_series(folder, shards):
 
 
 @pytest.fixture
-def registered(monkeypatch, tmp_path):
+def registered(monkeypatch):
     """The one line that a stranger adds."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setitem(MODALITIES, "series", SeriesModality())
 
 

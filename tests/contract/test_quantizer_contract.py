@@ -225,7 +225,10 @@ class QuantizerContract:
                 weights -= 1e-3 * weights.grad.sign()
         model.eval().save_pretrained(tmp_path)
         loaded = type(model).from_pretrained(tmp_path)
+        assert not loaded.training
         assert loaded.quantize.config == model.quantize.config
+        assert loaded.fingerprint() == model.fingerprint()
+        assert loaded.config.quantizer == model.quantize.config.to_dict()
         with torch.no_grad():
             reconstruction = model(inputs).sample
             torch.testing.assert_close(loaded(inputs).sample, reconstruction, rtol=0, atol=0)

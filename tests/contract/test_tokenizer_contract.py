@@ -1,18 +1,14 @@
 """What every tokenizer does, whatever its signals are."""
 
 import copy
-import json
 import pickle
 from functools import partial
 
 import pytest
 import torch
 
-from tiny import FSP, FSQ, GROUPED, HOP, MODELS, NONE, VP, batch_of, noise_images, tiny_codec, tiny_vae, training
+from tiny import FSP, FSQ, GROUPED, MODELS, VP, noise_images, tiny_codec, tiny_vae, training
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError
-from vpvae_hf.hub import HUB_ENTRIES
-from vpvae_hf.models import Tokenizer
-from vpvae_hf.quantizers import NoCodesError
 
 CODED = {"vp": VP, "fsp": FSP, "grouped": GROUPED}
 
@@ -39,12 +35,6 @@ def weight_before_the_quantizer(model):
 
 def projection(model):
     return model.quant_conv if isinstance(model, AutoencoderVP) else model.quant_proj
-
-
-def test_it_is_a_tokenizer_that_the_hub_knows(build, modality):
-    model = build()
-    assert isinstance(model, Tokenizer)
-    assert HUB_ENTRIES[type(model).__name__].name == modality
 
 
 def test_shapes_and_dtypes(build, inputs, grid, quantizer):
@@ -91,45 +81,11 @@ def test_codes_are_what_the_library_s_own_doors_give(build, inputs, quantizer, m
         assert torch.equal(model.decode(encoded).audio_values, model.detokenize(codes))
 
 
-def test_padding_has_code_zero():
-    codec = tiny_codec()
-    audio, mask = batch_of([12 * HOP, 5 * HOP - 3])
-    codes, tokens = codec.tokenize(audio, mask), codec.token_mask(mask)
-    assert tokens.tolist() == [[True] * 12, [True] * 5 + [False] * 7]
-    assert not codes[~tokens].any()
-    assert torch.equal(codes[:, None], codec.encode(audio, mask).audio_codes)
-
-
 def test_images_have_no_padding():
     vae, images = tiny_vae(), noise_images()
     for ask in (vae.tokenize, vae.latent_vectors):
         with pytest.raises(ValueError, match="AutoencoderVP takes no padding_mask"):
             ask(images, torch.ones(2, 32, 48))
-
-
-def test_codes_of_another_shape_are_refused(build, quantizer):
-    model = build(quantizer)
-    with pytest.raises(ValueError, match=r"codes must be \[B, "):
-        model.detokenize(torch.zeros(2, 1, 1, 1, 1, dtype=torch.long))
-
-
-@pytest.mark.parametrize("settings", [VP, FSP, GROUPED, NONE], ids=lambda settings: settings["kind"])
-def test_what_is_loaded_is_what_was_saved(build, inputs, load, settings, tmp_path):
-    model = build(settings)
-    model.save_pretrained(tmp_path)
-    loaded = load(tmp_path)
-    assert not loaded.training
-    assert loaded.quantize.config == model.quantize.config
-    assert json.loads((tmp_path / "config.json").read_text())["quantizer"] == model.quantize.config.to_dict()
-    state = loaded.state_dict()
-    assert all(torch.equal(state.pop(name), tensor) for name, tensor in model.state_dict().items())
-    assert not state
-    assert loaded.fingerprint() == model.fingerprint()
-    if model.quantize.has_codes:
-        assert torch.equal(loaded.tokenize(inputs), model.tokenize(inputs))
-    torch.testing.assert_close(loaded.latent_vectors(inputs), model.latent_vectors(inputs))
-    # And it can be trained, which takes what no file holds.
-    assert torch.isfinite(loaded.train()(inputs).sample).all()
 
 
 def test_fingerprint_names_what_has_changed(build):
@@ -218,11 +174,6 @@ def test_without_a_codebook_there_are_latents_but_no_codes(build, inputs, grid):
             ask(inputs)
     assert model.decode_vectors(model.latent_vectors(inputs)).shape == inputs.shape
     assert model.train()(inputs).sample.shape == inputs.shape
-
-
-def test_a_continuous_tokenizer_has_no_codes(build, inputs):
-    with pytest.raises(NoCodesError, match="continuous"):
-        build(NONE).tokenize(inputs)
 
 
 def test_a_quantizer_of_the_same_dimension_keeps_the_projections(build, inputs):

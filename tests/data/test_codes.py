@@ -19,12 +19,6 @@ HOP = 4
 LENGTHS = [100, 41, 200, 4, 80, 33, 199]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A cache of its own for the `datasets` library."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-
-
 def noise(seed: int, samples: int) -> np.ndarray:
     return 0.2 * np.random.default_rng(seed).standard_normal(samples)
 

@@ -192,9 +192,8 @@ CORRUPT = {
 
 
 @pytest.fixture
-def loaded(tmp_path_factory, monkeypatch):
-    """Loads files that it writes into a data set, with a cache of its own for the `datasets` library."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+def loaded(tmp_path_factory):
+    """Loads files that it writes into a data set."""
 
     def load(*files: bytes | None, limit: int = 10, side: int = 24) -> list[np.ndarray]:
         name = write_rows(

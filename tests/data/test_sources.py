@@ -15,20 +15,7 @@ from audio_files import RATE, clip, encoded, write_files
 
 from vpvae_hf.data import AudioClip, ItemLoader, ItemStream, check_readable, open_audio
 
-MODALITIES = {"image": image_shards, "audio": audio_files}
 CLIP = AudioClip(sampling_rate=RATE)
-
-
-@pytest.fixture(params=MODALITIES)
-def modality(request):
-    """The module that makes data sets of a modality."""
-    return MODALITIES[request.param]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A cache of its own for the `datasets` library."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
 def loader_of(modality, source, batch_size: int = 4, **settings) -> ItemLoader:

@@ -13,12 +13,6 @@ from vpvae_hf.data import ItemLoader, ItemStream, check_readable, sources, strea
 MODALITIES = {"image": image_shards, "audio": audio_files}
 
 
-@pytest.fixture(params=MODALITIES)
-def modality(request):
-    """The module that makes data sets of a modality."""
-    return MODALITIES[request.param]
-
-
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory):
     """Fifteen items of each modality in three uneven shards."""

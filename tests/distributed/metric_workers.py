@@ -1,10 +1,10 @@
-"""What each rank of the test of metric modules runs, in a process of its own."""
+"""What each rank of the test of metric modules finds."""
 
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
+from rank_workers import error_of
 
 from vpvae_hf.metrics import load_metric
 
@@ -16,19 +16,8 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return made, original
 
 
-def error_of(compute, **given) -> str:
-    try:
-        compute(**given)
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return "no error"
-
-
-def run(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    psnr, code_usage = (load_metric(name, across_ranks=True, cache_dir=folder) for name in ("psnr", "code_usage"))
+def found_on(rank: int, folder: Path) -> dict[str, Any]:
+    psnr, code_usage = (load_metric(name, across_ranks=True, cache_dir=str(folder)) for name in ("psnr", "code_usage"))
     own = slice(0, 1) if rank == 0 else slice(1, 5)
     made, original = images()
     psnr.add_batch(predictions=made[own], references=original[own])
@@ -39,7 +28,6 @@ def run(rank: int, ranks: int, folder: str) -> None:
     code_usage.add_batch(predictions=torch.tensor([0]), codebook_size=4 + rank)
     found["sizes"] = error_of(code_usage.compute)
     found["failed"] = error_of(psnr.compute, predictions=made, references=None if rank else original)
-    alone = load_metric("psnr", cache_dir=folder)
+    alone = load_metric("psnr", cache_dir=str(folder))
     found["alone"] = alone.compute(predictions=made[own], references=original[own])
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found

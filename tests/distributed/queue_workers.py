@@ -1,15 +1,15 @@
-"""What each rank of the tests of the shared queue runs, in a process of its own."""
+"""What each rank of the tests of the shared queue finds."""
 
 import copy
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import rank_workers
 import torch
 import torch.distributed as dist
+from rank_workers import error_of
 from torch.nn.parallel import DistributedDataParallel
 
 from vpvae_hf import build_quantizer
@@ -49,14 +49,6 @@ def resumed(quantizer: VectorPerturbation, rank: int, steps: range) -> tuple[lis
     return steps_of(quantizer, rank, steps), steps_of(other, rank, steps)
 
 
-def error_of(step: Callable) -> str:
-    try:
-        step()
-    except (ValueError, RuntimeError, OSError) as error:
-        return str(error)
-    return "no error"
-
-
 def alone(who: int, rank: int, mark: Path, step: Callable) -> Any:
     """What the step gives on one rank, while the other waits outside of any collective and gets None."""
     if rank == who:
@@ -80,7 +72,7 @@ def failing_measurement(rank: int, where: int) -> str:
     quantizer, intact = quantizer_of("metropolis"), vp_scale.fit_kmeans
     vp_scale.fit_kmeans = broken if rank == where else intact
     try:
-        return error_of(lambda: steps_of(quantizer, rank, range(2)))
+        return error_of(steps_of, quantizer, rank, range(2))
     finally:
         vp_scale.fit_kmeans = intact
 
@@ -105,17 +97,8 @@ def trained_model(rank: int, mark: Path) -> dict[str, Any]:
     }
 
 
-def run(rank: int, ranks: int, folder: str) -> None:
-    folder = Path(folder)
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=ranks,
-        timeout=timedelta(seconds=60),  # a rank that waits in vain shall fail
-    )
-    found: dict[str, Any] = {}
+def found_on(rank: int, folder: Path) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
     for perturbation in ("metropolis", "random_codebook"):
         quantizer = quantizer_of(perturbation)
         found[perturbation] = steps_of(quantizer, rank, range(12))
@@ -123,9 +106,8 @@ def run(rank: int, ranks: int, folder: str) -> None:
     quantizer.set_codebook(torch.randn(CODES, 2, generator=torch.Generator().manual_seed(0)))
     bad = torch.full((5, 2), torch.nan)
     found["eval"] = alone(0, rank, folder / "eval", lambda: quantizer.eval()(features(0, 0)).codes)
-    found["NaN"] = alone(1, rank, folder / "NaN", lambda: error_of(lambda: quantizer.train()(bad)))
+    found["NaN"] = alone(1, rank, folder / "NaN", lambda: error_of(quantizer.train(), bad))
     found["after"] = steps_of(quantizer.train(), rank, range(16, 18))
     found["failing"] = [failing_measurement(rank, where) for where in range(2)]
     found["model"] = trained_model(rank, folder / "model")
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found

@@ -1,7 +1,11 @@
-"""What each rank of the tests of distributed jobs runs, in a process of its own."""
+"""What ranks of a job run, each in a process of its own, and what those of the tests of k-means and quality find."""
 
 import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,29 +48,42 @@ def measured(model: AutoencoderVP, batches: list[torch.Tensor], across_ranks: bo
     )
 
 
-def error_of(*arguments, **settings) -> str:
+def error_of(call: Callable, *arguments, **settings) -> str:
     try:
-        fit_kmeans(*arguments, across_ranks=True, **settings)
-    except (ValueError, RuntimeError) as error:
+        call(*arguments, **settings)
+    except (ValueError, RuntimeError, OSError) as error:
         return str(error)
     return "no error"
 
 
-def run(rank: int, ranks: int, folder: str) -> None:
+def run(rank: int, found_on: Callable[[int, Path], dict[Any, Any]], folder: Path) -> None:
+    """Join the job of two ranks, and leave what this one found in a file."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),  # a rank that waits in vain shall fail
+    )
+    torch.save(found_on(rank, folder), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def found_on(rank: int, folder: Path) -> dict[str, Any]:
+    together = partial(fit_kmeans, across_ranks=True)
     found = {
-        "drawn": fit_kmeans(part_of_rank(latents(6000), rank), 16, across_ranks=True),
-        "whole": fit_kmeans(part_of_rank(latents(1500), rank), 64, across_ranks=True),
+        "drawn": together(part_of_rank(latents(6000), rank), 16),
+        "whole": together(part_of_rank(latents(1500), rank), 64),
         "draw": kmeans._gathered(torch.arange(1000.0)[:, None] + 1000 * rank, 1, 256, 0, across_ranks=True),
-        "one rank's": fit_kmeans(latents(300)[: 300 * rank], 8, across_ranks=True),
+        "one rank's": together(latents(300)[: 300 * rank], 8),
         "alone": fit_kmeans(latents(200) + rank, 8),
-        "distinct values": fit_kmeans(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 10, across_ranks=True),
-        "too few distinct": error_of(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 11),
-        "NaN": error_of(torch.where(torch.tensor(rank == 1), torch.nan, latents(300)), 8),
-        "other dimension": error_of(latents(300, 3 + rank), 8),
-        "no matrix": error_of(latents(300) if rank else latents(300)[None], 8),
-        "many codes, NaN": error_of(torch.where(torch.tensor(rank == 1), torch.nan, latents(9000)), 8192),
+        "distinct values": together(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 10),
+        "too few distinct": error_of(together, latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 11),
+        "NaN": error_of(together, torch.where(torch.tensor(rank == 1), torch.nan, latents(300)), 8),
+        "other dimension": error_of(together, latents(300, 3 + rank), 8),
+        "no matrix": error_of(together, latents(300) if rank else latents(300)[None], 8),
+        "many codes, NaN": error_of(together, torch.where(torch.tensor(rank == 1), torch.nan, latents(9000)), 8192),
     }
     model = tiny_model()
     with warnings.catch_warnings():
@@ -75,5 +92,4 @@ def run(rank: int, ranks: int, folder: str) -> None:
     found["codebook"] = model.quantize.codebook
     found["quality"] = measured(model, images(0)[: 3 - 2 * rank], across_ranks=True)
     found["quality of one rank's"] = measured(model, images(0) if rank else [], across_ranks=True)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found

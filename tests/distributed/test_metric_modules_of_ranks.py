@@ -3,6 +3,7 @@
 import evaluate
 import metric_workers
 import pytest
+import rank_workers
 import torch
 
 from vpvae_hf.metrics import image_quality
@@ -11,7 +12,8 @@ from vpvae_hf.metrics import image_quality
 def test_figures_are_those_of_all_ranks_items_together(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
     # Forked, since these processes would take ten seconds to import what this one has imported already.
-    torch.multiprocessing.start_processes(metric_workers.run, args=(2, str(tmp_path)), nprocs=2, start_method="fork")
+    arguments = (metric_workers.found_on, tmp_path)
+    torch.multiprocessing.start_processes(rank_workers.run, args=arguments, nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     expected = image_quality(*metric_workers.images())["psnr"].double().nanmean()
     assert first["psnr"] == second["psnr"] == {"psnr": pytest.approx(float(expected)), "items": 5, "undefined": 1}

@@ -8,13 +8,7 @@ import torch
 
 from vpvae_hf.codebook import fit_kmeans
 
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each of two ranks found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(rank_workers.run, args=(2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+found_on = rank_workers.found_on
 
 
 @pytest.mark.parametrize("case", ["drawn", "whole", "one rank's", "distinct values"])

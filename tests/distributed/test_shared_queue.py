@@ -7,15 +7,8 @@ import torch
 from vpvae_hf.quantizers import vp_scale
 from vpvae_hf.quantizers.vp_scale import PerturbationScale
 
+found_on = queue_workers.found_on
 PERTURBATIONS = ["metropolis", "random_codebook"]
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What each of two ranks found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(queue_workers.run, args=(2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def assert_same_queue_and_scale(rows):

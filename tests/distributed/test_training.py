@@ -4,20 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
-from image_runs import metrics, settings, write_pictures
-from safetensors.torch import load_file
+from image_runs import await_rows, ended, launched, metrics, same_weights, settings, write_pictures
 
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "image" / "train.py"
 
 
 @pytest.fixture(scope="module")
@@ -26,27 +19,11 @@ def data(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("pictures"), shards={"train": [5, 17, 8], "validation": [11]})
 
 
-def launch(values: dict, folder: Path, *extra: str) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True)
-    (folder / "settings.yaml").write_text(json.dumps(values))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(RECIPE), "--config", str(folder / "settings.yaml"), *extra]
-    with (folder / "printed.txt").open("w") as printed:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stdout=printed, stderr=printed, text=True)
-
-
-def finish(process: subprocess.Popen, folder: Path) -> str:
-    process.wait(timeout=150)
-    return (folder / "printed.txt").read_text()
-
-
 @pytest.fixture(scope="module")
 def finished_run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    process = launch(settings(data, folder / "run", use_ema=True), folder)
-    printed = finish(process, folder)
-    assert process.returncode == 0, printed
+    status, printed = ended(launched(settings(data, folder / "run", use_ema=True), folder, ranks=2), folder)
+    assert status == 0, printed
     return folder / "run"
 
 
@@ -75,21 +52,15 @@ def test_metrics_of_two_ranks_are_those_of_one_process(finished_run, data):
 
 def test_a_killed_rank_ends_the_job_and_it_goes_on_exactly(finished_run, data, tmp_path):
     values = settings(data, tmp_path / "run", use_ema=True)
-    process = launch(values, tmp_path)
-    log = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_text().splitlines()) < 6:
-        assert process.poll() is None, (tmp_path / "printed.txt").read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    process = launched(values, tmp_path, ranks=2)
+    await_rows(6, process, values, tmp_path)
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
-    printed = finish(process, tmp_path)
-    assert process.returncode != 0, printed
-    again = launch(values, tmp_path, "--resume_from_checkpoint", "latest")
-    printed = finish(again, tmp_path)
-    assert again.returncode == 0, printed
+    status, printed = ended(process, tmp_path)
+    assert status != 0, printed
+    again = launched(values, tmp_path, "--resume_from_checkpoint", "latest", ranks=2)
+    status, printed = ended(again, tmp_path)
+    assert status == 0, printed
     assert metrics(tmp_path / "run") == metrics(finished_run)
     name = "tokenizer/diffusion_pytorch_model.safetensors"
-    one, other = load_file(tmp_path / "run" / name), load_file(finished_run / name)
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert same_weights(tmp_path / "run" / name, finished_run / name)

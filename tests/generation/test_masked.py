@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import AmusedScheduler, BlockRefinementScheduler
+from diffusers import AmusedScheduler
 
 from tiny import HOP, noise, noise_images, tiny_codec, tiny_vae
 from tiny_generators import FRAMES, QUANTIZERS, SIDE, SIZE, codes_of, masked_pipeline, pictures, seeded, silent
@@ -226,13 +226,3 @@ def test_amused_fills_a_hole_as_evenly_as_a_whole_image(vae, monkeypatch):
     mask = mask_of(1, (0, 8), (0, 16))
     codes_of(pipeline, image=torch.zeros(1, 3, 16, 16), mask_image=mask, num_inference_steps=4, generator=seeded(0))
     assert left == [8, 7, 5, 3]  # 8 cos(pi t / 8), rounded down
-
-
-def test_the_schedulers_may_be_exchanged(vae):
-    pipeline = masked_pipeline(vae, "block")
-    block = codes_of(pipeline, num_images=4, generator=seeded(0))
-    pipeline.scheduler = AmusedScheduler(mask_token_id=16, masking_schedule="linear")
-    amused = codes_of(pipeline, num_images=4, generator=seeded(0))
-    pipeline.scheduler = BlockRefinementScheduler()
-    assert torch.equal(codes_of(pipeline, num_images=4, generator=seeded(0)), block)
-    assert not torch.equal(amused, block)

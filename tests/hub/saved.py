@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
 from PIL import Image
 
+image_only, audio_only = (pytest.mark.parametrize("modality", [name], indirect=True) for name in ("image", "audio"))
 WEIGHTS = {"image": "diffusion_pytorch_model", "audio": "model"}
 # Beside the card, the config, the preprocessor and the weights.
 RUN_FILES = {

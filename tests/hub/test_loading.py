@@ -15,12 +15,6 @@ from tiny_pipelines import assert_same, built, pixels, tokenizer_of
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.hub import push_folder
 
-# Of the libraries beneath.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning"),
-]
-
 
 @pytest.mark.filterwarnings("ignore:Warnings while validating metadata")  # of diffusers' card
 def test_fresh_process_needs_only_the_import(hub, pipeline, saved_once, codec, tmp_path):
@@ -72,11 +66,7 @@ def test_pipeline_is_loaded_by_its_id(hub, vae, name):
 @pytest.mark.parametrize(
     ("token", "error", "message"),
     [
-        (
-            None,
-            FileNotFoundError,
-            "has no such repository, or it is private .*no folder of that name.*hf auth login",
-        ),
+        (None, FileNotFoundError, "has no such repository, or it is private .*no folder of that name.*hf auth login"),
         ("hf_bob", FileNotFoundError, "has no such repository, or it is private"),
         ("hf_wrong", PermissionError, r"refused the token \(401, Invalid credentials.*to read it"),
     ],
@@ -93,11 +83,6 @@ def test_gated_repository(hub, model_class, folder):
     hub.repos["alice/eyes"].gated = True
     with pytest.raises(PermissionError, match=r"refused the token \(403, Access is restricted"):
         model_class.from_pretrained("alice/eyes", token="hf_bob")
-
-
-def test_missing_repository(hub, model_class):
-    with pytest.raises(FileNotFoundError, match=f"cannot load alice/none: {hub.endpoint} has no such repository"):
-        model_class.from_pretrained("alice/none")
 
 
 def test_missing_revision(hub, model_class, folder):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import datasets
 import pytest
 import torch
 from diffusers import DiffusionPipeline, LDMPipeline
@@ -16,12 +15,6 @@ from test_diffusion_recipe import train as train_diffusion
 from tiny_generators import causal_pipeline, masked_pipeline
 from vpvae_hf import AutoencoderVP, VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.hub import push_pipeline, write_pipeline_card
-
-# Of the libraries beneath.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning"),
-]
 
 OWN_CARD = "---\nlicense: mit\n---\n\nMy own words.\n"
 SECRET = "/home/someone/secret"
@@ -90,8 +83,7 @@ def test_a_pushed_pipeline_makes_the_same_codes(hub, request, modality, pipeline
 
 
 @ALL
-@BOTH
-@pytest.mark.parametrize("condition_size", [0, 3])
+@pytest.mark.parametrize(("modality", "condition_size"), [("vae", 3), ("codec", 0)])
 def test_the_card_on_the_hub(hub, request, modality, pipeline_class, condition_size, tmp_path, monkeypatch):
     pipeline = built(pipeline_class, request.getfixturevalue(modality), condition_size)
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "painter", token="hf_alice")
@@ -158,8 +150,7 @@ def test_no_pipeline(hub, vae, missing, tmp_path):
     assert "alice/painter" not in hub.repos
 
 
-def test_a_training_run_pushes_what_it_made(hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+def test_a_training_run_pushes_what_it_made(hub, tmp_path, capsys):
     data = write_pictures(tmp_path / "pictures")
     codes = tokenize(image_tokenizer(), data, tmp_path / "codes", "--size", "8", "--shortest-side", "8")
     settings = {"push_to_hub": True, "hub_model_id": "alice/painter", "hub_private": True, "max_train_steps": 2}

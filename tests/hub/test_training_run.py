@@ -11,9 +11,6 @@ from vpvae_hf import AutoencoderVP
 from vpvae_hf.training.run import train_tokenizer
 
 
-# Of the libraries beneath.
-@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")
 def test_push_at_the_end_and_go_on_from_there(hub, tmp_path):
     data = write_pictures(tmp_path / "pictures", shards={"train": [20], "validation": [6]})
     there = {"push_to_hub": True, "hub_model_id": "alice/eyes", "hub_private": True}

@@ -58,6 +58,12 @@ def test_zero_if_equal_growing_with_noise_and_a_mean_over_items(case):
         torch.testing.assert_close(case.loss(case.original, case.made), together)
 
 
+@pytest.mark.parametrize("case", ["stft", "whisper"], indirect=True)
+def test_channels_are_waveforms_of_their_own(case):
+    channels = [each.reshape(1, 3, -1) for each in (case.made, case.original)]
+    torch.testing.assert_close(case.loss(*channels), case.loss(case.made, case.original))
+
+
 @pytest.mark.parametrize("case", ["stft", "lpips", "whisper"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_any_precision_is_measured_in_float32(case, dtype):

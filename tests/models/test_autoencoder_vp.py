@@ -39,14 +39,6 @@ def test_without_codes_nothing_is_quantized(images, force):
     assert torch.equal(vae.decode(latents, force_not_quantize=force).sample, vae(images).sample)
 
 
-def test_forward_in_eval_mode_goes_through_codes(vae, images):
-    output = vae(images)
-    assert torch.equal(output.codes, vae.tokenize(images))
-    torch.testing.assert_close(output.sample, vae.detokenize(output.codes))
-    assert output.loss == 0
-    assert len(vae(images, return_dict=False)) == 5
-
-
 def test_forward_in_train_mode_perturbs_and_trains(vae, images):
     vae.train()
     if vae.quantize.needs_fitting:

@@ -57,13 +57,6 @@ def test_dtype_tells_codes_from_latents(codec):
     assert torch.equal(vectors, encoded.latents.transpose(1, 2))
 
 
-def test_latents_are_decoded_to_the_length_of_the_mask(codec):
-    encoded, mask = codec.encode(noise(2, 4 * HOP + 5)), torch.ones(2, 4 * HOP + 5)
-    for force_not_quantize in (False, True):
-        decoded = codec.decode(encoded.latents, mask, force_not_quantize=force_not_quantize)
-        assert decoded.audio_values.shape == (2, 1, 4 * HOP + 5)
-
-
 def test_other_layouts_of_the_same_audio_have_the_same_codes(codec):
     audio = noise(2, 10 * HOP)
     latents = codec.encode(audio).latents

@@ -13,7 +13,7 @@ from transformers.models.dac.modeling_dac import Snake1d
 from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
-from tiny import CLOSE, FSP, HOP, LENGTHS, RATE, batch_of, tiny_codec, tiny_config
+from tiny import CLOSE, FSP, LENGTHS, batch_of, tiny_codec, tiny_config
 from vpvae_hf import VPCodecModel
 
 BUILDERS = {"constructor": VPCodecModel, "auto": AutoModel.from_config}
@@ -134,20 +134,3 @@ def test_config_knows_the_dtype(quantizer, tmp_path):
     assert model.dtype == model.config.dtype == torch.bfloat16
     assert {buffer.dtype for buffer in model.buffers()} <= {torch.float32}
     assert torch.get_default_dtype() == torch.float32
-
-
-def test_training_lowers_the_reconstruction_loss(quantizer):
-    codec = tiny_codec(quantizer).train()
-    generator = torch.Generator().manual_seed(0)
-    time = torch.arange(20 * HOP) / RATE
-    audio = torch.stack([0.5 * torch.sin(2 * math.pi * pitch * time) for pitch in (220, 440)])[:, None]
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=2e-3)
-    losses = []
-    for _ in range(20):
-        output = codec(audio, generator=generator)
-        reconstruction = (output.audio_values - audio).square().mean()
-        optimizer.zero_grad()
-        (reconstruction + output.loss).backward()
-        optimizer.step()
-        losses.append(float(reconstruction.detach()))
-    assert losses[-1] < 0.7 * min(losses[0], float(audio.square().mean())), losses  # silence would not do

@@ -1,8 +1,5 @@
 """Codes of a fitted VP quantizer, whose search tree is kept between calls."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 
@@ -42,13 +39,3 @@ def test_codes_follow_the_codebook_however_it_is_changed(change):
     after = quantizer.encode(LATENTS)
     assert torch.equal(quantizer.codebook[after], quantizer.codebook[expected(quantizer, LATENTS)])
     assert not torch.equal(before, after)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda q: pickle.loads(pickle.dumps(q))], ids=["copy", "pickle"])
-def test_a_quantizer_that_has_encoded_can_be_copied(duplicate):
-    quantizer = fitted()
-    codes = quantizer.encode(LATENTS)
-    again = duplicate(quantizer)
-    assert torch.equal(again.encode(LATENTS), codes)
-    again.codebook.zero_()
-    assert torch.equal(quantizer.encode(LATENTS), codes)

@@ -1,16 +1,7 @@
 """Codes that runs of generators are trained on."""
 
-import datasets
 import pytest
 from generation_runs import audio_tokenizer, image_tokenizer, tokenize, write_clips, write_pictures
-
-
-@pytest.fixture(scope="module")
-def datasets_cache(tmp_path_factory):
-    """A cache of its own for the `datasets` library."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +10,14 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def image_codes(datasets_cache, pictures, tmp_path_factory):
+def image_codes(pictures, tmp_path_factory):
     """Codes of pictures of 4 x 4 codes, labelled 0..59."""
     folder = tmp_path_factory.mktemp("images")
     return tokenize(image_tokenizer(), pictures, folder, "--size", "8", "--shortest-side", "8")
 
 
 @pytest.fixture(scope="module")
-def audio_codes(datasets_cache, tmp_path_factory):
+def audio_codes(tmp_path_factory):
     sounds = write_clips(tmp_path_factory.mktemp("sounds"))
     return tokenize(audio_tokenizer(), sounds, tmp_path_factory.mktemp("audio"))
 

@@ -105,13 +105,13 @@ def settings(codes, output, method="autoregressive", **changes):
     return RUN | {"output_dir": str(output), "transformer": model_of(method), "data": data, **changes}
 
 
-def launched(recipe, settings, tmp_path):
+def launched(recipe, settings):
     """A recipe with its small YAML file in a process of its own, which is to train as set and make two samples."""
     settings = {"config": RECIPES / f"{recipe}_small.yaml", "train_batch_size": 4, "samples": 2} | settings
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return subprocess.Popen(
         [sys.executable, "-W", "error", str(RECIPES / f"train_{recipe}.py"), *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

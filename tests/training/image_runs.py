@@ -1,18 +1,18 @@
 """Small training runs on pictures made here."""
 
-import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import datasets
 import numpy as np
+import torch
+from image_shards import encoded, write_shards
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import load_file
 
 from vpvae_hf.modalities.image import ImageTrainingConfig
 
@@ -41,21 +41,14 @@ VECTOR = {"kind": "vp", "codebook_size": 32, "latent_dim": 4, "queue_share": 0.1
 def write_pictures(folder: Path, *, shards: dict[str, list[int]], seed: int = 0, dark: bool = False) -> str:
     """A data set of smooth pictures, 24 x 30 pixels: images in each shard of each split."""
     random = np.random.default_rng(seed)
-    folder.mkdir(exist_ok=True)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     for split, counts in shards.items():
-        for number, count in enumerate(counts):
-            rows = [{"bytes": _png(random, dark), "path": None} for _ in range(count)]
-            table = datasets.Dataset.from_dict({"image": rows, "label": list(range(count))}, features=features)
-            table.to_parquet(folder / f"{split}-{number:05d}-of-{len(counts):05d}.parquet")
+        write_shards(folder, [[_png(random, dark) for _ in range(count)] for count in counts], split, column="image")
     return str(folder)
 
 
 def _png(random: np.random.Generator, dark: bool) -> bytes:
-    coarse = random.integers(64 if dark else 256, size=(4, 5, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(coarse).resize((30, 24), Image.Resampling.BICUBIC).save(file, "PNG")
-    return file.getvalue()
+    coarse = Image.fromarray(random.integers(64 if dark else 256, size=(4, 5, 3), dtype=np.uint8))
+    return encoded(np.asarray(coarse.resize((30, 24), Image.Resampling.BICUBIC)))
 
 
 def settings(source: str, output: Path, **changes) -> dict:
@@ -76,6 +69,12 @@ def metrics(output: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "examples_per_second"} for row in rows]
 
 
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two files of weights are equal to the bit."""
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 RECIPE = Path(__file__).parents[2] / "recipes/image/train.py"
 
 
@@ -84,22 +83,27 @@ def read_metrics(tokenizer: Path) -> dict[str, float]:
     return json.loads((tokenizer / "results.json").read_text())["evaluation"][0]["metrics"]
 
 
-def launched(values: dict, folder: Path, *extra: str) -> subprocess.Popen:
-    """The recipe in a process of its own."""
+def launched(values: dict, folder: Path, *extra: str, ranks: int = 1) -> subprocess.Popen:
+    """The recipe in a process of its own, or in one for each rank; what it prints is in printed.txt."""
+    folder.mkdir(exist_ok=True)
     (folder / "settings.yaml").write_text(json.dumps(values))
-    command = [sys.executable, "-W", "error", str(RECIPE), "--config", str(folder / "settings.yaml"), *extra]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    job = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    command = [sys.executable, *(["-W", "error"] if ranks == 1 else job), str(RECIPE)]
+    command += ["--config", str(folder / "settings.yaml"), *extra]
+    with (folder / "printed.txt").open("w") as printed:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
 
 
-def launch_and_kill(values: dict, folder: Path) -> None:
-    """Start the recipe, and kill it when it has logged seven rows."""
-    process, log = launched(values, folder), Path(values["output_dir"], "metrics.jsonl")
-    deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_text().splitlines()) < 7:
-        assert process.poll() is None, process.stderr.read()
+def ended(process: subprocess.Popen, folder: Path) -> tuple[int, str]:
+    """Exit status and output of a recipe that was launched with this folder."""
+    return process.wait(timeout=150), (folder / "printed.txt").read_text()
+
+
+def await_rows(count: int, process: subprocess.Popen, values: dict, folder: Path) -> None:
+    """Wait until a run has logged so many rows."""
+    log, deadline = Path(values["output_dir"], "metrics.jsonl"), time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < count:
+        assert process.poll() is None, (folder / "printed.txt").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not Path(values["output_dir"], "tokenizer").exists()

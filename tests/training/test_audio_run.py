@@ -9,9 +9,8 @@ import torch
 from audio_files import RATE
 from audio_runs import ARCHITECTURE, configured, settings, write_speech
 from image_runs import metrics, read_metrics
+from networks import save_whisper
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from vpvae_hf import VPCodecModel
 from vpvae_hf.training.run import train_tokenizer
@@ -61,16 +60,6 @@ def test_the_card_shows_and_plays_the_same_clips(finished_run):
             assert min(image.size) > 100
 
 
-def test_the_decoder_alone_learns_to_read_the_codes(finished_run, data, tmp_path):
-    values = settings(
-        data, tmp_path / "run", train_only="decoder", model={"pretrained": str(finished_run / "tokenizer")}
-    )
-    train_tokenizer(configured(values))
-    first, second = (load_file(run / "tokenizer/model.safetensors") for run in (finished_run, tmp_path / "run"))
-    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
-    assert changed == {"post_quant_proj", "decoder_transformer", "decoder"}
-
-
 def test_training_brings_the_reconstruction_nearer(data, tmp_path):
     """With scalar codes, in 60 steps: the mel distance falls to less than half, and several codes are in use."""
     values = settings(data, tmp_path / "run", quantizer={"kind": "fsp", "levels": [8, 5, 5]}, max_train_steps=60)
@@ -83,24 +72,9 @@ def test_training_brings_the_reconstruction_nearer(data, tmp_path):
     assert trained["code_usage"] > 4 / 200
 
 
-def test_fine_tuning_with_another_codebook_size(finished_run, data, tmp_path):
-    start = {"model": {"pretrained": str(finished_run / "tokenizer")}, "quantizer": {"codebook_size": 64}}
-    memory = {"gradient_checkpointing": True}
-    train_tokenizer(configured(settings(data, tmp_path / "run", **start, **memory, max_train_steps=2)))
-    codec = VPCodecModel.from_pretrained(tmp_path / "run" / "tokenizer")
-    assert (codec.config.codebook_size, codec.quantize.config.fitted) == (64, True)
-    results = json.loads((tmp_path / "run" / "tokenizer" / "results.json").read_text())
-    assert results["training"]["base_model"] == str(finished_run / "tokenizer")
-
-
 def test_features_of_whisper_as_a_loss(data, tmp_path):
-    torch.manual_seed(0)
-    small = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "d_model": 16}
-    small |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 16}
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    WhisperModel(WhisperConfig(**small, **tokens)).save_pretrained(tmp_path / "whisper")
-    WhisperFeatureExtractor().save_pretrained(tmp_path / "whisper")
-    values = settings(data, tmp_path / "run", losses={"l1": 1.0, "whisper": 0.1}, whisper=str(tmp_path / "whisper"))
+    model = save_whisper(tmp_path / "whisper")
+    values = settings(data, tmp_path / "run", losses={"l1": 1.0, "whisper": 0.1}, whisper=model)
     train_tokenizer(configured(values | {"max_train_steps": 2}))
     rows = metrics(tmp_path / "run")
     assert rows[0]["loss/whisper"] > 0
