@@ -44,8 +44,7 @@ FACTS = {
             "Mel distance | Code usage (CVU) |\n",
             "| owner/signals | validation | 150 | 38,400 | 2.718 | 3.5 | 0.91 | 0.75 | 0.5 |\n",
             "| mine | test | 20 | 1,280 | - | - | - | - | - |\n",
-            "- Audio must be mono (average the channels of other audio), with 16,000 samples per second, and at least "
-            "96 samples long.\n",
+            "of other audio), with 16,000 samples per second, and at least 96 samples long.\n",
             "| Original | Reconstruction |\n|---|---|\n| <audio",
         ],
         "data": ("transformers", "feature-extraction", "audio-reconstruction"),
