@@ -515,7 +515,7 @@ def commands(modality, kind, tokenizer, place):
     if modality == "speech":
         from safetensors.torch import load_file
 
-        file, codes, audio = sorted(Path(SPEECH, "validation").iterdir())[0], place / "c.safetensors", place / "c.wav"
+        file, codes, audio = sorted(Path(SPEECH, "validation").iterdir())[1], place / "c.safetensors", place / "c.wav"
         forked(command, encode_arguments(file, tokenizer, codes), log=place / "encode.log")
         forked(command, decode_arguments(codes, audio), log=place / "decode.log")
         figures["encode"] = {name: described(tensor) for name, tensor in load_file(codes).items()}
