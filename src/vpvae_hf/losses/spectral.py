@@ -7,7 +7,7 @@ bins.
 import torch
 from torch import Tensor
 
-# (FFT size, hop, window length) in samples, the paper's table 1.
+# (FFT size, hop, window length) in samples, the paper's table 1; they do not scale with the sampling rate.
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
 # Reflection pads half of the largest FFT on both sides, and reflects fewer samples than there are.
 MINIMUM_LENGTH = 1 + max(fft_size for fft_size, _, _ in RESOLUTIONS) // 2
