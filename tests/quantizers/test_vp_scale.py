@@ -128,6 +128,13 @@ def test_training_state_resumes_exactly(perturbation):
         ({"share": 1.5}, r"share must be a number in \(0, 1\] or \"auto\", got 1.5"),
         ({"density_rank": 0}, "density_rank must be an integer of at least 1"),
         ({"queue_per_code": 1, "latent_dim": 1}, "1024 latents is too short.*raise queue_per_code"),
+        (
+            {
+                **{"perturbation": "random_codebook", "codebook_size_range": [256, 4096]},
+                **{"queue_per_code": 1, "latent_dim": 1},
+            },
+            "4096 latents is too short",
+        ),
         ({"queue_share": 0.0}, "queue_share must be a number in .0, 1., got 0.0"),
         ({"search_backend": "annoy"}, "unknown search_backend 'annoy'.*valid: auto, torch, kdtree, triton, faiss"),
         ({"normalization": "all"}, "unknown normalization 'all'.*valid: each, whole"),

@@ -93,7 +93,7 @@ class VectorPerturbationConfig(QuantizerConfig):
             require_integer(name, getattr(self, name), 1)
         if self.codebook_size_range is not None:
             self._check_range()
-        if self.queue_size < max(2 * self.codebook_size, self.density_rank):
+        if self.queue_size < max(2 * self.largest_codebook, self.density_rank):
             raise ValueError(
                 f"a queue of queue_per_code * K * latent_dim = {self.queue_size} latents is too short; it "
                 f"must hold 2 per code and density_rank={self.density_rank}: raise queue_per_code"
