@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vpvae_hf.files import write_text
 from vpvae_hf.metric_labels import metric_label, sort_metrics
 from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.settings import installed_with
@@ -31,8 +32,8 @@ def write_report(comparison: Comparison, finished: Sequence[Run]) -> list[Path]:
     results = [run.result for run in finished]
     output = comparison.output_dir
     files = [output / name for name in ("results.json", "table.md", "cvu_over_training.png", "rate_distortion.png")]
-    files[0].write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    files[1].write_text(render_table(comparison, results), encoding="utf-8")
+    write_text(files[0], json.dumps(results, indent=1) + "\n")
+    write_text(files[1], render_table(comparison, results))
     _draw(files[2], comparison, results, _draw_usage)
     _draw(files[3], comparison, results, _draw_rate_distortion)
     return files

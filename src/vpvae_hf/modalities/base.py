@@ -26,7 +26,7 @@ class Modality(ABC):
         model_class: the tokenizer.
         config_class: settings of a training run; its `data` decides what the transforms below read.
         train_items: what one file becomes in training, e.g. "segments".
-        headline_metrics: the first of these that is measured is the one that curves and the progress bar show.
+        headline_metrics: curves show the first of these that is measured, the progress bar all that are measured.
         unquantized_metrics: metrics that are also measured without quantization; None for all.
         extra_metrics: metrics that are measured only if they are asked for, since they need a network.
         one_by_one: whether items differ in size, so that they are measured one by one.

@@ -170,8 +170,9 @@ class Tokenizer(Persistence, ABC):
 
 def require_finite(values: Tensor, what: str, remedy: str = "") -> None:
     """Raise a ValueError that counts NaN and infinite values, if there are any."""
-    bad = int((~torch.isfinite(values)).sum())
-    if bad:
+    finite = torch.isfinite(values)
+    if not finite.all():
+        bad = finite.numel() - int(finite.sum())
         raise ValueError(f"{bad} of {values.numel()} {what} are NaN or infinite{remedy}")
 
 

@@ -12,7 +12,16 @@ from vpvae_hf.modalities.config import LoopConfig, RunConfig, option
 from vpvae_hf.quantizers import NoCodesError
 from vpvae_hf.settings import did_you_mean, installed_with
 
-__all__ = ["LoopConfig", "RunConfig", "describe", "option", "parse_config", "run_recipe", "with_bases"]
+__all__ = [
+    "LoopConfig",
+    "RunConfig",
+    "describe",
+    "option",
+    "parse_config",
+    "require_settings",
+    "run_recipe",
+    "with_bases",
+]
 
 Config = TypeVar("Config")
 
