@@ -10,7 +10,11 @@ extras = {
     "interpreter": ["triton==3.9.0"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
-    "dev": ["import-linter>=2.17", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"],
+    # What tests put beside the package, as users do: adapters, exported graphs, trackers.
+    "dev": [
+        *("import-linter>=2.17", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"),
+        *("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "peft>=0.17", "trackio>=0.10", "wandb>=0.22"),
+    ],
 }
 used = ("train", "eval", "audio", "demo", "baselines")
 extras["dev"] += sorted({requirement for name in used for requirement in extras[name]})
