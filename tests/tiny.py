@@ -1,5 +1,6 @@
 """All tiny models and data of the tests: untrained tokenizers, always with the same weights, and batches for them."""
 
+import numpy as np
 import torch
 
 from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
@@ -98,6 +99,27 @@ def mask_of(lengths):
 def batch_of(lengths, seed=1):
     """Audio and mask of samples of those lengths."""
     return noise(len(lengths), max(lengths), seed), mask_of(lengths)
+
+
+def arrays_like(tensor, folder):
+    """The tensor's values as people hand them over: numpy arrays of every layout, one on disk, and lists."""
+    array = tensor.numpy()
+    read_only, rows = array.copy(), np.empty(len(array), dtype=object)
+    read_only.setflags(write=False)
+    rows[:] = list(array)
+    np.save(folder / "array.npy", array)
+    return {
+        "array": array,
+        "read-only": read_only,
+        "on disk": np.load(folder / "array.npy", mmap_mode="r"),
+        "reversed": np.flip(np.flip(array).copy()),
+        "last axis first": np.asfortranarray(array),
+        "other byte order": array.astype(array.dtype.newbyteorder()),
+        "rows": rows,
+        "lists": array.tolist(),
+        "list of arrays": list(array),
+        "tuple of tensors": tuple(tensor),
+    }
 
 
 # Modality -> how its tokenizer is made, and signals for it.

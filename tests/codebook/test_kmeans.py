@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from tiny import arrays_like
 from vpvae_hf.codebook import fit_kmeans, kmeans
 from vpvae_hf.neighbors import nearest_point
 
@@ -132,6 +133,15 @@ def test_256_latents_per_code_are_drawn_from_more():
     whole, _ = kmeans._Lloyd(latents).iterate(drawn, 50, 1e-4, latents)
     few, many = (float(nearest_point(others, centroids)[0].square().mean()) for centroids in (drawn, whole))
     assert few < 1.03 * many
+
+
+def test_latents_may_be_an_array(tmp_path):
+    latents = laplace(200, 3)
+    centroids = fit_kmeans(latents, 8).centroids
+    for name, given in arrays_like(latents, tmp_path).items():
+        assert torch.equal(fit_kmeans(given, 8).centroids, centroids), name
+    with pytest.raises(TypeError, match="latents must be real numbers"):
+        fit_kmeans(latents > 0, 2)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import copy
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
-from tiny import FSP, FSQ, GROUPED, MODELS, VP, noise_images, tiny_codec, tiny_vae, training
+from tiny import FSP, FSQ, GROUPED, HOP, MODELS, VP, arrays_like, noise_images, tiny_codec, tiny_vae, training
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError
 
 CODED = {"vp": VP, "fsp": FSP, "grouped": GROUPED}
@@ -67,6 +68,82 @@ def test_inputs_have_the_names_that_processors_give_them(build, inputs, modality
     model, named = build(), {{"image": "pixel_values", "audio": "input_values"}[modality]: inputs}
     assert torch.equal(model.tokenize(**named), model.tokenize(inputs))
     assert torch.equal(model.latent_vectors(**named), model.latent_vectors(inputs))
+
+
+def test_arrays_and_lists_are_taken_as_tensors_are(build, inputs, tmp_path):
+    model, inputs = build(GROUPED), inputs[..., : 2 * HOP]
+    codes, vectors = model.tokenize(inputs), model.latent_vectors(inputs)
+    signals, decoded = model.detokenize(codes), model.decode_vectors(vectors)
+    with torch.no_grad():
+        sample, latents = model(inputs).sample, model.encode(inputs).latents
+        for name, given in arrays_like(inputs, tmp_path).items():
+            assert torch.equal(model.tokenize(given), codes), name
+            assert torch.equal(model.encode(given).latents, latents), name
+            assert torch.equal(model(given).sample, sample), name
+        for name, given in arrays_like(codes, tmp_path).items():
+            assert torch.equal(model.detokenize(given), signals), name
+            assert torch.equal(model.quantize.decode(given), model.quantize.decode(codes)), name
+        for name, given in arrays_like(vectors, tmp_path).items():
+            assert torch.equal(model.decode_vectors(given), decoded), name
+            assert torch.equal(model.quantize.encode(given), codes), name
+    assert torch.equal(model.tokenize(inputs.double().numpy()), codes)
+    for dtype in ("int8", "uint16", "uint64"):
+        assert torch.equal(model.detokenize(codes.numpy().astype(dtype)), signals)
+
+
+def test_a_codebook_may_be_an_array(build, tmp_path):
+    codebook = torch.randn(20, 3)
+    model = build()
+    for name, given in arrays_like(codebook, tmp_path).items():
+        model.set_codebook(torch.ones(20, 3))
+        model.set_codebook(given)
+        assert torch.equal(model.quantize.codebook, codebook), name
+    with pytest.raises(TypeError, match="codebook must be real numbers"):
+        model.set_codebook(codebook + 0j)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("signal.flac", TypeError, "got str; open files and convert objects first"),
+        ({"pixel_values": noise_images()}, TypeError, "got dict, which holds pixel_values: give one of its values"),
+        (iter([]), TypeError, "got list_iterator"),
+        (None, TypeError, "got NoneType"),
+        ([], ValueError, "the batch is empty"),
+        (np.zeros((2, 3, 0, 32), np.float32), ValueError, "the batch is empty"),
+        (torch.zeros(2, 3, 32, 32) > 0, TypeError, "must be floating point, got torch.bool"),
+        (np.zeros((2, 1, 960), complex), TypeError, "must be floating point, got torch.complex128"),
+        (np.array(["a"]), TypeError, "must be numbers, got an array of dtype <U1"),
+        (0.5, ValueError, r"got shape \(\)"),
+    ],
+)
+def test_what_is_no_signal_is_refused(build, given, error, message):
+    model = build()
+    for ask in (model.tokenize, model.encode, model, model.latent_vectors):
+        with pytest.raises(error, match=message):
+            ask(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("codes.npy", TypeError, "got str"),
+        ([], ValueError, "the batch is empty|must be"),
+        (np.zeros((0, 8, 12), np.uint16), ValueError, "the batch is empty|must be"),
+        (np.full((1, 8, 12), 16, np.uint16), ValueError, r"codes must lie in 0\.\.15, got 16\.\.16|must be \[B, N\]"),
+        (np.full((1, 12), 99, np.uint8), ValueError, r"codes must lie in 0\.\.15, got 99\.\.99|must be \[B, h, w\]"),
+        (np.zeros(12, np.uint8), ValueError, r"must be \[B, .* got shape \(12,\).* codes\[None\]"),
+    ],
+)
+def test_what_are_no_codes_is_refused(build, given, error, message):
+    with pytest.raises(error, match=message):
+        build().detokenize(given)
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((), torch.float), ((3,), torch.float), ((1, 2, 2, 3), torch.long)])
+def test_vectors_of_another_shape_or_kind_are_refused(build, shape, kind):
+    with pytest.raises((TypeError, ValueError), match=r"latents must be (\[B, .*got shape|floating point)"):
+        build().decode_vectors(torch.zeros(shape, dtype=kind))
 
 
 def test_codes_are_what_the_library_s_own_doors_give(build, inputs, quantizer, modality):

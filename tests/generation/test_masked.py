@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import AmusedScheduler
+from torch import nn
 
 from tiny import HOP, noise, noise_images, tiny_codec, tiny_vae
 from tiny_generators import FRAMES, QUANTIZERS, SIDE, SIZE, codes_of, masked_pipeline, pictures, seeded, silent
@@ -67,6 +68,17 @@ def test_what_is_outside_of_the_mask_stays(image_pipeline, vae, steps):
         [0, 1], image=image, mask_image=mask, num_inference_steps=steps, generator=seeded(0), output_type="pt"
     )
     torch.testing.assert_close(shown.images, expected)
+
+
+def test_what_is_filled_in_may_be_arrays(image_pipeline, vae):
+    image, mask, how = pictures(2), mask_of(2, (0, 9), (2, 6)), {"num_inference_steps": 1}
+    made = codes_of(image_pipeline, image=image, mask_image=mask, generator=seeded(0), **how)
+    given = {"image": image.double().numpy(), "mask_image": mask.numpy() > 0}
+    assert torch.equal(codes_of(image_pipeline, **given, generator=seeded(0), **how), made)
+    codes = vae.tokenize(image)
+    known = (nn.functional.max_pool2d(mask, 4) == 0)[:, 0]
+    given = {"codes": codes.numpy().astype("uint16"), "known": known.tolist()}
+    assert torch.equal(codes_of(image_pipeline, **given, generator=seeded(0), **how), made)
 
 
 @pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (15, 15), (8, 7)])
@@ -141,6 +153,11 @@ def filling(count, *mask, side=SIZE, **others):
     [
         ("image", {"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ("image", {"image": pictures(1)}, "image and mask_image go together"),
+        (
+            "image",
+            {"image": torch.zeros(3, 16, 16), "mask_image": torch.ones(1, 1, 16, 16)},
+            r"image must be \[B, C, H",
+        ),
         ("image", filling(1, 1, 16, 16), r"must be \[B, 1, 16, 16\], .* got \[1, 16, 16\]"),
         ("image", filling(2, 3, 1, 16, 16), "must hold 1 mask or one per image, 2, got 3"),
         ("image", filling(1, 1, 1, 32, 32, side=32), r"codes must be \[B, 4, 4\] .* its size"),

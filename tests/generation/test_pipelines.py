@@ -225,6 +225,15 @@ def test_images_occur_as_often_as_the_model_says(method, settings):
     assert stats.chisquare(observed, shares * observed.sum()).pvalue > 1e-4
 
 
+def test_class_labels_may_be_arrays(image_pipeline):
+    made = codes_of(image_pipeline, [0, 2], generator=seeded(0))
+    for labels in (np.array([0, 2], np.uint16), (0, 2), [np.int64(0), torch.tensor(2)], [[0], [2]], range(0, 3, 2)):
+        assert same(codes_of(image_pipeline, labels, generator=seeded(0)), made)
+    for labels, message in ((2, r"got shape \(\); give a list"), ("cat", "got str"), ([True], "got torch.bool")):
+        with pytest.raises((TypeError, ValueError), match=f"conditions must be .*{message}"):
+            image_pipeline(labels)
+
+
 def test_what_both_refuse(pipeline):
     audio = pipeline.vocabulary.is_audio
     types = "np" if audio else "pil, np, pt"

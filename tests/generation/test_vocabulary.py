@@ -37,13 +37,17 @@ def test_codes_come_back(grid, shape, groups, dtype):
     codes = codes if groups > 1 else codes.squeeze(-1)
     ids = whole.encode(codes.to(dtype))
     assert torch.equal(ids, codes.flatten(1) + 4)
+    assert torch.equal(whole.encode(codes.numpy().astype("uint16")), ids)
     assert torch.equal(whole.decode(ids), codes)
+    assert torch.equal(whole.decode(ids.numpy().astype("uint16")), codes)
+    assert whole.is_code(ids.tolist()).all()
     assert whole.length == groups * torch.zeros(grid).numel()
 
 
 def test_first_codes_are_those_of_the_whole_in_raster_order():
     codes = random_codes(3, 2, 3)
     assert torch.equal(vocabulary().encode_prefix(codes.flatten(1)[:, :4]), vocabulary().encode(codes)[:, :4])
+    assert torch.equal(vocabulary().encode_prefix(codes.flatten(1)[:, :4].tolist()), vocabulary().encode(codes)[:, :4])
     assert vocabulary().encode_prefix(codes.flatten(1)[:, :0]).shape == (3, 0)
     pairs = random_codes(3, 2, 3, 2)
     in_pairs = vocabulary(code_groups=2)
@@ -56,6 +60,7 @@ def test_what_goes_before_the_codes():
     begin, nothing = conditioned.begin, conditioned.unconditional
     assert conditioned.prompt(batch_size=2).tolist() == [[nothing, begin]] * 2
     assert conditioned.prompt(torch.tensor([3, 0])).tolist() == [[3, begin], [0, begin]]
+    assert conditioned.prompt([3, 0]).tolist() == [[3, begin], [0, begin]]
     assert conditioned.prompt(torch.tensor([[3, 1], [0, 2]])).tolist() == [[3, 1, begin], [0, 2, begin]]
     assert plain.condition_ids(batch_size=2).tolist() == [[plain.unconditional]] * 2
     assert conditioned.condition_ids(torch.tensor([3, 0])).tolist() == [[3], [0]]

@@ -3,12 +3,22 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from speech import RATE, MeanDifference, noisy
 
 from vpvae_hf.losses import perceptual
-from vpvae_hf.metrics import METRIC_LABELS, audio_quality, code_usage, describe_metrics, image_quality, metric_label
+from vpvae_hf.metrics import (
+    METRIC_LABELS,
+    audio_quality,
+    code_usage,
+    describe_metrics,
+    image_grid,
+    image_quality,
+    metric_label,
+    spectrogram_grid,
+)
 
 
 @pytest.fixture(params=["image", "audio"])
@@ -80,9 +90,33 @@ def test_labels():
     ],
 )
 def test_code_usage(codes, size, expected):
-    assert code_usage(torch.tensor(codes), size) == pytest.approx(expected)
+    assert code_usage(torch.tensor(codes), size) == code_usage(np.uint16(codes), size) == pytest.approx(expected)
 
 
-def test_no_codes_raises():
-    with pytest.raises(ValueError, match="code usage of no codes"):
-        code_usage(torch.empty(0, dtype=torch.long), 8)
+@pytest.mark.parametrize(
+    ("codes", "error", "message"),
+    [
+        (torch.empty(0, dtype=torch.long), ValueError, "code usage of no codes"),
+        (np.array([3, 8], np.uint16), ValueError, r"codes must lie in 0\.\.7, got 8"),
+        ([0.5], TypeError, "codes must be integers, got torch.float64"),
+    ],
+)
+def test_code_usage_of_what_are_no_codes(codes, error, message):
+    with pytest.raises(error, match=message):
+        code_usage(codes, 8)
+
+
+def test_metrics_take_arrays(measured):
+    metric_fn, made, true = measured
+    for name, values in metric_fn(made, true).items():
+        torch.testing.assert_close(metric_fn(made.numpy(), true.numpy())[name], values, rtol=0, atol=0, equal_nan=True)
+    for not_floating in (made > 0, made.numpy().astype("int16")):
+        with pytest.raises(TypeError, match="must be floating point, got torch"):
+            metric_fn(not_floating, true)
+
+
+def test_pictures_take_arrays(clips):
+    made, true = (batch[:1] for batch in clips)
+    for grid in (image_grid, partial(spectrogram_grid, sampling_rate=RATE)):
+        rows = [x.unflatten(-1, (100, -1)) for x in (made, true)] if grid is image_grid else [made, true]
+        assert np.array_equal(grid([row.numpy() for row in rows]), grid(rows))

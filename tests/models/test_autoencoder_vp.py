@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from tiny import FSP, NONE, noise_images, tiny_vae
 from vpvae_hf import AutoencoderVP
@@ -115,6 +116,18 @@ def test_latent_channels_follow_the_quantizer():
     assert tiny_vae(latent_channels=3).config.latent_channels == 3
     with pytest.raises(ValueError, match="latent_channels=5 but the quantizer's latent_dim=3"):
         tiny_vae(latent_channels=5)
+
+
+def test_pictures_are_prepared_as_the_preprocessor_does(vae):
+    sizes = [(40, 50), (33, 64)]
+    pictures = [Image.effect_noise(size, 99).convert("RGB") for size in sizes]
+    codes = vae.tokenize(vae.preprocessor()(pictures, return_tensors="pt")["pixel_values"])
+    assert torch.equal(vae.tokenize(pictures), codes)
+    assert torch.equal(vae.tokenize(pictures[1]), codes[1:])
+    assert torch.equal(vae(tuple(pictures)).codes, codes)
+    for mixed in ([pictures[0], torch.zeros(3, 32, 32)], [torch.zeros(3, 32, 32), pictures[0]]):
+        with pytest.raises(TypeError, match="images must be a tensor, an array or a list of these, got Image"):
+            vae.tokenize(mixed)
 
 
 @pytest.mark.parametrize(

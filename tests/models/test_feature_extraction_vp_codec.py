@@ -32,6 +32,25 @@ def test_lists_and_other_precisions(extractor, raw):
     assert batch["input_values"].dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    "shaped",
+    [
+        torch.from_numpy,
+        lambda raw: torch.from_numpy(raw).requires_grad_(),
+        lambda raw: raw[None],
+        lambda raw: raw[:, None],
+        lambda raw: [torch.from_numpy(raw)[None, None]],
+        lambda raw: np.flip(np.flip(raw).copy()),
+        lambda raw: raw.astype(">f8"),
+        lambda raw: raw.astype(object),
+    ],
+)
+def test_waveforms_of_other_shapes_and_kinds(extractor, shaped):
+    raw = wave(300)
+    values = extractor(shaped(raw), return_tensors="np")["input_values"]
+    np.testing.assert_array_equal(values, raw[None, None])
+
+
 def test_lengths_may_be_chosen(extractor):
     both = [wave(300), wave(500)]
     longer = extractor(both, padding="max_length", max_length=960, return_tensors="pt")
@@ -67,6 +86,9 @@ def test_another_rate_is_converted_only_when_asked(extractor):
         (np.zeros((2, 100)), r"must be mono, \[T\], got shape \(2, 100\)"),
         ([np.zeros((100, 2))], r"must be mono, \[T\], got shape \(100, 2\)"),
         (np.zeros(0), r"the batch is empty: audio samples of shape \(0,\)"),
+        (np.full(99, 8000.0), "samples reach from 8000 to 8000, beyond the limit of 10.*divide samples of 16 bits"),
+        ({"array": np.zeros(9), "sampling_rate": RATE}, "got dict, which holds array, sampling_rate: give one of"),
+        (["a.wav"], "got str; open files"),
         (np.array([0.0, np.nan, np.inf]), "2 of 3 audio samples are NaN or infinite"),
         (np.zeros(100, np.int16), "must be floating point, got torch.int16; divide samples of 16 bits by 32768"),
     ],

@@ -195,6 +195,20 @@ def test_masks_of_other_types(vp_codec, mask):
     assert torch.equal(vp_codec.decode(codes, mask).audio_values, vp_codec.decode(codes, usual).audio_values)
 
 
+def test_a_single_waveform_is_a_batch_of_one(vp_codec):
+    batch, mask = batch_of([4 * HOP])
+    wave = batch[0, 0]
+    codes, output = vp_codec.tokenize(batch, mask), vp_codec(batch, mask)
+    for single in (wave, wave[None], wave.double().numpy(), wave[None].numpy(), wave.tolist(), [wave], [wave.numpy()]):
+        assert torch.equal(vp_codec.encode(single).audio_codes, codes[:, None])
+    for one_mask in (mask[0], mask.numpy(), mask[0].bool().numpy(), mask.tolist()):
+        assert torch.equal(vp_codec.tokenize(wave, one_mask), codes)
+        assert torch.equal(vp_codec(wave[None], one_mask).audio_values, output.audio_values)
+        assert torch.equal(vp_codec.decode(codes[:, None].numpy(), one_mask).audio_values, output.audio_values)
+    two = noise(2, 4 * HOP)
+    assert torch.equal(vp_codec.tokenize([two[0, 0], two[1, 0].numpy()]), vp_codec.tokenize(two))
+
+
 @pytest.mark.parametrize(
     ("audio", "error", "message"),
     [

@@ -27,6 +27,16 @@ def test_codes_of_chunks_are_those_of_the_whole(codec, chunk, length):
     assert torch.equal(encoded(codec, audio, chunk), codec.encode(audio).audio_codes)
 
 
+def test_chunks_may_be_arrays(codec):
+    audio = noise(1, 5 * HOP)
+    codes = codec.encode(audio).audio_codes
+    for chunk in (audio.numpy(), audio[0].numpy(), audio[0, 0], audio.tolist()):
+        assert torch.equal(StreamingEncoder(torch.nn.DataParallel(codec)).encode(chunk), codes)
+    made = StreamingDecoder(codec).decode(codes)
+    for narrow in (codes.numpy().astype("uint16"), codes.tolist()):
+        assert torch.equal(StreamingDecoder(codec).decode(narrow), made)
+
+
 def test_a_code_comes_with_the_last_sample_of_its_hop(codec):
     stream = StreamingEncoder(codec)
     audio = noise(1, 2 * HOP)

@@ -5,11 +5,19 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import Accelerator
 from audio_runs import ARCHITECTURE as AUDIO
+from datasets import Dataset
 from image_runs import ARCHITECTURE as IMAGE
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import BatchFeature
 
 from tiny import tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, fit_codebook, measure_scaling_factor
+from vpvae_hf.metrics import evaluate_reconstruction, image_quality, reconstruct
+from vpvae_hf.models.inputs import unwrapped
 
 VP = {"kind": "vp", "codebook_size": 32, "latent_dim": 2}
 FSP = {"kind": "fsp", "levels": [6, 6]}
@@ -158,6 +166,117 @@ def test_padding_of_audio_is_not_fitted():
     with pytest.warns(UserWarning, match="fitting 8 codes to 72 latents"):
         fit_codebook(codec, clips, progress=False)
     torch.testing.assert_close(together, codec.quantize.codebook, atol=1e-4, rtol=0)
+
+
+def pairs(data):
+    return DataLoader(TensorDataset(data, torch.arange(len(data))), batch_size=8)
+
+
+FORMS = {
+    "arrays": lambda data: [batch.double().numpy() for batch in data.split(8)],
+    "lists of items": lambda data: [list(batch) for batch in data.split(8)],
+    "(inputs, labels)": pairs,
+    "(labels, inputs)": lambda data: [(labels, inputs) for inputs, labels in pairs(data)],
+    "(inputs,)": lambda data: DataLoader(TensorDataset(data), batch_size=8),
+    "(inputs, rate, texts)": lambda data: [(batch, 16000, ["a"] * 8) for batch in data.split(8)],
+    "(lists, lists)": lambda data: [(list(batch), ["a"] * 8) for batch in data.split(8)],
+    "mappings": lambda data: [{"labels": 0, "input_values": list(batch.numpy())} for batch in data.split(8)],
+    "BatchFeature": lambda data: [BatchFeature({"pixel_values": batch.numpy()}) for batch in data.split(8)],
+    "a generator": lambda data: (batch for batch in data.split(8)),
+    "a table": lambda data: Dataset.from_dict({"pixel_values": data.tolist(), "label": list(range(len(data)))}).iter(
+        batch_size=8
+    ),
+}
+
+
+def fitted_to(model, data):
+    quietly(model, data, 8)
+    return unwrapped(model).quantize.codebook
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_as_loaders_give_them(modality, form):
+    made, make_data = modality
+    data = torch.cat(list(make_data(2)))[..., : 96 * 2]
+    assert torch.equal(fitted_to(made(VP), FORMS[form](data)), fitted_to(made(VP), data.split(8)))
+
+
+def test_batches_of_pictures_and_of_single_clips(vae):
+    pictures = [Image.effect_noise((20, 30), 99).convert("RGB") for _ in range(8)]
+    codebook = fitted_to(tiny(VP), [vae.preprocessor()(pictures, return_tensors="pt")])
+    for batch in (pictures, {"pixel_values": pictures}, (pictures, torch.zeros(8)), (tuple(pictures), (1,) * 8)):
+        assert torch.equal(fitted_to(tiny(VP), [batch]), codebook)
+    waves = torch.cat(list(clips(2)))
+    codebook = fitted_to(untrained_codec(VP), waves.split(1))
+    assert torch.equal(fitted_to(untrained_codec(VP), list(waves[:, 0].numpy())), codebook)
+
+
+WRAPPERS = {
+    "DataParallel": torch.nn.DataParallel,
+    "compile": partial(torch.compile, backend="eager"),
+    "accelerate": lambda model: Accelerator(cpu=True).prepare(model),
+    "another module": lambda model: torch.nn.ModuleDict({"tokenizer": model}),
+    "peft": lambda model: get_peft_model(model, LoraConfig(target_modules=["conv_in"])),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrapped_models(wrap):
+    data, model = next(batches(1))[..., :16, :16].split(4), tiny(VP)
+    codebook = fitted_to(tiny(VP), data)
+    wrapped = wrap(model)
+    assert torch.equal(fitted_to(wrapped, data), codebook)
+    assert model.config["quantizer"]["fitted"]
+    assert measure_scaling_factor(wrapped, data, progress=False) == model.config.scaling_factor
+    quality = evaluate_reconstruction(model, data, metric_fn=image_quality)
+    assert evaluate_reconstruction(wrapped, zip(data, [0, 1], strict=True), metric_fn=image_quality) == quality
+    assert torch.equal(reconstruct(wrapped, data[0].numpy()).codes, model.tokenize(data[0]))
+
+
+@pytest.mark.parametrize("model", ["folder", None, torch.nn.Linear(2, 2), torch.nn.ModuleList([tiny(VP), tiny(VP)])])
+def test_what_is_no_tokenizer_is_refused(model):
+    for ask in (fit_codebook, measure_scaling_factor, partial(evaluate_reconstruction, metric_fn=image_quality)):
+        with pytest.raises(TypeError, match=r"model must be a tokenizer, such as AutoencoderVP.*, got \w+"):
+            ask(model, [])
+
+
+IMAGES = torch.zeros(9, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (IMAGES, TypeError, r"got one Tensor of shape \(9, 3, 32, 32\); give parts of it, .*split"),
+        (IMAGES.numpy(), TypeError, r"got one ndarray of shape"),
+        ({"pixel_values": IMAGES}, TypeError, r"got one dict; give \[batch\]"),
+        (TensorDataset(IMAGES), TypeError, "got TensorDataset, which gives single items; give .*DataLoader"),
+        ("imagenet", TypeError, "an iterable of batches, such as a DataLoader, got str"),
+        (None, TypeError, "got NoneType"),
+        (lambda: IMAGES, TypeError, "got function"),
+        (list(IMAGES), ValueError, r"images must be \[B, 3, H, W\].*of one image give x\[None\]"),
+        ([(IMAGES, IMAGES)], ValueError, r"must hold inputs once, got 2 arrays of shapes \(9, 3, 32, 32\); give"),
+        ([(IMAGES[0], 5)], ValueError, r"must have one shape, got 2 of shapes \(3, 32, 32\), \(\)"),
+        ([[(image, 5) for image in IMAGES]], ValueError, r"must have one shape, got 2 of shapes \(3, 32, 32\), \(\)"),
+        ([torch.arange(9)], TypeError, "images must be floating point, got torch.int64"),
+        ([["a.png"]], TypeError, "got str; open files"),
+        ([()], ValueError, "the batch is empty"),
+        ([{f"key {n}" * 30: 1 for n in range(90)}], ValueError, r"it holds key 0key.*\.\.\.$"),
+        ([{"batch": {"pixel_values": IMAGES}}], ValueError, "it holds batch$"),
+        ([127.5 * IMAGES + 255], ValueError, "from 255 to 255, beyond the limit of 10"),
+    ],
+)
+def test_batches_that_are_none_are_refused_in_a_few_words(vae, data, error, message):
+    for ask in (quietly, partial(measure_scaling_factor, progress=False)):
+        with pytest.raises(error, match=message) as raised:
+            ask(vae, data)
+        assert len(str(raised.value)) < 400
+
+
+def test_padding_is_not_measured():
+    codec = untrained_codec(FSP)
+    padded = {"input_values": torch.zeros(1, 1, 960), "padding_mask": torch.arange(960)[None] < 500}
+    with pytest.raises(ValueError, match="padding would be measured as signal"):
+        evaluate_reconstruction(codec, [padded], metric_fn=image_quality)
 
 
 def spread(latents):

@@ -10,7 +10,7 @@ from diffusers import AmusedScheduler, BlockRefinementScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.models.tokenizer import Tokenizer, require_shape
 from vpvae_hf.neighbors.tensors import as_codes, as_tensor
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import require
@@ -130,6 +130,7 @@ class VPMaskedPipeline(CodePipeline):
         if image is None or mask_image is None:
             raise ValueError("image and mask_image go together: the image to fill in, and where")
         image, mask_image = as_tensor(image, "image"), as_tensor(mask_image, "mask_image")
+        require_shape(image, "image", ("B", "C", "H", "W"))
         height, width = image.shape[-2:]
         if mask_image.ndim != 4 or mask_image.shape[1:] != (1, height, width):
             wanted = f"[B, 1, {height}, {width}], as the image"

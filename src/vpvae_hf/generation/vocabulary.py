@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.models.tokenizer import Tokenizer, require_shape
 from vpvae_hf.neighbors.tensors import as_codes, as_real, as_tensor
 from vpvae_hf.settings import require
 
@@ -104,6 +104,7 @@ class CodeVocabulary:
     def decode(self, ids: Tensor) -> Tensor:
         """Codes [B, *grid] or [B, *grid, G] int64 of ids [B, L]; fewer ids make shorter clips."""
         ids = as_tensor(ids, "ids").long()
+        require_shape(ids, "ids", ("B", "L"))
         if not self.is_code(ids).all():
             valid = f"{self.first_code}..{self.begin - 1}"
             raise ValueError(f"ids of codes lie in {valid}, got {int(ids.min())}..{int(ids.max())}")

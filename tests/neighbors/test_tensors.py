@@ -1,0 +1,83 @@
+"""What counts as a tensor."""
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+import torch
+
+from tiny import arrays_like
+from vpvae_hf.neighbors.tensors import as_codes, as_floating, as_real, as_tensor
+
+VALUES = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+CODES = torch.arange(24).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize("values", [VALUES, CODES, VALUES.half(), CODES > 3], ids=lambda values: str(values.dtype))
+def test_arrays_of_any_layout_and_lists(values, tmp_path):
+    for name, array in arrays_like(values, tmp_path).items():
+        made = as_tensor(array, "values")
+        assert torch.equal(made.to(values.dtype), values), name
+        assert name == "lists" or made.dtype == values.dtype, name
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_codes_of_any_width(dtype):
+    assert torch.equal(as_codes(CODES.numpy().astype(dtype)), CODES)
+    assert torch.equal(as_codes(torch.from_numpy(CODES.numpy().astype(dtype))), CODES)
+    assert torch.equal(as_codes(list(CODES.numpy().astype(dtype))), CODES)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch", None, "arrow"])
+def test_rows_of_a_table(library):
+    rows = datasets.Dataset.from_dict({"codes": CODES.tolist()}).with_format(library)
+    assert torch.equal(as_codes(rows[:]["codes"]), CODES)
+    if library != "arrow":
+        assert torch.equal(as_codes(rows["codes"]), CODES)
+        assert torch.equal(as_codes(rows[1]["codes"]), CODES[1])
+    assert torch.equal(as_codes(pyarrow.array(CODES.tolist())), CODES)
+
+
+def test_a_tensor_stays_what_it_is_and_numbers_become_one():
+    assert as_tensor(VALUES, "values") is VALUES
+    assert as_tensor(np.float32(0.5), "values") == as_tensor(0.5, "values") == 0.5
+    assert as_tensor([], "values").shape == (0,)
+    assert as_tensor(VALUES.numpy(), "values", torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ("a.png", TypeError, "codes must be a tensor, an array or a list of these, got str; open files"),
+        (["a.png"], TypeError, "got str; open files"),
+        (None, TypeError, "got NoneType"),
+        ([None, 1], TypeError, "got NoneType"),
+        ({1, 2}, TypeError, "got set"),
+        ({f"key {n}" * 30: 1 for n in range(90)}, TypeError, r"got dict, which holds key 0key.*, \.\.\.: give one of"),
+        ({}, TypeError, "got dict, which holds nothing"),
+        (np.array(["a"]), TypeError, "codes must be numbers, got an array of dtype <U1"),
+        (np.array([None]), TypeError, "got NoneType"),
+        (np.array(["2026"], "datetime64[Y]"), TypeError, r"got an array of dtype datetime64\[Y\]"),
+        ([torch.zeros(3), torch.zeros(2)], ValueError, r"one shape, got 2 of shapes \(3,\), \(2,\); make them equal"),
+        ([[1, 2], [3]], ValueError, r"got 2 of shapes \(2,\), \(1,\)"),
+        ([1, [2]], ValueError, "lists of equal lengths, got numbers beside lists"),
+        ([torch.zeros(n) for n in range(1, 99)], ValueError, r"got 98 of shapes \(1,\), .*\(5,\), \.\.\.;"),
+        (torch.zeros(2), TypeError, "codes must be integers, got torch.float32"),
+        (np.zeros(2, bool), TypeError, "codes must be integers, got torch.bool"),
+        (np.zeros(2, complex), TypeError, "codes must be integers, got torch.complex128"),
+    ],
+)
+def test_what_is_refused_in_a_few_words(values, error, message):
+    with pytest.raises(error, match=message) as raised:
+        as_codes(values)
+    assert len(str(raised.value)) < 400
+
+
+def test_kinds_of_numbers():
+    assert torch.equal(as_real(CODES.numpy(), "latents"), CODES)
+    assert torch.equal(as_floating(VALUES.numpy(), "latents"), VALUES)
+    for values in (VALUES > 0, VALUES.numpy() + 0j):
+        with pytest.raises(TypeError, match="latents must be real numbers, got torch"):
+            as_real(values, "latents")
+    with pytest.raises(TypeError, match=r"latents must be floating point, got torch.int64; scale them to \[-1, 1\]"):
+        as_floating(CODES, "latents")
