@@ -70,8 +70,8 @@ def test_inputs_have_the_names_that_processors_give_them(build, inputs, modality
     assert torch.equal(model.latent_vectors(**named), model.latent_vectors(inputs))
 
 
-def test_arrays_and_lists_are_taken_as_tensors_are(build, inputs, tmp_path):
-    model, inputs = build(GROUPED), inputs[..., : 2 * HOP]
+def test_arrays_and_lists_are_taken_as_tensors_are(build, inputs, modality, tmp_path):
+    model, inputs = build(GROUPED), inputs[..., :8, :8] if modality == "image" else inputs[..., : 2 * HOP]
     codes, vectors = model.tokenize(inputs), model.latent_vectors(inputs)
     signals, decoded = model.detokenize(codes), model.decode_vectors(vectors)
     with torch.no_grad():

@@ -160,6 +160,8 @@ def test_bad_codes_and_latents_are_refused():
         vae.decode(torch.arange(17)[None, None])
     with pytest.raises(ValueError, match=r"codes must be \[B, h, w\]"):
         vae.decode(torch.zeros(2, 64).long())
+    with pytest.raises(ValueError, match=r"shape must be \(B, h, w\) of 128 codes in all, got \(2, 8, 9\)"):
+        vae.decode(torch.zeros(2, 64).long(), shape=(2, 8, 9))
     with pytest.raises(ValueError, match=r"latents must be \[B, 3, h, w\]"):
         vae.decode(torch.zeros(1, 8, 8, 3))
     for force in (False, True):

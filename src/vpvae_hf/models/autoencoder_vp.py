@@ -176,7 +176,11 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                 latents = self.quantize.decode(self.quantize.encode(latents))
         else:
             group = () if self.quantize.code_groups == 1 else (self.quantize.code_groups,)
-            codes = h if shape is None else h.reshape(*shape[:3], *group)
+            try:
+                codes = h if shape is None else h.reshape(*shape[:3], *group)
+            except RuntimeError as error:
+                wanted = f"(B, h, w) of {h.numel()} codes in all, got {tuple(shape)}"
+                raise ValueError(f"shape must be {wanted}") from error
             remedy = "; for flat codes give shape=, for those of one image codes[None]"
             require_shape(codes, "codes", ("B", "h", "w", *group), remedy)
             latents = self.quantize.decode(codes)
@@ -274,7 +278,10 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     def _checked(self, x: Any) -> Tensor:
         """Images [B, C, H, W] in the model's dtype."""
         x, channels, factor = self.as_inputs(x), self.config.in_channels, self.downsample_factor
-        remedy = "; of one image give x[None], of channels at the end x.movedim(-1, -3), or use the image processor"
+        remedy = (
+            "; of one image give x[None], of gray images [B, H, W] x[:, None], of channels at the end "
+            "x.movedim(-1, -3), or use the image processor"
+        )
         require_nonempty(x, "images")
         require_shape(x, "images", ("B", channels, "H", "W"), remedy)
         height, width = x.shape[-2:]
