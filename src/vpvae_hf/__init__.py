@@ -26,4 +26,10 @@ _SOURCES = {
     "measure_scaling_factor": ".training",
 }
 __all__ = list(_SOURCES)
-__getattr__, __dir__ = lazy_names(__name__, _SOURCES)
+_FORMER = {
+    "VPAudioGenerationPipeline": "VPAutoregressivePipeline",
+    "VPImageGenerationPipeline": "VPAutoregressivePipeline",
+    "VPMaskedAudioPipeline": "VPMaskedPipeline",
+    "VPMaskedImagePipeline": "VPMaskedPipeline",
+}
+__getattr__, __dir__ = lazy_names(__name__, _SOURCES, _FORMER)

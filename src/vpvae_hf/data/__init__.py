@@ -1,5 +1,7 @@
 """Images and audio for training and evaluation."""
 
+from vpvae_hf.lazy import lazy_names
+
 from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
 from .codes import CodeFiles, CodeFolder, claim_code_folder, code_dtype, write_totals
 from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops, to_pixel_values
@@ -31,3 +33,5 @@ __all__ = [
     "to_pixel_values",
     "write_totals",
 ]
+_FORMER = {"Cut": "Transform", "SampleLoader": "ItemLoader", "SampleStream": "ItemStream"}
+__getattr__, __dir__ = lazy_names(__name__, {}, _FORMER)

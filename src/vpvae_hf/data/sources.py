@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpvae_hf.renamed import FormerMethod
 from vpvae_hf.settings import installed_with
 
 # Shards of a data set that is not streamed; enough for the readers of a large job.
@@ -48,6 +49,8 @@ class Transform(ABC):
             UnreadableFileError: this file is to be skipped; there may be none in a row.
             ValueError: something is wrong that concerns all files.
         """
+
+    sample = FormerMethod("read")
 
     def collate(self, items: list[Tensor]) -> Tensor:
         """A batch in the items' own form, in which workers send it."""

@@ -16,4 +16,4 @@ _SOURCES = {
     "VPCodecOutput": ".modeling_vp_codec",
 }
 __all__ = list(_SOURCES)
-__getattr__, __dir__ = lazy_names(__name__, _SOURCES)
+__getattr__, __dir__ = lazy_names(__name__, _SOURCES, {})

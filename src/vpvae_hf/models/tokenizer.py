@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
 from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
+from vpvae_hf.renamed import FormerMethod
 
 from .persistence import Persistence
 
@@ -126,6 +127,8 @@ class Tokenizer(Persistence, ABC):
             }
             fingerprint["encoder"] = _sha256({}, parts)
         return fingerprint
+
+    code_fingerprint = FormerMethod("fingerprint")
 
     def check_fingerprint(self, recorded: Mapping[str, str], what: str) -> None:
         """Raise a ValueError if codes made earlier have another meaning now: if a digest that both have differs.
