@@ -1,20 +1,29 @@
 """Folders of tokenizers: what lies in them, what is refused, and saves that fail."""
 
+import copy
+import io
 import json
+import os
+import stat
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
 from torch.testing import assert_close
 from transformers import AutoImageProcessor, modeling_utils
 
 from tiny import FSP, MODELS, VP, noise_images, tiny_codec, tiny_vae
-from vpvae_hf import AutoencoderVP, VPCodecModel
+from tiny_generators import causal_pipeline
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError, VPCodecModel
+from vpvae_hf.files import write_atomically
+from vpvae_hf.hub import write_card
 
 # Weights in several files.
 SHARDS = {"max_shard_size": "20KB"}
@@ -261,14 +270,147 @@ def test_image_processor_comes_with_the_model(tmp_path):
     assert vae.tokenize(pixel_values).shape == (1, 8, 8)
 
 
+class Owner(nn.Module):
+    """As a training framework holds a model: in a module of its own, so that names have a prefix."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.vae, self.head = model, nn.Linear(2, 2)
+
+
+def plain(model, new, folder):
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+def not_strict(model, new, folder):
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("quantize")}
+    new.load_state_dict(weights, strict=False)
+    return new
+
+
+def assigned(model, new, folder):
+    new = new.to("meta")
+    new.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    return new
+
+
+def of_half_precision(model, new, folder):
+    weights = {name: tensor.half() for name, tensor in model.state_dict().items() if "codebook" in name}
+    new.load_state_dict(weights, strict=False, assign=True)
+    return new
+
+
+def within_inference_mode(model, new, folder):
+    with torch.inference_mode():
+        new.load_state_dict(model.state_dict())
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+def by_an_owner(model, new, folder):
+    torch.save({"state_dict": Owner(model).state_dict()}, folder / "last.ckpt")
+    Owner(new).load_state_dict(torch.load(folder / "last.ckpt")["state_dict"])
+    return new
+
+
+def whole(model, new, folder):
+    pickled = io.BytesIO()
+    torch.save(model, pickled)
+    return torch.load(io.BytesIO(pickled.getvalue()), weights_only=False)
+
+
+def into_a_copy(model, new, folder):
+    return plain(model, copy.deepcopy(new), folder)
+
+
+def by_safetensors(model, new, folder):
+    save_model(model, folder / "model.safetensors")
+    load_model(new, folder / "model.safetensors")
+    return new
+
+
+def by_accelerate(model, new, folder):
+    accelerator = Accelerator()
+    accelerator.prepare(model)
+    accelerator.save_state(folder)
+    accelerator = Accelerator()
+    new = accelerator.prepare(new)
+    accelerator.load_state(folder)
+    return new
+
+
+WAYS = [plain, not_strict, assigned, of_half_precision, within_inference_mode, by_an_owner, whole, into_a_copy]
+
+
+@pytest.mark.parametrize("carry", [*WAYS, by_safetensors, by_accelerate], ids=lambda way: way.__name__)
+def test_a_state_dict_brings_its_codebook(build, carry, tmp_path):
+    """Of any K, which the config follows; codes are those of the codebook, whatever else was loaded."""
+    model = build()
+    model.set_codebook(torch.randn(40, 3).half().float())
+    loaded = carry(model, build(fitted=False), tmp_path)
+    assert torch.equal(loaded.quantize.codebook, model.quantize.codebook)
+    assert loaded.quantize.codebook.dtype == torch.float32
+    assert loaded.config.quantizer == model.config.quantizer
+    latents = torch.randn(50, 3)
+    assert torch.equal(loaded.quantize.encode(latents), model.quantize.encode(latents))
+
+
+def test_a_state_dict_without_a_fitted_codebook_leaves_none(build, inputs):
+    model = build()
+    model.load_state_dict(build(fitted=False, quantizer=VP | {"codebook_size": 24}).state_dict())
+    assert (model.config.quantizer["fitted"], model.config.quantizer["codebook_size"]) == (False, 24)
+    with pytest.raises(CodebookNotFittedError):
+        model.tokenize(inputs)
+
+
+@pytest.mark.parametrize(
+    ("codebook", "message"),
+    [
+        (torch.full((16, 3), torch.nan), "cannot be used: it holds NaN or infinite values"),
+        (torch.randn(1, 3), "cannot be used: codebook_size must be an integer of at least 2, got 1"),
+        (torch.randn(16, 4), "size mismatch for quantize.codebook"),
+    ],
+)
+def test_a_state_dict_with_another_thing_in_place_of_a_codebook(codebook, message):
+    vae = tiny_vae()
+    with pytest.raises(RuntimeError, match=message):
+        vae.load_state_dict(vae.state_dict() | {"quantize.codebook": codebook})
+
+
 # diffusers' EMAModel itself passes a path where diffusers no longer wants one.
 @pytest.mark.filterwarnings("ignore:It is deprecated to pass a pretrained model name:FutureWarning")
-def test_moving_average_of_weights_is_saved_and_reloaded(tmp_path):
-    vae = tiny_vae(FSP)
+@pytest.mark.parametrize("quantizer", [FSP, VP], ids=["fsp", "vp"])
+def test_moving_average_of_weights_is_saved_and_reloaded(quantizer, tmp_path, caplog):
+    """It knows parameters alone, so a fitted codebook is not part of it, and what it saves does not say so."""
+    vae = tiny_vae(quantizer)
     average = EMAModel(vae.parameters(), model_cls=AutoencoderVP, model_config=vae.config)
     average.save_pretrained(tmp_path)
-    assert torch.equal(AutoencoderVP.from_pretrained(tmp_path).tokenize(noise_images()), vae.tokenize(noise_images()))
-    assert EMAModel.from_pretrained(tmp_path, AutoencoderVP).decay == average.decay
+    saved = AutoencoderVP.from_pretrained(tmp_path)
+    assert saved.quantize.config.fitted == (quantizer is FSP) == ("is saved as not fitted" not in caplog.text)
+    resumed = EMAModel.from_pretrained(tmp_path, AutoencoderVP)
+    assert resumed.decay == average.decay
+    resumed.save_pretrained(tmp_path / "again")
+    assert AutoencoderVP.from_pretrained(tmp_path / "again").quantize.config == saved.quantize.config
+    resumed.copy_to(vae.parameters())
+    saved.load_state_dict(vae.state_dict())
+    assert_same(saved, tiny_vae(quantizer), noise_images())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
+def test_files_have_the_mode_that_the_umask_says(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        tiny_vae().save_pretrained(tmp_path / "shards", **SHARDS)
+        write_card(tmp_path / "shards")
+        causal_pipeline(tiny_codec()).save_pretrained(tmp_path / "pipeline")
+        with write_atomically(tmp_path / "codes" / "codes.safetensors") as aside:
+            save_file({"codes": torch.zeros(3)}, aside)
+    finally:
+        os.umask(before)
+    written = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert len(written) > 15
+    assert written == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in written}
 
 
 def test_mismatched_codec_is_loaded_on_request_and_nothing_is_left_uninitialised(tmp_path):

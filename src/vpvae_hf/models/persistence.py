@@ -1,5 +1,6 @@
 """Saving, loading and pushing of all tokenizers; diffusers and transformers write and read the weights."""
 
+import logging
 import os
 import re
 import tempfile
@@ -12,6 +13,8 @@ from safetensors import SafetensorError
 
 from vpvae_hf.files import staged_folder
 from vpvae_hf.hub import hub_errors, push_folder
+
+_log = logging.getLogger(__name__)
 
 _PUSH_ARGUMENTS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "allow_unfitted")
 
@@ -46,6 +49,7 @@ class Persistence:
             kwargs["max_shard_size"] = max_shard_size
         if not safe_serialization:
             kwargs["safe_serialization"] = False
+        self._check_saved()
         self._sync_config()
         # Shards of an earlier save, and their index: loading would prefer them to a single file.
         dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
@@ -102,6 +106,17 @@ class Persistence:
     @abstractmethod
     def preprocessor(self):
         """What makes the model's inputs of images or waveforms; it is saved along with the model."""
+
+    def _check_saved(self) -> None:
+        """Save no model as fitted that is not: one made of a fitted model's config alone has no codebook."""
+        quantizer = self.quantize
+        if quantizer.needs_fitting and quantizer.config.fitted and not quantizer.codebook.any():
+            _log.warning(
+                "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
+                "config of another, e.g. by diffusers' EMAModel; it is saved as not fitted. To have codes, load these "
+                "weights into the fitted model, or call vpvae_hf.fit_codebook"
+            )
+            self._mark_unfitted()
 
     def _check_loaded(self, name: str | os.PathLike, missing_keys: Iterable[str]) -> None:
         """Raise a ValueError for a model loaded from `name` that lacks weights, or the codebook it should have."""

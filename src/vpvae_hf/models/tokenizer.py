@@ -43,6 +43,10 @@ class Tokenizer(Persistence, ABC):
         if "hub_entry" in vars(cls):
             HUB_ENTRIES[cls.__name__] = cls.hub_entry
 
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.register_load_state_dict_post_hook(_follow_quantizer)
+
     @abstractmethod
     def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Continuous latents [B, *grid, d] float32 of signals; `fit_codebook` clusters these."""
@@ -166,6 +170,11 @@ class Tokenizer(Persistence, ABC):
         # Settings copied from a fitted model say that they are fitted, but its codebook does not come with them.
         quantizer = self.quantize
         quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
+
+
+def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:
+    """Write into the config what the quantizer took over from a state dict: K, and whether its codebook is fitted."""
+    tokenizer._sync_config()
 
 
 def require_finite(values: Tensor, what: str, remedy: str = "") -> None:
