@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file, load_model, save_file, save_model
@@ -34,11 +36,18 @@ def load(model_class):
     return model_class.from_pretrained
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    root = tmp_path_factory.mktemp("saved")
+    for modality, (build, _) in MODELS.items():
+        build().save_pretrained(root / modality)
+    return root
+
+
 @pytest.fixture
-def folder(build, tmp_path):
+def folder(saved_once, modality, tmp_path):
     """A saved and fitted tokenizer."""
-    build().save_pretrained(tmp_path / "saved")
-    return tmp_path / "saved"
+    return shutil.copytree(saved_once / modality, tmp_path / "saved")
 
 
 @pytest.fixture
@@ -411,6 +420,177 @@ def test_files_have_the_mode_that_the_umask_says(umask, tmp_path):
     written = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
     assert len(written) > 15
     assert written == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in written}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"low_cpu_mem_usage": False},
+        {"device_map": "auto"},
+        {"use_safetensors": True},
+        {"local_files_only": True},
+        {"subfolder": ""},
+        {"torch_dtype": torch.float32},
+        {"dtype": "float32"},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_libraries_change_no_code(build, load, inputs, folder, arguments):
+    assert_same(load(folder, **arguments), build(), inputs)
+
+
+def test_a_dtype_is_given_by_its_name(load, folder, modality):
+    for given in ({"torch_dtype": "bfloat16"}, {"dtype": "torch.bfloat16"}):
+        loaded = load(folder, **given)
+        assert (loaded.dtype, loaded.quantize.codebook.dtype) == (torch.bfloat16, torch.float32)
+    for wrong in ("fp16", torch.int8):
+        with pytest.raises(ValueError, match="torch_dtype must be a floating point dtype or its name, such as"):
+            load(folder, torch_dtype=wrong)
+
+
+def test_a_sub_folder_comes_before_the_folder_around_it(build, load, inputs, folder):
+    inner = build()
+    inner.set_codebook(inner.quantize.codebook.flip(0))
+    inner.save_pretrained(folder / "vae")
+    assert_same(load(folder, subfolder="vae"), inner, inputs)
+
+
+def test_misspelt_arguments_are_refused(load, folder):
+    with pytest.raises(TypeError, match="varient"):
+        load(folder, varient="fp16")
+
+
+def unlinked(folder):
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def as_pointers(folder):
+    for file in folder.glob("*.safetensors"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+
+
+def as_variant(folder):
+    for file in folder.glob("*.safetensors"):
+        file.rename(file.with_suffix(".bf16.safetensors"))
+
+
+def as_adapter(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def as_checkpoint(folder):
+    (folder / "config.json").rename(folder / "random_states_0.pkl")
+
+
+def one_deeper(folder):
+    (folder / "vae").mkdir()
+    for file in list(folder.glob("*.*")):
+        file.rename(folder / "vae" / file.name)
+
+
+def emptied(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "error", "message"),
+    [
+        (None, {"variant": "fp16"}, FileNotFoundError, r"no weights of variant='fp16'; .*: .*\(leave variant out\)"),
+        (as_variant, {}, FileNotFoundError, "no weights without a variant; there are weights: variant='bf16'"),
+        (
+            None,
+            {"use_safetensors": False},
+            FileNotFoundError,
+            "no weights as .bin, which use_safetensors=False asks for",
+        ),
+        (unlinked, {}, FileNotFoundError, "has a config.json but no weights"),
+        (
+            as_pointers,
+            {},
+            FileNotFoundError,
+            "cloned without its weights: .* is a pointer of git-lfs; run `git lfs pull`",
+        ),
+        (as_adapter, {}, ValueError, "holds an adapter of PEFT; load the tokenizer that it was trained on"),
+        (as_checkpoint, {}, ValueError, "is a checkpoint of training.*--resume_from_checkpoint"),
+        (one_deeper, {}, FileNotFoundError, "its sub-folder vae holds a tokenizer: give subfolder='vae'"),
+        (emptied, {}, FileNotFoundError, "holds no saved tokenizer: no config.json is found in it, but no files"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_missing_in_a_folder_is_told(load, folder, change, arguments, error, message):
+    if change is not None:
+        change(folder)
+    with pytest.raises(error, match=message):
+        load(folder, **arguments)
+
+
+@pytest.fixture(scope="module")
+def other_things(tmp_path_factory):
+    """Folders and files of what is no tokenizer, or one of a pipeline."""
+    root = tmp_path_factory.mktemp("others")
+    for name, (build, _) in MODELS.items():
+        build().save_pretrained(root / name)
+        causal_pipeline(build()).save_pretrained(root / f"{name} pipeline")
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(root / "kl")
+    shutil.copytree(root / "kl", root / "diffusion" / "vae")
+    (root / "diffusion" / "model_index.json").write_text('{"_class_name": "P", "vae": ["diffusers", "AutoencoderKL"]}')
+    (root / "encodec").mkdir()
+    (root / "encodec" / "config.json").write_text('{"model_type": "encodec", "architectures": ["EncodecModel"]}')
+    for name in ("weights.pt", "model.gguf"):
+        (root / name).write_bytes(b"GGUF")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("model_class", "name", "message"),
+    [
+        (
+            AutoencoderVP,
+            "audio",
+            "holds an audio tokenizer; load it with VPCodecModel.from_pretrained, not AutoencoderVP",
+        ),
+        (
+            VPCodecModel,
+            "image",
+            "holds an image tokenizer; load it with AutoencoderVP.from_pretrained, not VPCodecModel",
+        ),
+        (
+            AutoencoderVP,
+            "image pipeline",
+            r"VPAutoregressivePipeline; .* AutoencoderVP.*\(..., subfolder='tokenizer'\)",
+        ),
+        (VPCodecModel, "audio pipeline", r"VPAutoregressivePipeline; .* VPCodecModel.*\(..., subfolder='tokenizer'\)"),
+        (VPCodecModel, "diffusion", "of class P, in which there is no tokenizer of this package"),
+        (AutoencoderVP, "diffusion", r"AutoencoderVP.from_autoencoder_kl\(..., subfolder='vae'\) starts a tokenizer"),
+        (AutoencoderVP, "kl", "class AutoencoderKL, .*AutoencoderVP.from_autoencoder_kl starts a tokenizer from it"),
+        (VPCodecModel, "kl", "class AutoencoderKL, .*; load it with the library that saved it"),
+        (AutoencoderVP, "encodec", "class EncodecModel, no tokenizer of this package"),
+        (VPCodecModel, "encodec", "class EncodecModel, no tokenizer of this package"),
+        (
+            AutoencoderVP,
+            "weights.pt",
+            "is a file, and AutoencoderVP.from_pretrained takes the folder .*load_state_dict",
+        ),
+        (VPCodecModel, "model.gguf", "is a file, .*; GGUF files are of language models"),
+        (VPCodecModel, "audio/model.safetensors", r"is a file, .*; name .*audio$"),
+    ],
+)
+def test_another_thing_is_told_from_a_tokenizer(other_things, model_class, name, message):
+    with pytest.raises(ValueError, match=message):
+        model_class.from_pretrained(other_things / name)
+
+
+def test_mismatched_images_are_loaded_on_request(tmp_path):
+    tiny_vae().save_pretrained(tmp_path)
+    change_config(tmp_path, out_channels=1, quantizer={**VP, "codebook_size": 17, "fitted": True})
+    vae = AutoencoderVP.from_pretrained(tmp_path, ignore_mismatched_sizes=True, low_cpu_mem_usage=False)
+    assert vae.config.quantizer == vae.quantize.config.to_dict()
+    assert (vae.quantize.config.fitted, vae.quantize.codebook_size) == (False, 17)
+    with torch.no_grad():
+        assert torch.isfinite(vae.train()(noise_images()).sample).all()
+    assert torch.equal(vae.encoder.conv_in.weight, tiny_vae().encoder.conv_in.weight)
 
 
 def test_mismatched_codec_is_loaded_on_request_and_nothing_is_left_uninitialised(tmp_path):
