@@ -25,6 +25,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from vpvae_hf import AutoencoderVP, distributed
+from vpvae_hf.files import open_to_usual_readers
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
 from vpvae_hf.modalities import MODALITIES, Batches
@@ -272,6 +273,7 @@ def finish(config: DiffusionConfig, pipeline: LDMPipeline, error: float | None, 
     vae, unet = pipeline.vqvae, pipeline.unet
     has_codes = vae.quantize.has_codes and vae.quantize.config.fitted
     pipeline.save_pretrained(folder)
+    open_to_usual_readers(folder)
     if config.samples:
         Image.fromarray(samples(pipeline, config, has_codes)).save(folder / "samples.png")
     results = {

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from vpvae_hf import distributed
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """A new file's path beside `path`; the file moves to `path` when the block ends well and is removed when it fails.
 
-    Ranks of a job may write the same file at once.
+    The file may be read and written by whom the umask says, whatever wrote it. Ranks of a job may write the same file
+    at once.
 
     Args:
         path: its folder is made if it does not exist.
@@ -27,7 +29,9 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     # Without the process id: what a killed run left behind is written over when the run is started again.
     aside = path.with_name(f".{path.name}.{distributed.rank()}.partial")
     try:
+        usual = _usual_mode(aside)
         yield aside
+        _set_mode(aside, usual)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -65,6 +69,29 @@ def claim_output_folder(output: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
 
 
+def open_to_usual_readers(folder: str | os.PathLike) -> None:
+    """Give the safetensors files within a folder the mode of new files there; they are written for the owner alone."""
+    files = list(Path(folder).rglob("*.safetensors"))
+    usual = _usual_mode(Path(folder, f".mode.{distributed.rank()}"))
+    for file in files:
+        _set_mode(file, usual)
+
+
+def _usual_mode(new: Path) -> int:
+    """The mode that the umask, or the access list of the folder, gives a new file; `new` is made and removed."""
+    new.unlink(missing_ok=True)
+    new.touch()
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    return mode
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    # Only where it differs: some file systems have one mode for all files, and refuse to change it.
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
+
+
 @contextmanager
 def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Iterator[str]:
     """A new folder within `target` whose files move up into it when the block ends well, and vanish when it fails.
@@ -82,6 +109,7 @@ def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Ite
     staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
     try:
         yield str(staging)
+        open_to_usual_readers(staging)
         written = {file.name for file in staging.iterdir()}
         for name in sorted(written):
             os.replace(staging / name, target / name)

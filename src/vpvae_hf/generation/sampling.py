@@ -4,6 +4,7 @@ Shapes: B sequences; [h, w] or [n] codes with G per token.
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vpvae_hf.data import CodeFolder
+from vpvae_hf.files import open_to_usual_readers
 from vpvae_hf.metrics import image_grid
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import require
@@ -66,6 +68,11 @@ class CodePipeline(DiffusionPipeline):
         self.register_modules(**parts)
         self.vocabulary.check_model(self.transformer)
         self.vocabulary.check_tokenizer(self.tokenizer)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *arguments: Any, **settings: Any) -> None:
+        """Save the parts and the index of the pipeline; arguments as in diffusers."""
+        super().save_pretrained(save_directory, *arguments, **settings)
+        open_to_usual_readers(save_directory)
 
     @property
     def vocabulary(self) -> CodeVocabulary:

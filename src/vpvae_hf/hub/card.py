@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from vpvae_hf.files import read_json, write_json, write_text
 from vpvae_hf.metric_labels import metric_label, sort_metrics
 
+from .contents import PIPELINE_INDEX
 from .saved import CARD, PICTURE, RESULTS, SavedTokenizer, read_saved, strip_local_paths
 
 # A card that has this line is ours to write anew.
 MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
-PIPELINE_INDEX = "model_index.json"
 _PAPER = "2602.17133"
 _SAMPLES = ("samples.png", "samples.flac")
 # What `datasets.load_dataset` takes for files; none of them is a data set of the Hub.

@@ -60,6 +60,11 @@ def hub_entry(class_name: str | None) -> HubEntry | None:
     return HUB_ENTRIES.get(class_name)
 
 
+def class_of(config: dict[str, Any]) -> str | None:
+    """The class of models that a config names, as diffusers records it, or else as transformers does."""
+    return config.get("_class_name") or next(iter(config.get("architectures") or []), None) or config.get("model_type")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedTokenizer:
     """A saved tokenizer.
@@ -99,8 +104,7 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} is no saved tokenizer: it has no {CONFIG}; name the folder save_pretrained wrote")
     config = read_json(folder / CONFIG)
-    # As diffusers records the class, or else as transformers does.
-    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    name = class_of(config)
     entry = hub_entry(name)
     if entry is None:
         raise ValueError(

@@ -25,6 +25,8 @@ from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles
 from .tokenizer import Tokenizer, require_finite
 
+# The most used of diffusers' own.
+_LOADING_ARGUMENTS = frozenset(("device_map", "dtype", "revision", "subfolder", "token", "torch_dtype", "variant"))
 # What diffusers' EMAModel writes into the config of the model that it saves.
 _EMA_FIELDS = frozenset(
     ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
@@ -239,8 +241,14 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        """Refuse config fields that no argument takes, where diffusers would ignore them."""
+        """Refuse config fields, and arguments of `from_pretrained`, that diffusers would ignore."""
         known = cls._get_init_keys(cls) - {"self"}
+        for argument in kwargs:
+            if argument not in known | {"trust_remote_code"} and not argument.startswith("_"):
+                raise TypeError(
+                    f"{argument}={kwargs[argument]!r} is no argument of from_pretrained, and no config field of "
+                    f"{cls.__name__}; {did_you_mean(argument, sorted(known | _LOADING_ARGUMENTS))}"
+                )
         others = {"quantization_config", *_EMA_FIELDS}
         for field in config_dict:
             if field not in known and field not in others and not field.startswith("_"):

@@ -44,6 +44,10 @@ class Tokenizer(Persistence, ABC):
         if "hub_entry" in vars(cls):
             HUB_ENTRIES[cls.__name__] = cls.hub_entry
 
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.register_load_state_dict_post_hook(_follow_quantizer)
+
     @abstractmethod
     def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Continuous latents [B, *grid, d] float32 of signals; `fit_codebook` clusters these."""
@@ -113,18 +117,19 @@ class Tokenizer(Persistence, ABC):
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 digests of what decides the meaning of codes, to tell later whether they still mean the same.
 
-        "codes" is that of the quantizer; "encoder", if the model is float32, of all before the quantizer. Training the
-        decoder, or changing training-only settings, changes neither.
+        "codes" is that of the quantizer; "encoder" of all before the quantizer, if it has the precision of float32:
+        weights of half precision, or read from files of such, are rounded, and not those of another encoder. Training
+        the decoder, or changing training-only settings, changes neither.
         """
         config = self.quantize.config
         deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
         fingerprint = {"codes": _sha256(deciding, self.quantize.state_dict())}
-        if self.dtype == torch.float32:
-            parts = {
-                f"{number}.{name}": weights
-                for number, part in enumerate(self._encoder_parts())
-                for name, weights in part.state_dict().items()
-            }
+        parts = {
+            f"{number}.{name}": weights
+            for number, part in enumerate(self._encoder_parts())
+            for name, weights in part.state_dict().items()
+        }
+        if self.dtype == torch.float32 and not any(_is_rounded(parts, to) for to in (torch.float16, torch.bfloat16)):
             fingerprint["encoder"] = _sha256({}, parts)
         return fingerprint
 
@@ -171,12 +176,22 @@ class Tokenizer(Persistence, ABC):
         quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
 
 
+def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:
+    """Write into the config what the quantizer took over from a state dict: K, and whether its codebook is fitted."""
+    tokenizer._sync_config()
+
+
 def require_finite(values: Tensor, what: str, remedy: str = "") -> None:
     """Raise a ValueError that counts NaN and infinite values, if there are any."""
     finite = torch.isfinite(values)
     if not finite.all():
         bad = finite.numel() - int(finite.sum())
         raise ValueError(f"{bad} of {values.numel()} {what} are NaN or infinite{remedy}")
+
+
+def _is_rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
+    """Whether all values are numbers of a narrower dtype, as those that once were of it are."""
+    return all(torch.equal(tensor, tensor.to(dtype).to(tensor.dtype)) for tensor in tensors.values())
 
 
 def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -204,6 +204,13 @@ class Quantizer(nn.Module, ABC):
                 "Without codes, decode(latents, force_not_quantize=True) works"
             )
 
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        # `load_state_dict(assign=True)` takes tensors as they are, half precision too, which would change codes.
+        for name, tensor in state_dict.items():
+            if name.startswith(prefix) and isinstance(tensor, Tensor) and tensor.is_floating_point():
+                state_dict[name] = tensor.float()
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def _apply(self, fn, recurse=True):
         # Casting the module moves it but keeps its precision: half precision would change codes.
         def move(tensor: Tensor) -> Tensor:

@@ -241,7 +241,8 @@ class VectorPerturbation(Quantizer):
             return True
         self.config = config
         if config.codebook_size != present.codebook_size:
-            self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
+            with torch.inference_mode(False):  # a buffer made within it could not be loaded into later
+                self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
         self.queue.resize(config.queue_size)
         if _scale_settings(config) == _scale_settings(present):
             self.scale.forget()
@@ -249,6 +250,22 @@ class VectorPerturbation(Quantizer):
             self.scale = _scale(config)
         self._index = None
         return True
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+        """Take over a codebook of any K; it is fitted unless it holds only zeros."""
+        loaded = state_dict.get(f"{prefix}codebook")
+        if loaded is not None and loaded.ndim == 2 and loaded.shape[1] == self.latent_dim:
+            try:
+                if not torch.isfinite(loaded).all():
+                    raise ValueError("it holds NaN or infinite values")
+                self.set_codebook_size(len(loaded))
+            except ValueError as error:
+                errors.append(f"the codebook {prefix}codebook {tuple(loaded.shape)} cannot be used: {error}")
+                return
+            if self.codebook.is_inference():  # made within inference_mode, after which it could not be written to
+                self.codebook = torch.empty_like(self.codebook)
+            self.config = dataclasses.replace(self.config, fitted=bool(loaded.any()))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
     def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Perturbed latents [N, d] and which proposals were accepted [N]."""

@@ -101,7 +101,14 @@ class Trainer:
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it."""
+        quantizer = self.model.quantize
+        wanted = quantizer.codebook_size
         position = load_checkpoint(self.accelerator, folder)
+        if quantizer.codebook_size != wanted:
+            raise ValueError(
+                f"{folder} cannot be resumed with these settings: its codebook_size is {quantizer.codebook_size}, not "
+                f"{wanted}; resume with those that the run was started with"
+            )
         if self._ema is not None:
             self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
         if position is None or position["readers"] != self._readers:
