@@ -144,11 +144,12 @@ class WindowedTransformer(MimiTransformerModel):
             layer.self_attn.sliding_window = config.sliding_window + (not config.causal)
 
     def forward(
-        self, features: Tensor, valid_frames: Tensor | None = None, past_key_values: DynamicCache | None = None
+        self, features: Tensor, valid_frames: Tensor | None = None, past: DynamicCache | None = None
     ) -> Tensor:
         """[B, N, hidden_size] from the same; frames from `valid_frames` [B] on are not attended to."""
         mask = None if valid_frames is None else position_mask(valid_frames, features.shape[1])
-        return super().forward(features, attention_mask=mask, past_key_values=past_key_values).last_hidden_state
+        # By position: transformers 5.24 renamed past_key_values to cache.
+        return super().forward(features, mask, None, past).last_hidden_state
 
 
 def context_frames(config: VPCodecConfig) -> int:
