@@ -143,9 +143,7 @@ class WindowedTransformer(MimiTransformerModel):
             # Flash attention, which takes no mask, looks one less than this to either side; masks, as far as it says.
             layer.self_attn.sliding_window = config.sliding_window + (not config.causal)
 
-    def forward(
-        self, features: Tensor, valid_frames: Tensor | None = None, past: DynamicCache | None = None
-    ) -> Tensor:
+    def forward(self, features: Tensor, valid_frames: Tensor | None = None, past: DynamicCache | None = None) -> Tensor:
         """[B, N, hidden_size] from the same; frames from `valid_frames` [B] on are not attended to."""
         mask = None if valid_frames is None else position_mask(valid_frames, features.shape[1])
         # By position: transformers 5.24 renamed past_key_values to cache.
