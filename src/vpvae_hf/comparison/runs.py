@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
+from vpvae_hf import distributed
 from vpvae_hf.files import read_json, write_json
 from vpvae_hf.modalities import MODALITIES, Batches, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import TrainingConfig
@@ -105,7 +105,8 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
                 f"{run.folder} holds a run with other settings, see {path.name} there; delete it, or name another "
                 "folder with --output"
             )
-    with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="Comparison", unit="run") as bar:
+    finished = len(runs) - len(todo)
+    with distributed.progress_bar(total=len(runs), desc="Comparison", unit="run", initial=finished) as bar:
         for run in todo:
             bar.set_postfix_str(f"{run.method}, K={run.size}, seed {run.seed}")
             with _claimed(run.folder) as mine:

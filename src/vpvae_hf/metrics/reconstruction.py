@@ -68,7 +68,7 @@ def evaluate_reconstruction(
     if codebook is not None:
         groups, size = 1, len(codebook)
     measured = []
-    counts = torch.zeros(groups * size, dtype=torch.long)
+    counts = torch.zeros(groups * size, device="cpu", dtype=torch.long)
     with distributed.failing_together(across_ranks):
         for batch in batches:
             batch = batch.to(device)

@@ -123,12 +123,13 @@ class RunConfig:
     validation_steps: int = option(2000, "steps between validations")
     checkpointing_steps: int = option(2000, "steps between checkpoints")
     checkpoints_total_limit: int | None = option(3, "newest checkpoints that are kept; null for all")
-    report_to: list[str] = option(["tensorboard"], "trackers known to accelerate; an empty list for none")
+    report_to: Any = option(["tensorboard"], "trackers known to accelerate, e.g. tensorboard,wandb; all; or none")
     push_to_hub: bool = option(False, "upload what was trained at the end")
     hub_model_id: str | None = option(None, "repository, e.g. name/tokenizer")
     hub_private: bool | None = option(None, "whether a new repository is private")
 
     def __post_init__(self):
+        self.report_to = _tracker_names(self.report_to)
         counts = ("train_batch_size", "gradient_accumulation_steps")
         intervals = ("logging_steps", "validation_steps", "checkpointing_steps")
         least = {"max_train_steps": self._FEWEST_STEPS, "lr_warmup_steps": 0, **dict.fromkeys((*counts, *intervals), 1)}
@@ -139,6 +140,15 @@ class RunConfig:
         require_count("checkpoints_total_limit", self.checkpoints_total_limit)
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs a repository; add --hub_model_id NAME/REPOSITORY")
+
+
+def _tracker_names(given: Any) -> list[str]:
+    """Names from a list of them, from words between commas, or from None or "none"."""
+    parts = [] if given is None else [given] if isinstance(given, str) else given
+    valid = isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts)
+    require(valid, "report_to", given, "names of trackers, all, or none")
+    names = [name.strip().lower() for part in parts for name in part.split(",")]
+    return list(dict.fromkeys(name for name in names if name not in ("", "none")))
 
 
 @dataclass

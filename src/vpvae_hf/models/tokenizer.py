@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
 from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
+from vpvae_hf.quantizers.base import kept_for_training
 from vpvae_hf.renamed import FormerMethod
 
 from .persistence import Persistence
@@ -79,6 +80,7 @@ class Tokenizer(Persistence, ABC):
         self.quantize.set_codebook(codebook)
         self._sync_config()
 
+    @kept_for_training()
     def set_quantizer(self, settings: Mapping[str, Any]) -> None:
         """Use another quantizer with the same encoder and decoder.
 

@@ -5,8 +5,10 @@ features, d latent dimensions, K codes. Codes are [...], or [..., G] if a token 
 dimensions.
 """
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -218,6 +220,16 @@ class Quantizer(nn.Module, ABC):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
+
+
+@contextlib.contextmanager
+def kept_for_training() -> Iterator[None]:
+    """A block, or as a decorator a function, whose tensors outlive it, without gradients.
+
+    Autograd takes no tensors that were made within torch.inference_mode, so they are made outside of it.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _check_vectors(vectors: Tensor, dim: int, name: str) -> None:

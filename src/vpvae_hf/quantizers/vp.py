@@ -21,7 +21,7 @@ from vpvae_hf.settings import (
     require_weight,
 )
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, kept_for_training
 from .normalization import normalization_loss
 from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
@@ -213,6 +213,7 @@ class VectorPerturbation(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.codebook[codes]
 
+    @kept_for_training()
     def set_codebook(self, codebook: Tensor) -> None:
         """Install a fitted codebook [K, d]; K may differ from the present one."""
         if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
@@ -227,6 +228,7 @@ class VectorPerturbation(Quantizer):
         """Train for another K >= 2 from now on: M, the queue's capacity and the scale follow; no codebook is fitted."""
         self.reconfigure(dataclasses.replace(self.config, codebook_size=codebook_size))
 
+    @kept_for_training()
     def reconfigure(self, config: QuantizerConfig) -> bool:
         """Train with other settings of the kind and the same latent_dim from now on.
 
@@ -280,7 +282,7 @@ class VectorPerturbation(Quantizer):
         size = config.codebook_size
         if config.codebook_size_range is not None:
             least, most = map(math.log, config.codebook_size_range)
-            part = float(torch.rand((), device=latents.device, generator=generator))
+            part = float(torch.rand((), device=latents.device, dtype=torch.float32, generator=generator))
             size = round(math.exp(least + part * (most - least)))
             # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
             self._step_size_ratio = (size / config.codebook_size) ** (2 / self.latent_dim)
@@ -307,6 +309,7 @@ class VectorPerturbation(Quantizer):
         perturbed, _ = self._metropolis(trial, eta, generator)
         return float((perturbed - trial).square().sum(dim=-1).mean())
 
+    @kept_for_training()
     def _current_index(self, device: torch.device) -> NeighborIndex:
         index, changed = self._index, self.queue.pushed - self._indexed_at
         if index is None or index.points.device != device or changed > self.config.index_refresh * len(self.queue):

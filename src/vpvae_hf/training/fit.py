@@ -1,6 +1,5 @@
 """Fitting the codebook after training, eq. (12): N latents, K codes, d dimensions."""
 
-import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
@@ -16,8 +14,6 @@ from vpvae_hf.metrics import code_usage
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.settings import require
-
-_log = logging.getLogger(__name__)
 
 # One latent in ten is left out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
@@ -43,6 +39,13 @@ class CodebookFit:
     held_out_distortion: float
     held_out_usage: float
     iterations: int
+
+    def __str__(self) -> str:
+        held_out = f"{self.held_out_distortion:.4f} on {self.held_out_latents} others, CVU {self.held_out_usage:.3f}"
+        return (
+            f"{self.codebook_size} codes fitted to {self.fitted_latents} latents: mean squared error "
+            f"{self.distortion:.4f}, {held_out if self.held_out_latents else 'not measured on others'}"
+        )
 
 
 def fit_codebook(
@@ -95,7 +98,7 @@ def fit_codebook(
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(codebook_size / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
-    counts = torch.tensor([len(fitted), len(held_out)])
+    counts = torch.tensor([len(fitted), len(held_out)], device="cpu")
     fitted_count, held_out_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
     if codebook_size <= fitted_count < 256 * codebook_size:
         warnings.warn(
@@ -125,7 +128,6 @@ def fit_codebook(
         held_out_usage=code_usage(codes, codebook_size) if held_out_count else math.nan,
         iterations=result.iterations,
     )
-    _log.info("fitted %s", fit)
     return fit
 
 
@@ -162,22 +164,23 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
     was_training = model.training
     model.eval()
     found: list[Tensor] = []
-    count, silent = 0, not progress or (across_ranks and distributed.rank() > 0)
+    count = 0
     with distributed.failing_together(across_ranks):
         try:
-            with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=silent) as bar:
+            how = {"desc": "Encoding", "unit": "latent", "unit_scale": True, "shown": progress}
+            with distributed.progress_bar(total=wanted, **how) as bar:
                 for batch in batches:
-                    found.append(_latents(model, batch))
+                    found.append(_latents(model, batch)[: wanted - count])
                     count += len(found[-1])
                     bar.update(len(found[-1]))
-                    if count >= wanted:
+                    if count == wanted:
                         break
                 bar.total = count  # the batches may end before there are as many as wanted
         finally:
             model.train(was_training)
         if not found:
             raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
-        return torch.cat(found)[:wanted]
+        return torch.cat(found)
 
 
 def _latents(model: Tokenizer, batch: Tensor | Mapping[str, Tensor]) -> Tensor:

@@ -19,7 +19,8 @@ from vpvae_hf.models.tokenizer import Tokenizer
 from .checkpoints import prepare_output, resume_hint
 from .config import require_settings
 from .fit import CodebookFit, fit_codebook, measure_scaling_factor
-from .trainer import Trainer, accelerator_for, start_trackers
+from .trackers import end_trackers, start_trackers
+from .trainer import Trainer, accelerator_for
 from .validation import Validation
 
 
@@ -77,6 +78,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         if accelerator.is_main_process:
             model.save_pretrained(folder)  # before it is measured, which takes long and may fail
     quality = validation.measure_all()
+    end_trackers(accelerator)
     with distributed.failing_together():
         if accelerator.is_main_process:
             validation.write_examples(folder)
@@ -164,7 +166,7 @@ def _summary(
 ) -> str:
     lines = []
     if fit is not None:
-        lines.append(f"codebook of {fit.codebook_size} fitted to {fit.fitted_latents} latents")
+        lines.append(str(fit))
     if quality is not None:
         metrics = describe_metrics(quality.metrics, [*quality.undefined, "code_usage"])
         lines.append(f"{quality.items} validation {modality.items}: {metrics}")
