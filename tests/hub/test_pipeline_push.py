@@ -90,7 +90,7 @@ def test_the_card_on_the_hub(hub, request, modality, pipeline_class, condition_s
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "painter", token="hf_alice")
     card = ModelCard.load("alice/painter")
     assert metadata_errors(card.data.to_yaml()) == []
-    assert card.data.library_name == "diffusers"
+    assert card.data.library_name == "vpvae_hf"
     assert card.data.datasets == ["owner/photographs"]
     assert f'{pipeline_class.__name__}.from_pretrained("alice/painter")' in card.text
     assert ("class_labels" in card.text) == (condition_size > 0)
@@ -202,6 +202,9 @@ def test_a_run_of_latent_diffusion_pushes_what_it_made(hub, tmp_path, capsys):
     assert 'LDMPipeline.from_pretrained("alice/dreamer")' in card
     assert "| Denoising error, held out | " in card
     assert metadata_errors(ModelCard.load("alice/dreamer").data.to_yaml()) == []
+    names = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert len(names["images"]) == 2
     pushed, local = (LDMPipeline.from_pretrained(name) for name in ("alice/dreamer", folder))
     made = []
     for pipeline in (pushed, local):

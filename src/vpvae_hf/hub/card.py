@@ -19,6 +19,9 @@ from .saved import CARD, CONFIG, PICTURE, RESULTS, SavedTokenizer, read_saved, s
 
 # A card that has this line is ours to write anew.
 MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
+# For diffusers and transformers the Hub would show programs that do not import this package, without which they know
+# neither models nor pipelines; so too for tasks of `transformers.pipeline`.
+_LIBRARY = "vpvae_hf"
 _PAPER = "2602.17133"
 _SAMPLES = ("samples.png", "samples.flac")
 # What `datasets.load_dataset` takes for files; none of them is a data set of the Hub.
@@ -172,9 +175,9 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
     if samples is not None and not image:
         samples = _sound_address(samples, repo_id)
     data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="unconditional-image-generation" if image else "text-to-audio",
-        tags=["vpvae_hf", f"{method}-generation"],
+        library_name=_LIBRARY,
+        pipeline_tag="unconditional-image-generation" if image else None,
+        tags=["diffusers", f"{method}-generation"],
         datasets=[each] if (each := _hub_id(recorded.get("dataset"))) else None,
         base_model=_hub_id(recorded.get("tokenizer")),
     )
@@ -232,9 +235,8 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluation
     ]
     return ModelCardData(
         license=license,
-        library_name=saved.entry.library,
-        pipeline_tag=saved.entry.pipeline_tag,
-        tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
+        library_name=_LIBRARY,
+        tags=[saved.entry.library, f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
         + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
         datasets=[each] if (each := _hub_id(training.get("dataset"))) else None,
         base_model=_hub_id(training.get("base_model")),
