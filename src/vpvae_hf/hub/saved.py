@@ -31,8 +31,7 @@ class HubEntry:
 
     Attributes:
         name: of the signal; `model_cards/{name}.md` is the card's template, if there is one.
-        library: the library whose `from_pretrained` reads the folder.
-        pipeline_tag: task under which the Hub lists the model.
+        library: the library whose models the class derives from.
         task: task under which results are listed.
         items: what an evaluation counts; its key in results.json.
         sounds: title -> file that the card plays if the folder has it.
@@ -41,7 +40,6 @@ class HubEntry:
 
     name: str
     library: str
-    pipeline_tag: str
     task: str
     items: str
     sounds: Mapping[str, str] = field(default_factory=dict)

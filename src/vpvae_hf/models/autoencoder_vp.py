@@ -74,7 +74,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     hub_entry = HubEntry(
         name="image",
         library="diffusers",
-        pipeline_tag="image-feature-extraction",
         task="image-reconstruction",
         items="images",
         downsampling=lambda config: 2 ** (len(config["block_out_channels"]) - 1),

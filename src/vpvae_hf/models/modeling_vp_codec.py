@@ -101,7 +101,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     hub_entry = HubEntry(
         name="audio",
         library="transformers",
-        pipeline_tag="feature-extraction",  # the Hub lists EnCodec, DAC and Mimi under it
         task="audio-reconstruction",
         items="clips",
         sounds={"Original": "original.flac", "Reconstruction": "reconstruction.flac"},

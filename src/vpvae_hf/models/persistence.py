@@ -5,7 +5,8 @@ import os
 import re
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,11 +15,15 @@ from safetensors import SafetensorError
 from vpvae_hf.files import staged_folder
 from vpvae_hf.hub import HubEntry, explain_contents, hub_errors, push_folder
 from vpvae_hf.quantizers import build_quantizer
+from vpvae_hf.settings import refuse_unknown_arguments
 
 _log = logging.getLogger(__name__)
 
 _PLACE_ARGUMENTS = ("subfolder", "variant", "use_safetensors", "revision", "token", "local_files_only")
-_PUSH_ARGUMENTS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "allow_unfitted")
+_PUSH_ARGUMENTS = (
+    "repo_id",
+    *(name for name in signature(push_folder).parameters if name not in ("folder", "repo_id")),
+)
 
 
 class Persistence:
@@ -48,6 +53,8 @@ class Persistence:
         here; `repo_id` is the folder's name if it is not given.
         """
         pushing = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
+        known = (*signature(super().save_pretrained).parameters, *_PUSH_ARGUMENTS)
+        refuse_unknown_arguments(kwargs, "save_pretrained", known)
         if max_shard_size is not None:
             kwargs["max_shard_size"] = max_shard_size
         if not safe_serialization:
@@ -70,15 +77,29 @@ class Persistence:
         self,
         repo_id: str,
         commit_message: str | None = None,
-        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
         safe_serialization: bool = True,
         variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        max_shard_size: int | str | None = None,
+        tags: Sequence[str] | str = (),
         **kwargs,
     ) -> str:
-        """Push the model with a model card, as `vpvae_hf.hub.push_folder` does with the same further arguments."""
+        """Push the model with a model card; arguments as in diffusers and transformers.
+
+        The first are those of `save_pretrained` and of `vpvae_hf.hub.push_folder`, which also takes the others.
+        """
+        refuse_unknown_arguments(kwargs, "push_to_hub", (*signature(self.push_to_hub).parameters, *_PUSH_ARGUMENTS))
+        pushing = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+        # transformers keeps tags in its models.
+        tags = [*(getattr(self, "model_tags", None) or ()), *([tags] if isinstance(tags, str) else tags or ())]
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return push_folder(folder, repo_id, commit_message=commit_message, **kwargs)
+            saving = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+            self.save_pretrained(folder, **saving)
+            return push_folder(folder, repo_id, subfolder=subfolder, tags=tags, **pushing, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Self:
