@@ -1,5 +1,6 @@
 """Fitting the codebook after training, eq. (12): N latents, K codes, d dimensions."""
 
+import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,8 +16,12 @@ from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.settings import require
 
+_log = logging.getLogger(__name__)
+
 # One latent in ten is left out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
+# From this many passes over the data on, in which the same items occur with other crops, the fit says so.
+_FEW_PASSES = 2
 _INPUT_NAMES = ("pixel_values", "input_values")
 _PADDING = "padding_mask"
 
@@ -199,6 +204,14 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
         if not found:
             raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
         latents = torch.cat(found)
+    passes = getattr(batches, "passes", 0)
+    if passes >= _FEW_PASSES and distributed.rank() == 0:
+        _log.warning(
+            "these %d latents are of %.0f passes over the data, with other crops or segments of the same items; the "
+            "codebook fits those items, and new ones less well: give more data if there is more",
+            len(latents),
+            passes,
+        )
     if across_ranks and distributed.world_size() > 1:
         _warn_of_equal_parts(latents)
     return latents
