@@ -8,6 +8,7 @@ order; results lie on the device of the tensor that was given. With NCCL alone, 
 import contextlib
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 T = TypeVar("T")
+
+_TOGETHER = "together"
+_WAIT = timedelta(seconds=20)
 
 # Lines of a bar in a log file: the first after so many seconds, the later ones at growing distances, up to a limit.
 _FIRST_LINE_S, _LINE_GROWTH, _MOST_S_BETWEEN_LINES = 10, 0.1, 600
@@ -74,6 +78,41 @@ def objects_of_all_ranks(value: T) -> list[T]:
     received = [value] * world_size()
     dist.all_gather_object(received, value)
     return received
+
+
+def all_ranks_call(function: str) -> bool:
+    """Whether every rank of the job makes this call; if not, this rank alone does. False in a job of one rank.
+
+    It waits for the others for 20 seconds, on the job's store, so that a rank that is called alone does not wait for
+    ever.
+
+    Raises:
+        RuntimeError: another rank made the call, or an earlier one, alone; this one would have a result of its own.
+    """
+    if world_size() == 1:
+        return False
+    store = dist.PrefixStore(f"vpvae_hf/{function}", dist.distributed_c10d._get_default_store())
+    call = store.add("calls", 0)
+    decided, ranks = f"{call}/decided", store.add(f"{call}/arrived", 1)
+    if ranks == world_size():
+        store.add("calls", 1)
+        store.compare_set(decided, "", _TOGETHER)
+    else:
+        with contextlib.suppress(RuntimeError):  # nobody came
+            store.wait([decided], _WAIT)
+        if store.compare_set(decided, "", str(rank())).decode() == str(rank()):
+            store.add("calls", 1)
+    who = store.get(decided).decode()
+    if who == _TOGETHER:
+        return True
+    first = store.compare_set("alone", "", who).decode()
+    if first != str(rank()):
+        raise RuntimeError(
+            f"rank {first} has called {function} alone, since the others did not come within {_WAIT.seconds} seconds; "
+            f"rank {rank()} would get another result. Call it on every rank at the same point, or with "
+            "across_ranks=False on one"
+        )
+    return False
 
 
 @contextlib.contextmanager

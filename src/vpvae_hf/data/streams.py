@@ -64,8 +64,9 @@ class ItemStream(IterableDataset):
         """From the beginning, or once from a loaded state.
 
         Yields:
-            "item", and "skipped", the number of unreadable files just before it. If a finite stream ends with
-            unreadable files, the "item" of its last yield is None.
+            "item", "skipped", the number of unreadable files just before it, and "passes", how many passes over the
+            reader's share the items so far are. If a finite stream ends with unreadable files, the "item" of its last
+            yield is None.
 
         Raises:
             ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
@@ -88,7 +89,7 @@ class ItemStream(IterableDataset):
             files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
             if not files:
                 if skipped:
-                    yield {"item": None, "skipped": skipped}
+                    yield {"item": None, "skipped": skipped, "passes": 1.0}
                 self._position = dict(_BEGINNING)
                 return
             order = self._rng(number, at["block"]).permutation(len(files)) if shuffled else range(len(files))
@@ -106,7 +107,8 @@ class ItemStream(IterableDataset):
                             f"files of column {column!r} are {kinds} and can be reached (the last: {error})"
                         ) from error
                     continue
-                yield {"item": item, "skipped": skipped}
+                taken = at["block"] * self._block_size + at["taken"]
+                yield {"item": item, "skipped": skipped, "passes": taken / reader.share if reader.share else 0.0}
                 skipped = 0
             at |= {"block": at["block"] + 1, "taken": 0}
 
@@ -137,6 +139,7 @@ class ItemLoader:
 
     Attributes:
         skipped: number of unreadable files so far.
+        passes: how many passes over the data the batches so far are; 0 within the first.
     """
 
     def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0):
@@ -145,7 +148,7 @@ class ItemLoader:
         # Where the next iteration starts, and where the last one was left.
         self._resumed: dict[str, Any] | None = None
         self._left_at: dict[str, Any] | None = None
-        self.skipped = 0
+        self.skipped, self.passes = 0, 0.0
 
     def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
         """What the transform's `model_input` gives; the last batch of a finite stream may be smaller."""
@@ -153,8 +156,9 @@ class ItemLoader:
         if resumed is not None:
             self._loader.load_state_dict(resumed)
         try:
-            for batch, skipped in self._loader:
+            for batch, skipped, passes in self._loader:
                 self.skipped += skipped
+                self.passes = max(self.passes, passes)
                 if batch is not None:
                     yield self._stream.transform.model_input(batch)
         finally:
@@ -187,10 +191,12 @@ class ItemLoader:
             )
 
 
-def _collate(collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
-    """A batch in the items' form, None if there is no item, and the number of unreadable files."""
+def _collate(
+    collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]
+) -> tuple[Tensor | None, int, float]:
+    """A batch in the items' form, None if there is no item, the number of unreadable files, and that of passes."""
     items = [each["item"] for each in yielded if each["item"] is not None]
-    return collate(items) if items else None, sum(each["skipped"] for each in yielded)
+    return collate(items) if items else None, sum(each["skipped"] for each in yielded), yielded[-1]["passes"]
 
 
 def check_readable(source: Source, transform: Transform) -> None:
@@ -221,6 +227,9 @@ class ShardReader:
     Each group of shards belongs to one of the readers. If there are fewer groups than readers, several readers share a
     group and take its rows in turn, so shares may differ in size. The seed gives each pass its own order of groups;
     None keeps the data set's own order. With passes=None there is no end.
+
+    Attributes:
+        share: rows in a pass; None until the first pass has ended.
     """
 
     def __init__(self, rows, reader: int, readers: int, *, seed: int | None, passes: int | None):
@@ -232,6 +241,7 @@ class ShardReader:
         self._pass = self._position = self._seen = self._given = 0
         self._group: Any = None
         self._group_state: dict | None = None
+        self.share: int | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows from its position on; a ValueError if a shard cannot be read, or an endless reader's share is empty."""
@@ -247,6 +257,7 @@ class ShardReader:
                 raise ValueError(
                     "the data set has no row for one of its readers; use fewer ranks or loader workers, or more data"
                 )
+            self.share = self._given
             self._pass, self._position, self._given = self._pass + 1, 0, 0
 
     def state_dict(self) -> dict[str, Any]:

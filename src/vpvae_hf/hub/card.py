@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vpvae_hf.files import read_json, write_json, write_text
-from vpvae_hf.metric_labels import metric_label, sort_metrics
+from vpvae_hf.metric_labels import metric_label, metric_notes, sort_metrics
 
 from .contents import PIPELINE_INDEX
 from .saved import CARD, CONFIG, PICTURE, RESULTS, SavedTokenizer, read_saved, strip_local_paths
@@ -262,6 +262,7 @@ def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
     for evaluation in evaluations:
         metrics = evaluation["metrics"].items()
         evaluation["metrics"] = {k: v if v is not None and math.isfinite(v) else None for k, v in metrics}
+        evaluation["notes"] = metric_notes(evaluation["metrics"], evaluation.get("undefined", {}))
     return evaluations
 
 

@@ -1,5 +1,6 @@
 """Fitting the codebook after training, eq. (12): N latents, K codes, d dimensions."""
 
+import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -15,8 +16,12 @@ from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.settings import require
 
+_log = logging.getLogger(__name__)
+
 # One latent in ten is left out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
+# From this many passes over the data on, in which the same items occur with other crops, the fit says so.
+_FEW_PASSES = 2
 _INPUT_NAMES = ("pixel_values", "input_values")
 _PADDING = "padding_mask"
 
@@ -55,7 +60,7 @@ def fit_codebook(
     *,
     latents_per_code: int = 256,
     seed: int = 0,
-    across_ranks: bool = False,
+    across_ranks: bool | None = None,
     progress: bool = True,
 ) -> CodebookFit:
     """Encode a fresh pass over data, cluster the latents, and install the codebook in the model and its config.
@@ -77,12 +82,15 @@ def fit_codebook(
         codebook_size: K; by default that of the quantizer's config.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
         seed: seed of K-means.
-        across_ranks: in a distributed job, fit to the latents of all ranks together. Every rank must make this call,
-            each with its own model of equal weights and its own part of the data; all end with the same codebook.
+        across_ranks: in a distributed job, True fits to the latents of all ranks together. Every rank must make this
+            call, each with its own model of equal weights and its own part of the data; all end with the same codebook.
+            False fits on this rank alone, and leaves the models of the others as they are. None, the default, is True
+            if all ranks make the call within 20 seconds, and otherwise False with a warning.
         progress: show bars on stderr.
 
     Raises:
         ValueError: a quantizer that needs no fitting; fewer (distinct) latents than codes; NaN or infinite latents.
+        RuntimeError: another rank fits, or has fitted, its own model alone, by default.
     """
     quantizer = model.quantize
     if not quantizer.needs_fitting:
@@ -91,6 +99,7 @@ def fit_codebook(
         )
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
     require(codebook_size >= 2, "codebook_size", codebook_size, "at least 2")
+    across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
     wanted = math.ceil(codebook_size * latents_per_code / ranks)
     wanted += round(wanted * _HELD_OUT_SHARE / (1 - _HELD_OUT_SHARE))
@@ -136,7 +145,7 @@ def measure_scaling_factor(
     batches: Iterable[Tensor | Mapping[str, Tensor]],
     *,
     latents: int = 65_536,
-    across_ranks: bool = False,
+    across_ranks: bool | None = None,
     progress: bool = True,
 ) -> float:
     """Write one over the standard deviation of all values of so many latents into the config as `scaling_factor`.
@@ -144,10 +153,24 @@ def measure_scaling_factor(
     For models that need no fitting; `fit_codebook` does the same and explains the other arguments. Returns the factor;
     a ValueError if there are no batches, or latents that are all equal.
     """
+    across_ranks = _across_ranks(across_ranks, "measure_scaling_factor")
     wanted = math.ceil(latents / (distributed.world_size() if across_ranks else 1))
     factor = _scaling_factor(_collect(model, batches, wanted, across_ranks, progress), across_ranks)
     model.set_scaling_factor(factor)
     return factor
+
+
+def _across_ranks(asked: bool | None, function: str) -> bool:
+    if asked is not None:
+        return asked
+    together = distributed.all_ranks_call(function)
+    if not together and distributed.world_size() > 1:
+        warnings.warn(
+            f"rank {distributed.rank()} alone called {function}, so the models of the other ranks stay as they are; "
+            "save this one, or call it on every rank. across_ranks=False does the same without waiting",
+            stacklevel=3,
+        )
+    return together
 
 
 def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
@@ -180,7 +203,28 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
             model.train(was_training)
         if not found:
             raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
-        return torch.cat(found)
+        latents = torch.cat(found)
+    passes = getattr(batches, "passes", 0)
+    if passes >= _FEW_PASSES and distributed.rank() == 0:
+        _log.warning(
+            "these %d latents are of %.0f passes over the data, with other crops or segments of the same items; the "
+            "codebook fits those items, and new ones less well: give more data if there is more",
+            len(latents),
+            passes,
+        )
+    if across_ranks and distributed.world_size() > 1:
+        _warn_of_equal_parts(latents)
+    return latents
+
+
+def _warn_of_equal_parts(latents: Tensor) -> None:
+    sums = distributed.rows_of_all_ranks(latents.double().sum(dim=0, keepdim=True))
+    if (sums == sums[0]).all():
+        warnings.warn(
+            f"all {len(sums)} ranks gave the same {len(latents)} latents, which count once; give each rank its own "
+            "part of the data, or call this on one rank with across_ranks=False",
+            stacklevel=4,
+        )
 
 
 def _latents(model: Tokenizer, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
