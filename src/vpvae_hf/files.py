@@ -1,16 +1,20 @@
 """Files and folders that hold a whole result or keep their old content."""
 
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vpvae_hf import distributed
+from vpvae_hf.settings import nearest_name
+
+_COMPARED_NAMES = 1000
 
 
 @contextmanager
@@ -50,6 +54,50 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no valid JSON ({error}); save or download it again") from error
+
+
+def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path | None:
+    """The existing file or folder that a name means; None if the name can only be that of a hub's repository.
+
+    Args:
+        name: "~" at its beginning is the user's home.
+        suffixes: of files, in lower case; a hub id does not end in one.
+
+    Raises:
+        FileNotFoundError: the name is clearly that of a path, and there is nothing.
+    """
+    text = os.fspath(name)
+    path = Path(os.path.expanduser(text))
+    if path.exists():
+        return path
+    is_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep)) or text.endswith(os.sep)
+    if not (is_path or text.count("/") > 1 or "\\" in text or path.suffix.lower() in suffixes):
+        return None
+    if "://" in text:
+        raise FileNotFoundError(f"{text} is an address; download it and name the file or folder")
+    if glob.has_magic(text):
+        raise FileNotFoundError(f"there is no file or folder {text}; patterns are not taken, name a folder or one file")
+    near = nearest_entry(path)
+    raise FileNotFoundError(f"there is no file or folder {text}" + (f"; did you mean {near}?" if near else ""))
+
+
+def nearest_entry(path: Path) -> Path | None:
+    """What there is in place of the first part of a path that does not exist, spelt most like it; None for nothing."""
+    while not path.parent.exists():
+        path = path.parent
+    try:
+        there = os.listdir(path.parent)
+    except OSError:
+        return None
+    # To compare more would take long.
+    near = nearest_name(path.name, there) if len(there) <= _COMPARED_NAMES else None
+    return None if near is None else path.parent / near
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two names mean the same, or are those of one existing file or folder."""
+    paths = [os.path.expanduser(each) for each in (one, other)]
+    return one == other or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
 
 
 def require_folder(path: str | os.PathLike) -> None:

@@ -100,6 +100,7 @@ class Modality(ABC):
     def open(self, data: DataConfig, transform: Transform, *, other_columns: bool = False) -> Source:
         """Open `data.split` of `data.name`, see `open_source`, and see that the transform can read its first files."""
         where = {"split": data.split, "config": data.config, "revision": data.revision, "column": data.column}
+        where["validation_share"] = data.share_set_aside
         source = type(self)._open(data.name, **where, streaming=data.streaming, other_columns=other_columns)
         check_readable(source, transform)
         return source
