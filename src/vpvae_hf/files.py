@@ -1,5 +1,6 @@
 """Files and folders that hold a whole result or keep their old content."""
 
+import contextlib
 import glob
 import json
 import os
@@ -7,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vpvae_hf.settings import nearest_name
 _COMPARED_NAMES = 1000
 
 
-@contextmanager
+@contextlib.contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """A new file's path beside `path`; the file moves to `path` when the block ends well and is removed when it fails.
 
@@ -64,15 +64,18 @@ def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path 
         suffixes: of files, in lower case; a hub id does not end in one.
 
     Raises:
-        FileNotFoundError: the name is clearly that of a path, and there is nothing.
+        FileNotFoundError: the name cannot be that of a repository, and there is nothing.
     """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     text = os.fspath(name)
     path = Path(os.path.expanduser(text))
     if path.exists():
         return path
-    is_path = isinstance(name, os.PathLike) or text.startswith((".", "~", os.sep)) or text.endswith(os.sep)
-    if not (is_path or text.count("/") > 1 or "\\" in text or path.suffix.lower() in suffixes):
-        return None
+    if isinstance(name, str) and path.suffix.lower() not in suffixes:
+        with contextlib.suppress(HFValidationError):
+            validate_repo_id(text)
+            return None
     if "://" in text:
         raise FileNotFoundError(f"{text} is an address; download it and name the file or folder")
     if glob.has_magic(text):
@@ -113,7 +116,7 @@ def claim_output_folder(output: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
 
 
-@contextmanager
+@contextlib.contextmanager
 def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Iterator[str]:
     """A new folder within `target` whose files move up into it when the block ends well, and vanish when it fails.
 

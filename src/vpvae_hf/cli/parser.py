@@ -116,7 +116,6 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--revision", help=_REVISION)
     _add_data_options(parser, "train")
-    parser.set_defaults(validation_share=0.0)
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
 

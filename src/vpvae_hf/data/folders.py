@@ -18,10 +18,6 @@ from vpvae_hf.settings import did_you_mean, require
 
 _log = logging.getLogger(__name__)
 
-# Shards of a data set that is not streamed; enough for the readers of a large job.
-LOCAL_SHARDS = 256
-# A shard's clips are encoded in batches of their own, so a shard of a folder should hold several.
-_FILES_PER_SHARD = 64
 # Names of folders, as `datasets` knows them, and the splits that they hold.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -30,9 +26,9 @@ _SPLITS = {
 }
 _ALIKE = re.compile(rf"({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
 # What `datasets` reads rows from.
-DATA_SUFFIXES = frozenset((".arrow", ".parquet", ".tar", ".zip"))
+_DATA = frozenset((".arrow", ".parquet", ".tar", ".zip"))
 _TABLES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet"))
-LIST_SUFFIXES = frozenset((".csv", ".jsonl"))
+_LISTS = frozenset((".csv", ".jsonl"))
 
 
 def _suffixes(names: str) -> frozenset[str]:
@@ -42,7 +38,7 @@ def _suffixes(names: str) -> frozenset[str]:
 # Of formats that libsndfile detects by their content; .raw has no header, .mat and .htk seldom hold audio.
 _AUDIO = _suffixes(
     "wav wave bwf rf64 w64 flac mp3 mp2 mp1 ogg oga opus aiff aif aifc au snd caf voc sph nist ircam sf avr iff svx "
-    "8svx paf pvf sds sd2 mpc2k wve"
+    "8svx paf pvf sds mpc2k wve"
 )
 # Formats that Pillow knows by name alone, or by a program that draws them.
 _NO_PICTURES = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
@@ -58,7 +54,7 @@ _UNREADABLE = {
     | _suffixes(
         "m4a m4b m4p m4r aac adts wma ape wv mka mpc mpp ac3 eac3 dts dtshd thd mlp tta tak ofr shn alac spx amr"
     )
-    | _suffixes("awb gsm ra ram rm dsf dff mid midi mod xm s3m it raw pcm xi"),
+    | _suffixes("awb gsm ra ram rm dsf dff mid midi mod xm s3m it raw pcm xi sd2"),
 }
 _NOUNS = {"image": "images", "audio": "audio files"}
 _CONVERTED = {"image": "PNG or JPEG", "audio": "WAV or FLAC"}
@@ -75,6 +71,15 @@ def readable_suffixes(kind: str) -> frozenset[str]:
     named = Image.registered_extensions()
     # Pillow reads MPO files as JPEG.
     return frozenset(each for each, name in named.items() if name in Image.OPEN.keys() - _NO_PICTURES) | {".mpo"}
+
+
+def known_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of media and of what else a data set may be a file of."""
+    return _media_suffixes() | _DATA | _LISTS
+
+
+def _media_suffixes() -> frozenset[str]:
+    return readable_suffixes("image").union(readable_suffixes("audio"), *_UNREADABLE.values())
 
 
 @functools.cache
@@ -121,7 +126,7 @@ class LocalFiles:
         return _NOUNS[self.kind]
 
     def rows(self, split: str):
-        """A `datasets.IterableDataset` of one split, of several joined by "+", or of slices of them."""
+        """A `datasets.Dataset` of one split, of several joined by "+", or of slices of them."""
         import datasets
 
         lengths = {name: len(rows) for name, rows in self.splits.items()}
@@ -129,8 +134,7 @@ class LocalFiles:
         chosen = np.concatenate([self.splits[part.splitname][part.from_ : part.to] for part in parts])
         # A table, since encoding a column of audio needs torchcodec, even though its files stay as they are.
         table = datasets.table.InMemoryTable(self.columns.take(chosen))
-        rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=self.features))
-        return rows.to_iterable_dataset(num_shards=max(1, min(LOCAL_SHARDS, len(chosen) // _FILES_PER_SHARD)))
+        return datasets.Dataset(table, info=datasets.DatasetInfo(features=self.features))
 
     def set_aside(self, share: float) -> "LocalFiles":
         """With a share of the only split, "train", as the split "validation".
@@ -185,17 +189,17 @@ def find_files(kind: str, name: str, path: Path) -> LocalFiles | None:
     suffix = path.suffix.lower()
     if path.is_dir():
         return _find_in_folder(kind, name, path)
-    if suffix in LIST_SUFFIXES:
+    if suffix in _LISTS:
         listed = _listed(path.parent, [path.name], anywhere=True)
         if listed is None:
             raise ValueError(f"{name} has no column file_name, which is to name files, relative to the list's folder")
         return _files_of(kind, name, path.parent, *listed)
-    if suffix in DATA_SUFFIXES:
+    if suffix in _DATA:
         return None
     if suffix not in readable_suffixes(kind):
         raise ValueError(
             f"{name} is no data set of {_NOUNS[kind]}: a file with the suffix {suffix or 'none'} is not read. Name a "
-            f"folder, a file ({_CONVERTED[kind]}, ...), a file of data ({', '.join(sorted(DATA_SUFFIXES))}), or a list "
+            f"folder, a file ({_CONVERTED[kind]}, ...), a file of data ({', '.join(sorted(_DATA))}), or a list "
             "of files (.csv, .jsonl) with a column file_name"
         )
     return _files_of(kind, name, path.parent, [path.name])
@@ -225,7 +229,7 @@ def _search(kind: str, folder: Path) -> _Found:
             (found.files if _is_utf8(each) else found.misnamed).append(each)
         elif os.path.basename(each) in _TABLES:
             found.tables.append(each)
-        elif suffix in DATA_SUFFIXES:
+        elif suffix in _DATA:
             found.data.append(each)
         else:
             found.others[suffix] += 1
@@ -272,7 +276,7 @@ def _refuse_without_files(kind: str, name: str, found: _Found) -> None:
     """Raise a ValueError unless `datasets` may find rows in a folder that has no files of the kind."""
     if found.misnamed:
         raise ValueError(f"no file of {name} has a name in UTF-8, such as {found.misnamed[0]!r}; rename them")
-    media = readable_suffixes("image") | readable_suffixes("audio") | _UNREADABLE["image"] | _UNREADABLE["audio"]
+    media = _media_suffixes()
     there = Counter({suffix: count for suffix, count in found.others.items() if suffix in media})
     if not there and (found.tables or found.others.keys() - {""}):
         return
@@ -391,8 +395,8 @@ def _files_of(kind: str, name: str, root: Path, names: list[str], table: Any = N
     if table is not None:
         if kind in table.column_names:
             raise ValueError(f"{name}: a table has a column {kind!r} beside file_name; rename it")
-        features = dict(datasets.Features.from_arrow_schema(table.schema))
         place = table.column_names.index("file_name")
+        features = dict(datasets.Features.from_arrow_schema(table.schema.remove(place)))
         columns = table.replace_schema_metadata(None).set_column(place, kind, files)
         if file_names is not None:
             columns = columns.append_column("file_name", file_names)

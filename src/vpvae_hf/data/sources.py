@@ -17,14 +17,16 @@ from vpvae_hf.files import local_path, nearest_entry
 from vpvae_hf.settings import installed_with
 
 from .folders import (
-    DATA_SUFFIXES,
-    LIST_SUFFIXES,
-    LOCAL_SHARDS,
     check_split,
     find_files,
-    readable_suffixes,
+    known_suffixes,
     require_validation_share,
 )
+
+# Shards of a data set that is not streamed; enough for the readers of a large job.
+_LOCAL_SHARDS = 256
+# A shard's clips are encoded in batches of their own, so a shard of local files should hold several.
+_FILES_PER_SHARD = 64
 
 
 class UnreadableFileError(ValueError):
@@ -132,7 +134,7 @@ def open_source(
     with installed_with("'vpvae_hf[train]'"):
         import datasets
     require_validation_share(validation_share)
-    path = local_path(name, suffixes=DATA_SUFFIXES | readable_suffixes(kind) | LIST_SUFFIXES)
+    path = local_path(name, suffixes=known_suffixes())
     name = os.fspath(name)
     files = None if path is None else find_files(kind, name, path)
     if files is None:
@@ -157,8 +159,9 @@ def open_source(
         )
     rows = rows.cast_column(column, feature)
     rows = rows if other_columns else rows.select_columns([column])
-    if not streaming and files is None:  # the rows of local files are a stream already
-        rows = rows.to_iterable_dataset(num_shards=max(1, min(LOCAL_SHARDS, len(rows))))
+    if files is not None or not streaming:
+        shards = len(rows) // (1 if files is None else _FILES_PER_SHARD)
+        rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, shards)))
     return Source(name, rows, column)
 
 
