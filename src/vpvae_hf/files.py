@@ -1,20 +1,24 @@
 """Files and folders that hold a whole result or keep their old content."""
 
+import contextlib
+import glob
 import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from vpvae_hf import distributed
+from vpvae_hf.settings import nearest_name
+
+_COMPARED_NAMES = 1000
 
 
-@contextmanager
+@contextlib.contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """A new file's path beside `path`; the file moves to `path` when the block ends well and is removed when it fails.
 
@@ -56,6 +60,53 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is no valid JSON ({error}); save or download it again") from error
 
 
+def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path | None:
+    """The existing file or folder that a name means; None if the name can only be that of a hub's repository.
+
+    Args:
+        name: "~" at its beginning is the user's home.
+        suffixes: of files, in lower case; a hub id does not end in one.
+
+    Raises:
+        FileNotFoundError: the name cannot be that of a repository, and there is nothing.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    text = os.fspath(name)
+    path = Path(os.path.expanduser(text))
+    if path.exists():
+        return path
+    if isinstance(name, str) and path.suffix.lower() not in suffixes:
+        with contextlib.suppress(HFValidationError):
+            validate_repo_id(text)
+            return None
+    if "://" in text:
+        raise FileNotFoundError(f"{text} is an address; download it and name the file or folder")
+    if glob.has_magic(text):
+        raise FileNotFoundError(f"there is no file or folder {text}; patterns are not taken, name a folder or one file")
+    near = nearest_entry(path)
+    raise FileNotFoundError(f"there is no file or folder {text}" + (f"; did you mean {near}?" if near else ""))
+
+
+def nearest_entry(path: Path) -> Path | None:
+    """What there is in place of the first part of a path that does not exist, spelt most like it; None for nothing."""
+    while not path.parent.exists():
+        path = path.parent
+    try:
+        there = os.listdir(path.parent)
+    except OSError:
+        return None
+    # To compare more would take long.
+    near = nearest_name(path.name, there) if len(there) <= _COMPARED_NAMES else None
+    return None if near is None else path.parent / near
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two names mean the same, or are those of one existing file or folder."""
+    paths = [os.path.expanduser(each) for each in (one, other)]
+    return one == other or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
+
+
 def require_folder(path: str | os.PathLike) -> None:
     """Raise a FileExistsError if a file is in the place of a folder that is to be written."""
     if Path(path).exists() and not Path(path).is_dir():
@@ -92,7 +143,7 @@ def _set_mode(file: Path, mode: int) -> None:
         file.chmod(mode)
 
 
-@contextmanager
+@contextlib.contextmanager
 def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Iterator[str]:
     """A new folder within `target` whose files move up into it when the block ends well, and vanish when it fails.
 

@@ -2,7 +2,9 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from vpvae_hf.files import same_place
 from vpvae_hf.hub import read_results, write_results
 from vpvae_hf.metric_labels import metric_label, metric_notes, sort_metrics
 from vpvae_hf.metrics import ReconstructionQuality
@@ -25,12 +27,16 @@ def run(options: argparse.Namespace) -> None:
     if options.save:
         entry = {"dataset": options.dataset, "split": options.split, modality.items: quality.items}
         results = read_results(folder)
-        same = (options.dataset, options.split)
-        others = [old for old in results.get("evaluation", []) if (old["dataset"], old["split"]) != same]
+        others = [old for old in results.get("evaluation", []) if not _is_of(old, options)]
         measured = {name: getattr(quality, name) for name in ("tokens", "metrics", "undefined")}
         results["evaluation"] = [*others, entry | measured]
         write_results(folder, results)
         print(f"added to the results and the model card in {folder}")
+
+
+def _is_of(evaluation: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Whether a recorded evaluation is of the data that the options name."""
+    return evaluation["split"] == options.split and same_place(evaluation["dataset"], options.dataset)
 
 
 def _print_metrics(quality: ReconstructionQuality) -> None:

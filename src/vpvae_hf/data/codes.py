@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpvae_hf.files import read_json, require_folder, write_atomically, write_json
+from vpvae_hf.files import read_json, require_folder, same_place, write_atomically, write_json
 
 from .sources import Source, Transform, UnreadableFileError
 from .streams import ShardReader, shard_groups
@@ -147,7 +147,8 @@ def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
         write_json(folder / MANIFEST, {**settings, items: None, f"unreadable_{items}": None})
     held = read_json(folder / MANIFEST)
     for name, value in settings.items():
-        if name not in _MAY_DIFFER and held.get(name) != value:
+        same = held.get(name) == value or (name == "dataset" and same_place(held.get(name, ""), value))
+        if name not in _MAY_DIFFER and not same:
             raise ValueError(
                 f"{folder} holds codes of another run: its {name} is {held.get(name)!r}, here it is {value!r}; "
                 "go on with the same settings, or name another folder"

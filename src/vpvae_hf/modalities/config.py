@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from vpvae_hf.files import same_place
 from vpvae_hf.settings import require, require_count
 
 _Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
@@ -58,6 +59,9 @@ class DataConfig:
     validation_config: str | None = option(None, "configuration of validation_name")
     validation_column: str | None = option(None, "column of validation_name; null: the only one of that type")
     validation_split: str | None = option("validation", "split to validate on; null to measure nothing")
+    validation_share: float = option(
+        0.05, "share of a local folder without splits that is its split validation, if that is validated on"
+    )
     validation_examples: int | None = option(
         512, "images or clips for validation during training; null for all. The end uses all"
     )
@@ -66,14 +70,26 @@ class DataConfig:
         require(self.workers >= 0, "data.workers", self.workers, "at least 0")
         require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
         require_count("data.validation_examples", self.validation_examples)
+        require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
+
+    @property
+    def share_set_aside(self) -> float:
+        """The share of a local folder without splits that is its split "validation"; 0 unless that is asked for."""
+        asked = self._validates_on_itself and "validation" in (self.validation_split or "").split("+")
+        return self.validation_share if asked else 0.0
 
     @property
     def validation(self) -> "DataConfig":
         """The same settings, with the validation split in place of the training split."""
-        if self.validation_name in (None, self.name):
+        if self._validates_on_itself:
             return replace(self, split=self.validation_split)
         where = {"config": self.validation_config, "column": self.validation_column, "revision": None}
-        return replace(self, name=self.validation_name, split=self.validation_split, **where)
+        where |= {"name": self.validation_name, "validation_name": None, "validation_share": 0.0}
+        return replace(self, **where, split=self.validation_split)
+
+    @property
+    def _validates_on_itself(self) -> bool:
+        return self.validation_name is None or same_place(self.validation_name, self.name)
 
 
 @dataclass

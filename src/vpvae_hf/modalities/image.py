@@ -69,6 +69,7 @@ class ImageModality(Modality):
     train_items = "images"
     headline_metrics = unquantized_metrics = ("psnr",)
     extra_metrics = ("lpips",)
+    takes_validation_share = True
     _open = staticmethod(open_images)
 
     def new_model(self, config: ImageTrainingConfig) -> AutoencoderVP:
