@@ -141,10 +141,11 @@ def test_256_latents_per_code_are_drawn_from_more():
         (laplace(10, 4).repeat(5, 1), 11, "codebook_size=11 is larger than the number of distinct latents, 10 of 50"),
         (laplace(50, 4).index_fill(0, torch.tensor([3, 4]), torch.nan), 8, "2 of 50 latents are NaN or infinite, or"),
         (laplace(50, 4).index_fill(0, torch.tensor([3, 4]), 1e19), 8, "2 of 50 latents are NaN or infinite, or too"),
-        (torch.zeros(5, 10, 4), 2, r"latents must be \[N, d\], got shape \(5, 10, 4\)"),
+        (torch.zeros(5, 10, 4), 2, r"latents must be \[N, d\], d at least 1, got shape \(5, 10, 4\)"),
+        (torch.zeros(5, 0), 2, r"latents must be \[N, d\], d at least 1, got shape \(5, 0\)"),
         (laplace(10, 4), 0, "codebook_size must be an integer of at least 1, got 0"),
     ],
-    ids=["many codes", "few distinct", "NaN", "large", "no matrix", "no codes"],
+    ids=["many codes", "few distinct", "NaN", "large", "no matrix", "no dimensions", "no codes"],
 )
 def test_what_cannot_be_clustered_raises(latents, size, message):
     with pytest.raises(ValueError, match=message):

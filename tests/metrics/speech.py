@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import build_quantizer
 
 RATE = 16_000
@@ -33,7 +34,7 @@ def noisy(original: Tensor, deviation: float | Tensor) -> Tensor:
     return original + deviation * torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
 
 
-class BlockCodec(nn.Module):
+class BlockCodec(Tokenizer, nn.Module):
     """In the place of an audio tokenizer: a code for the mean and the slope of every eight samples."""
 
     HOP = 8
@@ -46,7 +47,7 @@ class BlockCodec(nn.Module):
         if codebook is not None:
             self.quantize.set_codebook(codebook)
 
-    def latent_vectors(self, inputs: Tensor) -> Tensor:
+    def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """[B, 1, T] -> [B, ceil(T / 8), 2]."""
         blocks = nn.functional.pad(inputs[:, 0], (0, -inputs.shape[-1] % self.HOP)).unflatten(1, (-1, self.HOP))
         return blocks @ torch.linalg.pinv(self.basis).T
@@ -54,6 +55,15 @@ class BlockCodec(nn.Module):
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """[B, N, 2] -> [B, 1, 8 N]."""
         return (vectors @ self.basis.T).flatten(1)[:, None]
+
+    def detokenize(self, codes: Tensor) -> Tensor:
+        return self.decode_vectors(self.quantize.decode(codes))
+
+    def _encoder_parts(self):
+        return ()
+
+    def _set_config(self, **settings):
+        pass
 
 
 class MeanDifference(nn.Module):

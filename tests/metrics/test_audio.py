@@ -155,7 +155,7 @@ def test_shapes(measure):
     with pytest.raises(ValueError, match=r"got \[1, 1, 16008\] and \[1, 1, 16000\]: cut one"):
         measure(torch.zeros(1, 1, 16_008), SPEECH, RATE)
     for shape in ((2, 16_000), (2, 2, 16_000)):
-        with pytest.raises(ValueError, match=r"must be \[B, 1, T\] or \[T\], got \[2, "):
+        with pytest.raises(ValueError, match=r"must be \[B, 1, T\], \[1, T\] or \[T\], got \[2, "):
             measure(torch.zeros(shape), torch.zeros(shape), RATE)
 
 

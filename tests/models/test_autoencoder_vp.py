@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiny import FSP, NONE, tiny_vae
+from tiny import FSP, NONE, noise_images, tiny_vae
 from vpvae_hf import AutoencoderVP
 
 
@@ -121,9 +121,16 @@ def test_latent_channels_follow_the_quantizer():
     ("images", "error", "message"),
     [
         (torch.zeros(1, 3, 30, 32), ValueError, r"multiples of 4, got 30 x 32; crop to 28 x 32 or pad"),
-        (torch.zeros(1, 3, 0, 32), ValueError, "multiples of 4"),
-        (torch.zeros(3, 32, 32), ValueError, r"images must be \[B, 3, H, W\]"),
-        (torch.zeros(1, 3, 32, 32).byte(), TypeError, "use the image processor"),
+        (torch.zeros(1, 3, 0, 32), ValueError, r"the batch is empty: images of shape \(1, 3, 0, 32\)"),
+        (torch.zeros(0, 3, 32, 32).numpy(), ValueError, r"the batch is empty: images of shape \(0, 3, 32, 32\)"),
+        (torch.zeros(3, 32, 32), ValueError, r"images must be \[B, 3, H, W\].*of one image give x\[None\]"),
+        (torch.zeros(32, 32, 3), ValueError, r"got shape \(32, 32, 3\).*channels at the end x.movedim\(-1, -3\)"),
+        (torch.zeros(1, 3, 32, 32).byte(), TypeError, "got torch.uint8; divide pixels in 0..255 by 127.5"),
+        (
+            127.5 * noise_images() + 127.5,
+            ValueError,
+            r"from 0\.0\d+ to 255, beyond the limit of 10.*by 127.5",
+        ),
         (torch.full((1, 3, 32, 32), torch.nan), ValueError, "3072 of 3072 pixel values are NaN or infinite"),
     ],
 )

@@ -198,11 +198,14 @@ def test_masks_of_other_types(vp_codec, mask):
 @pytest.mark.parametrize(
     ("audio", "error", "message"),
     [
-        (torch.zeros(2, 960), ValueError, r"mono, \[B, 1, T\], got shape \(2, 960\); .*reshape\(B, 1, T\)"),
-        (torch.zeros(2, 2, 960), ValueError, r"got shape \(2, 2, 960\); average the channels"),
-        (torch.zeros(1, 1, 960).short(), TypeError, r"\[-1, 1\], got torch\.int16; use the feature extractor"),
+        (torch.zeros(2, 960), ValueError, r"\[B, 1, T\], got shape \(2, 960\), which looks like a batch.*x\[:, None\]"),
+        (torch.zeros(960, 1).numpy(), ValueError, r"got shape \(960, 1\).*\[T, 1\] as x.mT"),
+        (torch.zeros(2, 2, 960), ValueError, r"got shape \(2, 2, 960\).*several channels.*as their mean"),
+        (torch.zeros(1, 1, 960).short(), TypeError, r"floating point, got torch\.int16; divide samples of 16 bits"),
+        (20_000 * noise(1, 960), ValueError, "audio samples reach from .* beyond the limit of 10.*by 32768"),
+        ([torch.zeros(960), torch.zeros(500)], ValueError, r"must have one shape, got 2 of shapes \(960,\), \(500,\)"),
         (torch.full((1, 1, 960), torch.nan), ValueError, r"960 of 960 audio samples are NaN or infinite; audio"),
-        (torch.zeros(0, 1, 960), ValueError, r"a batch of at least one sample, got shape \(0, 1, 960\)"),
+        (torch.zeros(0, 1, 960), ValueError, r"the batch is empty: audio of shape \(0, 1, 960\)"),
         (torch.zeros(1, 1, 95), ValueError, r"at least 96 samples.*got shape \(1, 1, 95\); append zeros"),
     ],
 )
@@ -232,9 +235,9 @@ def test_bad_masks_are_refused(vp_codec, mask, message):
     [
         (torch.tensor([[[0, 16]]]), ValueError, r"codes must lie in 0\.\.15, got 0\.\.16; were they made with"),
         (torch.zeros(1, 2, 5).long(), ValueError, r"codes \[B, 1, N\] of an integer dtype.*int64 of shape \(1, 2, 5\)"),
-        (torch.zeros(1, 1, 0).long(), ValueError, r"N at least 1; got torch\.int64 of shape \(1, 1, 0\)"),
+        (torch.zeros(1, 1, 0).long(), ValueError, r"the batch is empty: codes or latents of shape \(1, 1, 0\)"),
         (torch.zeros(1, 5, 3), ValueError, r"latents \[B, 3, N\].*got torch\.float32 of shape \(1, 5, 3\)"),
-        (torch.zeros(1, 1, 5).bool(), TypeError, r"codes must be integers, got torch\.bool"),
+        (torch.zeros(1, 1, 5).bool(), TypeError, r"codes or latents must be real numbers, got torch\.bool"),
         (torch.full((1, 3, 5), torch.nan), ValueError, "15 of 15 latent values are NaN or infinite"),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_refused_chunk_leaves_the_stream_as_it_was(codec):
     audio, codes = noise(2, 6 * HOP), codec.encode(noise(2, 6 * HOP)).audio_codes
     for stream, good, bad, message in (
         (encoder.encode, audio, torch.full((1, 1, HOP), torch.nan), "NaN or infinite"),
-        (encoder.encode, audio, noise(2, HOP)[:, 0], r"audio must be mono, \[B, 1, T\]"),
+        (encoder.encode, audio, noise(2, HOP)[:, 0], r"mono audio must be \[B, 1, T\]"),
         (encoder.encode, audio, noise(1, HOP), "keeps its batch size, it was 2 and is 1"),
         (decoder.decode, codes, torch.full((1, 1, 1), codec.config.codebook_size), "codes must lie in"),
         (decoder.decode, codes, torch.zeros(2, 3, dtype=torch.long), r"codes must be \[B, 1, N\]"),

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import in_tree_order, nearest_point
+from vpvae_hf.neighbors.tensors import as_real
 from vpvae_hf.settings import require_integer
 
 # Seeds come from a sample of this many latents per code; more lower the distortion after ten iterations by under 0.1%.
@@ -76,6 +77,7 @@ def fit_kmeans(
         progress: show a bar on stderr, on the first rank.
 
     Raises:
+        TypeError: no numbers.
         ValueError: not a matrix of finite values, fewer distinct latents than K, no iterations.
         RuntimeError: latents so close together that K of them cannot be told apart in float32; another rank failed.
     """
@@ -99,8 +101,9 @@ def fit_kmeans(
 def _gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: int, across_ranks: bool) -> Tensor:
     """[N, d] float32, checked, of all ranks if asked, on CUDA or the CPU: other devices have no float64 for sums."""
     with distributed.failing_together(across_ranks):
-        if latents.ndim != 2:
-            raise ValueError(f"latents must be [N, d], got shape {tuple(latents.shape)}")
+        latents = as_real(latents, "latents")
+        if latents.ndim != 2 or not latents.shape[1]:
+            raise ValueError(f"latents must be [N, d], d at least 1, got shape {tuple(latents.shape)}")
     latents = (latents.detach() if latents.device.type == "cuda" else latents.detach().cpu()).float()
     totals = torch.tensor([len(latents), int((~(latents.square().sum(dim=1) < _MOST_SQUARE)).sum())], device="cpu")
     if across_ranks:

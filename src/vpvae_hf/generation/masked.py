@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.neighbors.tensors import as_codes, as_tensor
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import require
 
@@ -92,6 +93,8 @@ class VPMaskedPipeline(CodePipeline):
             codes, known = self._outside_of_mask(image, mask_image)
         if (codes is None) != (known is None):
             raise ValueError("codes and known go together: the codes, and which of them stay")
+        if codes is not None:
+            codes, known = as_codes(codes), as_tensor(known, "known")
         conditions, number = self._conditions(class_labels, num_images if codes is None else len(codes), guidance_scale)
         if codes is None:
             sample = torch.full((number, self._length(duration_s, "duration_s")), vocabulary.codebook_size)
@@ -126,6 +129,7 @@ class VPMaskedPipeline(CodePipeline):
             raise ValueError("image and mask_image are for images; give codes and known of clips")
         if image is None or mask_image is None:
             raise ValueError("image and mask_image go together: the image to fill in, and where")
+        image, mask_image = as_tensor(image, "image"), as_tensor(mask_image, "mask_image")
         height, width = image.shape[-2:]
         if mask_image.ndim != 4 or mask_image.shape[1:] != (1, height, width):
             wanted = f"[B, 1, {height}, {width}], as the image"

@@ -28,7 +28,7 @@ from vpvae_hf.metrics import image_grid
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import refuse_unknown_arguments, require
 
-from .vocabulary import CodeVocabulary
+from .vocabulary import CodeVocabulary, checked_conditions
 
 
 @dataclass
@@ -132,7 +132,7 @@ class CodePipeline(DiffusionPipeline):
         self, class_labels: Tensor | list[int] | None, number: int, guidance_scale: float
     ) -> tuple[Tensor | None, int]:
         """The conditions as a tensor, and the number of sequences, which are as many as there are conditions."""
-        conditions = None if class_labels is None else torch.as_tensor(class_labels)
+        conditions = None if class_labels is None else checked_conditions(class_labels)
         if conditions is None and guidance_scale != 1:
             raise ValueError(
                 f"guidance_scale={guidance_scale} needs class_labels to guide to; give them, or leave it at 1"

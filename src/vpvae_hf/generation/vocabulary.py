@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.neighbors.tensors import as_codes, as_real, as_tensor
 from vpvae_hf.renamed import FormerMethod
 from vpvae_hf.settings import require
 
@@ -67,6 +68,7 @@ class CodeVocabulary:
 
     def is_code(self, ids: Tensor) -> Tensor:
         """Which ids are those of codes, as booleans of the same shape."""
+        ids = as_tensor(ids, "ids").long()
         return (ids >= self.first_code) & (ids < self.begin)
 
     def encode(self, codes: Tensor) -> Tensor:
@@ -75,6 +77,7 @@ class CodeVocabulary:
         Args:
             codes: [B, *grid], with several codes per token [B, *grid, G]; clips may be shorter than the grid.
         """
+        codes = as_codes(codes)
         groups, given = self._group_shape, codes.shape[1:]
         sizes = given[: len(self.grid)]
         fits = tuple(given[len(self.grid) :]) == groups and len(sizes) == len(self.grid)
@@ -88,21 +91,20 @@ class CodeVocabulary:
 
     def encode_prefix(self, codes: Tensor) -> Tensor:
         """Ids of the first m codes in raster order, [B, m] or [B, m, G]."""
-        groups, most = self._group_shape, math.prod(self.grid)
+        codes, groups, most = as_codes(codes), self._group_shape, math.prod(self.grid)
         if codes.ndim != 2 + len(groups) or tuple(codes.shape[2:]) != groups or codes.shape[1] > most:
             wanted = ", ".join(["B", f"0..{most}", *map(str, groups)])
             raise ValueError(f"the first codes must be [{wanted}], got {list(codes.shape)}")
         return self._ids(codes)
 
     def _ids(self, codes: Tensor) -> Tensor:
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise TypeError(f"codes must be integers, got {codes.dtype}")
-        codes = codes.long().cpu()
+        codes = codes.cpu()
         _check_range("codes", codes, self.codebook_size, "; were they made with another tokenizer?")
         return codes.flatten(1) + self.first_code
 
     def decode(self, ids: Tensor) -> Tensor:
         """Codes [B, *grid] or [B, *grid, G] int64 of ids [B, L]; fewer ids make shorter clips."""
+        ids = as_tensor(ids, "ids").long()
         if not self.is_code(ids).all():
             valid = f"{self.first_code}..{self.begin - 1}"
             raise ValueError(f"ids of codes lie in {valid}, got {int(ids.min())}..{int(ids.max())}")
@@ -110,7 +112,7 @@ class CodeVocabulary:
             raise ValueError(f"an image has {self.length} ids of codes, got {ids.shape[1]}")
         if ids.shape[1] % self.code_groups:
             raise ValueError(f"a token has {self.code_groups} ids, so their number {ids.shape[1]} must be a multiple")
-        codes = ids.long() - self.first_code
+        codes = ids - self.first_code
         return codes.reshape(len(ids), *((-1,) if self.is_audio else self.grid), *self._group_shape)
 
     def prompt(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
@@ -120,6 +122,7 @@ class CodeVocabulary:
             conditions: [B], one per sequence, such as classes, or [B, n], such as texts of equal length; None for none.
             batch_size: B if there are no conditions.
         """
+        conditions = None if conditions is None else checked_conditions(conditions)
         begin = torch.full((batch_size if conditions is None else len(conditions), 1), self.begin)
         if self.condition_size == 0 and conditions is None:
             return begin
@@ -131,7 +134,7 @@ class CodeVocabulary:
             return torch.full((batch_size, 1), self.unconditional)
         if self.condition_size == 0:
             raise ValueError("the model was trained without conditions, so it takes none; leave them out")
-        conditions = torch.as_tensor(conditions).long().cpu()
+        conditions = checked_conditions(conditions).long().cpu()
         _check_range("conditions", conditions, self.condition_size)
         return conditions[:, None] if conditions.ndim == 1 else conditions
 
@@ -202,6 +205,15 @@ class CodeVocabulary:
                 )
         if self.fingerprint is not None:
             tokenizer.check_fingerprint(self.fingerprint, "the model was trained")
+
+
+def checked_conditions(conditions: Any) -> Tensor:
+    """Conditions as a tensor; a ValueError if they are neither [B] nor [B, n]."""
+    conditions = as_real(conditions, "conditions")
+    if conditions.ndim not in (1, 2):
+        shape = tuple(conditions.shape)
+        raise ValueError(f"conditions must be [B] or [B, n], got shape {shape}; give a list with one for each sequence")
+    return conditions
 
 
 def _check_range(name: str, ids: Tensor, size: int, remedy: str = "") -> None:

@@ -1,9 +1,9 @@
 """Metrics of reconstructed audio.
 
-All take a reconstruction and its original, B clips of one channel, [B, 1, T] or [T], which they clip to [-1, 1], and
-the sampling rate in Hz, and give [B] float32. If a metric is not defined for a clip its value is NaN, so that a mean
-can leave that clip out and count it. All raise a ValueError for other or different shapes, and an ImportError if
-packages of the extra "audio" are missing.
+All take a reconstruction and its original, B clips of one channel, [B, 1, T], or one clip, [1, T] or [T], which they
+clip to [-1, 1], and the sampling rate in Hz, and give [B] float32. If a metric is not defined for a clip its value is
+NaN, so that a mean can leave that clip out and count it. All raise a ValueError for other or different shapes, a
+TypeError for what is not floating point, and an ImportError if packages of the extra "audio" are missing.
 """
 
 import math
@@ -13,6 +13,8 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor
+
+from vpvae_hf.neighbors.tensors import as_floating
 
 # The only sampling rate of wide-band PESQ.
 _PESQ_RATE = 16_000
@@ -125,6 +127,7 @@ def log_mel_spectrogram(waveforms: Tensor, sampling_rate: int) -> Tensor:
     Summed into 80 triangular bands between 0 Hz and half the sampling rate, on Slaney's mel scale (linear up to 1 kHz),
     each of unit area over frequency in Hz.
     """
+    waveforms = as_floating(waveforms, "waveforms")
     window, hop = round(_WINDOW_SECONDS * sampling_rate), round(_HOP_SECONDS * sampling_rate)
     how = {"window": torch.hann_window(window, device=waveforms.device), "pad_mode": "constant"}
     spectrum = torch.stft(waveforms.float(), n_fft=window, hop_length=hop, **how, return_complex=True)
@@ -144,15 +147,19 @@ def _mel_filters(sampling_rate: int, window: int) -> Tensor:
 
 def _clips(reconstruction: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
     """Both as [B, T] float32 in [-1, 1]."""
-    shapes = [list(reconstruction.shape), list(original.shape)]
+    pair = [as_floating(clips, "waveforms").detach() for clips in (reconstruction, original)]
+    shapes = [list(clips.shape) for clips in pair]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"the reconstruction must have the shape of the original, got {shapes[0]} and {shapes[1]}: cut one to the "
             "other's length"
         )
-    if len(shapes[0]) not in (1, 3) or (len(shapes[0]) == 3 and shapes[0][1] != 1):
-        raise ValueError(f"waveforms must be [B, 1, T] or [T], got {shapes[0]}: give each channel as a clip")
-    return tuple(x.detach().float().clamp(-1, 1).reshape(-1, shapes[0][-1]) for x in (reconstruction, original))
+    if not 1 <= len(shapes[0]) <= 3 or (len(shapes[0]) > 1 and shapes[0][-2] != 1):
+        raise ValueError(
+            f"waveforms must be [B, 1, T], [1, T] or [T], got {shapes[0]}: give clips [B, T] as x[:, None], and each "
+            "channel as a clip"
+        )
+    return tuple(clips.float().clamp(-1, 1).reshape(-1, shapes[0][-1]) for clips in pair)
 
 
 def _missing(metric: str, error: ImportError) -> ImportError:

@@ -3,14 +3,25 @@
 import torch
 from torch import Tensor
 
+from vpvae_hf.neighbors.tensors import as_codes
+
 
 def code_usage(codes: Tensor, codebook_size: int) -> float:
     """CVU = exp(entropy of code use) / K: 1 if all codes are used equally often, 1/K if only one is used.
 
     Args:
-        codes: [...] int64 in 0..K-1, at least one, or a ValueError is raised.
+        codes: [...] integers in 0..K-1, at least one, or a ValueError is raised.
     """
-    return code_statistics(torch.bincount(codes.flatten(), minlength=codebook_size))["code_usage"]
+    return code_statistics(code_counts(codes, codebook_size))["code_usage"]
+
+
+def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
+    """[K] how often each code occurs; a ValueError for codes outside 0..K-1."""
+    codes = as_codes(codes).flatten()
+    outside = codes[(codes < 0) | (codes >= codebook_size)]
+    if len(outside):
+        raise ValueError(f"codes must lie in 0..{codebook_size - 1}, got {int(outside[0])}")
+    return torch.bincount(codes, minlength=codebook_size)
 
 
 def code_statistics(counts: Tensor) -> dict[str, float]:

@@ -10,15 +10,15 @@ from typing import ClassVar, NamedTuple
 
 import datasets
 import evaluate
-import numpy as np
 import torch
 from evaluate.naming import camelcase_to_snakecase
 from torch import Tensor
 
 from vpvae_hf import distributed
+from vpvae_hf.neighbors.tensors import as_tensor
 
 from .audio import mel_distance, pesq_score, stoi_score
-from .codes import code_statistics, sum_of_defined
+from .codes import code_counts, code_statistics, sum_of_defined
 from .image import image_quality, lpips_distance
 
 
@@ -76,8 +76,8 @@ class RunningTotals(evaluate.Metric):
     def add(self, *, prediction=None, reference=None, **numbers: int) -> None:
         """Add one item of a batch of `add_batch`."""
         self.add_batch(
-            predictions=None if prediction is None else _tensor(prediction)[None],
-            references=None if reference is None else _tensor(reference)[None],
+            predictions=None if prediction is None else as_tensor(prediction, "prediction")[None],
+            references=None if reference is None else as_tensor(reference, "reference")[None],
             **numbers,
         )
 
@@ -86,7 +86,7 @@ class RunningTotals(evaluate.Metric):
         given = {"predictions": predictions, "references": references}
         if missing := [name for name, value in given.items() if value is None and name in self.arguments]:
             raise ValueError(f"{self.name} needs {' and '.join(missing)}")
-        tensors = {name: None if value is None else _tensor(value) for name, value in given.items()}
+        tensors = {name: None if value is None else as_tensor(value, name).detach() for name, value in given.items()}
         if self._totals is not None:
             self._check_equal([self._numbers, numbers])
         with torch.no_grad():
@@ -229,18 +229,7 @@ class CodeUsage(RunningTotals):
     def totals_of(self, predictions: Tensor, references: Tensor | None, codebook_size: int) -> Tensor:
         if references is not None:
             raise ValueError("code usage takes no references")
-        if predictions.is_floating_point():
-            raise ValueError(f"codes must be integers, got {predictions.dtype}")
-        codes = predictions.flatten().long()
-        outside = codes[(codes < 0) | (codes >= codebook_size)]
-        if len(outside):
-            raise ValueError(f"codes must lie in 0..{codebook_size - 1}, got {int(outside[0])}")
-        return torch.bincount(codes, minlength=codebook_size).double().cpu()
+        return code_counts(predictions, codebook_size).double().cpu()
 
     def summary(self, totals: Tensor) -> dict[str, float]:
         return code_statistics(totals) | {"tokens": int(totals.sum())}
-
-
-def _tensor(value) -> Tensor:
-    # Copied, since torch takes no array with negative strides and warns of one that must not be written to.
-    return value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value, order="C"))

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from vpvae_hf.losses import lpips_per_image
+from vpvae_hf.neighbors.tensors import as_floating
 
 
 def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = False) -> dict[str, Tensor]:
@@ -21,6 +22,7 @@ def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = Fal
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+    reconstruction, original = _images(reconstruction, original)
     made, true = ((x.float().clamp(-1, 1) + 1) / 2 for x in (reconstruction, original))
     dims = tuple(range(1, made.ndim))
     quality = {
@@ -36,4 +38,8 @@ def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
     Published values may be of another network, e.g. AlexNet; do not compare with those. Images are [B, 3, H, W], at
     least 16 pixels a side; see `lpips_per_image`, also for errors.
     """
-    return lpips_per_image(reconstruction.clamp(-1, 1), original.clamp(-1, 1))
+    return lpips_per_image(*(x.clamp(-1, 1) for x in _images(reconstruction, original)))
+
+
+def _images(*batches: Tensor) -> list[Tensor]:
+    return [as_floating(batch, "images") for batch in batches]

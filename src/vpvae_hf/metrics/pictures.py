@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d
 
+from vpvae_hf.neighbors.tensors import as_tensor
+
 from .audio import MAGNITUDE_FLOOR, log_mel_spectrogram
 
 _IMAGE_GAP, _CLIP_GAP = 4, 8
@@ -26,7 +28,7 @@ _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
 
 def image_grid(rows: list[Tensor]) -> np.ndarray:
     """A picture [height, width, 3] uint8 of rows of images, each [B, C, H, W] in [-1, 1], of one shape; white gaps."""
-    images = torch.stack([row.detach().float().cpu() for row in rows])
+    images = _stacked(rows)
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(2, -1).numpy()
     pixels = pixels if pixels.shape[-1] == 3 else pixels[..., :1].repeat(3, axis=-1)
     return _with_gaps([_with_gaps(row, 1, _IMAGE_GAP) for row in pixels], 0, _IMAGE_GAP)
@@ -43,7 +45,7 @@ def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
         rows: each [B, 1, T] in [-1, 1], of one shape; the first row is the original.
         sampling_rate: in Hz.
     """
-    clips = torch.stack([row.detach().float().cpu().clamp(-1, 1).squeeze(1) for row in rows])
+    clips = _stacked(rows).clamp(-1, 1).squeeze(2)
     mels = log_mel_spectrogram(clips.flatten(0, 1), sampling_rate).unflatten(0, clips.shape[:2])
     loudest = mels[0].amax(dim=(1, 2))[:, None, None]
     quietest = (loudest - _RANGE).clamp_min(math.log(MAGNITUDE_FLOOR))
@@ -55,6 +57,10 @@ def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
         for row in zip(clips / peaks, shades, strict=True)
     ]
     return _with_gaps([_with_gaps(row, 1, _CLIP_GAP) for row in panels], 0, _CLIP_GAP)
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    return torch.stack([as_tensor(row, "rows").detach().float().cpu() for row in rows])
 
 
 def _coloured(shade: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
+from vpvae_hf.models.inputs import batch_inputs, check_batches, unwrapped
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.neighbors.tensors import as_real
 
 from .codes import code_statistics, sum_of_defined
 
@@ -44,7 +46,7 @@ class ReconstructionQuality:
 
 def evaluate_reconstruction(
     model: "Tokenizer",
-    batches: Iterable[Tensor],
+    batches: Iterable,
     codebook: Tensor | None = None,
     *,
     metric_fn: MetricFn,
@@ -54,7 +56,9 @@ def evaluate_reconstruction(
     """Measure a tokenizer, in eval mode, without changing it.
 
     Args:
-        batches: images [B, C, H, W] or clips [B, 1, T], in [-1, 1]. Batches may differ in shape.
+        model: a tokenizer, also in a wrapper of DistributedDataParallel, torch.compile or peft.
+        batches: images [B, C, H, W] or clips [B, 1, T], in [-1, 1], or whatever else `fit_codebook` takes, but without
+            padding. Batches may differ in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
         metric_fn: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
         unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
@@ -63,15 +67,19 @@ def evaluate_reconstruction(
 
     A codebook that is not fitted raises a CodebookNotFittedError unless one is given.
     """
+    model = unwrapped(model)
     device = next(model.parameters()).device
     groups, size = model.quantize.code_groups, model.quantize.codebook_size or 0
     if codebook is not None:
+        codebook = as_real(codebook, "codebook")
         groups, size = 1, len(codebook)
     measured = []
     counts = torch.zeros(groups * size, device="cpu", dtype=torch.long)
     with distributed.failing_together(across_ranks):
-        for batch in batches:
-            batch = batch.to(device)
+        for batch in check_batches(batches):
+            batch, mask = batch_inputs(model, batch)
+            if mask is not None and not mask.all():
+                raise ValueError("padding would be measured as signal; give signals of different lengths one by one")
             made = reconstruct(model, batch, codebook)
             measured.append(_measured(made, batch, metric_fn, unquantized))
             if made.codes is not None:
@@ -118,7 +126,8 @@ class Reconstruction:
 @torch.no_grad()
 def reconstruct(model: "Tokenizer", batch: Tensor, codebook: Tensor | None = None) -> Reconstruction:
     """Encode and decode a batch in eval mode; arguments as of `evaluate_reconstruction`."""
-    was_training = model.training
+    model = unwrapped(model)
+    batch, was_training = model.as_inputs(batch), model.training
     model.eval()
     try:
         latents = model.latent_vectors(batch)
@@ -128,7 +137,7 @@ def reconstruct(model: "Tokenizer", batch: Tensor, codebook: Tensor | None = Non
             codes = model.quantize.encode(latents)
             quantized = model.quantize.decode(codes)
         else:
-            codebook = codebook.to(batch.device)
+            codebook = as_real(codebook, "codebook").to(batch.device)
             _, flat = nearest_point(latents.flatten(0, -2), codebook)
             codes = flat.view(latents.shape[:-1])
             quantized = codebook[codes]

@@ -15,18 +15,22 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, Decoder
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from PIL import Image
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HubEntry
+from vpvae_hf.neighbors.tensors import as_floating, as_real
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
+from vpvae_hf.quantizers.base import device_for
 from vpvae_hf.settings import did_you_mean
 
 from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles
-from .tokenizer import Tokenizer, require_finite
+from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape
 
 # The most used of diffusers' own.
 _LOADING_ARGUMENTS = frozenset(("device_map", "dtype", "revision", "subfolder", "token", "torch_dtype", "variant"))
+_SCALING = "divide pixels in 0..255 by 127.5 and subtract 1, or use the image processor"
 # What diffusers' EMAModel writes into the config of the model that it saves.
 _EMA_FIELDS = frozenset(
     ("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power")
@@ -55,7 +59,8 @@ class AutoencoderVPOutput(BaseOutput):
 class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin, ConfigMixin):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
-    Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1).
+    Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1); or a PIL image or a
+    list of these, which `preprocessor()` resizes and crops to `sample_size`. A single image [C, H, W] is no batch.
 
     Args:
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
@@ -79,6 +84,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         downsampling=lambda config: 2 ** (len(config["block_out_channels"]) - 1),
     )
     _weights_file = "diffusion_pytorch_model"
+    _input_dims = 4
     _projections = ("quant_conv", "post_quant_conv")
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
@@ -159,12 +165,11 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                 and latents of a quantizer of kind "none" are never quantized.
             shape: (B, h, w) or (B, h, w, d), if the codes are flat.
         """
+        h = as_real(h, "codes or latents", device_for(self, h))
+        require_nonempty(h, "codes or latents")
         if h.is_floating_point():
-            if h.ndim != 4 or h.shape[1] != self.config.latent_channels:
-                raise ValueError(
-                    f"latents must be [B, {self.config.latent_channels}, h, w], got shape {tuple(h.shape)}; "
-                    "codes must be of an integer dtype"
-                )
+            wanted = "B", self.config.latent_channels, "h", "w"
+            require_shape(h, "latents", wanted, "; codes must be of an integer dtype")
             require_finite(h, "latent values")
             latents = h.movedim(1, -1)
             as_it_is = self.config.force_not_quantize if force_not_quantize is None else force_not_quantize
@@ -173,11 +178,8 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         else:
             group = () if self.quantize.code_groups == 1 else (self.quantize.code_groups,)
             codes = h if shape is None else h.reshape(*shape[:3], *group)
-            if codes.ndim != 3 + len(group):
-                wanted = ", ".join(("B", "h", "w", *map(str, group)))
-                raise ValueError(
-                    f"codes must be [{wanted}], got shape {tuple(codes.shape)}; for flat codes give shape="
-                )
+            remedy = "; for flat codes give shape=, for those of one image codes[None]"
+            require_shape(codes, "codes", ("B", "h", "w", *group), remedy)
             latents = self.quantize.decode(codes)
         latents = latents.to(self.dtype)
         parts = latents.split(1) if self.use_slicing else [latents]
@@ -192,6 +194,12 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     def detokenize(self, codes: Tensor) -> Tensor:
         """Images [B, C, H, W] of codes [B, h, w] or [B, h, w, G]; the same as `decode(codes).sample`."""
         return self.decode(codes).sample
+
+    def as_inputs(self, inputs: Any) -> Tensor:
+        pictures = inputs if isinstance(inputs, list | tuple) and inputs else [inputs]
+        if all(isinstance(picture, Image.Image) for picture in pictures):
+            inputs = self.preprocessor()(pictures, return_tensors="pt")["pixel_values"].to(self.device)
+        return as_floating(inputs, "images", device_for(self, inputs), _SCALING)
 
     def forward(
         self, sample: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
@@ -226,6 +234,8 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Images [B, C, H, W] of latents [B, h, w, d], which are not quantized."""
+        vectors = as_floating(vectors, "latents", device_for(self, vectors), "codes are for detokenize")
+        require_shape(vectors, "latents", ("B", "h", "w", self.config.latent_channels))
         return self.decode(vectors.movedim(-1, 1), force_not_quantize=True).sample
 
     def preprocessor(self):
@@ -268,19 +278,19 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.quant_conv
 
-    def _checked(self, x: Tensor) -> Tensor:
-        channels, factor = self.config.in_channels, self.downsample_factor
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"images must be [B, {channels}, H, W], got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"images must be floating point in [-1, 1], got {x.dtype}; use the image processor")
+    def _checked(self, x: Any) -> Tensor:
+        """Images [B, C, H, W] in the model's dtype."""
+        x, channels, factor = self.as_inputs(x), self.config.in_channels, self.downsample_factor
+        remedy = "; of one image give x[None], of channels at the end x.movedim(-1, -3), or use the image processor"
+        require_nonempty(x, "images")
+        require_shape(x, "images", ("B", channels, "H", "W"), remedy)
         height, width = x.shape[-2:]
-        if height % factor or width % factor or height == 0 or width == 0:
+        if height % factor or width % factor:
             raise ValueError(
                 f"height and width must be multiples of {factor}, got {height} x {width}; "
                 f"crop to {height // factor * factor} x {width // factor * factor} or pad"
             )
-        require_finite(x, "pixel values", "; images lie in [-1, 1]")
+        require_finite(x, "pixel values", "; images lie in [-1, 1]", _SCALING)
         # Another memory format has other kernels, which round otherwise: equal images shall have equal codes.
         return x.to(self.dtype).contiguous()
 

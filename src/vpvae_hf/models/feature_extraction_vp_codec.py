@@ -4,9 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import BatchFeature, EncodecFeatureExtractor
 
+from vpvae_hf.neighbors.tensors import as_floating
 from vpvae_hf.resampling import resampled
+
+from .tokenizer import require_finite
+
+SCALING = "divide samples of 16 bits by 32768, of another type by its range"
 
 
 class VPCodecFeatureExtractor(EncodecFeatureExtractor):
@@ -23,7 +29,8 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
         """Make a batch.
 
         Args:
-            raw_audio: [T] floating, in [-1, 1], or a list of such.
+            raw_audio: [T] floating, in [-1, 1], as an array, tensor or list, or a list of such. Other dimensions of
+                size 1, as of [1, T] and [T, 1], do not count.
             sampling_rate: of the audio, Hz; the tokenizer's if it is None.
             resample: allow another rate, which is then converted.
             kwargs: padding, truncation, max_length and return_tensors as in transformers.
@@ -43,15 +50,17 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
         return super().__call__(waveforms, sampling_rate=self.sampling_rate, **kwargs)
 
 
+def require_samples(audio: Tensor) -> None:
+    """Raise a ValueError if audio is empty, not finite or far beyond [-1, 1]."""
+    require_finite(audio, "audio samples", "; audio lies in [-1, 1]", SCALING)
+
+
 def _checked(waveform: Any) -> np.ndarray:
     """[T] float32."""
-    waveform = np.asarray(waveform)
-    if waveform.ndim != 1:
-        raise ValueError(f"audio must be mono, [T], got shape {waveform.shape}; average the channels")
-    if waveform.size == 0:
-        raise ValueError("audio must have samples, got none")
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise ValueError(f"audio must be floating point in [-1, 1], got {waveform.dtype}; divide by the type's range")
-    if bad := int((~np.isfinite(waveform)).sum()):
-        raise ValueError(f"{bad} of {waveform.size} audio samples are NaN or infinite; audio lies in [-1, 1]")
-    return waveform.astype(np.float32)
+    audio = as_floating(waveform, "audio", remedy=SCALING).detach().cpu()
+    if audio.numel() > max(audio.shape, default=0):
+        raise ValueError(
+            f"audio must be mono, [T], got shape {tuple(audio.shape)}; average the channels, or give a list of clips"
+        )
+    require_samples(audio)
+    return audio.float().flatten().numpy()

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,13 @@ from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
 from vpvae_hf.hub import HubEntry
+from vpvae_hf.neighbors.tensors import as_floating, as_real, as_tensor
 from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
+from vpvae_hf.quantizers.base import device_for
 
 from .configuration_vp_codec import VPCodecConfig
-from .feature_extraction_vp_codec import VPCodecFeatureExtractor
-from .tokenizer import Tokenizer, require_finite
+from .feature_extraction_vp_codec import SCALING, VPCodecFeatureExtractor, require_samples
+from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape
 from .vp_codec_layers import (
     CausalPadding,
     ConvolutionalDecoder,
@@ -91,6 +94,9 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     Audio is [B, 1, T] in [-1, 1] at `config.sampling_rate`, T at least one hop. If T is no multiple of the hop, the
     last code is that of audio and zeros. A `padding_mask` is [B, T], 1 for audio and 0 for padding at the end.
+
+    A waveform [T] or [1, T] is a batch of one clip, and a list of waveforms [T] of one length is a batch. Another
+    [n, T] may be n clips or n channels, so it is refused: give clips as x[:, None].
 
     Audio longer than `config.chunk_length_s` is processed in parts with all the context that each has in the whole.
     Their latents differ from those of the whole by rounding (less than 1e-4), which changes the code of a latent that
@@ -166,6 +172,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         if padding_mask is None:
             audio = self._decoded(latents, None)
         else:
+            padding_mask = self._as_mask(padding_mask)
             frames, hop, length = latents.shape[1], self.config.hop_length, padding_mask.shape[-1]
             lengths = _checked_padding(padding_mask, len(latents), hop).to(latents.device)
             if -(-length // hop) != frames:
@@ -190,6 +197,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         Args:
             generator: source of the perturbation's randomness.
         """
+        input_values, padding_mask = self.as_inputs(input_values), self._as_mask(padding_mask)
         audio, valid = self._checked(input_values, padding_mask)
         features = self._features(audio, valid)
         mask = None if valid is None else position_mask(valid, features.shape[1])
@@ -216,7 +224,9 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Audio [B, 1, N * hop] of latents [B, N, d], which are not quantized."""
-        return self._decoded(vectors, None)
+        vectors = as_floating(vectors, "latents", device_for(self, vectors), "codes are for detokenize")
+        require_shape(vectors, "latents", ("B", "N", self.config.codebook_dim))
+        return self.decode(vectors.mT, force_not_quantize=True, return_dict=True).audio_values
 
     def tokenize(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Codes [B, N] or [B, N, G] int64 of audio [B, 1, T], N = ceil(T / hop); 0 beyond the end of a padded clip."""
@@ -225,20 +235,22 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def detokenize(self, codes: Tensor) -> Tensor:
         """Audio [B, 1, N * hop] of codes [B, N] or [B, N, G]; `decode` takes transformers' [B, G, N]."""
-        groups = self.quantize.code_groups
-        group = () if groups == 1 else (groups,)
-        if codes.ndim < 2 or tuple(codes.shape[2:]) != group:
-            raise ValueError(
-                f"codes must be [{', '.join(('B', 'N', *map(str, group)))}], got shape {tuple(codes.shape)}; decode "
-                f"takes [B, {groups}, N], as encode gives them"
-            )
+        groups, codes = self.quantize.code_groups, as_tensor(codes, "codes", device_for(self, codes))
+        remedy = f"; of one clip give codes[None]; decode takes [B, {groups}, N], as encode gives them"
+        require_shape(codes, "codes", ("B", "N") if groups == 1 else ("B", "N", groups), remedy)
         return self.decode(self.codes_first(codes), return_dict=True).audio_values
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
-        hop = self.config.hop_length
+        hop, padding_mask = self.config.hop_length, self._as_mask(padding_mask)
         lengths = _checked_padding(padding_mask, len(padding_mask), hop)
         return position_mask(-(-lengths // hop), -(-padding_mask.shape[-1] // hop))
+
+    def as_inputs(self, inputs: Any) -> Tensor:
+        audio = as_floating(inputs, "audio", device_for(self, inputs), SCALING)
+        if audio.ndim == 2 and not hasattr(inputs, "ndim"):
+            return audio[:, None]
+        return audio.reshape(1, 1, -1) if audio.ndim == 1 or (audio.ndim == 2 and len(audio) == 1) else audio
 
     def preprocessor(self) -> VPCodecFeatureExtractor:
         """What makes `input_values` and `padding_mask` of waveforms; it is saved along with the model."""
@@ -274,13 +286,20 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def _returns_dict(self, return_dict: bool | None) -> bool:
         return self.config.return_dict if return_dict is None else return_dict
 
-    def _checked(self, input_values: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _as_mask(self, padding_mask: Any) -> Tensor | None:
+        """The mask of a batch, which of a single clip may be [T]."""
+        if padding_mask is None:
+            return None
+        mask = as_tensor(padding_mask, "padding_mask", device_for(self, padding_mask))
+        return mask[None] if mask.ndim == 1 else mask
+
+    def _checked(self, input_values: Any, padding_mask: Any) -> tuple[Tensor, Tensor | None]:
         """Audio [B, 1, N * hop] in the model's dtype, zero where there is none, and frames of each sample [B]."""
         hop = self.config.hop_length
-        audio = checked_audio(input_values, hop).to(self.dtype)
+        audio = checked_audio(self.as_inputs(input_values), hop).to(self.dtype)
         valid = None
         if padding_mask is not None:
-            lengths = _checked_padding(padding_mask, len(audio), hop, audio.shape[-1]).to(audio.device)
+            lengths = _checked_padding(self._as_mask(padding_mask), len(audio), hop, audio.shape[-1]).to(audio.device)
             valid = self._frames_of(lengths, audio.shape[-1])
             audio = audio.masked_fill(~position_mask(lengths, audio.shape[-1])[:, None], 0)
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
@@ -362,11 +381,13 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     def _latents_of(self, audio_codes: Tensor, force_not_quantize: bool) -> Tensor:
         """[B, N, d] from what `decode` takes."""
+        audio_codes = as_real(audio_codes, "codes or latents", device_for(self, audio_codes))
+        require_nonempty(audio_codes, "codes or latents")
         floating, dim, groups = audio_codes.is_floating_point(), self.config.codebook_dim, self.quantize.code_groups
-        if audio_codes.ndim != 3 or audio_codes.shape[1] != (dim if floating else groups) or audio_codes.shape[-1] < 1:
+        if audio_codes.ndim != 3 or audio_codes.shape[1] != (dim if floating else groups):
             raise ValueError(
-                f"decode takes codes [B, {groups}, N] of an integer dtype or floating latents [B, {dim}, N], N at "
-                f"least 1; got {audio_codes.dtype} of shape {tuple(audio_codes.shape)}"
+                f"decode takes codes [B, {groups}, N] of an integer dtype or floating latents [B, {dim}, N]; got "
+                f"{audio_codes.dtype} of shape {tuple(audio_codes.shape)}"
             )
         if not floating:
             return self.quantize.decode(self.codes_last(audio_codes))
@@ -376,20 +397,21 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
 
 def checked_audio(audio: Tensor, shortest: int) -> Tensor:
-    """The audio, if it is [B, 1, T], floating, finite, and T is at least `shortest`."""
-    if audio.ndim != 3 or audio.shape[1] != 1:
-        remedy = "average the channels" if audio.ndim == 3 else "add dimensions with reshape(B, 1, T)"
-        raise ValueError(f"audio must be mono, [B, 1, T], got shape {tuple(audio.shape)}; {remedy}")
-    if not audio.is_floating_point():
-        raise TypeError(f"audio must be floating point in [-1, 1], got {audio.dtype}; use the feature extractor")
-    if len(audio) == 0:
-        raise ValueError(f"audio must be a batch of at least one sample, got shape {tuple(audio.shape)}")
+    """The audio, if it is [B, 1, T], floating, finite, about within [-1, 1], and T is at least `shortest`."""
+    remedy = (
+        ", which looks like a batch without channels or like several channels; give clips [n, T] as x[:, None], "
+        "channels as their mean or as clips, and [T, 1] as x.mT"
+    )
+    if shortest or audio.shape[:1] == (0,):  # a chunk of a stream may have no samples
+        require_nonempty(audio, "audio")
+    require_shape(audio, "mono audio", ("B", 1, "T"), remedy)
     if audio.shape[-1] < shortest:
         raise ValueError(
             f"audio must have at least {shortest} samples, which one code stands for, got shape {tuple(audio.shape)}; "
             "append zeros"
         )
-    require_finite(audio, "audio samples", "; audio lies in [-1, 1]")
+    if audio.numel():
+        require_samples(audio)
     return audio
 
 

@@ -7,19 +7,24 @@ codes. Codes are [B, *grid], or [B, *grid, G] if a token has G codes of its own.
 import dataclasses
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
+from vpvae_hf.neighbors.tensors import as_tensor
 from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
-from vpvae_hf.quantizers.base import kept_for_training
+from vpvae_hf.quantizers.base import device_for, kept_for_training
 from vpvae_hf.renamed import FormerMethod
 
 from .persistence import Persistence
+
+# Noise of a smoke test stays far below this, pixels in 0..255 and samples of 16 bits do not.
+_LARGEST_SIGNAL = 10
 
 
 class Tokenizer(Persistence, ABC):
@@ -28,8 +33,12 @@ class Tokenizer(Persistence, ABC):
     It computes: signal, encoder, projection, quantizer, projection, decoder, signal. Models derive from this class
     first, and then from a model class of diffusers or transformers.
 
-    Methods raise a ValueError for inputs, latents or codes of another shape, out of range, NaN or infinite. If they
-    need codes, they raise a CodebookNotFittedError before a codebook is fitted, and a NoCodesError with kind "none".
+    Methods take tensors, arrays of numpy and of what can be made one, and lists of these; what is no tensor goes to the
+    model's device. They give tensors.
+
+    Methods raise a ValueError for inputs, latents or codes of another shape, empty, out of range, NaN or infinite, and
+    a TypeError for another kind of dtype, or what is no array. If they need codes, they raise a CodebookNotFittedError
+    before a codebook is fitted, and a NoCodesError with kind "none".
 
     Attributes:
         quantize: the quantizer.
@@ -38,6 +47,7 @@ class Tokenizer(Persistence, ABC):
 
     quantize: Quantizer
     hub_entry: ClassVar[HubEntry]
+    _input_dims: ClassVar[int] = 3  # of a batch of inputs, [B, C, T]
     _projections: ClassVar[tuple[str, str]]  # names of the layers, linear at each position, around the quantizer
 
     def __init_subclass__(cls, **kwargs):
@@ -48,6 +58,10 @@ class Tokenizer(Persistence, ABC):
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
         self.register_load_state_dict_post_hook(_follow_quantizer)
+
+    def as_inputs(self, inputs: Any) -> Tensor:
+        """Signals as the tensor of a batch that methods make of them, see the class."""
+        return as_tensor(inputs, "inputs", device_for(self, inputs))
 
     @abstractmethod
     def latent_vectors(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -183,12 +197,37 @@ def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:
     tokenizer._sync_config()
 
 
-def require_finite(values: Tensor, what: str, remedy: str = "") -> None:
-    """Raise a ValueError that counts NaN and infinite values, if there are any."""
-    finite = torch.isfinite(values)
-    if not finite.all():
-        bad = finite.numel() - int(finite.sum())
+def require_finite(values: Tensor, what: str, remedy: str = "", scaling: str | None = None) -> None:
+    """Raise a ValueError if values are empty, NaN or infinite; and if they are far beyond [-1, 1], given a `scaling`.
+
+    Args:
+        what: what messages call the values.
+        remedy: what they add to it.
+        scaling: of signals in [-1, 1], how others are scaled.
+    """
+    require_nonempty(values, what)
+    low, high = torch.stack(torch.aminmax(values.detach())).tolist()  # both NaN if any value is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = int((~torch.isfinite(values)).sum())
         raise ValueError(f"{bad} of {values.numel()} {what} are NaN or infinite{remedy}")
+    if scaling is not None and max(-low, high) > _LARGEST_SIGNAL:
+        raise ValueError(
+            f"{what} reach from {low:.4g} to {high:.4g}, beyond the limit of {_LARGEST_SIGNAL}{remedy}; {scaling}"
+        )
+
+
+def require_nonempty(values: Tensor, what: str) -> None:
+    """Raise a ValueError if a batch has no items, or items without content."""
+    if 0 in values.shape:
+        raise ValueError(f"the batch is empty: {what} of shape {tuple(values.shape)}; leave it out")
+
+
+def require_shape(tensor: Tensor, what: str, wanted: Sequence[int | str], remedy: str = "") -> None:
+    """Raise a ValueError unless a tensor has as many dimensions as are wanted, and the sizes that are numbers."""
+    given = tuple(tensor.shape)
+    sizes = zip(given, wanted, strict=False)
+    if len(given) != len(wanted) or any(isinstance(want, int) and size != want for size, want in sizes):
+        raise ValueError(f"{what} must be [{', '.join(map(str, wanted))}], got shape {given}{remedy}")
 
 
 def _is_rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from vpvae_hf.neighbors.tensors import as_codes
+from vpvae_hf.quantizers.base import device_for
+
+from .inputs import unwrapped
 from .modeling_vp_codec import VPCodecModel, checked_audio
+from .tokenizer import require_shape
 from .vp_codec_layers import CausalPadding
 
 
@@ -15,6 +20,7 @@ class _Stream:
     """It holds the ends of each layer's input, so its memory does not grow."""
 
     def __init__(self, codec: VPCodecModel):
+        codec = unwrapped(codec)
         if not codec.config.causal:
             raise ValueError(
                 "this codec is not causal: each of its codes depends on later audio; train one with causal=True in its "
@@ -57,7 +63,7 @@ class StreamingEncoder(_Stream):
     def encode(self, audio: Tensor) -> Tensor:
         """[B, G, N] int64 codes of the hops that a chunk [B, 1, T] completes; N may be 0."""
         codec, hop = self._codec, self._codec.config.hop_length
-        audio = checked_audio(audio, 0).to(codec.dtype)
+        audio = checked_audio(codec.as_inputs(audio), 0).to(codec.dtype)
         self._check_batch(len(audio))
         self._batch = len(audio)
         if self._rest is not None:
@@ -88,9 +94,8 @@ class StreamingDecoder(_Stream):
     @torch.no_grad()
     def decode(self, audio_codes: Tensor) -> Tensor:
         """Audio [B, 1, N * hop] of codes [B, G, N]."""
-        groups = self._codec.quantize.code_groups
-        if audio_codes.ndim != 3 or audio_codes.shape[1] != groups:
-            raise ValueError(f"codes must be [B, {groups}, N], got shape {tuple(audio_codes.shape)}")
+        audio_codes = as_codes(audio_codes, device_for(self._codec, audio_codes))
+        require_shape(audio_codes, "codes", ("B", self._codec.quantize.code_groups, "N"))
         self._check_batch(len(audio_codes))
         latents = self._codec.quantize.decode(self._codec.codes_last(audio_codes))
         self._batch = len(audio_codes)

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .tensors import as_real
+
 # Entries of one block of the [queries x points] distance matrix: 64 MiB in float32.
 _BLOCK_ENTRIES = 1 << 24
 _POINT_BLOCK = 1 << 16
@@ -25,6 +27,7 @@ class NeighborIndex(ABC):
     """
 
     def __init__(self, points: Tensor):
+        points = as_real(points, "points")
         if points.ndim != 2 or points.shape[0] == 0:
             raise ValueError(f"points must be [S, d] with S >= 1, got shape {tuple(points.shape)}")
         if not torch.isfinite(points).all():
@@ -34,6 +37,7 @@ class NeighborIndex(ABC):
     def distances(self, queries: Tensor, ranks: Sequence[int]) -> Tensor:
         """Euclidean distances [N, R] float32 from queries [N, d] to their ranks[r]-th nearest points, 1 the nearest."""
         size, dim = self.points.shape
+        queries = as_real(queries, "queries")
         if queries.ndim != 2 or queries.shape[1] != dim:
             raise ValueError(f"queries must be [N, {dim}] like the points, got shape {tuple(queries.shape)}")
         if not ranks or min(ranks) < 1 or max(ranks) > size:

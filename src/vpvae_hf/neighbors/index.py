@@ -7,6 +7,7 @@ from torch import Tensor
 from .base import NeighborIndex, TorchIndex
 from .cpu import FaissIndex, KDTreeIndex
 from .cuda import TritonIndex, runs_kernels
+from .tensors import as_real
 
 BACKENDS: dict[str, type[NeighborIndex]] = {
     "torch": TorchIndex,
@@ -33,6 +34,7 @@ def build_index(
     Raises:
         ValueError: unknown backend, one that cannot run here, or points that are not a non-empty finite matrix.
     """
+    points = as_real(points, "points")
     if backend == "auto" and points.device.type == "cpu":
         backend = "kdtree" if points.ndim == 2 and points.shape[1] <= _MOST_TREE_DIMENSIONS else "torch"
     elif backend == "auto":

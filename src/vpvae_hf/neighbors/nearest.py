@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .base import direct_distances, query_blocks
 from .cuda import nearest_point_fused, runs_kernels
+from .tensors import as_real
 
 
 class NearestPoint:
@@ -52,6 +53,7 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: no points, or points of another dimension than the queries. On a CPU, where the check costs
             nothing, also a query so far from all points that the square of its distance overflows.
     """
+    queries, points = as_real(queries, "queries"), as_real(points, "points")
     if points.ndim != 2 or not len(points) or queries.ndim != 2 or queries.shape[1] != points.shape[1]:
         raise ValueError(
             f"points must be [K, d] with K >= 1 and queries [N, d], got shapes {tuple(points.shape)} "

@@ -10,12 +10,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vpvae_hf.neighbors.tensors import as_codes, as_tensor
 from vpvae_hf.settings import require, require_integer
 
 from .normalization import rms_length
@@ -145,6 +147,7 @@ class Quantizer(nn.Module, ABC):
             features: [..., F] what the encoder gives, any floating dtype.
             generator: source of the training forward's randomness, on the features' device; None for torch's own.
         """
+        features = as_tensor(features, "features", device_for(self, features))
         _check_vectors(features, self.config.feature_dim, "features")
         with torch.autocast(features.device.type, enabled=False):
             if self.training:
@@ -161,6 +164,7 @@ class Quantizer(nn.Module, ABC):
     def encode(self, latents: Tensor) -> Tensor:
         """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d]."""
         self.check_codes()
+        latents = as_tensor(latents, "latents", device_for(self, latents))
         _check_vectors(latents, self.latent_dim, "latents")
         with torch.autocast(latents.device.type, enabled=False):
             return self.nearest_codes(latents.float())
@@ -168,12 +172,10 @@ class Quantizer(nn.Module, ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """The latent of each code: [..., d] float32 from [...] or [..., G] integers."""
         self.check_codes()
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
+        codes = as_codes(codes, device_for(self, codes))
         groups = self.code_groups
         if groups > 1 and (codes.ndim < 1 or codes.shape[-1] != groups):
             raise ValueError(f"codes must be [..., {groups}], one per dimension, got shape {tuple(codes.shape)}")
-        codes = codes.long()  # files hold narrow types, which lack some numbers and operations
         if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(
                 f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}; "
@@ -230,6 +232,12 @@ def kept_for_training() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def device_for(module: nn.Module, values: Any) -> torch.device | None:
+    """The module's device, for arrays, which have none; None for a tensor, and for a module without weights."""
+    weights = None if isinstance(values, Tensor) else next(chain(module.parameters(), module.buffers()), None)
+    return None if weights is None else weights.device
 
 
 def _check_vectors(vectors: Tensor, dim: int, name: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
+from vpvae_hf.neighbors.tensors import as_real
 from vpvae_hf.settings import (
     is_integer,
     is_number,
@@ -216,6 +217,7 @@ class VectorPerturbation(Quantizer):
     @kept_for_training()
     def set_codebook(self, codebook: Tensor) -> None:
         """Install a fitted codebook [K, d]; K may differ from the present one."""
+        codebook = as_real(codebook, "codebook")
         if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
             raise ValueError(f"codebook must be [K, {self.latent_dim}], got shape {tuple(codebook.shape)}")
         if not torch.isfinite(codebook).all():

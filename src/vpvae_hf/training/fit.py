@@ -3,8 +3,9 @@
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.metrics import code_usage
+from vpvae_hf.models.inputs import batch_inputs, check_batches, unwrapped
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.settings import require
@@ -22,8 +24,6 @@ _log = logging.getLogger(__name__)
 _HELD_OUT_SHARE = 0.1
 # From this many passes over the data on, in which the same items occur with other crops, the fit says so.
 _FEW_PASSES = 2
-_INPUT_NAMES = ("pixel_values", "input_values")
-_PADDING = "padding_mask"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CodebookFit:
 
 def fit_codebook(
     model: Tokenizer,
-    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    batches: Iterable,
     codebook_size: int | None = None,
     *,
     latents_per_code: int = 256,
@@ -76,9 +76,10 @@ def fit_codebook(
     the codebook; and here, after training, on fresh latents, for the codebook that is saved.
 
     Args:
-        model: a tokenizer; it keeps its mode and device.
-        batches: inputs as the model takes them, or mappings that hold them as "pixel_values" or "input_values", and the
-            "padding_mask" of padded audio.
+        model: a tokenizer, also in a wrapper of DistributedDataParallel, torch.compile or peft; it keeps its mode and
+            device.
+        batches: each holds inputs as the model takes them; or is a mapping that holds them as "pixel_values" or
+            "input_values", and the "padding_mask" of padded audio; or a tuple or list of inputs and labels.
         codebook_size: K; by default that of the quantizer's config.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
         seed: seed of K-means.
@@ -89,9 +90,11 @@ def fit_codebook(
         progress: show bars on stderr.
 
     Raises:
+        TypeError: no tokenizer, or no iterable of batches.
         ValueError: a quantizer that needs no fitting; fewer (distinct) latents than codes; NaN or infinite latents.
         RuntimeError: another rank fits, or has fitted, its own model alone, by default.
     """
+    model = unwrapped(model)
     quantizer = model.quantize
     if not quantizer.needs_fitting:
         raise ValueError(
@@ -142,7 +145,7 @@ def fit_codebook(
 
 def measure_scaling_factor(
     model: Tokenizer,
-    batches: Iterable[Tensor | Mapping[str, Tensor]],
+    batches: Iterable,
     *,
     latents: int = 65_536,
     across_ranks: bool | None = None,
@@ -153,6 +156,7 @@ def measure_scaling_factor(
     For models that need no fitting; `fit_codebook` does the same and explains the other arguments. Returns the factor;
     a ValueError if there are no batches, or latents that are all equal.
     """
+    model = unwrapped(model)
     across_ranks = _across_ranks(across_ranks, "measure_scaling_factor")
     wanted = math.ceil(latents / (distributed.world_size() if across_ranks else 1))
     factor = _scaling_factor(_collect(model, batches, wanted, across_ranks, progress), across_ranks)
@@ -192,7 +196,7 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
         try:
             how = {"desc": "Encoding", "unit": "latent", "unit_scale": True, "shown": progress}
             with distributed.progress_bar(total=wanted, **how) as bar:
-                for batch in batches:
+                for batch in check_batches(batches):
                     found.append(_latents(model, batch)[: wanted - count])
                     count += len(found[-1])
                     bar.update(len(found[-1]))
@@ -227,14 +231,8 @@ def _warn_of_equal_parts(latents: Tensor) -> None:
         )
 
 
-def _latents(model: Tokenizer, batch: Tensor | Mapping[str, Tensor]) -> Tensor:
+def _latents(model: Tokenizer, batch: Any) -> Tensor:
     """[n, d] of a batch, without those of padding."""
-    named = {_INPUT_NAMES[0]: batch} if isinstance(batch, Tensor) else batch
-    name = next((name for name in _INPUT_NAMES if name in named), None)
-    if name is None:
-        raise ValueError(f"a batch must be a tensor or hold one of {', '.join(_INPUT_NAMES)}; it holds {list(batch)}")
-    device = next(model.parameters()).device
-    if _PADDING not in named:
-        return model.latent_vectors(named[name].to(device)).flatten(0, -2)
-    mask = named[_PADDING].to(device)
-    return model.latent_vectors(named[name].to(device), mask)[model.token_mask(mask)]
+    inputs, mask = batch_inputs(model, batch)
+    latents = model.latent_vectors(inputs, mask)
+    return latents.flatten(0, -2) if mask is None else latents[model.token_mask(mask)]

@@ -1,0 +1,106 @@
+"""What people hand over in Python, as tensors: arrays of numpy and of what can be made one, and lists of these."""
+
+from collections.abc import Mapping, Sequence
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Of keys and shapes a message names at most so many.
+_NAMED = 5
+
+
+def as_tensor(values: Any, what: str, device: torch.device | None = None) -> Tensor:
+    """A tensor as it is; an array, a number or (nested) lists of these and of tensors as a tensor of their dtype.
+
+    Args:
+        values: arrays may be read-only, of any strides and byte order.
+        what: how messages call the values, e.g. "images".
+        device: where what is no tensor goes; None for the CPU.
+
+    Raises:
+        TypeError: something else, such as a mapping, a path or an array of strings.
+        ValueError: a list of tensors or arrays that differ in shape.
+    """
+    if isinstance(values, Tensor):
+        return values
+    tensor = _stacked(values, what) if _is_sequence(values) else _from_array(values, what)
+    return tensor if device is None else tensor.to(device)
+
+
+def as_real(values: Any, what: str, device: torch.device | None = None) -> Tensor:
+    """As `as_tensor`, of integers or floating; a TypeError for booleans and complex numbers."""
+    tensor = as_tensor(values, what, device)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{what} must be real numbers, got {tensor.dtype}")
+    return tensor
+
+
+def as_floating(
+    values: Any, what: str, device: torch.device | None = None, remedy: str = "scale them to [-1, 1]"
+) -> Tensor:
+    """As `as_tensor`, floating point; a TypeError with the remedy for another kind of dtype."""
+    tensor = as_tensor(values, what, device)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{what} must be floating point, got {tensor.dtype}; {remedy}")
+    return tensor
+
+
+def as_codes(codes: Any, device: torch.device | None = None) -> Tensor:
+    """As `as_tensor`, int64 of any integers; a TypeError for another kind of dtype."""
+    codes = as_tensor(codes, "codes", device)
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
+    return codes.long()  # files hold narrow types, which lack some numbers and operations
+
+
+def shapes_of(tensors: Sequence[Tensor]) -> str:
+    """The different shapes of some tensors, for a message."""
+    shapes = list(dict.fromkeys(str(tuple(each.shape)) for each in tensors))
+    return named(shapes)
+
+
+def named(names: Sequence[Any]) -> str:
+    """The first of some names, for a message."""
+    more = ["..."] if len(names) > _NAMED else []
+    return ", ".join([str(name)[:40] for name in names[:_NAMED]] + more)
+
+
+def _is_sequence(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str | bytes)
+
+
+def _stacked(values: Sequence, what: str) -> Tensor:
+    if not len(values) or isinstance(values[0], Number):
+        try:
+            return _from_array(np.asarray(list(values)), what)
+        except ValueError as error:
+            raise ValueError(f"{what} must be lists of equal lengths, got numbers beside lists") from error
+    parts = [as_tensor(each, what) for each in values]
+    if any(part.shape != parts[0].shape for part in parts):
+        raise ValueError(
+            f"{what} of one batch must have one shape, got {len(parts)} of shapes {shapes_of(parts)}; make them equal, "
+            "as the model's preprocessor() does with signals, or give them one by one"
+        )
+    return torch.stack(parts)
+
+
+def _from_array(values: Any, what: str) -> Tensor:
+    if not isinstance(values, Number) and not hasattr(values, "__array__"):
+        raise TypeError(f"{what} must be a tensor, an array or a list of these, got {_described(values)}")
+    array = np.asarray(values)
+    if array.dtype == object:  # such as the rows of a table
+        return as_tensor(array.tolist(), what)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"{what} must be numbers, got an array of dtype {array.dtype}")
+    # torch takes no other byte order and no negative strides, and warns of arrays that must not be written to.
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def _described(values: Any) -> str:
+    kind = type(values).__name__
+    if isinstance(values, Mapping):
+        return f"{kind}, which holds {named(list(values)) or 'nothing'}: give one of its values, or unpack it with **"
+    return f"{kind}; open files and convert objects first"
