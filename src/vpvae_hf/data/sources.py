@@ -24,15 +24,6 @@ _DATA_FILES = frozenset((".arrow", ".parquet", ".tar", ".zip"))
 _FOLDER_SPLITS = ("train", "validation", "test")
 
 
-class UnreadableFileError(ValueError):
-    """A file that is missing, corrupt or of another kind. Streams skip and count it."""
-
-
-def name_of(file: Mapping) -> str:
-    """What messages call a file."""
-    return file["path"] or "a file without a name"
-
-
 class Transform(ABC):
     """Makes an item of a file: decodes it and cuts out what a model takes. It holds settings only, so that it can be
     sent to worker processes.

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vpvae_hf.settings import require_integer
+from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
-from .sources import Source, Transform, UnreadableFileError, library_missing
+from .sources import Source, Transform, library_missing
 
 # A folder of a million files has a million shards, so shards are dealt out in at most this many groups.
 _MOST_GROUPS = 1024
@@ -64,7 +65,7 @@ class ItemStream(IterableDataset):
         """From the beginning, or once from a loaded state.
 
         Yields:
-            "item", and "skipped", the number of unreadable files just before it. If a finite stream ends with
+            "item", and "skipped", the reasons of the unreadable files just before it. If a finite stream ends with
             unreadable files, the "item" of its last yield is None.
 
         Raises:
@@ -82,7 +83,7 @@ class ItemStream(IterableDataset):
         if at["block_start"] is not None:
             reader.load_state_dict(at["block_start"])
         self._rows = rows = iter(reader)
-        skipped = 0
+        skipped: list[str] = []
         while True:
             at["block_start"] = reader.state_dict()
             files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
@@ -97,17 +98,18 @@ class ItemStream(IterableDataset):
                 try:
                     item = self.transform.read(files[place], self._rng(number, at["block"], at["taken"]))
                 except UnreadableFileError as error:
-                    skipped += 1
+                    skipped.append(str(error))
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
-                    if skipped == _MOST_UNREADABLE:
+                    if len(skipped) == _MOST_UNREADABLE:
                         kinds, column = f"{self.transform.kind}s", self._source.column
+                        found = f"data set {self._source.name}: {len(skipped)} {kinds}"
                         raise ValueError(
-                            f"data set {self._source.name}: {skipped} {kinds} in a row cannot be read; see whether the "
+                            f"{found} in a row cannot be read; see whether the "
                             f"files of column {column!r} are {kinds} and can be reached (the last: {error})"
                         ) from error
                     continue
                 yield {"item": item, "skipped": skipped}
-                skipped = 0
+                skipped = []
             at |= {"block": at["block"] + 1, "taken": 0}
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +138,8 @@ class ItemLoader:
         workers: number of worker processes; 0 for none.
 
     Attributes:
-        skipped: number of unreadable files so far.
+        skipped: number of unreadable files so far; it is logged with the first reasons, once there is one and when an
+            iteration ends.
     """
 
     def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0):
@@ -145,7 +148,11 @@ class ItemLoader:
         # Where the next iteration starts, and where the last one was left.
         self._resumed: dict[str, Any] | None = None
         self._left_at: dict[str, Any] | None = None
-        self.skipped = 0
+        self._unreadable = SkippedFiles(f"{stream.transform.kind}s of {stream._source.name}")
+
+    @property
+    def skipped(self) -> int:
+        return self._unreadable.count
 
     def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
         """What the transform's `model_input` gives; the last batch of a finite stream may be smaller."""
@@ -154,7 +161,10 @@ class ItemLoader:
             self._loader.load_state_dict(resumed)
         try:
             for batch, skipped in self._loader:
-                self.skipped += skipped
+                known = self.skipped
+                self._unreadable.add(skipped, len(skipped))
+                if not known:
+                    self._unreadable.tell()
                 if batch is not None:
                     yield self._stream.transform.model_input(batch)
         finally:
@@ -162,15 +172,17 @@ class ItemLoader:
             # when Python exits can abort it.
             self._left_at, self._loader = self._loader.state_dict(), None
             self._stream.close()
+            self._unreadable.tell()
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was given."""
         loader = self._left_at if self._loader is None else self._loader.state_dict()
-        return {"loader": loader, "skipped": self.skipped}
+        return {"loader": loader, **self._unreadable.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration from there; it takes the same number of workers and ranks as when it was saved."""
-        self._resumed, self.skipped = state["loader"], state["skipped"]
+        self._resumed = state["loader"]
+        self._unreadable.load_state_dict(state)
 
     def _new_loader(self):
         from torchdata.stateful_dataloader import StatefulDataLoader
@@ -187,10 +199,12 @@ class ItemLoader:
             )
 
 
-def _collate(collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
-    """A batch in the items' form, None if there is no item, and the number of unreadable files."""
+def _collate(
+    collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]
+) -> tuple[Tensor | None, list[str]]:
+    """A batch in the items' form, None if there is no item, and the reasons of unreadable files."""
     items = [each["item"] for each in yielded if each["item"] is not None]
-    return collate(items) if items else None, sum(each["skipped"] for each in yielded)
+    return collate(items) if items else None, [reason for each in yielded for reason in each["skipped"]]
 
 
 def check_readable(source: Source, transform: Transform) -> None:
