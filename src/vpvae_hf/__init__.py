@@ -20,6 +20,7 @@ _SOURCES = {
     "VPCodecConfig": ".models",
     "VPCodecFeatureExtractor": ".models",
     "VPCodecModel": ".models",
+    "VPImageProcessor": ".models",
     "VPMaskedPipeline": ".generation",
     "build_quantizer": ".quantizers",
     "fit_codebook": ".training",

@@ -1,5 +1,5 @@
 """The former place of `UnreadableFileError`; it goes with version 0.2."""
 
-from .sources import UnreadableFileError
+from vpvae_hf.unreadable import UnreadableFileError
 
 __all__ = ["UnreadableFileError"]

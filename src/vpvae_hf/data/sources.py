@@ -30,15 +30,6 @@ _LOCAL_SHARDS = 256
 _FILES_PER_SHARD = 64
 
 
-class UnreadableFileError(ValueError):
-    """A file that is missing, corrupt or of another kind. Streams skip and count it."""
-
-
-def name_of(file: Mapping) -> str:
-    """What messages call a file."""
-    return file["path"] or "a file without a name"
-
-
 class Transform(ABC):
     """Makes an item of a file: decodes it and cuts out what a model takes. It holds settings only, so that it can be
     sent to worker processes.

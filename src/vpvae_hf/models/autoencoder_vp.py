@@ -6,7 +6,7 @@ Latents are [B, h, w, d] inside, and [B, d, h, w] in `encode`, `decode` and outp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -27,6 +27,9 @@ from vpvae_hf.settings import did_you_mean
 from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles
 from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape
+
+if TYPE_CHECKING:
+    from .image_processing_vp import VPImageProcessor
 
 # The most used of diffusers' own.
 _LOADING_ARGUMENTS = frozenset(("device_map", "dtype", "revision", "subfolder", "token", "torch_dtype", "variant"))
@@ -186,8 +189,13 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         sample = torch.cat([self._decode(part) for part in parts])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def tokenize(self, pixel_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1], which take no `padding_mask`."""
+    def tokenize(
+        self, pixel_values: Tensor, padding_mask: Tensor | None = None, original_sizes: Tensor | None = None
+    ) -> Tensor:
+        """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1].
+
+        Images take no `padding_mask`. The processor's `original_sizes` change nothing: padding has codes as well.
+        """
         return super().tokenize(pixel_values, padding_mask)
 
     @torch.no_grad()
@@ -225,8 +233,10 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         return output.sample, output.latents, output.codes, output.loss, output.metrics
 
     @torch.no_grad()
-    def latent_vectors(self, pixel_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Continuous latents [B, h, w, d] float32 of images; `fit_codebook` clusters these."""
+    def latent_vectors(
+        self, pixel_values: Tensor, padding_mask: Tensor | None = None, original_sizes: Tensor | None = None
+    ) -> Tensor:
+        """Continuous latents [B, h, w, d] float32 of images; `fit_codebook` clusters these. Arguments as `tokenize`."""
         if padding_mask is not None:
             self.token_mask(padding_mask)
         return self.encode(pixel_values).latents.movedim(1, -1).float()
@@ -238,15 +248,11 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         require_shape(vectors, "latents", ("B", "h", "w", self.config.latent_channels))
         return self.decode(vectors.movedim(-1, 1), force_not_quantize=True).sample
 
-    def preprocessor(self):
+    def preprocessor(self) -> "VPImageProcessor":
         """The image processor that makes `pixel_values` of images; it is saved along with the model."""
-        from transformers import CLIPImageProcessorPil  # only saving needs it; this one needs no torchvision
+        from .image_processing_vp import VPImageProcessor  # only saving needs it
 
-        half = [0.5] * self.config.in_channels
-        size = self.config.sample_size
-        return CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size=size, image_mean=half, image_std=half, do_convert_rgb=len(half) == 3
-        )
+        return VPImageProcessor(channels=self.config.in_channels, multiple=self.downsample_factor)
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
