@@ -13,7 +13,7 @@ extras = {
     # What tests put beside the package, as users do: adapters, exported graphs, trackers.
     "dev": [
         *("import-linter>=2.17", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"),
-        *("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "peft>=0.17", "trackio>=0.10", "wandb>=0.22"),
+        *("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "peft>=0.18", "trackio>=0.10", "wandb>=0.22"),
     ],
 }
 used = ("train", "eval", "audio", "demo", "baselines")
@@ -35,17 +35,17 @@ setup(
     install_requires=[
         "torch>=2.6",
         "diffusers>=0.42",
-        "transformers>=5.17",
+        "transformers>=5.18",
         "accelerate>=1.10",
         "huggingface_hub>=1.32",
         "jinja2>=3.1",
-        "safetensors>=0.5",
+        "safetensors>=0.8",
         "numpy>=2.0",
         "scipy>=1.14",
         "faiss-cpu>=1.15",
         "pillow>=11",
         "pykdtree>=1.4",
-        "tqdm>=4.66",
+        "tqdm>=4.66.3",
         "wrapt>=1.17",
     ],
     extras_require=extras,

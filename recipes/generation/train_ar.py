@@ -34,6 +34,7 @@ from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.settings import require
 from vpvae_hf.training.checkpoints import prepare_output, resume_hint
 from vpvae_hf.training.config import RunConfig, option, require_settings, run_recipe
+from vpvae_hf.training.trackers import PROJECT, installed_trackers
 from vpvae_hf.training.trainer import checkpoint_activations
 
 # About 25 million weights. transformers' own defaults are those of the largest models.
@@ -133,7 +134,10 @@ def training_arguments(config: AutoregressiveConfig) -> TrainingArguments:
         eval_steps=config.validation_steps if validates else None,
         save_steps=config.checkpointing_steps,
         save_total_limit=config.checkpoints_total_limit,
-        report_to=list(config.report_to) or "none",
+        report_to=installed_trackers(config) or "none",
+        project=PROJECT,
+        run_name=Path(config.output_dir).name,
+        disable_tqdm=not sys.stderr.isatty(),  # a bar that redraws itself is one endless line of a file
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.accelerator.is_available(),
         remove_unused_columns=False,
@@ -172,6 +176,7 @@ def train(config: AutoregressiveConfig) -> Path:
         codes.check_same_codes(held_out)
     tokenizer, vocabulary = load_code_tokenizer(codes, config.tokenizer), vocabulary_of(codes, data.window)
     vocabulary.check_tokenizer(tokenizer)
+    installed_trackers(config)  # so that a wrong one is refused before a former run is deleted
     checkpoint = prepare_output(output, config, outputs=("pipeline",), checkpoint_file=STATE)
     step = 0 if checkpoint is None else json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
     ended = step >= config.max_train_steps

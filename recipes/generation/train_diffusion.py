@@ -22,9 +22,9 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from vpvae_hf import AutoencoderVP, distributed
+from vpvae_hf.files import open_to_usual_readers
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
 from vpvae_hf.modalities import MODALITIES, Batches
@@ -32,7 +32,8 @@ from vpvae_hf.modalities.image import ImageDataConfig
 from vpvae_hf.settings import require
 from vpvae_hf.training.checkpoints import load_checkpoint, prepare_output, resume_hint, save_checkpoint
 from vpvae_hf.training.config import LoopConfig, option, require_settings, run_recipe
-from vpvae_hf.training.trainer import MetricsLog, accelerator_for, start_trackers
+from vpvae_hf.training.trackers import start_trackers
+from vpvae_hf.training.trainer import MetricsLog, accelerator_for
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -128,7 +129,8 @@ def train(config: DiffusionConfig) -> Path:
         log.append(progress.step, metrics)
         accelerator.log(metrics, step=progress.step)
 
-    bar = tqdm(total=last, initial=progress.step, desc="Training", disable=not accelerator.is_main_process)
+    where = {"desc": "Training", "unit": "step", "initial": progress.step}
+    bar = distributed.progress_bar(total=last, **where, shown=progress.step < last)
     losses, norms, examples, began = [], [], 0, time.monotonic()
     with resume_hint(output, lambda: progress.step):
         for pixel_values in loader if progress.step < last else ():
@@ -272,6 +274,7 @@ def finish(config: DiffusionConfig, pipeline: LDMPipeline, error: float | None, 
     vae, unet = pipeline.vqvae, pipeline.unet
     has_codes = vae.quantize.has_codes and vae.quantize.config.fitted
     pipeline.save_pretrained(folder)
+    open_to_usual_readers(folder)
     if config.samples:
         Image.fromarray(samples(pipeline, config, has_codes)).save(folder / "samples.png")
     results = {

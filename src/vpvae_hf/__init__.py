@@ -20,10 +20,17 @@ _SOURCES = {
     "VPCodecConfig": ".models",
     "VPCodecFeatureExtractor": ".models",
     "VPCodecModel": ".models",
+    "VPImageProcessor": ".models",
     "VPMaskedPipeline": ".generation",
     "build_quantizer": ".quantizers",
     "fit_codebook": ".training",
     "measure_scaling_factor": ".training",
 }
 __all__ = list(_SOURCES)
-__getattr__, __dir__ = lazy_names(__name__, _SOURCES)
+_FORMER = {
+    "VPAudioGenerationPipeline": "VPAutoregressivePipeline",
+    "VPImageGenerationPipeline": "VPAutoregressivePipeline",
+    "VPMaskedAudioPipeline": "VPMaskedPipeline",
+    "VPMaskedImagePipeline": "VPMaskedPipeline",
+}
+__getattr__, __dir__ = lazy_names(__name__, _SOURCES, _FORMER)

@@ -1,18 +1,29 @@
-"""What the ranks of a distributed job have to agree on. A single process is a job of one rank.
+"""What the ranks of a distributed job have to agree on, and the bars that the first shows.
 
+A single process is a job of one rank.
 The job may be initialized after this module is imported. Every rank must make the same calls in the same
 order; results lie on the device of the tensor that was given. With NCCL alone, each rank must have chosen its GPU.
 """
 
 import contextlib
+import sys
 from collections.abc import Iterator
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm.auto import tqdm
 
 T = TypeVar("T")
+
+_TOGETHER = "together"
+_WAIT = timedelta(seconds=20)
+
+# Lines of a bar in a log file: the first after so many seconds, the later ones at growing distances, up to a limit.
+_FIRST_LINE_S, _LINE_GROWTH, _MOST_S_BETWEEN_LINES = 10, 0.1, 600
+_LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} passed, {remaining} left, {rate_fmt}{postfix}"
 
 
 def rank() -> int:
@@ -39,7 +50,7 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
     """Every rank's rows [n, ...], one rank after the other, on every rank; n may differ, the rest may not."""
     if world_size() == 1:
         return rows
-    counts = torch.zeros(world_size(), dtype=torch.long)
+    counts = torch.zeros(world_size(), device="cpu", dtype=torch.long)
     counts[rank()] = len(rows)
     counts = sum_over_ranks(counts)
     sent = _sendable(rows.new_zeros(int(counts.max()), *rows.shape[1:]))
@@ -53,7 +64,7 @@ def from_first_rank(tensor: Tensor) -> Tensor:
     """The first rank's rows [n, ...], on every rank; n may differ, the rest may not."""
     if world_size() == 1:
         return tensor
-    count = _sendable(torch.tensor(len(tensor)))
+    count = _sendable(torch.tensor(len(tensor), device="cpu"))
     dist.broadcast(count, src=0)
     sent = _sendable(tensor.clone() if rank() == 0 else tensor.new_empty(int(count), *tensor.shape[1:]))
     dist.broadcast(sent, src=0)
@@ -69,6 +80,41 @@ def objects_of_all_ranks(value: T) -> list[T]:
     return received
 
 
+def all_ranks_call(function: str) -> bool:
+    """Whether every rank of the job makes this call; if not, this rank alone does. False in a job of one rank.
+
+    It waits for the others for 20 seconds, on the job's store, so that a rank that is called alone does not wait for
+    ever.
+
+    Raises:
+        RuntimeError: another rank made the call, or an earlier one, alone; this one would have a result of its own.
+    """
+    if world_size() == 1:
+        return False
+    store = dist.PrefixStore(f"vpvae_hf/{function}", dist.distributed_c10d._get_default_store())
+    call = store.add("calls", 0)
+    decided, ranks = f"{call}/decided", store.add(f"{call}/arrived", 1)
+    if ranks == world_size():
+        store.add("calls", 1)
+        store.compare_set(decided, "", _TOGETHER)
+    else:
+        with contextlib.suppress(RuntimeError):  # nobody came
+            store.wait([decided], _WAIT)
+        if store.compare_set(decided, "", str(rank())).decode() == str(rank()):
+            store.add("calls", 1)
+    who = store.get(decided).decode()
+    if who == _TOGETHER:
+        return True
+    first = store.compare_set("alone", "", who).decode()
+    if first != str(rank()):
+        raise RuntimeError(
+            f"rank {first} has called {function} alone, since the others did not come within {_WAIT.seconds} seconds; "
+            f"rank {rank()} would get another result. Call it on every rank at the same point, or with "
+            "across_ranks=False on one"
+        )
+    return False
+
+
 @contextlib.contextmanager
 def failing_together(active: bool = True) -> Iterator[None]:
     """Raise on every rank when the block raises on any, since the others would wait for it for ever.
@@ -81,11 +127,48 @@ def failing_together(active: bool = True) -> Iterator[None]:
         yield
     except Exception as error:
         problem = error
-    failed = active and bool(sum_over_ranks(torch.tensor(problem is not None, dtype=torch.long)))
+    failed = active and bool(sum_over_ranks(torch.tensor(problem is not None, device="cpu", dtype=torch.long)))
     if problem is not None:
         raise problem
     if failed:
         raise RuntimeError("another rank failed, so this one stops too; see the other's error")
+
+
+def progress_bar(*, total: int | None, desc: str, unit: str, shown: bool = True, **settings: Any) -> tqdm:
+    """A bar of `tqdm` on stderr, with its arguments; the first rank's alone.
+
+    If stderr is no terminal, as under nohup, Slurm or CI, the bar prints a whole line now and then, with the time left,
+    and one at its end, instead of redrawing itself.
+    """
+    # A notebook's stderr is no terminal either, but draws bars.
+    drawn = sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm if drawn else _ProgressLines
+    return bar(total=total, desc=desc, unit=unit, disable=not shown or rank() > 0, **settings)
+
+
+class _ProgressLines(tqdm):
+    def __init__(self, **settings: Any):
+        # With gui=True tqdm leaves drawing and the end to its subclass.
+        super().__init__(**settings, gui=True, bar_format=_LINE, mininterval=_FIRST_LINE_S, miniters=1)
+        if not self.disable:
+            self._line_at = self.start_t
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        now = self._time()
+        if now - self._line_at >= self.mininterval and self.n != self.total:
+            print(self, file=sys.stderr, flush=True)
+            self._line_at = now
+            grown = _LINE_GROWTH * (now - self.start_t)
+            self.mininterval = min(max(_FIRST_LINE_S, grown), _MOST_S_BETWEEN_LINES)
+
+    def clear(self, nolock: bool = False) -> None:
+        return  # a line stays
+
+    def close(self) -> None:
+        if not self.disable:
+            self._ema_dt = lambda: None  # so that the last line has the mean rate
+            print(self, file=sys.stderr, flush=True)
+        super().close()
 
 
 def _initialized() -> bool:

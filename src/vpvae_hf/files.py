@@ -1,23 +1,29 @@
 """Files and folders that hold a whole result or keep their old content."""
 
+import contextlib
+import glob
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from vpvae_hf import distributed
+from vpvae_hf.settings import nearest_name
+
+_COMPARED_NAMES = 1000
 
 
-@contextmanager
+@contextlib.contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """A new file's path beside `path`; the file moves to `path` when the block ends well and is removed when it fails.
 
-    Ranks of a job may write the same file at once.
+    The file may be read and written by whom the umask says, whatever wrote it. Ranks of a job may write the same file
+    at once.
 
     Args:
         path: its folder is made if it does not exist.
@@ -27,7 +33,9 @@ def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
     # Without the process id: what a killed run left behind is written over when the run is started again.
     aside = path.with_name(f".{path.name}.{distributed.rank()}.partial")
     try:
+        usual = _usual_mode(aside)
         yield aside
+        _set_mode(aside, usual)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -52,6 +60,53 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is no valid JSON ({error}); save or download it again") from error
 
 
+def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path | None:
+    """The existing file or folder that a name means; None if the name can only be that of a hub's repository.
+
+    Args:
+        name: "~" at its beginning is the user's home.
+        suffixes: of files, in lower case; a hub id does not end in one.
+
+    Raises:
+        FileNotFoundError: the name cannot be that of a repository, and there is nothing.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    text = os.fspath(name)
+    path = Path(os.path.expanduser(text))
+    if path.exists():
+        return path
+    if isinstance(name, str) and path.suffix.lower() not in suffixes:
+        with contextlib.suppress(HFValidationError):
+            validate_repo_id(text)
+            return None
+    if "://" in text:
+        raise FileNotFoundError(f"{text} is an address; download it and name the file or folder")
+    if glob.has_magic(text):
+        raise FileNotFoundError(f"there is no file or folder {text}; patterns are not taken, name a folder or one file")
+    near = nearest_entry(path)
+    raise FileNotFoundError(f"there is no file or folder {text}" + (f"; did you mean {near}?" if near else ""))
+
+
+def nearest_entry(path: Path) -> Path | None:
+    """What there is in place of the first part of a path that does not exist, spelt most like it; None for nothing."""
+    while not path.parent.exists():
+        path = path.parent
+    try:
+        there = os.listdir(path.parent)
+    except OSError:
+        return None
+    # To compare more would take long.
+    near = nearest_name(path.name, there) if len(there) <= _COMPARED_NAMES else None
+    return None if near is None else path.parent / near
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two names mean the same, or are those of one existing file or folder."""
+    paths = [os.path.expanduser(each) for each in (one, other)]
+    return one == other or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
+
+
 def require_folder(path: str | os.PathLike) -> None:
     """Raise a FileExistsError if a file is in the place of a folder that is to be written."""
     if Path(path).exists() and not Path(path).is_dir():
@@ -65,7 +120,30 @@ def claim_output_folder(output: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
 
 
-@contextmanager
+def open_to_usual_readers(folder: str | os.PathLike) -> None:
+    """Give the safetensors files within a folder the mode of new files there; they are written for the owner alone."""
+    files = list(Path(folder).rglob("*.safetensors"))
+    usual = _usual_mode(Path(folder, f".mode.{distributed.rank()}"))
+    for file in files:
+        _set_mode(file, usual)
+
+
+def _usual_mode(new: Path) -> int:
+    """The mode that the umask, or the access list of the folder, gives a new file; `new` is made and removed."""
+    new.unlink(missing_ok=True)
+    new.touch()
+    mode = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    return mode
+
+
+def _set_mode(file: Path, mode: int) -> None:
+    # Only where it differs: some file systems have one mode for all files, and refuse to change it.
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        file.chmod(mode)
+
+
+@contextlib.contextmanager
 def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Iterator[str]:
     """A new folder within `target` whose files move up into it when the block ends well, and vanish when it fails.
 
@@ -82,6 +160,7 @@ def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Ite
     staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
     try:
         yield str(staging)
+        open_to_usual_readers(staging)
         written = {file.name for file in staging.iterdir()}
         for name in sorted(written):
             os.replace(staging / name, target / name)

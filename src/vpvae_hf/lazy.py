@@ -5,11 +5,23 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .renamed import warn_of_former_name
 
-def lazy_names(package: str, sources: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The `__getattr__` and `__dir__` of a package, from each public name's module relative to it, e.g. ".models"."""
+
+def lazy_names(
+    package: str, sources: Mapping[str, str], former: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The `__getattr__` and `__dir__` of a package.
+
+    Args:
+        sources: public name -> its module relative to the package, e.g. ".models".
+        former: former name -> public name.
+    """
 
     def __getattr__(name: str) -> Any:
+        if name in former:
+            warn_of_former_name(f"{package}.{name}", former[name])
+            return getattr(sys.modules[package], former[name])
         if name not in sources:
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
         value = getattr(importlib.import_module(sources[name], package), name)

@@ -39,6 +39,15 @@ def _register_feature_extractor(auto: ModuleType) -> None:
     auto.AutoFeatureExtractor.register(_CONFIG, _StandIn("VPCodecFeatureExtractor", (), {}))
 
 
+@when_imported("transformers.models.auto.image_processing_auto")
+def _register_image_processor(auto: ModuleType) -> None:
+    # The file of an image processor names its class, too. `AutoImageProcessor.register` would take no stand-in, and the
+    # key is one because a diffusers model has no config of transformers.
+    processor = _StandIn("VPImageProcessor", (), {})
+    backends = dict.fromkeys(("pil", "torchvision"), processor)
+    auto.IMAGE_PROCESSOR_MAPPING.register(_StandIn("AutoencoderVP", (), {}), backends)
+
+
 @when_imported("vpvae_hf.models.configuration_vp_codec")
 def _register_models(ours: ModuleType) -> None:
     """The Auto classes find a model by its config's class, so this is early enough."""

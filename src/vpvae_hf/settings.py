@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,3 +79,11 @@ def did_you_mean(name: str, valid: Collection[str], cutoff: float = 0.6) -> str:
     if near is None or len(valid) <= _LISTED_NAMES:
         hint.append(f"valid: {', '.join(valid)}")
     return " ".join(hint)
+
+
+def refuse_unknown_arguments(arguments: Iterable[str], method: str, known: Iterable[str]) -> None:
+    """Raise a TypeError, with the nearest of some names, for arguments that would be passed on and ignored."""
+    known = sorted({*known} - {"self", "args", "kwargs"})
+    for name in arguments:
+        if name not in known:
+            raise TypeError(f"{name} is no argument of {method}; {did_you_mean(name, known)}")

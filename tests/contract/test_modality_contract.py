@@ -43,7 +43,7 @@ class SeriesTokenizer(Tokenizer, nn.Module):
     """Series [B, 1, T], four numbers to a code."""
 
     hub_entry = HubEntry(
-        name="series", library="torch", pipeline_tag="feature-extraction", task="series-reconstruction", items="series",
+        name="series", library="torch", task="series-reconstruction", items="series",
         downsampling=lambda config: 4,
     )  # fmt: skip
     dtype, device = torch.float32, torch.device("cpu")

@@ -198,6 +198,8 @@ def test_fingerprint_of_half_precision_is_that_of_the_codes(build, load, tmp_pat
     only_codes = {"codes": model.fingerprint()["codes"]}
     assert load(tmp_path, torch_dtype=torch.bfloat16).fingerprint() == only_codes
     assert model.to(torch.bfloat16).fingerprint() == only_codes
+    # Its weights stay rounded.
+    assert model.float().fingerprint() == only_codes
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
-"""Opening data sets of images and of audio, folders of audio, joined splits, and what is told about unusable ones."""
+"""Opening data sets of images and of audio, joined splits, and what is told about unusable ones."""
 
 import importlib.util
 import io
 import itertools
 import tarfile
+import zipfile
 from collections import Counter
+from pathlib import Path
 
 import audio_files
 import datasets
 import image_shards
 import numpy as np
 import pytest
-from audio_files import RATE, clip, encoded, write_files
+from audio_files import RATE, clip, encoded
 
 from vpvae_hf.data import AudioClip, ItemLoader, ItemStream, check_readable, open_audio
 
@@ -20,15 +22,6 @@ CLIP = AudioClip(sampling_rate=RATE)
 
 def loader_of(modality, source, batch_size: int = 4, **settings) -> ItemLoader:
     return ItemLoader(ItemStream(source, modality.whole(), **settings), batch_size=batch_size)
-
-
-def clips_in(name: str, split: str = "train", **how) -> list[int]:
-    return audio_files.numbers_of(loader_of(audio_files, open_audio(name, split=split, **how)))
-
-
-def files(*names: str) -> dict[str, bytes]:
-    """Audio files of those names, numbered in their order."""
-    return {name: encoded(clip(number)) for number, name in enumerate(names)}
 
 
 def test_the_column_is_found_by_its_type_and_others_are_kept_if_asked(modality, tmp_path):
@@ -79,15 +72,70 @@ def test_one_of_two_columns_is_named(modality, feature, tmp_path):
 def test_a_split_that_is_not_there(modality, tmp_path):
     modality.write_shards(tmp_path, [[modality.file(0)]])
     name = modality.write_shards(tmp_path, [[modality.file(1)]], "test")
-    with pytest.raises(ValueError, match="has no split 'validation'; it has train, test"):
+    with pytest.raises(
+        ValueError, match=r"has no split 'validation'; it has train, test\. Name one of them with --split"
+    ):
         modality.OPEN(name, split="train+validation")
     assert modality.numbers_of(loader_of(modality, modality.OPEN(name, split="test"))) == [1]
 
 
-def test_a_folder_that_is_not_there(modality, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match="nothing_here"):
-        modality.OPEN(str(tmp_path / "nothing_here"), split="train")
+@pytest.mark.parametrize("name", ["./phots", "phots/", "{here}/phots", "photos/b.jpg", "~/phots", "a/b/c", Path("a/b")])
+def test_a_path_that_is_not_there(modality, name, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = name.format(here=tmp_path) if isinstance(name, str) else name
+    hint = rf"{name}; did you mean .*photos" if "p" in str(name) else str(name)
+    with pytest.raises(FileNotFoundError, match=f"there is no file or folder {hint}"):
+        modality.OPEN(name, split="train")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("photos/*.jpg", "patterns are not taken"), ("https://a.b/c.zip", "is an address; download it")],
+)
+def test_what_is_no_path(modality, name, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        modality.OPEN(name, split="train")
+
+
+def test_a_name_that_the_hub_does_not_have_may_mean_a_folder(modality, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(
+        ConnectionError, match=r"Couldn't reach 'phots' on the Hub.* Or did you mean photos, which is on"
+    ):
+        modality.OPEN("phots", split="train")
+
+
+def test_one_file_of_data_is_a_data_set(modality, tmp_path):
+    folder = tmp_path / "[1] *"
+    modality.write_counted(folder, 3)
+    (file,) = folder.iterdir()
+    for streaming in (True, False):
+        source = modality.OPEN(file, split="train", streaming=streaming)
+        assert modality.numbers_of(loader_of(modality, source)) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"takes \*, \? and \[ for patterns; rename it"):
+        modality.OPEN(folder, split="train")
+
+
+def test_archives_of_images(tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("a/0.png", image_shards.file(0))
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        member = tarfile.TarInfo("0.png")
+        member.size = len(image_shards.file(0))
+        archive.addfile(member, io.BytesIO(image_shards.file(0)))
+    for name in ("images.zip", "images.tar"):
+        assert image_shards.numbers_of(image_shards.loader_of(tmp_path / name)) == [0]
+
+
+def test_what_save_to_disk_wrote(modality, tmp_path):
+    datasets.Dataset.from_dict({"a": [1]}).save_to_disk(tmp_path)
+    with pytest.raises(ValueError, match=r"was written by save_to_disk, .* write a Parquet file for each split"):
+        modality.OPEN(tmp_path, split="train")
 
 
 def test_another_kind_of_audio_is_found_early(tmp_path):
@@ -107,67 +155,6 @@ def test_files_that_need_torchcodec(tmp_path, streaming):
         archive.addfile(member, io.BytesIO(encoded(clip(0))))
     with pytest.raises(ImportError, match=r"install 'torchcodec'. A data set of Parquet files needs no such library"):
         check_readable(open_audio(str(tmp_path), split="train", streaming=streaming), CLIP)
-
-
-def test_a_folder_of_image_files(tmp_path):
-    for number in range(11):
-        (tmp_path / f"{number}.png").write_bytes(image_shards.file(number))
-    loader = image_shards.loader_of(str(tmp_path), batch_size=3, shuffle_buffer=4)
-    assert sorted(image_shards.numbers_of(loader)) == list(range(11))
-
-
-def test_a_flat_folder_is_the_split_train(tmp_path):
-    """In the order of the names, without hidden and other files."""
-    name = write_files(tmp_path, files("a.wav", "b.WAV", "b/c.wav", "d/e/f.wav"))
-    write_files(tmp_path, {"README.md": b"#", "metadata.csv": b"", "._a.wav": b"", ".git/a.wav": b"", "z.txt": b""})
-    source = open_audio(name, split="train", other_columns=True)
-    assert source.column == "audio"
-    assert [row["file_name"] for row in source.rows] == ["a.wav", "b/c.wav", "b.WAV", "d/e/f.wav"]
-    assert clips_in(name) == [0, 2, 1, 3]
-
-
-def test_sub_folders_are_splits(tmp_path):
-    name = write_files(tmp_path, files("train/a.wav", "train/s1/b.wav", "validation/a.wav", "test/s1/s2/a.wav"))
-    assert [clips_in(name, split) for split in ("train", "validation", "test")] == [[0, 1], [2], [3]]
-    rows = open_audio(name, split="test", other_columns=True).rows
-    assert [row["file_name"] for row in rows] == ["test/s1/s2/a.wav"]
-    assert clips_in(f"{name}/train/s1") == [1]
-    assert sorted(clips_in(name, "train+test")) == [0, 1, 3]
-
-
-def test_links_are_followed_but_not_back(tmp_path):
-    write_files(tmp_path / "elsewhere", files("a.wav"))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "elsewhere")
-    assert clips_in(str(tmp_path / "data")) == [0]
-
-
-def test_files_outside_of_the_splits_are_not_left_out_in_silence(tmp_path):
-    name = write_files(tmp_path, files("train/a.wav", "dev/b.wav"))
-    message = r"has audio files both in train and outside, such as dev/b.wav; move them to train, validation, test or"
-    with pytest.raises(ValueError, match=message):
-        open_audio(name, split="train")
-
-
-@pytest.mark.parametrize("part", [{"config": "clean"}, {"revision": "main"}])
-def test_a_folder_has_no_config_or_revision(tmp_path, part):
-    with pytest.raises(ValueError, match="is a folder of audio files, which has no config or revision; leave them out"):
-        open_audio(write_files(tmp_path, files("a.wav")), split="train", **part)
-
-
-def test_a_slice_of_a_folder(tmp_path):
-    name = write_files(tmp_path, files(*(f"{number}.wav" for number in range(8))))
-    assert clips_in(name, "train[2:5]", streaming=False) == [2, 3, 4]
-    assert clips_in(name, "train[75%:]", streaming=False) == [6, 7]
-
-
-@pytest.mark.parametrize(("count", "shards"), [(1, 1), (127, 1), (128, 2), (300, 4)])
-def test_a_folder_has_shards_of_several_files(tmp_path, count, shards):
-    name = write_files(tmp_path, {f"{number:03d}.wav": b"" for number in range(count)})
-    source = open_audio(name, split="train", other_columns=True)
-    assert source.rows.num_shards == shards
-    assert [row["file_name"] for row in source.rows] == [f"{number:03d}.wav" for number in range(count)]
 
 
 @pytest.fixture

@@ -288,6 +288,28 @@ def test_tokenizers_that_do_not_belong_to_the_model(make, method, tmp_path):
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("method", "make"), [("llama", tiny_vae), ("block", tiny_codec)])
+def test_a_pipeline_of_half_precision_is_loaded_in_any(method, make, dtype, tmp_path):
+    """Its rounded weights are of the same tokenizer; those of another are still refused."""
+    pipeline = pipeline_of(method, make())
+    pipeline.save_pretrained(tmp_path)
+    pipeline.tokenizer.to(dtype)
+    pipeline.save_pretrained(tmp_path, variant="half")
+    half = DiffusionPipeline.from_pretrained(tmp_path, variant="half", dtype=dtype)
+    half.save_pretrained(tmp_path / "half")
+    for precision in (None, torch.float32, torch.bfloat16, torch.float16):
+        loaded = silent(type(pipeline).from_pretrained(tmp_path / "half", dtype=precision))
+        assert codes_of(loaded, generator=seeded(0)) is not None
+    type(pipeline).from_pretrained(tmp_path, variant="half")
+    another = make()
+    with torch.no_grad():
+        next(another.encoder.parameters()).add_(1e-3)
+    another.save_pretrained(tmp_path / "half" / "tokenizer")
+    with pytest.raises(ValueError, match="encoder is another than when the model was trained"):
+        DiffusionPipeline.from_pretrained(tmp_path / "half")
+
+
 def test_a_decoder_that_learned_on_is_the_same_tokenizer(vae):
     pipeline, learned = causal_pipeline(vae), tiny_vae()
     with torch.no_grad():

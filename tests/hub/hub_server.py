@@ -35,6 +35,7 @@ class Repo:
     branches: dict = field(default_factory=dict)
     commits: dict = field(default_factory=dict)
     messages: list = field(default_factory=list)
+    descriptions: list = field(default_factory=list)
 
     def commit(self, revision, files, message):
         content = json.dumps([len(self.commits), revision, sorted(files)]).encode()
@@ -172,6 +173,7 @@ class Hub:
             key, value = json.loads(line).values()
             if key == "header":
                 message = value["summary"]
+                opened.descriptions.append(value["description"])
             elif key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":

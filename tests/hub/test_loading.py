@@ -94,12 +94,15 @@ def test_missing_revision(hub, model_class, folder):
 def test_repository_of_something_else(hub, model_class):
     hub.repos["alice/words"] = Repo(private=False)
     hub.repos["alice/words"].commit("main", {"README.md": b""}, "words")
-    # transformers looks for weights even without a config, and says itself what it missed.
-    missing = (
-        r"has the repository, but .*/config\.json is not in it|alice/words .* not .* have a file named pytorch_model"
-    )
-    with pytest.raises(OSError, match=missing):
+    with pytest.raises(FileNotFoundError, match=r"alice/words holds no saved tokenizer: .* but README\.md; name the"):
         model_class.from_pretrained("alice/words")
+
+
+def test_a_variant_that_was_not_pushed_is_told(hub, model_class, model):
+    model.push_to_hub("alice/eyes", variant="fp16")
+    with pytest.raises(FileNotFoundError, match=r"alice/eyes has no weights without a variant; .* variant='fp16'"):
+        model_class.from_pretrained("alice/eyes")
+    assert model_class.from_pretrained("alice/eyes", variant="fp16").quantize.config.fitted
 
 
 def test_folder_that_does_not_exist(hub, model_class):
@@ -113,7 +116,7 @@ def test_folder_without_a_model_is_not_put_down_to_the_hub(hub, model_class, tmp
     try:
         model_class.from_pretrained("alice/none")
     except FileNotFoundError:
-        with pytest.raises(OSError, match=r"no file named (config\.json|model\.safetensors).* found in directory"):
+        with pytest.raises(OSError, match=r"holds no saved tokenizer: no config\.json is found in it, but no files"):
             model_class.from_pretrained(tmp_path)
 
 

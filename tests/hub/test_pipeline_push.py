@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_the_card_on_the_hub(hub, request, modality, pipeline_class, condition_s
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "painter", token="hf_alice")
     card = ModelCard.load("alice/painter")
     assert metadata_errors(card.data.to_yaml()) == []
-    assert card.data.library_name == "diffusers"
+    assert card.data.library_name == "vpvae_hf"
     assert card.data.datasets == ["owner/photographs"]
     assert f'{pipeline_class.__name__}.from_pretrained("alice/painter")' in card.text
     assert ("class_labels" in card.text) == (condition_size > 0)
@@ -141,13 +142,39 @@ def test_weights_of_an_earlier_push_do_not_stay(hub, vae, tmp_path):
     assert not any(name.startswith(".cache") for name in names)
 
 
-@pytest.mark.parametrize("missing", ["model_index.json", "results.json"])
-def test_no_pipeline(hub, vae, missing, tmp_path):
+def test_no_pipeline(hub, vae, tmp_path):
     folder = saved(built(VPAutoregressivePipeline, vae), tmp_path / "pipeline")
-    (folder / missing).unlink()
-    with pytest.raises(ValueError, match=f"is no pipeline of a generation recipe: it has no {missing}"):
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ValueError, match=r"is no pipeline of a generation recipe: it has no model_index\.json"):
         push_pipeline(folder, "alice/painter")
+    shutil.copytree(folder / "tokenizer", tmp_path / "diffusion" / "vae")
+    (tmp_path / "diffusion" / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is no pipeline of a generation recipe: it has no results\.json"):
+        push_pipeline(tmp_path / "diffusion", "alice/painter")
     assert "alice/painter" not in hub.repos
+
+
+@ALL
+def test_a_pipeline_pushes_itself(hub, codec, pipeline_class, tmp_path):
+    """With a card that invents nothing of its training, and arguments as of diffusers and transformers."""
+    pipeline = built(pipeline_class, codec)
+    more = {"tags": "music", "commit_description": "Why", "revision": "v2", "max_shard_size": "20KB"}
+    url = pipeline.push_to_hub("alice/singer", "First", **more)
+    assert url == f"{hub.endpoint}/alice/singer/tree/v2"
+    repo = hub.repos["alice/singer"]
+    assert (repo.messages[-1], repo.descriptions[-1]) == ("First", "Why")
+    card = ModelCard(repo.files("v2")["README.md"].decode())
+    assert "music" in card.data.tags
+    assert metadata_errors(card.data.to_yaml()) == []
+    assert "How this model was trained, and on what data, is not recorded." in card.text
+    assert "None" not in card.text
+    loaded = DiffusionPipeline.from_pretrained("alice/singer", revision="v2")
+    assert type(loaded) is pipeline_class
+    assert all(torch.equal(one, other) for one, other in zip(codes_of(loaded), codes_of(pipeline), strict=True))
+    pipeline.save_pretrained(tmp_path / "singer", push_to_hub=True, create_pr=True)
+    assert "model_index.json" in repo.files("refs/pr/1")
+    with pytest.raises(TypeError, match="tag is no argument of push_to_hub; did you mean 'tags'"):
+        pipeline.push_to_hub("alice/singer", tag="music")
 
 
 def test_a_training_run_pushes_what_it_made(hub, tmp_path, capsys):
@@ -175,6 +202,9 @@ def test_a_run_of_latent_diffusion_pushes_what_it_made(hub, tmp_path, capsys):
     assert 'LDMPipeline.from_pretrained("alice/dreamer")' in card
     assert "| Denoising error, held out | " in card
     assert metadata_errors(ModelCard.load("alice/dreamer").data.to_yaml()) == []
+    names = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    assert len(names["images"]) == 2
     pushed, local = (LDMPipeline.from_pretrained(name) for name in ("alice/dreamer", folder))
     made = []
     for pipeline in (pushed, local):

@@ -151,6 +151,72 @@ def test_model_pushes_itself(hub, model):
     assert model.push_to_hub("mine", private=True) == url
 
 
+EVERYTHING = {
+    "commit_description": "Why",
+    "tags": ["speech", "vq"],
+    "max_shard_size": "20KB",
+    "revision": "v2",
+    "private": None,
+    "token": True,
+    "create_pr": False,
+    "variant": "fp16",
+}
+
+
+def test_arguments_of_both_libraries_do_what_they_say(hub, model, modality, inputs):
+    model.push_to_hub("alice/mine", "First", **EVERYTHING)
+    repo, card = hub.repos["alice/mine"], ModelCard(pushed(hub, revision="v2")["README.md"].decode())
+    assert (repo.messages[-1], repo.descriptions[-1]) == ("First", "Why")
+    assert card.data.tags.count("vq") == card.data.tags.count("speech") == 1
+    assert metadata_errors(card.data.to_yaml()) == []
+    assert f"{WEIGHTS[modality]}.safetensors.index.fp16.json" in pushed(hub, revision="v2")
+    loaded = type(model).from_pretrained("alice/mine", revision="v2", variant="fp16")
+    assert torch.equal(loaded.tokenize(inputs), model.tokenize(inputs))
+
+
+def test_what_is_pushed_into_a_sub_folder(hub, model, modality, inputs):
+    """Beside the weights of other variants, and without a card of the repository's own."""
+    model.push_to_hub("alice/mine", subfolder="vae")
+    url = model.push_to_hub("alice/mine", subfolder="vae", variant="fp16", tags="mine")
+    assert url == f"{hub.endpoint}/alice/mine/tree/main/vae"
+    weights = {f"vae/{WEIGHTS[modality]}.{ending}" for ending in ("safetensors", "fp16.safetensors")}
+    assert pushed(hub).keys() == {"README.md", "vae/config.json", "vae/preprocessor_config.json", *weights}
+    assert ModelCard.load("alice/mine").data.tags == ["mine"]
+    for variant in (None, "fp16"):
+        loaded = type(model).from_pretrained("alice/mine", subfolder="vae", variant=variant)
+        assert torch.equal(loaded.tokenize(inputs), model.tokenize(inputs))
+    with pytest.raises(FileNotFoundError, match="its sub-folder vae holds a tokenizer: give subfolder='vae'"):
+        type(model).from_pretrained("alice/mine")
+
+
+@image_only
+def test_tags_are_added_to_a_card_that_somebody_wrote(hub, folder):
+    (folder / "README.md").write_text(OWN_CARD)
+    push_folder(folder, "alice/mine", tags=["mine"])
+    push_folder(folder, "alice/mine", tags="yours")
+    card = ModelCard.load("alice/mine")
+    assert (card.data.license, card.data.tags, card.text.strip()) == ("mit", ["yours"], "My own words.")
+
+
+def test_arguments_that_nobody_knows(hub, model, tmp_path):
+    with pytest.raises(TypeError, match=r"comit_message is no argument of push_to_hub; did you mean 'commit_message'"):
+        model.push_to_hub("alice/mine", comit_message="First")
+    with pytest.raises(TypeError, match=r"max_shardsize is no argument of save_pretrained; did you mean 'max_shard"):
+        model.save_pretrained(tmp_path / "saved", max_shardsize="1GB")
+    assert not (tmp_path / "saved").exists()
+    assert hub.requests == []
+
+
+def test_a_processor_pushes_itself(hub, model, modality):
+    """Beside a model as alone, with the library's own method."""
+    model.push_to_hub("alice/mine")
+    processor = model.preprocessor()
+    processor.push_to_hub("alice/mine", commit_message="Processor", tags=["speech"], private=False)
+    assert hub.repos["alice/mine"].messages[-1] == "Processor"
+    assert type(processor).from_pretrained("alice/mine").to_dict() == processor.to_dict()
+    assert type(model).from_pretrained("alice/mine").quantize.config.fitted
+
+
 def test_saving_pushes_what_lies_in_the_folder(hub, model, full_folder):
     model.save_pretrained(full_folder, push_to_hub=True, commit_message="Again", private=True)
     repo = hub.repos["alice/my_tokenizer"]

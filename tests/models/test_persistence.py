@@ -1,20 +1,31 @@
 """Folders of tokenizers: what lies in them, what is refused, and saves that fail."""
 
+import copy
+import io
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
 from torch.testing import assert_close
 from transformers import AutoImageProcessor, modeling_utils
 
 from tiny import FSP, MODELS, VP, noise_images, tiny_codec, tiny_vae
-from vpvae_hf import AutoencoderVP, VPCodecModel
+from tiny_generators import causal_pipeline
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError, VPCodecModel
+from vpvae_hf.files import write_atomically
+from vpvae_hf.hub import write_card
 
 # Weights in several files.
 SHARDS = {"max_shard_size": "20KB"}
@@ -25,11 +36,18 @@ def load(model_class):
     return model_class.from_pretrained
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    root = tmp_path_factory.mktemp("saved")
+    for modality, (build, _) in MODELS.items():
+        build().save_pretrained(root / modality)
+    return root
+
+
 @pytest.fixture
-def folder(build, tmp_path):
+def folder(saved_once, modality, tmp_path):
     """A saved and fitted tokenizer."""
-    build().save_pretrained(tmp_path / "saved")
-    return tmp_path / "saved"
+    return shutil.copytree(saved_once / modality, tmp_path / "saved")
 
 
 @pytest.fixture
@@ -261,14 +279,318 @@ def test_image_processor_comes_with_the_model(tmp_path):
     assert vae.tokenize(pixel_values).shape == (1, 8, 8)
 
 
+class Owner(nn.Module):
+    """As a training framework holds a model: in a module of its own, so that names have a prefix."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.vae, self.head = model, nn.Linear(2, 2)
+
+
+def plain(model, new, folder):
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+def not_strict(model, new, folder):
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("quantize")}
+    new.load_state_dict(weights, strict=False)
+    return new
+
+
+def assigned(model, new, folder):
+    new = new.to("meta")
+    new.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    return new
+
+
+def of_half_precision(model, new, folder):
+    weights = {name: tensor.half() for name, tensor in model.state_dict().items() if "codebook" in name}
+    new.load_state_dict(weights, strict=False, assign=True)
+    return new
+
+
+def within_inference_mode(model, new, folder):
+    with torch.inference_mode():
+        new.load_state_dict(model.state_dict())
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+def by_an_owner(model, new, folder):
+    torch.save({"state_dict": Owner(model).state_dict()}, folder / "last.ckpt")
+    Owner(new).load_state_dict(torch.load(folder / "last.ckpt")["state_dict"])
+    return new
+
+
+def whole(model, new, folder):
+    pickled = io.BytesIO()
+    torch.save(model, pickled)
+    return torch.load(io.BytesIO(pickled.getvalue()), weights_only=False)
+
+
+def into_a_copy(model, new, folder):
+    return plain(model, copy.deepcopy(new), folder)
+
+
+def by_safetensors(model, new, folder):
+    save_model(model, folder / "model.safetensors")
+    load_model(new, folder / "model.safetensors")
+    return new
+
+
+def by_accelerate(model, new, folder):
+    accelerator = Accelerator()
+    accelerator.prepare(model)
+    accelerator.save_state(folder)
+    accelerator = Accelerator()
+    new = accelerator.prepare(new)
+    accelerator.load_state(folder)
+    return new
+
+
+WAYS = [plain, not_strict, assigned, of_half_precision, within_inference_mode, by_an_owner, whole, into_a_copy]
+
+
+@pytest.mark.parametrize("carry", [*WAYS, by_safetensors, by_accelerate], ids=lambda way: way.__name__)
+def test_a_state_dict_brings_its_codebook(build, carry, tmp_path):
+    """Of any K, which the config follows; codes are those of the codebook, whatever else was loaded."""
+    model = build()
+    model.set_codebook(torch.randn(40, 3).half().float())
+    loaded = carry(model, build(fitted=False), tmp_path)
+    assert torch.equal(loaded.quantize.codebook, model.quantize.codebook)
+    assert loaded.quantize.codebook.dtype == torch.float32
+    assert loaded.config.quantizer == model.config.quantizer
+    latents = torch.randn(50, 3)
+    assert torch.equal(loaded.quantize.encode(latents), model.quantize.encode(latents))
+
+
+def test_a_state_dict_without_a_fitted_codebook_leaves_none(build, inputs):
+    model = build()
+    model.load_state_dict(build(fitted=False, quantizer=VP | {"codebook_size": 24}).state_dict())
+    assert (model.config.quantizer["fitted"], model.config.quantizer["codebook_size"]) == (False, 24)
+    with pytest.raises(CodebookNotFittedError):
+        model.tokenize(inputs)
+
+
+@pytest.mark.parametrize(
+    ("codebook", "message"),
+    [
+        (torch.full((16, 3), torch.nan), "cannot be used: it holds NaN or infinite values"),
+        (torch.randn(1, 3), "cannot be used: codebook_size must be an integer of at least 2, got 1"),
+        (torch.randn(16, 4), "size mismatch for quantize.codebook"),
+    ],
+)
+def test_a_state_dict_with_another_thing_in_place_of_a_codebook(codebook, message):
+    vae = tiny_vae()
+    with pytest.raises(RuntimeError, match=message):
+        vae.load_state_dict(vae.state_dict() | {"quantize.codebook": codebook})
+
+
 # diffusers' EMAModel itself passes a path where diffusers no longer wants one.
 @pytest.mark.filterwarnings("ignore:It is deprecated to pass a pretrained model name:FutureWarning")
-def test_moving_average_of_weights_is_saved_and_reloaded(tmp_path):
-    vae = tiny_vae(FSP)
+@pytest.mark.parametrize("quantizer", [FSP, VP], ids=["fsp", "vp"])
+def test_moving_average_of_weights_is_saved_and_reloaded(quantizer, tmp_path, caplog):
+    """It knows parameters alone, so a fitted codebook is not part of it, and what it saves does not say so."""
+    vae = tiny_vae(quantizer)
     average = EMAModel(vae.parameters(), model_cls=AutoencoderVP, model_config=vae.config)
     average.save_pretrained(tmp_path)
-    assert torch.equal(AutoencoderVP.from_pretrained(tmp_path).tokenize(noise_images()), vae.tokenize(noise_images()))
-    assert EMAModel.from_pretrained(tmp_path, AutoencoderVP).decay == average.decay
+    saved = AutoencoderVP.from_pretrained(tmp_path)
+    assert saved.quantize.config.fitted == (quantizer is FSP) == ("is saved as not fitted" not in caplog.text)
+    resumed = EMAModel.from_pretrained(tmp_path, AutoencoderVP)
+    assert resumed.decay == average.decay
+    resumed.save_pretrained(tmp_path / "again")
+    assert AutoencoderVP.from_pretrained(tmp_path / "again").quantize.config == saved.quantize.config
+    resumed.copy_to(vae.parameters())
+    saved.load_state_dict(vae.state_dict())
+    assert_same(saved, tiny_vae(quantizer), noise_images())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
+def test_files_have_the_mode_that_the_umask_says(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        tiny_vae().save_pretrained(tmp_path / "shards", **SHARDS)
+        write_card(tmp_path / "shards")
+        causal_pipeline(tiny_codec()).save_pretrained(tmp_path / "pipeline")
+        with write_atomically(tmp_path / "codes" / "codes.safetensors") as aside:
+            save_file({"codes": torch.zeros(3)}, aside)
+    finally:
+        os.umask(before)
+    written = {path: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert len(written) > 15
+    assert written == {path: (0o777 if path.is_dir() else 0o666) & ~umask for path in written}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"low_cpu_mem_usage": False},
+        {"device_map": "auto"},
+        {"use_safetensors": True},
+        {"local_files_only": True},
+        {"subfolder": ""},
+        {"torch_dtype": torch.float32},
+        {"dtype": "float32"},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_libraries_change_no_code(build, load, inputs, folder, arguments):
+    assert_same(load(folder, **arguments), build(), inputs)
+
+
+def test_a_dtype_is_given_by_its_name(load, folder, modality):
+    for given in ({"torch_dtype": "bfloat16"}, {"dtype": "torch.bfloat16"}):
+        loaded = load(folder, **given)
+        assert (loaded.dtype, loaded.quantize.codebook.dtype) == (torch.bfloat16, torch.float32)
+    for wrong in ("fp16", torch.int8):
+        with pytest.raises(ValueError, match="torch_dtype must be a floating point dtype or its name, such as"):
+            load(folder, torch_dtype=wrong)
+
+
+def test_a_sub_folder_comes_before_the_folder_around_it(build, load, inputs, folder):
+    inner = build()
+    inner.set_codebook(inner.quantize.codebook.flip(0))
+    inner.save_pretrained(folder / "vae")
+    assert_same(load(folder, subfolder="vae"), inner, inputs)
+
+
+def test_misspelt_arguments_are_refused(load, folder):
+    with pytest.raises(TypeError, match="varient"):
+        load(folder, varient="fp16")
+
+
+def unlinked(folder):
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+
+
+def as_pointers(folder):
+    for file in folder.glob("*.safetensors"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+
+
+def as_variant(folder):
+    for file in folder.glob("*.safetensors"):
+        file.rename(file.with_suffix(".bf16.safetensors"))
+
+
+def as_adapter(folder):
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def as_checkpoint(folder):
+    (folder / "config.json").rename(folder / "random_states_0.pkl")
+
+
+def one_deeper(folder):
+    (folder / "vae").mkdir()
+    for file in list(folder.glob("*.*")):
+        file.rename(folder / "vae" / file.name)
+
+
+def emptied(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "error", "message"),
+    [
+        (None, {"variant": "fp16"}, FileNotFoundError, r"no weights of variant='fp16'; .*: .*\(leave variant out\)"),
+        (as_variant, {}, FileNotFoundError, "no weights without a variant; there are weights: variant='bf16'"),
+        (
+            None,
+            {"use_safetensors": False},
+            FileNotFoundError,
+            "no weights as .bin, which use_safetensors=False asks for",
+        ),
+        (unlinked, {}, FileNotFoundError, "has a config.json but no weights"),
+        (
+            as_pointers,
+            {},
+            FileNotFoundError,
+            "cloned without its weights: .* is a pointer of git-lfs; run `git lfs pull`",
+        ),
+        (as_adapter, {}, ValueError, "holds an adapter of PEFT; load the tokenizer that it was trained on"),
+        (as_checkpoint, {}, ValueError, "is a checkpoint of training.*--resume_from_checkpoint"),
+        (one_deeper, {}, FileNotFoundError, "its sub-folder vae holds a tokenizer: give subfolder='vae'"),
+        (emptied, {}, FileNotFoundError, "holds no saved tokenizer: no config.json is found in it, but no files"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_missing_in_a_folder_is_told(load, folder, change, arguments, error, message):
+    if change is not None:
+        change(folder)
+    with pytest.raises(error, match=message):
+        load(folder, **arguments)
+
+
+@pytest.fixture(scope="module")
+def other_things(tmp_path_factory):
+    """Folders and files of what is no tokenizer, or one of a pipeline."""
+    root = tmp_path_factory.mktemp("others")
+    for name, (build, _) in MODELS.items():
+        build().save_pretrained(root / name)
+        causal_pipeline(build()).save_pretrained(root / f"{name} pipeline")
+    AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(root / "kl")
+    shutil.copytree(root / "kl", root / "diffusion" / "vae")
+    (root / "diffusion" / "model_index.json").write_text('{"_class_name": "P", "vae": ["diffusers", "AutoencoderKL"]}')
+    (root / "encodec").mkdir()
+    (root / "encodec" / "config.json").write_text('{"model_type": "encodec", "architectures": ["EncodecModel"]}')
+    for name in ("weights.pt", "model.gguf"):
+        (root / name).write_bytes(b"GGUF")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("model_class", "name", "message"),
+    [
+        (
+            AutoencoderVP,
+            "audio",
+            "holds an audio tokenizer; load it with VPCodecModel.from_pretrained, not AutoencoderVP",
+        ),
+        (
+            VPCodecModel,
+            "image",
+            "holds an image tokenizer; load it with AutoencoderVP.from_pretrained, not VPCodecModel",
+        ),
+        (
+            AutoencoderVP,
+            "image pipeline",
+            r"VPAutoregressivePipeline; .* AutoencoderVP.*\(..., subfolder='tokenizer'\)",
+        ),
+        (VPCodecModel, "audio pipeline", r"VPAutoregressivePipeline; .* VPCodecModel.*\(..., subfolder='tokenizer'\)"),
+        (VPCodecModel, "diffusion", "of class P, in which there is no tokenizer of this package"),
+        (AutoencoderVP, "diffusion", r"AutoencoderVP.from_autoencoder_kl\(..., subfolder='vae'\) starts a tokenizer"),
+        (AutoencoderVP, "kl", "class AutoencoderKL, .*AutoencoderVP.from_autoencoder_kl starts a tokenizer from it"),
+        (VPCodecModel, "kl", "class AutoencoderKL, .*; load it with the library that saved it"),
+        (AutoencoderVP, "encodec", "class EncodecModel, no tokenizer of this package"),
+        (VPCodecModel, "encodec", "class EncodecModel, no tokenizer of this package"),
+        (
+            AutoencoderVP,
+            "weights.pt",
+            "is a file, and AutoencoderVP.from_pretrained takes the folder .*load_state_dict",
+        ),
+        (VPCodecModel, "model.gguf", "is a file, .*; GGUF files are of language models"),
+        (VPCodecModel, "audio/model.safetensors", r"is a file, .*; name .*audio$"),
+    ],
+)
+def test_another_thing_is_told_from_a_tokenizer(other_things, model_class, name, message):
+    with pytest.raises(ValueError, match=message):
+        model_class.from_pretrained(other_things / name)
+
+
+def test_mismatched_images_are_loaded_on_request(tmp_path):
+    tiny_vae().save_pretrained(tmp_path)
+    change_config(tmp_path, out_channels=1, quantizer={**VP, "codebook_size": 17, "fitted": True})
+    vae = AutoencoderVP.from_pretrained(tmp_path, ignore_mismatched_sizes=True, low_cpu_mem_usage=False)
+    assert vae.config.quantizer == vae.quantize.config.to_dict()
+    assert (vae.quantize.config.fitted, vae.quantize.codebook_size) == (False, 17)
+    with torch.no_grad():
+        assert torch.isfinite(vae.train()(noise_images()).sample).all()
+    assert torch.equal(vae.encoder.conv_in.weight, tiny_vae().encoder.conv_in.weight)
 
 
 def test_mismatched_codec_is_loaded_on_request_and_nothing_is_left_uninitialised(tmp_path):

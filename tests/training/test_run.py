@@ -103,6 +103,9 @@ def test_a_run_that_had_ended_only_fits_and_saves_again(finished_run, data, tmp_
     train_tokenizer(configured(settings(data, finished_run, **STATEFUL) | {"resume_from_checkpoint": "latest"}))
     assert metrics(finished_run) == before
     assert same_weights(weights, finished_run / "tokenizer" / WEIGHTS)
+    another = settings(data, finished_run, **STATEFUL) | {"quantizer": VECTOR | {"codebook_size": 16}}
+    with pytest.raises(ValueError, match=r"cannot be resumed with these settings: its codebook_size is 32, not 16"):
+        train_tokenizer(configured(another | {"resume_from_checkpoint": "latest"}))
 
 
 def test_the_newest_checkpoints_are_kept_and_half_written_ones_ignored(data, tmp_path):

@@ -2,9 +2,11 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from vpvae_hf.files import same_place
 from vpvae_hf.hub import read_results, write_results
-from vpvae_hf.metric_labels import metric_label, sort_metrics
+from vpvae_hf.metric_labels import metric_label, metric_notes, sort_metrics
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 
@@ -25,11 +27,16 @@ def run(options: argparse.Namespace) -> None:
     if options.save:
         entry = {"dataset": options.dataset, "split": options.split, modality.items: quality.items}
         results = read_results(folder)
-        same = (options.dataset, options.split)
-        others = [old for old in results.get("evaluation", []) if (old["dataset"], old["split"]) != same]
-        results["evaluation"] = [*others, entry | {"tokens": quality.tokens, "metrics": quality.metrics}]
+        others = [old for old in results.get("evaluation", []) if not _is_of(old, options)]
+        measured = {name: getattr(quality, name) for name in ("tokens", "metrics", "undefined")}
+        results["evaluation"] = [*others, entry | measured]
         write_results(folder, results)
         print(f"added to the results and the model card in {folder}")
+
+
+def _is_of(evaluation: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Whether a recorded evaluation is of the data that the options name."""
+    return evaluation["split"] == options.split and same_place(evaluation["dataset"], options.dataset)
 
 
 def _print_metrics(quality: ReconstructionQuality) -> None:
@@ -37,10 +44,8 @@ def _print_metrics(quality: ReconstructionQuality) -> None:
     for name in sort_metrics(quality.metrics):
         if name.endswith("_unquantized"):
             continue
-        label, notes = metric_label(name), []
-        if f"{name}_unquantized" in quality.metrics:
-            notes.append(f"{label.format(quality.metrics[f'{name}_unquantized'])} without quantization")
-        if quality.undefined.get(name):
-            notes.append(f"not defined for {quality.undefined[name]}, which are left out")
-        note = f" ({'; '.join(notes)})" if notes else ""
+        label, unquantized = metric_label(name), quality.metrics.get(f"{name}_unquantized")
+        note = "" if unquantized is None else f" ({label.format(unquantized)} without quantization)"
         print(f"  {label.label:<31}{label.format(quality.metrics[name])}{note}")
+    for note in metric_notes(quality.metrics, quality.undefined):
+        print(note)

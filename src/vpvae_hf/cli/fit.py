@@ -22,8 +22,5 @@ def run(options: argparse.Namespace) -> None:
     model.save_pretrained(output)
     # Metrics of the former codebook do not hold for the new one.
     write_results(output, read_results(options.tokenizer) | {"codebook": asdict(fit), "evaluation": []})
-    print(
-        f"{fit.codebook_size} codes fitted to {fit.fitted_latents} latents: mean squared error {fit.distortion:.4f}, "
-        f"on {fit.held_out_latents} others {fit.held_out_distortion:.4f}, CVU {fit.held_out_usage:.3f}"
-    )
+    print(fit)
     print(f'saved: {type(model).__name__}.from_pretrained("{output}")')

@@ -6,16 +6,17 @@ from vpvae_hf.modalities import modality_of
 from vpvae_hf.modalities.config import DataConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 
-# Options that some modalities have a setting for.
-_OF_MODALITIES = ("size", "shortest_side", "resample", "downmix")
+# Options that some commands have, and settings that some modalities have.
+_SETTINGS = ("size", "shortest_side", "resample", "downmix", "validation_share")
 
 
 def data_config(options: argparse.Namespace, model: Tokenizer, *, streaming: bool = True) -> DataConfig:
-    """What the options name, as settings of the tokenizer's modality; training and validation split are the same."""
+    """What the options name, as settings of the tokenizer's modality."""
     if options.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
-    data = modality_of(model).data_config(model, **{name: getattr(options, name) for name in _OF_MODALITIES})
+    data = modality_of(model).data_config(model, **{name: getattr(options, name, None) for name in _SETTINGS})
     data.name, data.config, data.revision = options.dataset, options.dataset_config, options.dataset_revision
-    data.split = data.validation_split = options.split
+    # Without a split, all that a validation would not measure.
+    data.split, data.validation_split = options.split or "train", options.split or "validation"
     data.column, data.streaming, data.workers = options.column, streaming, 1
     return data

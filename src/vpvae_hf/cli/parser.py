@@ -1,6 +1,7 @@
 """The commands and their options. Nothing heavy is imported here, so that help and mistakes are answered at once."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--steps", type=_positive, default=900, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, crops, perturbations and codebook")
     images = "hub id or folder of a data set of images; default: photographs of scikit-image and scikit-learn"
-    parser.add_argument("--dataset", help=images)
+    parser.add_argument("--dataset", type=os.path.expanduser, help=images)
     parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
 
 
@@ -76,13 +77,15 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
         "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
         "save the tokenizer with that codebook in another folder.",
     )
-    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
-    _add_data_options(parser, split="train")
+    split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
+    _add_data_options(parser, None, split)
+    _add_share_option(parser)
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -93,10 +96,11 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
         "distance and code usage on every clip of audio.",
     )
-    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
     parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
-    _add_data_options(parser, split="validation")
+    _add_data_options(parser, "validation")
+    _add_share_option(parser)
 
 
 def _add_tokenize(commands: argparse._SubParsersAction) -> None:
@@ -109,9 +113,9 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
         "run that was interrupted goes on if it is started again. For several GPUs start it with accelerate launch "
         "-m vpvae_hf tokenize.",
     )
-    parser.add_argument("tokenizer", help="folder or hub id")
+    parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--revision", help=_REVISION)
-    _add_data_options(parser, split="train")
+    _add_data_options(parser, "train")
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
 
@@ -126,7 +130,9 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
         run="audio_files:encode",
     )
     parser.add_argument("file", type=Path, help="audio file")
-    parser.add_argument("--tokenizer", required=True, help="folder or hub id of an audio tokenizer")
+    parser.add_argument(
+        "--tokenizer", type=os.path.expanduser, required=True, help="folder or hub id of an audio tokenizer"
+    )
     parser.add_argument("--revision", help=_REVISION)
     parser.add_argument("--output", type=Path, help="file for codes; default: the audio file's name with .safetensors")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
@@ -137,7 +143,8 @@ def _add_decode(commands: argparse._SubParsersAction) -> None:
     summary, description = "turn a file of codes into an audio file", "Decode a file that `vpvae encode-audio` wrote."
     parser = _add_command(commands, "decode-audio", summary, description, run="audio_files:decode")
     parser.add_argument("file", type=Path, help="file of codes")
-    parser.add_argument("--tokenizer", help="folder or hub id; default: the one that the file of codes names")
+    default = "folder or hub id; default: the one that the file of codes names"
+    parser.add_argument("--tokenizer", type=os.path.expanduser, help=default)
     parser.add_argument("--revision", help=_REVISION)
     parser.add_argument("--output", type=Path, help="WAV, FLAC or OGG file; default: the file's name with .decoded.wav")
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
@@ -190,12 +197,18 @@ def _add_command(
     return parser
 
 
-def _add_data_options(parser: argparse.ArgumentParser, split: str) -> None:
+def _add_share_option(parser: argparse.ArgumentParser) -> None:
+    share = "share of a local folder without splits that is its split validation, as in training"
+    parser.add_argument("--validation-share", type=float, default=0.05, help=share)
+
+
+def _add_data_options(parser: argparse.ArgumentParser, split: str | None, split_help: str = "split to read") -> None:
     """Options that name a data set of images or audio."""
-    parser.add_argument("--dataset", required=True, help="hub id or local path of a data set of images or audio")
+    data_set = "hub id of a data set of images or audio, or a local path: a folder or a file of them"
+    parser.add_argument("--dataset", type=os.path.expanduser, required=True, help=data_set)
     parser.add_argument("--dataset-config", help="configuration (subset) of the data set")
     parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
-    parser.add_argument("--split", default=split, help="split to read")
+    parser.add_argument("--split", default=split, help=split_help)
     parser.add_argument("--column", help="column that holds the images or the audio; default: the only one")
     at_once = "images or clips encoded at once; clips are measured one by one"
     parser.add_argument("--batch-size", type=int, default=16, help=at_once)

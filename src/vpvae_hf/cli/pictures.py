@@ -1,4 +1,4 @@
-"""Pictures of what a tokenizer does with images [B, 3, H, W] in [-1, 1] and their codes [B, h, w]."""
+"""Pictures of what a tokenizer does with images [B, C, H, W] in [-1, 1] and their codes [B, h, w]."""
 
 import os
 
@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vpvae_hf.metric_labels import METRIC_LABELS
+from vpvae_hf.metrics.pictures import as_rgb
 from vpvae_hf.training.trainer import MetricsLog
 
 
 def save_reconstructions(path: str | os.PathLike, rows: dict[str, Tensor]) -> None:
-    """One row of images [B, 3, H, W] per name, one column per image."""
+    """One row of images [B, C, H, W] per name, one column per image."""
     count = len(next(iter(rows.values())))
     figure, axes = _grid(len(rows), count, title=None)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
@@ -73,7 +74,7 @@ def _grid(rows: int, columns: int, title: str | None) -> tuple[Figure, np.ndarra
 
 def _displayed(image: Tensor) -> np.ndarray:
     """[H, W, 3] in [0, 1]."""
-    return ((image.clamp(-1, 1) + 1) / 2).movedim(0, -1).numpy()
+    return ((as_rgb(image) + 1) / 2).movedim(0, -1).numpy()
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:

@@ -91,8 +91,10 @@ def fit_kmeans(
         with distributed.failing_together(across_ranks):
             if not across_ranks or distributed.rank() == 0:
                 description = f"K-means K={codebook_size}"
-                with tqdm(total=max_iterations, desc=description, unit="iteration", disable=not progress) as bar:
+                how = {"desc": description, "unit": "iteration", "shown": progress}
+                with distributed.progress_bar(total=max_iterations, **how) as bar:
                     result = _cluster(latents, codebook_size, max_iterations, tolerance, seed, bar)
+                    bar.total = result.iterations  # fewer than the limit if it converged
     return distributed.objects_of_all_ranks(result)[0] if across_ranks else result
 
 
@@ -103,10 +105,10 @@ def _gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: in
         if latents.ndim != 2 or not latents.shape[1]:
             raise ValueError(f"latents must be [N, d], d at least 1, got shape {tuple(latents.shape)}")
     latents = (latents.detach() if latents.device.type == "cuda" else latents.detach().cpu()).float()
-    totals = torch.tensor([len(latents), int((~(latents.square().sum(dim=1) < _MOST_SQUARE)).sum())])
+    totals = torch.tensor([len(latents), int((~(latents.square().sum(dim=1) < _MOST_SQUARE)).sum())], device="cpu")
     if across_ranks:
         dim = latents.shape[1]
-        most, least = distributed.max_over_ranks(torch.tensor([dim, -dim])).tolist()
+        most, least = distributed.max_over_ranks(torch.tensor([dim, -dim], device="cpu")).tolist()
         if most != -least:
             raise ValueError(f"latents must have one dimension d on all ranks, got {-least} to {most}")
         totals = distributed.sum_over_ranks(totals)
@@ -281,6 +283,6 @@ def _filled(centroids: Tensor, assigned: _Assigned) -> Tensor:
 def _distinct_rows(rows: Tensor, count: int) -> Tensor:
     """The first `count` rows of [N, d] that differ from all rows before them."""
     _, inverse = torch.unique(rows, dim=0, return_inverse=True)
-    first = torch.full((len(rows),), len(rows), dtype=torch.long)
-    first.scatter_reduce_(0, inverse, torch.arange(len(rows)), reduce="amin")
+    first = torch.full((len(rows),), len(rows), device="cpu", dtype=torch.long)
+    first.scatter_reduce_(0, inverse, torch.arange(len(rows), device="cpu"), reduce="amin")
     return rows[first.sort().values[: min(count, len(torch.unique(inverse)))]]

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
-from vpvae_hf.files import read_json, write_json
+from vpvae_hf import distributed
+from vpvae_hf.files import read_json, same_place, write_json
 from vpvae_hf.modalities import MODALITIES, Batches, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
@@ -100,12 +101,13 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
     todo = [run for run in runs if run.result is None]
     for run in runs:
         path = run.folder / "run.json"
-        if path.exists() and read_json(path) != _record(run, arguments):
+        if path.exists() and not _is_same(read_json(path), _record(run, arguments)):
             raise ValueError(
                 f"{run.folder} holds a run with other settings, see {path.name} there; delete it, or name another "
                 "folder with --output"
             )
-    with tqdm(total=len(runs), initial=len(runs) - len(todo), desc="Comparison", unit="run") as bar:
+    finished = len(runs) - len(todo)
+    with distributed.progress_bar(total=len(runs), desc="Comparison", unit="run", initial=finished) as bar:
         for run in todo:
             bar.set_postfix_str(f"{run.method}, K={run.size}, seed {run.seed}")
             with _claimed(run.folder) as mine:
@@ -139,6 +141,15 @@ def _claimed(folder: Path) -> Iterator[bool]:
 
 def _record(run: Run, arguments: Sequence[str]) -> dict[str, Any]:
     return {"settings": run.settings, "arguments": list(arguments)}
+
+
+def _is_same(held: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether two records are of one run; paths may be spelt differently."""
+    pairs = itertools.zip_longest(held["arguments"], record["arguments"], fillvalue="")
+    split = [[argument.partition("=") for argument in pair] for pair in pairs]
+    return held["settings"] == record["settings"] and all(
+        one[0] == other[0] and same_place(one[2], other[2]) for one, other in split
+    )
 
 
 def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str]) -> None:

@@ -1,9 +1,13 @@
 """Images and audio for training and evaluation."""
 
+from vpvae_hf.lazy import lazy_names
+from vpvae_hf.pixels import to_pixel_values
+from vpvae_hf.unreadable import UnreadableFileError
+
 from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
 from .codes import CodeFiles, CodeFolder, claim_code_folder, code_dtype, write_totals
-from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops, to_pixel_values
-from .sources import Source, Transform, UnreadableFileError, open_audio, open_images
+from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops
+from .sources import Source, Transform, open_audio, open_images
 from .streams import ItemLoader, ItemStream, check_readable
 
 __all__ = [
@@ -31,3 +35,5 @@ __all__ = [
     "to_pixel_values",
     "write_totals",
 ]
+_FORMER = {"Cut": "Transform", "SampleLoader": "ItemLoader", "SampleStream": "ItemStream"}
+__getattr__, __dir__ = lazy_names(__name__, {}, _FORMER)

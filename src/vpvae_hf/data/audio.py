@@ -18,11 +18,14 @@ from torch import Tensor
 
 from vpvae_hf.resampling import resampled
 from vpvae_hf.settings import installed_with, require, require_integer
+from vpvae_hf.unreadable import UnreadableFileError, name_of, unreadable
 
-from .sources import Transform, UnreadableFileError, name_of
+from .sources import Transform
 
 # libsndfile reports this if a file's header does not tell its length.
 _UNKNOWN_LENGTH = (1 << 63) - 1
+# Filters for rates beyond, which damaged headers give, take minutes.
+_HIGHEST_RATE = 1_000_000
 _POSITIONS = ("random", "center", "start")
 
 
@@ -151,13 +154,13 @@ class AudioFile:
             raise UnreadableFileError("there is no file")
         with installed_with("'vpvae_hf[audio]'"):
             import soundfile
-        self._soundfile, self.name = soundfile, name_of(file)
+        self.name, self._origin = name_of(file), file
         try:
-            self._file = self._soundfile.SoundFile(_source_of(file))
-        except (self._soundfile.LibsndfileError, OSError, TypeError) as error:
-            # soundfile adds a name to libsndfile's reason, which is that of a buffer if the file is in memory.
-            reason = getattr(error, "error_string", error)
-            raise UnreadableFileError(f"{self.name}: {reason}") from error
+            self._file = soundfile.SoundFile(_source_of(file))
+        except ImportError:  # a library that such addresses need
+            raise
+        except Exception as error:  # decoders raise whatever a damaged file makes them run into
+            raise self._unreadable(error) from error
         try:
             self._check(sampling_rate, resample, downmix)
         except ValueError:
@@ -198,6 +201,10 @@ class AudioFile:
             raise UnreadableFileError(f"{self.name}: it holds no sample")
         if found.frames == _UNKNOWN_LENGTH:
             raise UnreadableFileError(f"{self.name}: its header does not say how long it is; encode it anew")
+        if found.samplerate > _HIGHEST_RATE and found.samplerate != sampling_rate:
+            raise UnreadableFileError(
+                f"{self.name}: its header says {found.samplerate} Hz; only rates up to {_HIGHEST_RATE} Hz are converted"
+            )
         faults = {}
         if found.samplerate != sampling_rate and not resample:
             faults["resample"] = f"a sampling rate of {found.samplerate} Hz, not {sampling_rate} Hz"
@@ -215,9 +222,8 @@ class AudioFile:
         try:
             self._file.seek(first)
             channels = self._file.read(last - first, dtype="float32", always_2d=True)
-        except self._soundfile.LibsndfileError as error:
-            why = f"samples {first} to {last} cannot be decoded: {error.error_string}"
-            raise UnreadableFileError(f"{self.name}: {why}") from error
+        except Exception as error:
+            raise self._unreadable(error, f"samples {first} to {last} cannot be decoded: ") from error
         if len(channels) < last - first:
             why = f"it is cut off after {first + len(channels)} of {self._file.frames} samples"
             raise UnreadableFileError(f"{self.name}: {why}")
@@ -225,15 +231,27 @@ class AudioFile:
             raise UnreadableFileError(f"{self.name}: it holds values that are NaN or infinite")
         return channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
 
+    def _unreadable(self, error: Exception, what: str = "") -> UnreadableFileError:
+        # soundfile adds a name to libsndfile's reason, which is that of a buffer if the file is in memory.
+        reason = getattr(error, "error_string", None)
+        return unreadable(self._origin, error if reason is None else OSError(reason), what)
+
 
 def _source_of(file: Mapping):
     """What libsndfile opens: a local path, which it reads fastest, or all bytes of any other file."""
     if file["bytes"] is not None:
-        return io.BytesIO(file["bytes"])
+        return _Memory(file["bytes"])
     if fsspec.utils.get_protocol(file["path"]) == "file":
         path = fsspec.core.strip_protocol(file["path"])
         open(path, "rb").close()  # Python says why that fails, libsndfile does not
         return path
     # At once: an error of the network while libsndfile reads would look like the end of the file.
     with fsspec.open(file["path"], "rb") as opened:
-        return io.BytesIO(opened.read())
+        return _Memory(opened.read())
+
+
+class _Memory(io.BytesIO):
+    """Bytes for libsndfile, which seeks before the beginning of damaged files; an error of that would be printed."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(max(0, offset) if whence == io.SEEK_SET else offset, whence)

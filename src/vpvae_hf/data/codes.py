@@ -1,6 +1,7 @@
 """A data set's items as Parquet files of codes, [h, w] of an image, [n] of a clip, one file per shard; reading them."""
 
 import itertools
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpvae_hf.files import read_json, require_folder, write_atomically, write_json
+from vpvae_hf.files import read_json, require_folder, same_place, write_atomically, write_json
+from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
-from .sources import Source, Transform, UnreadableFileError
+from .sources import Source, Transform
 from .streams import ShardReader, shard_groups
 
 # Beside the files: what made them, so that they are never mixed with those of another run.
@@ -21,7 +23,7 @@ MANIFEST = "tokenizer.json"
 # Where the tokenizer lies may change, what it is may not.
 _MAY_DIFFER = ("tokenizer", "tokenizer_revision")
 _ROWS_AT_ONCE = 1000
-_SKIPPED = b"vpvae_hf.skipped"
+_SKIPPED, _REASONS = b"vpvae_hf.skipped", b"vpvae_hf.skipped_reasons"
 
 
 def code_dtype(codebook_size: int) -> str:
@@ -78,13 +80,15 @@ class CodeFiles:
         from pyarrow.parquet import ParquetWriter
 
         others = {name: kind for name, kind in self._source.rows.features.items() if name != self._source.column}
-        features, skipped = Features({**self._code_features, **others}), 0
+        features, skipped = Features({**self._code_features, **others}), self._skipped()
         path = self._path(number)
         with write_atomically(path) as aside, ParquetWriter(aside, features.arrow_schema) as writer:
             written: list[dict[str, Any]] = []
             for rows, items in self._decoded(number, batch_size * self._batches_decoded):
-                readable = [(row, item) for row, item in zip(rows, items, strict=True) if item is not None]
-                skipped += len(rows) - len(readable)
+                pairs = list(zip(rows, items, strict=True))
+                readable = [(row, item) for row, item in pairs if isinstance(item, Tensor)]
+                reasons = [str(item) for _, item in pairs if not isinstance(item, Tensor)]
+                skipped.add(reasons, len(reasons))
                 columns = self._encode([item for _, item in readable], batch_size=batch_size)
                 written += [{**codes, **row} for codes, (row, _) in zip(columns, readable, strict=True)]
                 progress(len(rows))
@@ -93,20 +97,30 @@ class CodeFiles:
                     written = []
             if written:
                 writer.write_table(_table(written, features))
-            writer.add_key_value_metadata({_SKIPPED: str(skipped)})
+            writer.add_key_value_metadata({_SKIPPED: str(skipped.count), _REASONS: json.dumps(skipped.reasons)})
 
     def totals(self) -> tuple[int, int]:
-        """Rows of all files, which must be finished, and the data set's files that could not be read."""
+        """Rows of all files, which must be finished, and how many of the data set's files could not be read: why, for
+        the first of them, is logged.
+        """
         from pyarrow.parquet import read_metadata
 
         files = [read_metadata(self._path(number)) for number in range(self.count)]
-        return sum(file.num_rows for file in files), sum(int(file.metadata[_SKIPPED]) for file in files)
+        skipped = self._skipped()
+        for file in files:
+            # Files of an older version have no reasons.
+            skipped.add(json.loads(file.metadata.get(_REASONS, b"[]")), int(file.metadata[_SKIPPED]))
+        skipped.tell()
+        return sum(file.num_rows for file in files), skipped.count
+
+    def _skipped(self) -> SkippedFiles:
+        return SkippedFiles(f"{self._transform.kind}s of {self._source.name}")
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{self._split}-{number:05d}-of-{self.count:05d}.parquet"
 
-    def _decoded(self, number: int, count: int) -> Iterator[tuple[list[dict], Iterable[Tensor | None]]]:
-        """So many rows at a time and their items; threads decode some while the ones before are encoded."""
+    def _decoded(self, number: int, count: int) -> Iterator[tuple[list[dict], Iterable[Tensor | UnreadableFileError]]]:
+        """So many rows at a time and their items or errors; threads decode some while the ones before are encoded."""
         # Other columns go from file to file as they are, images and audio among them.
         undecoded = self._source.rows.decode(False)
         rows = iter(ShardReader(undecoded, number, self.count, seed=None, passes=1))
@@ -118,11 +132,11 @@ class CodeFiles:
                     yield waiting.popleft()
             yield from waiting
 
-    def _item(self, file) -> Tensor | None:
+    def _item(self, file) -> Tensor | UnreadableFileError:
         try:
             return self._transform.read(file, np.random.default_rng(0))
-        except UnreadableFileError:
-            return None
+        except UnreadableFileError as error:
+            return error
 
 
 def _table(rows: list[dict[str, Any]], features):
@@ -147,7 +161,8 @@ def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
         write_json(folder / MANIFEST, {**settings, items: None, f"unreadable_{items}": None})
     held = read_json(folder / MANIFEST)
     for name, value in settings.items():
-        if name not in _MAY_DIFFER and held.get(name) != value:
+        same = held.get(name) == value or (name == "dataset" and same_place(held.get(name, ""), value))
+        if name not in _MAY_DIFFER and not same:
             raise ValueError(
                 f"{folder} holds codes of another run: its {name} is {held.get(name)!r}, here it is {value!r}; "
                 "go on with the same settings, or name another folder"

@@ -1,26 +1,23 @@
-"""Images: files to arrays, square crops of them, and images that fit into memory.
+"""Images: square crops of files, and images that fit into memory. `vpvae_hf.pixels` says what is read of a file.
 
-Shapes: images [H, W, 3] uint8 of any size; S the side of a crop in pixels; batches [B, 3, S, S] float32 in [-1, 1].
+Shapes: images [H, W, C] uint8 of any size, C is 3 unless a crop says otherwise; S the side of a crop in pixels; batches
+[B, C, S, S] float32 in [-1, 1].
 """
 
-import io
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import fsspec
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from vpvae_hf.pixels import MODES, center_crop, read_pixels, scaled, scaled_for_crop, to_pixel_values
 from vpvae_hf.settings import installed_with, require, require_integer
+from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
-from .sources import Transform, UnreadableFileError, name_of, open_images
-
-_log = logging.getLogger(__name__)
+from .sources import Transform, open_images
 
 # Real images without a download: the other images of scikit-image need one or are no photographs.
 _FROM_SKIMAGE = ("astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "rocket")
@@ -29,13 +26,14 @@ _FROM_SKLEARN = ("china.jpg", "flower.jpg")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageCrop(Transform):
-    """Square crops: items [S, S, 3] uint8, batches [B, 3, S, S] float32 in [-1, 1].
+    """Square crops: items [S, S, C] uint8, batches [B, C, S, S] float32 in [-1, 1].
 
     Args:
         size: S.
         shortest_side: images are scaled to it; None scales only images that are smaller than S, to S.
         crop: "random" or "center".
         flip: mirror half of the images.
+        channels: C, 1 for grey, 3 for RGB, 4 for RGBA; see `vpvae_hf.pixels`.
     """
 
     kind: ClassVar[str] = "image"
@@ -44,19 +42,18 @@ class ImageCrop(Transform):
     shortest_side: int | None = None
     crop: Literal["random", "center"] = "center"
     flip: bool = False
+    channels: int = 3
 
     def __post_init__(self):
         require_integer("size", self.size, 1)
+        require(self.channels in MODES, "channels", self.channels, f"one of {', '.join(map(str, MODES))}")
         side = self.shortest_side
         require(side is None or side >= self.size, "shortest_side", side, f"at least the size of a crop, {self.size}")
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        image = decode_image(file)
-        if self.shortest_side is not None or min(image.shape[:2]) < self.size:
-            image = _scaled(image, self.shortest_side or self.size)
+        image = scaled_for_crop(read_pixels(file, self.channels), self.size, self.shortest_side)
         if self.crop == "center":
-            top, left = ((side - self.size) // 2 for side in image.shape[:2])
-            crop = image[top : top + self.size, left : left + self.size]
+            crop = center_crop(image, self.size, self.size)
         else:
             crop = _random_crop(image, self.size, rng)
         crop = _maybe_mirrored(crop, rng) if self.flip else crop
@@ -67,32 +64,10 @@ class ImageCrop(Transform):
         return to_pixel_values(batch)
 
 
-def to_pixel_values(images: np.ndarray | Tensor) -> Tensor:
-    """[B, 3, H, W] float32 in [-1, 1] from [B, H, W, 3] uint8."""
-    values = images.float() if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
-    return values.movedim(-1, 1) / 127.5 - 1
-
-
-def decode_image(file: Mapping | None) -> np.ndarray:
-    """[H, W, 3] uint8, upright, from "bytes" or else "path"; raises UnreadableFileError."""
-    if file is None:
-        raise UnreadableFileError("there is no file")
-    try:
-        # A stream of image files on the hub gives only their addresses.
-        opened = io.BytesIO(file["bytes"]) if file["bytes"] is not None else fsspec.open(file["path"], "rb")
-        with opened as data, Image.open(data) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8 instead of scaling
-                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableFileError(f"{name_of(file)}: {error}") from error
-
-
 def load_images(
     name: str, *, split: str, limit: int, shortest_side: int, column: str | None = None
 ) -> list[np.ndarray]:
-    """The first images [H, W, 3] uint8 of a data set. Unreadable files are skipped and counted.
+    """The first images [H, W, 3] uint8 of a data set. Unreadable files are skipped, counted and logged.
 
     Args:
         name, split, column: as `open_images` takes them; errors are as well.
@@ -101,16 +76,15 @@ def load_images(
     """
     require_integer("limit", limit, 1)
     source = open_images(name, split=split, column=column)
-    images, skipped = [], 0
+    images, skipped = [], SkippedFiles(f"images of {name}")
     for row in source.rows:
         try:
-            images.append(_scaled(decode_image(row[source.column]), shortest_side))
-        except UnreadableFileError:
-            skipped += 1
+            images.append(scaled(read_pixels(row[source.column]), shortest_side))
+        except UnreadableFileError as error:
+            skipped.add([str(error)], 1)
         if len(images) == limit:
             break
-    if skipped:
-        _log.warning("skipped %d unreadable images of %s", skipped, name)
+    skipped.tell()
     if not images:
         raise ValueError(f"data set {name}, split {split!r}, column {source.column!r} holds no readable image")
     return images
@@ -165,15 +139,6 @@ def _check_sizes(images: Sequence[np.ndarray], size: int) -> None:
         raise ValueError(
             f"an image has a side of {smallest} pixels, crops need {size}; use smaller crops or enlarge it"
         )
-
-
-def _scaled(image: np.ndarray, shortest_side: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    if min(height, width) == shortest_side:
-        return image
-    scale = shortest_side / min(height, width)
-    size = (max(shortest_side, round(width * scale)), max(shortest_side, round(height * scale)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
 def _random_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Data sets of images or audio from the `datasets` library, a hub id or a local path, as rows of undecoded files."""
 
+import glob
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -12,25 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpvae_hf.files import local_path, nearest_entry
+from vpvae_hf.renamed import FormerMethod
 from vpvae_hf.settings import installed_with
+
+from .folders import (
+    check_split,
+    find_files,
+    known_suffixes,
+    require_validation_share,
+)
 
 # Shards of a data set that is not streamed; enough for the readers of a large job.
 _LOCAL_SHARDS = 256
-# A shard's clips are encoded in batches of their own, so a shard of a folder of audio should hold several.
+# A shard's clips are encoded in batches of their own, so a shard of local files should hold several.
 _FILES_PER_SHARD = 64
-_AUDIO_FILES = frozenset((".flac", ".mp3", ".ogg", ".wav"))
-# `datasets` reads a folder with any of these in it.
-_DATA_FILES = frozenset((".arrow", ".parquet", ".tar", ".zip"))
-_FOLDER_SPLITS = ("train", "validation", "test")
-
-
-class UnreadableFileError(ValueError):
-    """A file that is missing, corrupt or of another kind. Streams skip and count it."""
-
-
-def name_of(file: Mapping) -> str:
-    """What messages call a file."""
-    return file["path"] or "a file without a name"
 
 
 class Transform(ABC):
@@ -48,6 +45,8 @@ class Transform(ABC):
             UnreadableFileError: this file is to be skipped; there may be none in a row.
             ValueError: something is wrong that concerns all files.
         """
+
+    sample = FormerMethod("read")
 
     def collate(self, items: list[Tensor]) -> Tensor:
         """A batch in the items' own form, in which workers send it."""
@@ -73,24 +72,19 @@ class Source:
     column: str
 
 
-def open_images(name: str, **options) -> Source:
-    """Open a data set of images, hub id or local path; its files are read when it is iterated; see `open_source`."""
+def open_images(name: str | os.PathLike, **options) -> Source:
+    """Open a data set of images: a hub id or what lies at a local path; see `open_source`."""
     return open_source("image", name, **options)
 
 
-def open_audio(name: str, **options) -> Source:
-    """Open a data set of audio, hub id or local path, or a folder of WAV, FLAC, OGG or MP3 files; see `open_source`.
-
-    If a folder has sub-folders "train", "validation" or "test", these are its splits; otherwise all its files are the
-    split "train". Its columns are "audio" and "file_name", the path within the folder; tables beside the files, such as
-    transcripts, are not read.
-    """
+def open_audio(name: str | os.PathLike, **options) -> Source:
+    """Open a data set of audio: a hub id or what lies at a local path; see `open_source`."""
     return open_source("audio", name, **options)
 
 
 def open_source(
     kind: str,
-    name: str,
+    name: str | os.PathLike,
     *,
     split: str,
     config: str | None = None,
@@ -98,8 +92,22 @@ def open_source(
     column: str | None = None,
     streaming: bool = True,
     other_columns: bool = False,
+    validation_share: float = 0.0,
 ) -> Source:
-    """Open a data set of "image" or "audio" files.
+    """Open a data set of "image" or "audio" files, which are read when it is iterated.
+
+    A local path names a folder of files, in any formats that can be read, or one file; Parquet, Arrow, tar and zip
+    files or a folder of such; or a list of files, CSV or JSON lines with a column "file_name". It goes before a hub id
+    of the same spelling.
+
+    The splits of a folder of files are its folders "train", "validation" and "test"; "training", "valid", "val", "dev",
+    "testing", "eval" and "evaluation" mean the same, and a number may follow, as in "val2017". Without them all files
+    are the split "train". Hidden files are not read, and links are followed. A warning tells what else is left out,
+    such as files of formats that cannot be read.
+
+    The columns of images are "image", with those of tables metadata.csv, .jsonl or .parquet that have a column
+    "file_name", or else "label" if each image is in a folder of its class. Those of audio are "audio" and "file_name",
+    the path within the folder; tables beside the files, such as transcripts, are not read.
 
     Args:
         split: e.g. "train", or several joined by "+"; a slice such as "train[:1000]" if it is not streamed.
@@ -108,17 +116,30 @@ def open_source(
         column: name of the column with the files; None finds it by its type.
         streaming: read the data set while it is used; otherwise it is downloaded and prepared first.
         other_columns: keep them in the rows.
+        validation_share: if all local files are the split "train", about this share of them, at least one, is
+            "validation" instead. The files' names decide which.
 
     Raises:
-        ValueError: no such split or column.
+        ValueError: no such split or column, or no file that can be read.
         FileNotFoundError: no such data set.
         ImportError: `datasets` is missing, or lacks torchcodec, which it needs for audio that is neither local nor in
             Parquet.
     """
     with installed_with("'vpvae_hf[train]'"):
         import datasets
-    from_folder = kind == "audio" and _is_audio_folder(name)
-    rows = (_load_audio_folder if from_folder else _load)(name, split, config, revision, streaming)
+    require_validation_share(validation_share)
+    path = local_path(name, suffixes=known_suffixes())
+    name = os.fspath(name)
+    files = None if path is None else find_files(kind, name, path)
+    if files is None:
+        rows = _load(kind, name, path, split, config, revision, streaming)
+    elif config is not None or revision is not None:
+        what = f"a folder of {files.noun}" if path.is_dir() else "a local file"
+        raise ValueError(f"{name} is {what}, which has no config or revision; leave them out")
+    else:
+        files = files.set_aside(validation_share)
+        check_split(name, split, list(files.splits), streaming)
+        rows = files.rows(split)
     features = rows.features or {}
     feature = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
     found = [each for each, its_feature in features.items() if isinstance(its_feature, type(feature))]
@@ -132,8 +153,9 @@ def open_source(
         )
     rows = rows.cast_column(column, feature)
     rows = rows if other_columns else rows.select_columns([column])
-    if not (streaming or from_folder):  # a folder's rows are a stream already
-        rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, len(rows))))
+    if files is not None or not streaming:
+        shards = len(rows) // (1 if files is None else _FILES_PER_SHARD)
+        rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, shards)))
     return Source(name, rows, column)
 
 
@@ -142,84 +164,49 @@ def library_missing(error: ImportError) -> ImportError:
     return ImportError(f"{error} A data set of Parquet files needs no such library.")
 
 
-def _load(name: str, split: str, config: str | None, revision: str | None, streaming: bool):
+def _load(
+    kind: str, name: str, path: Path | None, split: str, config: str | None, revision: str | None, streaming: bool
+):
     """Splits of what `datasets` can read."""
     import datasets
 
-    _check_split(name, split, datasets.get_dataset_split_names(name, config, revision=revision), streaming)
-    how = {"revision": revision, "streaming": streaming}
+    where, how = _where(kind, name, path), {"revision": revision, "streaming": streaming}
     try:
+        check_split(
+            name, split, datasets.get_dataset_split_names(**where, config_name=config, revision=revision), streaming
+        )
         # `datasets` joins splits itself unless it streams them.
         splits = split.split("+") if streaming else [split]
-        parts = [datasets.load_dataset(name, config, split=part, **how) for part in splits]
+        parts = [datasets.load_dataset(**where, name=config, split=part, **how) for part in splits]
         return parts[0] if len(parts) == 1 else JoinedRows(parts)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ImportError):
             raise library_missing(error.__cause__) from error
         raise
+    except (FileNotFoundError, ConnectionError) as error:
+        near = nearest_entry(Path(name)) if path is None and Path(name).parent.is_dir() else None
+        if near is None:
+            raise
+        kind_of_error = FileNotFoundError if isinstance(error, FileNotFoundError) else ConnectionError
+        raise kind_of_error(f"{error}. Or did you mean {near}, which is on this computer?") from error
 
 
-def _check_split(name: str, split: str, splits: list[str], streaming: bool) -> None:
-    for part in split.split("+"):
-        whole, bracket, _ = part.partition("[")
-        if whole not in splits:
-            raise ValueError(f"data set {name} has no split {whole!r}; it has {', '.join(splits)}")
-        if streaming and bracket:
-            raise ValueError(f"a stream has no slices, got split {part!r}; name a whole split, or do without streaming")
-
-
-def _is_audio_folder(name: str) -> bool:
-    """Whether it is a local folder with audio files and no files of data."""
-    suffixes = {file.suffix.lower() for file in _files_below(Path(name))}
-    return not suffixes.isdisjoint(_AUDIO_FILES) and suffixes.isdisjoint(_DATA_FILES)
-
-
-def _load_audio_folder(name: str, split: str, config: str | None, revision: str | None, streaming: bool):
-    """Splits of a folder of audio files, always as a stream; `datasets` reads such a folder only with torchcodec."""
-    import datasets
-
-    if config is not None or revision is not None:
-        raise ValueError(f"{name} is a folder of audio files, which has no config or revision; leave them out")
-    folder = Path(name)
-    splits = _audio_splits(folder)
-    _check_split(name, split, list(splits), streaming)
-    lengths = {part: len(files) for part, files in splits.items()}
-    parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
-    files = [file for part in parts for file in splits[part.splitname][part.from_ : part.to]]
-    file_names = [file.relative_to(folder).as_posix() for file in files]
-    rows = datasets.Dataset.from_dict({"audio": [str(file) for file in files], "file_name": file_names})
-    # The cast comes last: encoding the column needs torchcodec, even though its files stay as they are.
-    rows = rows.cast_column("audio", datasets.Audio(decode=False))
-    return rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, len(files) // _FILES_PER_SHARD)))
-
-
-def _audio_splits(folder: Path) -> dict[str, list[Path]]:
-    """Audio files of each split, in the order of their names."""
-    files = sorted(file for file in _files_below(folder) if file.suffix.lower() in _AUDIO_FILES)
-    splits = {split: [file for file in files if file.relative_to(folder).parts[0] == split] for split in _FOLDER_SPLITS}
-    splits = {split: its_files for split, its_files in splits.items() if its_files}
-    if not splits:
-        return {"train": files}
-    if outside := set(files).difference(*splits.values()):
+def _where(kind: str, name: str, path: Path | None) -> dict[str, Any]:
+    """A data set as `datasets` takes it."""
+    if path is None:
+        return {"path": name}
+    if path.is_file():
+        reader = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": f"{kind}folder"}
+        files = {"train": [glob.escape(os.path.abspath(path))]}
+        return {"path": reader[path.suffix.lower()], "data_files": files}
+    if any((path / each).is_file() for each in ("state.json", "dataset_dict.json")):
         raise ValueError(
-            f"{folder} has audio files both in {', '.join(splits)} and outside, such as "
-            f"{min(outside).relative_to(folder)}; move them to {', '.join(_FOLDER_SPLITS)} or elsewhere"
+            f"{name} was written by save_to_disk, which cannot be streamed; write a Parquet file for each split: "
+            f'datasets.load_from_disk("{name}").to_parquet("FOLDER/train.parquet")'
         )
-    return splits
-
-
-def _files_below(folder: Path) -> list[Path]:
-    """All files that are not hidden; links to folders are followed, since large data often lies elsewhere."""
-    found: list[Path] = []
-    seen: set[str] = set()  # links may lead back to where they are
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return found
+    if glob.has_magic(place := os.path.realpath(path)):
+        raise ValueError(f"{place} cannot be read, since `datasets` takes *, ? and [ for patterns; rename it")
+    return {"path": place}
 
 
 class JoinedRows:

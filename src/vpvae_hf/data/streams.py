@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vpvae_hf.settings import require_integer
+from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
-from .sources import Source, Transform, UnreadableFileError, library_missing
+from .sources import Source, Transform, library_missing
 
 # A folder of a million files has a million shards, so shards are dealt out in at most this many groups.
 _MOST_GROUPS = 1024
@@ -64,8 +65,9 @@ class ItemStream(IterableDataset):
         """From the beginning, or once from a loaded state.
 
         Yields:
-            "item", and "skipped", the number of unreadable files just before it. If a finite stream ends with
-            unreadable files, the "item" of its last yield is None.
+            "item", "skipped", the reasons of the unreadable files just before it, and "passes", how many passes over
+            the reader's share the items so far are. If a finite stream ends with unreadable files, the "item" of its
+            last yield is None.
 
         Raises:
             ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
@@ -82,13 +84,13 @@ class ItemStream(IterableDataset):
         if at["block_start"] is not None:
             reader.load_state_dict(at["block_start"])
         self._rows = rows = iter(reader)
-        skipped = 0
+        skipped: list[str] = []
         while True:
             at["block_start"] = reader.state_dict()
             files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
             if not files:
                 if skipped:
-                    yield {"item": None, "skipped": skipped}
+                    yield {"item": None, "skipped": skipped, "passes": 1.0}
                 self._position = dict(_BEGINNING)
                 return
             order = self._rng(number, at["block"]).permutation(len(files)) if shuffled else range(len(files))
@@ -97,17 +99,19 @@ class ItemStream(IterableDataset):
                 try:
                     item = self.transform.read(files[place], self._rng(number, at["block"], at["taken"]))
                 except UnreadableFileError as error:
-                    skipped += 1
+                    skipped.append(str(error))
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
-                    if skipped == _MOST_UNREADABLE:
+                    if len(skipped) == _MOST_UNREADABLE:
                         kinds, column = f"{self.transform.kind}s", self._source.column
+                        found = f"data set {self._source.name}: {len(skipped)} {kinds}"
                         raise ValueError(
-                            f"data set {self._source.name}: {skipped} {kinds} in a row cannot be read; see whether the "
+                            f"{found} in a row cannot be read; see whether the "
                             f"files of column {column!r} are {kinds} and can be reached (the last: {error})"
                         ) from error
                     continue
-                yield {"item": item, "skipped": skipped}
-                skipped = 0
+                taken = at["block"] * self._block_size + at["taken"]
+                yield {"item": item, "skipped": skipped, "passes": taken / reader.share if reader.share else 0.0}
+                skipped = []
             at |= {"block": at["block"] + 1, "taken": 0}
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +140,9 @@ class ItemLoader:
         workers: number of worker processes; 0 for none.
 
     Attributes:
-        skipped: number of unreadable files so far.
+        skipped: number of unreadable files so far; it is logged with the first reasons, once there is one and when an
+            iteration ends.
+        passes: how many passes over the data the batches so far are; 0 within the first.
     """
 
     def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0):
@@ -145,7 +151,12 @@ class ItemLoader:
         # Where the next iteration starts, and where the last one was left.
         self._resumed: dict[str, Any] | None = None
         self._left_at: dict[str, Any] | None = None
-        self.skipped = 0
+        self._unreadable = SkippedFiles(f"{stream.transform.kind}s of {stream._source.name}")
+        self.passes = 0.0
+
+    @property
+    def skipped(self) -> int:
+        return self._unreadable.count
 
     def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
         """What the transform's `model_input` gives; the last batch of a finite stream may be smaller."""
@@ -153,8 +164,12 @@ class ItemLoader:
         if resumed is not None:
             self._loader.load_state_dict(resumed)
         try:
-            for batch, skipped in self._loader:
-                self.skipped += skipped
+            for batch, skipped, passes in self._loader:
+                known = self.skipped
+                self._unreadable.add(skipped, len(skipped))
+                if not known:
+                    self._unreadable.tell()
+                self.passes = max(self.passes, passes)
                 if batch is not None:
                     yield self._stream.transform.model_input(batch)
         finally:
@@ -162,15 +177,17 @@ class ItemLoader:
             # when Python exits can abort it.
             self._left_at, self._loader = self._loader.state_dict(), None
             self._stream.close()
+            self._unreadable.tell()
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was given."""
         loader = self._left_at if self._loader is None else self._loader.state_dict()
-        return {"loader": loader, "skipped": self.skipped}
+        return {"loader": loader, **self._unreadable.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration from there; it takes the same number of workers and ranks as when it was saved."""
-        self._resumed, self.skipped = state["loader"], state["skipped"]
+        self._resumed = state["loader"]
+        self._unreadable.load_state_dict(state)
 
     def _new_loader(self):
         from torchdata.stateful_dataloader import StatefulDataLoader
@@ -187,10 +204,13 @@ class ItemLoader:
             )
 
 
-def _collate(collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]) -> tuple[Tensor | None, int]:
-    """A batch in the items' form, None if there is no item, and the number of unreadable files."""
+def _collate(
+    collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]
+) -> tuple[Tensor | None, list[str], float]:
+    """A batch in the items' form, None if there is no item, the reasons of unreadable files, and how many passes."""
     items = [each["item"] for each in yielded if each["item"] is not None]
-    return collate(items) if items else None, sum(each["skipped"] for each in yielded)
+    skipped = [reason for each in yielded for reason in each["skipped"]]
+    return collate(items) if items else None, skipped, yielded[-1]["passes"]
 
 
 def check_readable(source: Source, transform: Transform) -> None:
@@ -221,6 +241,9 @@ class ShardReader:
     Each group of shards belongs to one of the readers. If there are fewer groups than readers, several readers share a
     group and take its rows in turn, so shares may differ in size. The seed gives each pass its own order of groups;
     None keeps the data set's own order. With passes=None there is no end.
+
+    Attributes:
+        share: rows in a pass; None until the first pass has ended.
     """
 
     def __init__(self, rows, reader: int, readers: int, *, seed: int | None, passes: int | None):
@@ -232,6 +255,7 @@ class ShardReader:
         self._pass = self._position = self._seen = self._given = 0
         self._group: Any = None
         self._group_state: dict | None = None
+        self.share: int | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Rows from its position on; a ValueError if a shard cannot be read, or an endless reader's share is empty."""
@@ -247,6 +271,7 @@ class ShardReader:
                 raise ValueError(
                     "the data set has no row for one of its readers; use fewer ranks or loader workers, or more data"
                 )
+            self.share = self._given
             self._pass, self._position, self._given = self._pass + 1, 0, 0
 
     def state_dict(self) -> dict[str, Any]:

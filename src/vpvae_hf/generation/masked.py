@@ -84,7 +84,7 @@ class VPMaskedPipeline(CodePipeline):
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         require(num_inference_steps >= 1, "num_inference_steps", num_inference_steps, "at least 1")
         require(temperature >= 0, "temperature", temperature, "at least 0; 0 takes the likeliest code")
-        require(top_k is None or top_k >= 0, "top_k", top_k, "at least 1, or None for no limit")
+        require(top_k is None or top_k >= 0, "top_k", top_k, "at least 1, or 0 or None for no limit")
         require(top_p is None or 0 < top_p <= 1, "top_p", top_p, "in (0, 1], or None for no limit")
         noise = choice_temperature
         require(noise is None or noise >= 0, "choice_temperature", noise, "at least 0")

@@ -4,8 +4,11 @@ Shapes: B sequences; [h, w] or [n] codes with G per token.
 """
 
 import math
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vpvae_hf.data import CodeFolder
+from vpvae_hf.files import open_to_usual_readers
+from vpvae_hf.hub import push_pipeline
 from vpvae_hf.metrics import image_grid
 from vpvae_hf.models.tokenizer import Tokenizer
-from vpvae_hf.settings import require
+from vpvae_hf.settings import refuse_unknown_arguments, require
 
 from .vocabulary import CodeVocabulary, checked_conditions
 
@@ -66,6 +71,50 @@ class CodePipeline(DiffusionPipeline):
         self.register_modules(**parts)
         self.vocabulary.check_model(self.transformer)
         self.vocabulary.check_tokenizer(self.tokenizer)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        """Save the parts and the index of the pipeline; arguments as in diffusers.
+
+        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_pipeline`, whose arguments are also given
+        here; `repo_id` is the folder's name if it is not given.
+        """
+        known = signature(push_pipeline).parameters
+        refuse_unknown_arguments(kwargs, "save_pretrained", (*signature(self.save_pretrained).parameters, *known))
+        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size)
+        open_to_usual_readers(save_directory)
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            push_pipeline(save_directory, repo_id, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        max_shard_size: int | str | None = None,
+        **kwargs,
+    ) -> str:
+        """Push the pipeline with a card; arguments as in diffusers, and as of `vpvae_hf.hub.push_pipeline`."""
+        known = signature(push_pipeline).parameters
+        refuse_unknown_arguments(kwargs, "push_to_hub", (*signature(self.push_to_hub).parameters, *known))
+        pushing = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, safe_serialization, variant, max_shard_size)
+            return push_pipeline(folder, repo_id, subfolder=subfolder, **pushing, **kwargs)
 
     @property
     def vocabulary(self) -> CodeVocabulary:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from vpvae_hf.models.tokenizer import Tokenizer, require_shape
 from vpvae_hf.neighbors.tensors import as_codes, as_real, as_tensor
+from vpvae_hf.renamed import FormerMethod
 from vpvae_hf.settings import require
 
 # The field of a model's config that holds the vocabulary that the model was made for.
@@ -148,6 +149,11 @@ class CodeVocabulary:
                 "CodeVocabulary(codebook_size=..., grid=...).write_to(model)"
             )
         return cls(**fields)
+
+    attach = FormerMethod("write_to")
+    codes_of = FormerMethod("decode")
+    ids_of = FormerMethod("encode")
+    of = FormerMethod("from_model")
 
     def write_to(self, model: PreTrainedModel) -> None:
         """Write the vocabulary into a model's config, so that it is saved with it; raises as `check_model`."""

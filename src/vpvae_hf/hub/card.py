@@ -12,13 +12,16 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vpvae_hf.files import read_json, write_json, write_text
-from vpvae_hf.metric_labels import metric_label, sort_metrics
+from vpvae_hf.metric_labels import metric_label, metric_notes, sort_metrics
 
-from .saved import CARD, PICTURE, RESULTS, SavedTokenizer, read_saved, strip_local_paths
+from .contents import PIPELINE_INDEX
+from .saved import CARD, CONFIG, PICTURE, RESULTS, SavedTokenizer, read_saved, strip_local_paths
 
 # A card that has this line is ours to write anew.
 MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
-PIPELINE_INDEX = "model_index.json"
+# For diffusers and transformers the Hub would show programs that do not import this package, without which they know
+# neither models nor pipelines; so too for tasks of `transformers.pipeline`.
+_LIBRARY = "vpvae_hf"
 _PAPER = "2602.17133"
 _SAMPLES = ("samples.png", "samples.flac")
 # What `datasets.load_dataset` takes for files; none of them is a data set of the Hub.
@@ -130,7 +133,7 @@ def render_card(
 
 
 def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """As `write_card`, for a saved pipeline: a folder as a generation recipe leaves it, with its results.json."""
+    """As `write_card`, for a saved pipeline, with its results.json if a generation recipe has left one."""
     folder = checked_pipeline(folder)
     path = folder / CARD
     if not path.exists() or is_generated(path):
@@ -145,29 +148,38 @@ def write_pipeline_results(folder: str | os.PathLike, results: dict[str, Any], *
 
 
 def checked_pipeline(folder: str | os.PathLike) -> Path:
-    """The folder, if it is that of a pipeline of a generation recipe; otherwise a ValueError."""
+    """The folder, if it is that of a pipeline over codes, or of a generation recipe; otherwise a ValueError."""
     folder = Path(folder)
-    for name in (PIPELINE_INDEX, RESULTS):
+    needed = [PIPELINE_INDEX] if _vocabulary(folder) else [PIPELINE_INDEX, RESULTS]
+    for name in needed:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is no pipeline of a generation recipe: it has no {name}")
     return folder
 
 
+def _vocabulary(folder: Path) -> dict[str, Any] | None:
+    """The vocabulary of a saved pipeline's transformer, as `CodeVocabulary` writes it; None if it has none."""
+    config = folder / "transformer" / CONFIG
+    return read_json(config).get("code_vocabulary") if config.is_file() else None
+
+
 def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
-    recorded = read_json(folder / RESULTS)
+    class_name, vocabulary = read_json(folder / PIPELINE_INDEX)["_class_name"], _vocabulary(folder)
+    recorded = read_json(folder / RESULTS) if (folder / RESULTS).is_file() else {}
     results = strip_local_paths(recorded)
     name = folder.resolve().name if repo_id is None else repo_id
-    diffusion, masked = results["method"] == "diffusion", results["method"] == "masked"
-    image = diffusion or len(results["vocabulary"]["grid"]) == 2
+    method = results.get("method") or ("masked" if "Masked" in class_name else "autoregressive")
+    diffusion, masked = method == "diffusion", method == "masked"
+    image = diffusion or len(vocabulary["grid"]) == 2
     samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
     if samples is not None and not image:
         samples = _sound_address(samples, repo_id)
     data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="unconditional-image-generation" if image else "text-to-audio",
-        tags=["vpvae_hf", f"{results['method']}-generation"],
-        datasets=[each] if (each := _hub_id(recorded["dataset"])) else None,
-        base_model=_hub_id(recorded["tokenizer"]),
+        library_name=_LIBRARY,
+        pipeline_tag="unconditional-image-generation" if image else None,
+        tags=["diffusers", f"{method}-generation"],
+        datasets=[each] if (each := _hub_id(recorded.get("dataset"))) else None,
+        base_model=_hub_id(recorded.get("tokenizer")),
     )
     at_most = {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")}
     return _rendered(
@@ -175,14 +187,15 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         card_data=data.to_yaml(),
         title=name.split("/")[-1],
         name=name,
-        class_name=read_json(folder / PIPELINE_INDEX)["_class_name"],
+        class_name=class_name,
+        model_type=None if diffusion else read_json(folder / "transformer" / CONFIG)["model_type"],
         image=image,
         masked=masked,
         samples=samples,
         results=results,
-        vocabulary=results.get("vocabulary"),
-        measured=_rows(results["evaluation"], _GENERATION | at_most if masked else _GENERATION),
-        settings=json.dumps(results["settings"], indent=2),
+        vocabulary=vocabulary,
+        measured=_rows(results.get("evaluation"), _GENERATION | at_most if masked else _GENERATION),
+        settings=json.dumps(results.get("settings"), indent=2),
     )
 
 
@@ -222,9 +235,8 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluation
     ]
     return ModelCardData(
         license=license,
-        library_name=saved.entry.library,
-        pipeline_tag=saved.entry.pipeline_tag,
-        tags=["vpvae_hf", f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
+        library_name=_LIBRARY,
+        tags=[saved.entry.library, f"{saved.entry.name}-tokenizer", "vq", saved.quantizer.kind]
         + ([f"arxiv:{_PAPER}"] if saved.quantizer.paper == _PAPER else []),
         datasets=[each] if (each := _hub_id(training.get("dataset"))) else None,
         base_model=_hub_id(training.get("base_model")),
@@ -250,6 +262,7 @@ def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
     for evaluation in evaluations:
         metrics = evaluation["metrics"].items()
         evaluation["metrics"] = {k: v if v is not None and math.isfinite(v) else None for k, v in metrics}
+        evaluation["notes"] = metric_notes(evaluation["metrics"], evaluation.get("undefined", {}))
     return evaluations
 
 

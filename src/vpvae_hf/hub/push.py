@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -25,6 +25,9 @@ def push_folder(
     revision: str | None = None,
     create_pr: bool = False,
     commit_message: str | None = None,
+    commit_description: str | None = None,
+    tags: Sequence[str] | str = (),
+    subfolder: str | None = None,
     allow_unfitted: bool = False,
 ) -> str:
     """Push a saved tokenizer to the Hub, with a model card.
@@ -41,6 +44,10 @@ def push_folder(
         token: None for the one of `hf auth login`.
         revision: branch to push to, made if it does not exist.
         create_pr: open a pull request instead of pushing to the main branch.
+        commit_message, commit_description: of the commit or the pull request.
+        tags: tags for the repository's card, in addition to those that it has.
+        subfolder: folder of the repository to push into, as for a part of a pipeline. The card of the repository, which
+            tells of the whole, is then neither written nor replaced.
         allow_unfitted: push a tokenizer that has no codes yet.
 
     Returns:
@@ -53,10 +60,6 @@ def push_folder(
         PermissionError: the token is refused.
         ConnectionError: the hub cannot be reached or is down.
     """
-    if create_pr and revision is not None:
-        raise ValueError(
-            f"create_pr opens a pull request to the main branch, so revision={revision!r} must be left out"
-        )
     saved = read_saved(folder)
     if not (saved.quantizer.fitted or allow_unfitted):
         raise ValueError(
@@ -70,16 +73,32 @@ def push_folder(
             contents[CARD] = render_card(saved, repo_id, revision=revision).encode()
         return contents
 
-    return _push(ready, repo_id, private, token, commit_message or f"Upload {saved.class_name}", revision, create_pr)
+    where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr, "subfolder": subfolder}
+    commit = {
+        "commit_message": commit_message or f"Upload {saved.class_name}",
+        "commit_description": commit_description,
+    }
+    return _push(ready, repo_id, **where, tags=tags, **commit)
 
 
 def push_pipeline(
-    folder: str | os.PathLike, repo_id: str, *, private: bool | None = None, token: str | None = None
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    tags: Sequence[str] | str = (),
+    subfolder: str | None = None,
 ) -> str:
     """Push a saved pipeline with its parts, samples and card, in one commit; arguments and errors as of `push_folder`.
 
     Args:
-        folder: as a generation recipe leaves it. Hidden files, and what lies in hidden folders, stay behind.
+        folder: as a generation recipe leaves it, or `save_pretrained` of one of this package's pipelines. Hidden files,
+            and what lies in hidden folders, stay behind.
     """
     folder = checked_pipeline(folder)
 
@@ -88,19 +107,34 @@ def push_pipeline(
         paths = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
         return {name.as_posix(): path for name, path in paths.items() if not any(p.startswith(".") for p in name.parts)}
 
-    return _push(ready, repo_id, private, token, "Upload pipeline")
+    where = {"private": private, "token": token, "revision": revision, "create_pr": create_pr, "subfolder": subfolder}
+    commit = {"commit_message": commit_message or "Upload pipeline", "commit_description": commit_description}
+    return _push(ready, repo_id, **where, tags=tags, one_set=True, **commit)
 
 
 def _push(
     ready: Callable[[str], dict[str, Path | bytes]],
     repo_id: str,
+    *,
     private: bool | None,
     token: str | None,
-    commit_message: str,
-    revision: str | None = None,
-    create_pr: bool = False,
+    revision: str | None,
+    create_pr: bool,
+    subfolder: str | None,
+    tags: Sequence[str] | str,
+    one_set: bool = False,
+    **commit: str | None,
 ) -> str:
-    """Push what `ready` gives for the repository's whole name, name -> content; gives the web address."""
+    """Push what `ready` gives for the repository's whole name, name -> content; gives the web address.
+
+    Args:
+        one_set: all weights of a folder are of one model, whatever their variant.
+        commit: commit_message and commit_description.
+    """
+    if create_pr and revision is not None:
+        raise ValueError(
+            f"create_pr opens a pull request to the main branch, so revision={revision!r} must be left out"
+        )
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -119,13 +153,17 @@ def _push(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         contents = ready(repo_id)
+        if subfolder:
+            contents = {f"{subfolder.strip('/')}/{name}": part for name, part in contents.items() if name != CARD}
         there = set(api.list_repo_files(repo_id, revision=revision))
-        own_card = isinstance(contents[CARD], Path) and not is_generated(contents[CARD])
-        if CARD in there and not own_card and not is_generated(api.hf_hub_download(repo_id, CARD, revision=revision)):
+        present = Path(api.hf_hub_download(repo_id, CARD, revision=revision)) if CARD in there else None
+        if present is not None and not is_generated(present) and _is_ours(contents.get(CARD)):
             del contents[CARD]
+        if tags:
+            contents[CARD] = _tagged(contents.get(CARD, present), tags)
         # Earlier weights of what is pushed: an index or another format of them would be loaded in place of the new.
-        pushed = {_weights_of(name) for name in contents} - {None}
-        stale = [name for name in there - set(contents) if _weights_of(name) in pushed]
+        pushed = {_weights_of(name, one_set) for name in contents} - {None}
+        stale = [name for name in there - set(contents) if _weights_of(name, one_set) in pushed]
         # Not `upload_folder`, which may make several commits of a folder.
         commit = api.create_commit(
             repo_id,
@@ -133,18 +171,34 @@ def _push(
                 *(CommitOperationAdd(name, _public(content)) for name, content in contents.items()),
                 *(CommitOperationDelete(name) for name in sorted(stale)),
             ],
-            commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
+            **commit,
         )
-    return commit.pr_url or f"{api.endpoint}/{repo_id}" + ("" if revision is None else f"/tree/{revision}")
+    place = "/".join(part for part in (revision or ("main" if subfolder else None), subfolder) if part)
+    return commit.pr_url or f"{api.endpoint}/{repo_id}" + (place and f"/tree/{place}")
 
 
-def _weights_of(name: str) -> tuple[str, str] | None:
-    """Folder and set of weights of a file; None if it holds none. All weights of a pipeline's part are one set."""
+def _is_ours(card: Path | bytes | None) -> bool:
+    """Whether a card is written by this package, and not one that somebody wrote into the folder."""
+    return isinstance(card, bytes) or (card is not None and is_generated(card))
+
+
+def _tagged(card: Path | bytes | None, tags: Sequence[str] | str) -> bytes:
+    """The card with tags in its metadata; a new one for None."""
+    tags = [tags] if isinstance(tags, str) else tags
+    text = "---\n{}\n---\n" if card is None else card.decode() if isinstance(card, bytes) else card.read_text("utf-8")
+    tagged = ModelCard(text)
+    present = tagged.data.tags or []
+    tagged.data.tags = [*present, *(tag for tag in dict.fromkeys(tags) if tag not in present)]
+    return str(tagged).encode()
+
+
+def _weights_of(name: str, one_set: bool) -> tuple[str, str] | None:
+    """Folder and set of weights of a file; None if it holds none."""
     folder, _, file = name.rpartition("/")
     weights = weights_set(file)
-    return None if weights is None else (folder, "" if folder else weights)
+    return None if weights is None else (folder, "" if one_set else weights)
 
 
 def _public(content: Path | bytes) -> Path | bytes:

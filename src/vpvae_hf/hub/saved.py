@@ -31,8 +31,7 @@ class HubEntry:
 
     Attributes:
         name: of the signal; `model_cards/{name}.md` is the card's template, if there is one.
-        library: the library whose `from_pretrained` reads the folder.
-        pipeline_tag: task under which the Hub lists the model.
+        library: the library whose models the class derives from.
         task: task under which results are listed.
         items: what an evaluation counts; its key in results.json.
         sounds: title -> file that the card plays if the folder has it.
@@ -41,7 +40,6 @@ class HubEntry:
 
     name: str
     library: str
-    pipeline_tag: str
     task: str
     items: str
     sounds: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +56,11 @@ def hub_entry(class_name: str | None) -> HubEntry | None:
         # The package imports a public class when it is first asked for.
         getattr(importlib.import_module("vpvae_hf"), class_name, None)
     return HUB_ENTRIES.get(class_name)
+
+
+def class_of(config: dict[str, Any]) -> str | None:
+    """The class of models that a config names, as diffusers records it, or else as transformers does."""
+    return config.get("_class_name") or next(iter(config.get("architectures") or []), None) or config.get("model_type")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +102,7 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
     if not (folder / CONFIG).exists():
         raise ValueError(f"{folder} is no saved tokenizer: it has no {CONFIG}; name the folder save_pretrained wrote")
     config = read_json(folder / CONFIG)
-    # As diffusers records the class, or else as transformers does.
-    name = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    name = class_of(config)
     entry = hub_entry(name)
     if entry is None:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Losses of images and waveforms by name, and a discriminator with its losses."""
 
 from .adversarial import PatchDiscriminator, discriminator_loss, generator_loss
-from .perceptual import lpips_per_image
+from .perceptual import lpips_per_image, require_lpips_channels
 from .registry import IMAGE_LOSSES, RECONSTRUCTION_LOSSES, Loaded, Loss, audio_losses, build_losses
 from .spectral import multi_resolution_stft_loss
 
@@ -17,4 +17,5 @@ __all__ = [
     "generator_loss",
     "lpips_per_image",
     "multi_resolution_stft_loss",
+    "require_lpips_channels",
 ]

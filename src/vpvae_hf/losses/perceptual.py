@@ -44,6 +44,14 @@ def load_lpips_network() -> nn.Module:
         ) from error
 
 
+def require_lpips_channels(channels: int) -> None:
+    """Raise a ValueError if LPIPS cannot compare images with so many channels."""
+    if channels not in (1, 3):
+        raise ValueError(
+            f"LPIPS compares images with 1 channel (grey) or 3 (RGB), got {channels} channels: do without LPIPS"
+        )
+
+
 def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
     """[B] float32: LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each pair, 0 if both images are equal.
 
@@ -51,7 +59,8 @@ def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
     precision can tell. The network follows the device of the images. Gradients reach both images, never the network.
 
     Args:
-        reconstruction, original: [B, 3, H, W] in [-1, 1], at least 16 pixels a side. Values beyond are not clipped.
+        reconstruction, original: [B, C, H, W] in [-1, 1], at least 16 pixels a side. Values beyond are not clipped. C
+            is 3, or 1: grey is then taken as RGB with equal channels.
 
     Raises:
         ValueError: another shape than that, or two different shapes.
@@ -60,11 +69,9 @@ def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
     shapes = [list(reconstruction.shape), list(original.shape)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"LPIPS compares images of one shape, got {shapes[0]} and {shapes[1]}: crop or resize one")
-    if len(shapes[0]) != 4 or shapes[0][1] != 3:
-        raise ValueError(
-            f"LPIPS needs RGB images [B, 3, H, W], got {shapes[0]}: repeat a single channel three times, or do without "
-            "LPIPS"
-        )
+    if len(shapes[0]) != 4:
+        raise ValueError(f"LPIPS needs images [B, C, H, W], got {shapes[0]}: add a dimension for the batch")
+    require_lpips_channels(shapes[0][1])
     if min(shapes[0][2:]) < MINIMUM_SIDE:
         raise ValueError(
             f"LPIPS needs images of at least {MINIMUM_SIDE} pixels a side, got {shapes[0]}: use larger images, or do "
@@ -72,7 +79,8 @@ def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
         )
     network = _network_on(reconstruction.device)
     with torch.autocast(reconstruction.device.type, enabled=False):
-        return network(reconstruction.float(), original.float()).flatten()
+        rgb = [images.float().expand(-1, 3, -1, -1) for images in (reconstruction, original)]
+        return network(*rgb).flatten()
 
 
 def lpips_loss(reconstruction: Tensor, original: Tensor) -> Tensor:

@@ -42,4 +42,4 @@ def code_statistics(counts: Tensor) -> dict[str, float]:
 def sum_of_defined(values: Tensor) -> Tensor:
     """[3] float64: the sum of the values that are not NaN, the number of these, and of all."""
     defined = values[~values.isnan()].double()
-    return torch.tensor([float(defined.sum()), len(defined), values.numel()], dtype=torch.float64)
+    return torch.tensor([float(defined.sum()), len(defined), values.numel()], device="cpu", dtype=torch.float64)

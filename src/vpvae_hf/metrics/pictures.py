@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d
 
 from vpvae_hf.neighbors.tensors import as_tensor
+from vpvae_hf.pixels import from_pixel_values
 
 from .audio import MAGNITUDE_FLOOR, log_mel_spectrogram
 
@@ -27,11 +28,21 @@ _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
 
 
 def image_grid(rows: list[Tensor]) -> np.ndarray:
-    """A picture [height, width, 3] uint8 of rows of images, each [B, C, H, W] in [-1, 1], of one shape; white gaps."""
-    images = _stacked(rows)
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(2, -1).numpy()
-    pixels = pixels if pixels.shape[-1] == 3 else pixels[..., :1].repeat(3, axis=-1)
+    """A picture [height, width, 3] uint8 of rows of images, each [B, C, H, W] in [-1, 1], of one shape; white gaps.
+
+    Images have one channel (grey), three (RGB) or four (RGBA, shown over white).
+    """
+    pixels = from_pixel_values(as_rgb(_stacked(rows)))
     return _with_gaps([_with_gaps(row, 1, _IMAGE_GAP) for row in pixels], 0, _IMAGE_GAP)
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """[..., 3, H, W] in [-1, 1] of grey, RGB or RGBA images [..., C, H, W]; transparency is laid over white."""
+    images = images.detach().float().cpu().clamp(-1, 1)
+    if images.shape[-3] == 4:
+        colour, opacity = images[..., :3, :, :], (images[..., 3:, :, :] + 1) / 2
+        return colour * opacity + (1 - opacity)
+    return images.expand(*images.shape[:-3], 3, -1, -1)
 
 
 def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:

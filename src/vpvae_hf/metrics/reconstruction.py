@@ -74,7 +74,7 @@ def evaluate_reconstruction(
         codebook = as_real(codebook, "codebook")
         groups, size = 1, len(codebook)
     measured = []
-    counts = torch.zeros(groups * size, dtype=torch.long)
+    counts = torch.zeros(groups * size, device="cpu", dtype=torch.long)
     with distributed.failing_together(across_ranks):
         for batch in check_batches(batches):
             batch, mask = batch_inputs(model, batch)

@@ -1,11 +1,12 @@
 """Kinds of signals. Another one is a subclass of `Modality` in a file of its own, and one line in `MODALITIES`."""
 
+import os
 from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
 
-from vpvae_hf.files import read_json
+from vpvae_hf.files import local_path, read_json
 from vpvae_hf.hub import hub_errors
 from vpvae_hf.models.tokenizer import Tokenizer
 
@@ -29,7 +30,9 @@ def modality_of(subject: Tokenizer | TrainingConfig) -> Modality:
     raise ValueError(f"{type(subject).__name__} belongs to no modality; known: {known}")
 
 
-def load_tokenizer(name: str, revision: str | None = None, device: torch.device | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str | os.PathLike, revision: str | None = None, device: torch.device | None = None
+) -> Tokenizer:
     """A tokenizer of any modality from a folder or a hub id, in eval mode.
 
     Args:
@@ -40,11 +43,14 @@ def load_tokenizer(name: str, revision: str | None = None, device: torch.device 
         ValueError: it is no tokenizer of this package, or not a whole one.
         FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
     """
-    if not Path(name).is_dir():
+    folder = local_path(name, suffixes=(".json", ".safetensors"))
+    if folder is None:
         with hub_errors(name, doing="load", revision=revision):
             file = Path(hf_hub_download(name, "config.json", revision=revision))
-    elif not (file := Path(name, "config.json")).is_file():
-        raise ValueError(f"{name} is no saved tokenizer: it has no config.json")
+    elif not (file := folder / "config.json").is_file():
+        hint = f"; name its folder, {folder.parent}" if folder.is_file() else ""
+        raise ValueError(f"{name} is no saved tokenizer: it has no config.json{hint}")
+    name = name if folder is None else str(folder)
     config = read_json(file)
     # As diffusers records the class, or as transformers does.
     recorded = config.get("_class_name") or next(iter(config.get("architectures") or []), None)

@@ -61,6 +61,7 @@ class AudioModality(Modality):
     headline_metrics = ("pesq", "stoi")  # PESQ is defined at 16 kHz alone
     one_by_one = True
     batches_decoded = 4  # clips of like lengths are batched: sorted among so many, little of a batch is padding
+    takes_validation_share = True
     _open = staticmethod(open_audio)
 
     def new_model(self, config: AudioTrainingConfig) -> VPCodecModel:

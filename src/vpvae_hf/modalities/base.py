@@ -31,6 +31,7 @@ class Modality(ABC):
         extra_metrics: metrics that are measured only if they are asked for, since they need a network.
         one_by_one: whether items differ in size, so that they are measured one by one.
         batches_decoded: for how many batches files are decoded before they are encoded into codes.
+        takes_validation_share: whether its data sets may be local files of which a share is set aside for validation.
     """
 
     model_class: ClassVar[type[Tokenizer]]
@@ -41,6 +42,7 @@ class Modality(ABC):
     extra_metrics: ClassVar[tuple[str, ...]] = ()
     one_by_one: ClassVar[bool] = False
     batches_decoded: ClassVar[int] = 1
+    takes_validation_share: ClassVar[bool] = False
     _open: ClassVar[Callable[..., Source]]
 
     @property
@@ -97,9 +99,13 @@ class Modality(ABC):
                 _refuse_option(name, model)
         return kind(**given)
 
-    def open(self, data: DataConfig, transform: Transform, *, other_columns: bool = False) -> Source:
+    def open(
+        self, data: DataConfig, transform: Transform, *, other_columns: bool = False, validation_share: float = 0.0
+    ) -> Source:
         """Open `data.split` of `data.name`, see `open_source`, and see that the transform can read its first files."""
         where = {"split": data.split, "config": data.config, "revision": data.revision, "column": data.column}
+        if validation_share:
+            where["validation_share"] = validation_share
         source = type(self)._open(data.name, **where, streaming=data.streaming, other_columns=other_columns)
         check_readable(source, transform)
         return source

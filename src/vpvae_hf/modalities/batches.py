@@ -67,13 +67,17 @@ class Batches:
 
     @cached_property
     def _train(self) -> Source:
-        return self._modality.open(self._data, self._modality.train_transform(self._data, self._model))
+        return self._open(self._data, self._modality.train_transform(self._data, self._model))
 
     @cached_property
     def _held_out(self) -> Source | None:
         if not self.validates:
             return None
-        return self._modality.open(self._data.validation, self._modality.eval_transform(self._data, self._model))
+        return self._open(self._data.validation, self._modality.eval_transform(self._data, self._model))
+
+    def _open(self, data: DataConfig, transform: Transform) -> Source:
+        share = data.share_set_aside if self._modality.takes_validation_share else 0.0
+        return self._modality.open(data, transform, validation_share=share)
 
     def _first(self, transform: Transform, batch_size: int, left: int | None) -> Iterator[Tensor]:
         """Batches in order, until none is left."""

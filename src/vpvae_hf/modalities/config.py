@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from vpvae_hf.files import same_place
 from vpvae_hf.settings import require, require_count
 
 _Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
@@ -58,6 +59,9 @@ class DataConfig:
     validation_config: str | None = option(None, "configuration of validation_name")
     validation_column: str | None = option(None, "column of validation_name; null: the only one of that type")
     validation_split: str | None = option("validation", "split to validate on; null to measure nothing")
+    validation_share: float = option(
+        0.05, "share of a local folder without splits that is its split validation, if that is validated on"
+    )
     validation_examples: int | None = option(
         512, "images or clips for validation during training; null for all. The end uses all"
     )
@@ -66,14 +70,26 @@ class DataConfig:
         require(self.workers >= 0, "data.workers", self.workers, "at least 0")
         require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
         require_count("data.validation_examples", self.validation_examples)
+        require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
+
+    @property
+    def share_set_aside(self) -> float:
+        """The share of a local folder without splits that is its split "validation"; 0 unless that is asked for."""
+        asked = self._validates_on_itself and "validation" in (self.validation_split or "").split("+")
+        return self.validation_share if asked else 0.0
 
     @property
     def validation(self) -> "DataConfig":
         """The same settings, with the validation split in place of the training split."""
-        if self.validation_name in (None, self.name):
+        if self._validates_on_itself:
             return replace(self, split=self.validation_split)
         where = {"config": self.validation_config, "column": self.validation_column, "revision": None}
-        return replace(self, name=self.validation_name, split=self.validation_split, **where)
+        where |= {"name": self.validation_name, "validation_name": None, "validation_share": 0.0}
+        return replace(self, **where, split=self.validation_split)
+
+    @property
+    def _validates_on_itself(self) -> bool:
+        return self.validation_name is None or same_place(self.validation_name, self.name)
 
 
 @dataclass
@@ -123,12 +139,13 @@ class RunConfig:
     validation_steps: int = option(2000, "steps between validations")
     checkpointing_steps: int = option(2000, "steps between checkpoints")
     checkpoints_total_limit: int | None = option(3, "newest checkpoints that are kept; null for all")
-    report_to: list[str] = option(["tensorboard"], "trackers known to accelerate; an empty list for none")
+    report_to: Any = option(["tensorboard"], "trackers known to accelerate, e.g. tensorboard,wandb; all; or none")
     push_to_hub: bool = option(False, "upload what was trained at the end")
     hub_model_id: str | None = option(None, "repository, e.g. name/tokenizer")
     hub_private: bool | None = option(None, "whether a new repository is private")
 
     def __post_init__(self):
+        self.report_to = _tracker_names(self.report_to)
         counts = ("train_batch_size", "gradient_accumulation_steps")
         intervals = ("logging_steps", "validation_steps", "checkpointing_steps")
         least = {"max_train_steps": self._FEWEST_STEPS, "lr_warmup_steps": 0, **dict.fromkeys((*counts, *intervals), 1)}
@@ -139,6 +156,15 @@ class RunConfig:
         require_count("checkpoints_total_limit", self.checkpoints_total_limit)
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub needs a repository; add --hub_model_id NAME/REPOSITORY")
+
+
+def _tracker_names(given: Any) -> list[str]:
+    """Names from a list of them, from words between commas, or from None or "none"."""
+    parts = [] if given is None else [given] if isinstance(given, str) else given
+    valid = isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts)
+    require(valid, "report_to", given, "names of trackers, all, or none")
+    names = [name.strip().lower() for part in parts for name in part.split(",")]
+    return list(dict.fromkeys(name for name in names if name not in ("", "none")))
 
 
 @dataclass

@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from vpvae_hf.data import ImageCrop, code_dtype, open_images
-from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses
+from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses, require_lpips_channels
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
+from vpvae_hf.pixels import require_channels
 from vpvae_hf.settings import require, require_count
 
 from .base import Modality
@@ -30,6 +31,8 @@ class ImageModelConfig(ModelConfig):
     def __post_init__(self):
         if self.pretrained and self.from_autoencoder_kl:
             raise ValueError("model.pretrained and model.from_autoencoder_kl name two starts; give one of them")
+        if self.start is None:
+            require_channels(self.architecture.get("in_channels", 3), self.architecture.get("out_channels", 3))
 
     @property
     def start(self) -> str | None:
@@ -69,6 +72,7 @@ class ImageModality(Modality):
     train_items = "images"
     headline_metrics = unquantized_metrics = ("psnr",)
     extra_metrics = ("lpips",)
+    takes_validation_share = True
     _open = staticmethod(open_images)
 
     def new_model(self, config: ImageTrainingConfig) -> AutoencoderVP:
@@ -80,6 +84,8 @@ class ImageModality(Modality):
         return AutoencoderVP(**{"sample_size": size, **config.model.architecture}, quantizer=quantizer)
 
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
+        if config.loss_weights.get("lpips"):
+            require_lpips_channels(model.config.out_channels)
         return build_losses(config.loss_weights, IMAGE_LOSSES)
 
     def adversarial(
@@ -101,18 +107,23 @@ class ImageModality(Modality):
         return super().data_config(model, **{**given, "size": size, "shortest_side": side, "crop": "random"})
 
     def train_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
-        return ImageCrop(size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip)
+        channels = _channels(model)
+        return ImageCrop(
+            size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip, channels=channels
+        )
 
     def eval_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
-        side, size = data.shortest_side, data.validation_size
+        side, size, channels = data.shortest_side, data.validation_size, _channels(model)
         if size is None:
-            return ImageCrop(size=data.size, shortest_side=side)
-        return ImageCrop(size=size, shortest_side=None if side is None else max(side, size))
+            return ImageCrop(size=data.size, shortest_side=side, channels=channels)
+        return ImageCrop(size=size, shortest_side=None if side is None else max(side, size), channels=channels)
 
     def is_random(self, data: ImageDataConfig) -> bool:
         return data.crop == "random"
 
     def metric_fn(self, model: AutoencoderVP, extra: Collection[str] = ()) -> MetricFn:
+        if "lpips" in extra:
+            require_lpips_channels(model.config.out_channels)
         return partial(image_quality, lpips="lpips" in extra)
 
     def code_features(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
@@ -142,3 +153,9 @@ class ImageModality(Modality):
 
     def picture(self, rows: list[Tensor], model: AutoencoderVP) -> np.ndarray:
         return image_grid(rows)
+
+
+def _channels(model: AutoencoderVP) -> int:
+    """How many channels its images are read with; a ValueError if there are none such."""
+    require_channels(model.config.in_channels, model.config.out_channels)
+    return model.config.in_channels

@@ -14,6 +14,7 @@ _SOURCES = {
     "VPCodecFeatureExtractor": ".feature_extraction_vp_codec",
     "VPCodecModel": ".modeling_vp_codec",
     "VPCodecOutput": ".modeling_vp_codec",
+    "VPImageProcessor": ".image_processing_vp",
 }
 __all__ = list(_SOURCES)
-__getattr__, __dir__ = lazy_names(__name__, _SOURCES)
+__getattr__, __dir__ = lazy_names(__name__, _SOURCES, {})

@@ -6,7 +6,7 @@ Latents are [B, h, w, d] inside, and [B, d, h, w] in `encode`, `decode` and outp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -28,6 +28,11 @@ from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles
 from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape
 
+if TYPE_CHECKING:
+    from .image_processing_vp import VPImageProcessor
+
+# The most used of diffusers' own.
+_LOADING_ARGUMENTS = frozenset(("device_map", "dtype", "revision", "subfolder", "token", "torch_dtype", "variant"))
 _SCALING = "divide pixels in 0..255 by 127.5 and subtract 1, or use the image processor"
 # What diffusers' EMAModel writes into the config of the model that it saves.
 _EMA_FIELDS = frozenset(
@@ -77,7 +82,6 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     hub_entry = HubEntry(
         name="image",
         library="diffusers",
-        pipeline_tag="image-feature-extraction",
         task="image-reconstruction",
         items="images",
         downsampling=lambda config: 2 ** (len(config["block_out_channels"]) - 1),
@@ -189,8 +193,13 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         sample = torch.cat([self._decode(part) for part in parts])
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def tokenize(self, pixel_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1], which take no `padding_mask`."""
+    def tokenize(
+        self, pixel_values: Tensor, padding_mask: Tensor | None = None, original_sizes: Tensor | None = None
+    ) -> Tensor:
+        """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1].
+
+        Images take no `padding_mask`. The processor's `original_sizes` change nothing: padding has codes as well.
+        """
         return super().tokenize(pixel_values, padding_mask)
 
     @torch.no_grad()
@@ -228,8 +237,10 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         return output.sample, output.latents, output.codes, output.loss, output.metrics
 
     @torch.no_grad()
-    def latent_vectors(self, pixel_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Continuous latents [B, h, w, d] float32 of images; `fit_codebook` clusters these."""
+    def latent_vectors(
+        self, pixel_values: Tensor, padding_mask: Tensor | None = None, original_sizes: Tensor | None = None
+    ) -> Tensor:
+        """Continuous latents [B, h, w, d] float32 of images; `fit_codebook` clusters these. Arguments as `tokenize`."""
         if padding_mask is not None:
             self.token_mask(padding_mask)
         return self.encode(pixel_values).latents.movedim(1, -1).float()
@@ -241,20 +252,22 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         require_shape(vectors, "latents", ("B", "h", "w", self.config.latent_channels))
         return self.decode(vectors.movedim(-1, 1), force_not_quantize=True).sample
 
-    def preprocessor(self):
+    def preprocessor(self) -> "VPImageProcessor":
         """The image processor that makes `pixel_values` of images; it is saved along with the model."""
-        from transformers import CLIPImageProcessorPil  # only saving needs it; this one needs no torchvision
+        from .image_processing_vp import VPImageProcessor  # only saving needs it
 
-        half = [0.5] * self.config.in_channels
-        size = self.config.sample_size
-        return CLIPImageProcessorPil(
-            size={"shortest_edge": size}, crop_size=size, image_mean=half, image_std=half, do_convert_rgb=len(half) == 3
-        )
+        return VPImageProcessor(channels=self.config.in_channels, multiple=self.downsample_factor)
 
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
-        """Refuse config fields that no argument takes, where diffusers would ignore them."""
+        """Refuse config fields, and arguments of `from_pretrained`, that diffusers would ignore."""
         known = cls._get_init_keys(cls) - {"self"}
+        for argument in kwargs:
+            if argument not in known | {"trust_remote_code"} and not argument.startswith("_"):
+                raise TypeError(
+                    f"{argument}={kwargs[argument]!r} is no argument of from_pretrained, and no config field of "
+                    f"{cls.__name__}; {did_you_mean(argument, sorted(known | _LOADING_ARGUMENTS))}"
+                )
         others = {"quantization_config", *_EMA_FIELDS}
         for field in config_dict:
             if field not in known and field not in others and not field.startswith("_"):

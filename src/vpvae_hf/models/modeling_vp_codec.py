@@ -107,7 +107,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     hub_entry = HubEntry(
         name="audio",
         library="transformers",
-        pipeline_tag="feature-extraction",  # the Hub lists EnCodec, DAC and Mimi under it
         task="audio-reconstruction",
         items="clips",
         sounds={"Original": "original.flac", "Reconstruction": "reconstruction.flac"},
@@ -272,6 +271,11 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
                 init.zeros_(buffer)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def _checked_dtype(cls, dtype):
+        # transformers also takes "auto", that of the files.
+        return dtype if dtype == "auto" else super()._checked_dtype(dtype)
 
     def _set_config(self, **settings) -> None:
         self.config.update(settings)

@@ -1,24 +1,35 @@
 """Saving, loading and pushing of all tokenizers; diffusers and transformers write and read the weights."""
 
+import logging
 import os
 import re
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from inspect import signature
 from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
 
 from vpvae_hf.files import staged_folder
-from vpvae_hf.hub import hub_errors, push_folder
+from vpvae_hf.hub import HubEntry, explain_contents, hub_errors, push_folder
+from vpvae_hf.quantizers import build_quantizer
+from vpvae_hf.settings import refuse_unknown_arguments
 
-_PUSH_ARGUMENTS = ("repo_id", "private", "token", "revision", "create_pr", "commit_message", "allow_unfitted")
+_log = logging.getLogger(__name__)
+
+_PLACE_ARGUMENTS = ("subfolder", "variant", "use_safetensors", "revision", "token", "local_files_only")
+_PUSH_ARGUMENTS = (
+    "repo_id",
+    *(name for name in signature(push_folder).parameters if name not in ("folder", "repo_id")),
+)
 
 
 class Persistence:
     """The folder of a tokenizer: weights with codebook, config and preprocessor. Part of `Tokenizer`."""
 
+    hub_entry: ClassVar[HubEntry]
     _weights_file: ClassVar[str]  # without its ending
     _loading: ClassVar[dict[str, Any]] = {}  # what the library's `from_pretrained` always gets
 
@@ -42,10 +53,13 @@ class Persistence:
         here; `repo_id` is the folder's name if it is not given.
         """
         pushing = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
+        known = (*signature(super().save_pretrained).parameters, *_PUSH_ARGUMENTS)
+        refuse_unknown_arguments(kwargs, "save_pretrained", known)
         if max_shard_size is not None:
             kwargs["max_shard_size"] = max_shard_size
         if not safe_serialization:
             kwargs["safe_serialization"] = False
+        self._check_saved()
         self._sync_config()
         # Shards of an earlier save, and their index: loading would prefer them to a single file.
         dot_variant = "" if variant is None else rf"\.{re.escape(variant)}"
@@ -63,15 +77,29 @@ class Persistence:
         self,
         repo_id: str,
         commit_message: str | None = None,
-        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
         safe_serialization: bool = True,
         variant: str | None = None,
+        subfolder: str | None = None,
+        *,
+        max_shard_size: int | str | None = None,
+        tags: Sequence[str] | str = (),
         **kwargs,
     ) -> str:
-        """Push the model with a model card, as `vpvae_hf.hub.push_folder` does with the same further arguments."""
+        """Push the model with a model card; arguments as in diffusers and transformers.
+
+        The first are those of `save_pretrained` and of `vpvae_hf.hub.push_folder`, which also takes the others.
+        """
+        refuse_unknown_arguments(kwargs, "push_to_hub", (*signature(self.push_to_hub).parameters, *_PUSH_ARGUMENTS))
+        pushing = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
+        # transformers keeps tags in its models.
+        tags = [*(getattr(self, "model_tags", None) or ()), *([tags] if isinstance(tags, str) else tags or ())]
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            return push_folder(folder, repo_id, commit_message=commit_message, **kwargs)
+            saving = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+            self.save_pretrained(folder, **saving)
+            return push_folder(folder, repo_id, subfolder=subfolder, tags=tags, **pushing, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Self:
@@ -84,24 +112,74 @@ class Persistence:
             ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
         """
         name, with_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        for argument in ("dtype", "torch_dtype"):
+            if argument in kwargs:
+                kwargs[argument] = cls._checked_dtype(kwargs[argument])
+        # Only how the weights are read, and the quantizer's float32 needs that diffusers reads them its usual way.
+        kwargs.pop("low_cpu_mem_usage", None)
+        if kwargs.get("subfolder") and os.path.isdir(name):  # diffusers would prefer a tokenizer in the folder itself
+            name = os.path.join(name, kwargs.pop("subfolder"))
         try:
             with hub_errors(name, doing="load", revision=kwargs.get("revision")):
                 model, info = super().from_pretrained(name, *args, **kwargs | cls._loading, output_loading_info=True)
-        except (SafetensorError, OSError, ValueError) as error:
-            explained = _explained(name, error)
+            shapes = sorted(f"{key} is {tuple(saved)}, not {tuple(own)}" for key, saved, own in info["mismatched_keys"])
+            if shapes and not kwargs.get("ignore_mismatched_sizes"):
+                more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+                raise _mismatch(name, ", ".join(shapes[:3]) + more)
+            if shapes:
+                model._make_mismatched([key for key, *_ in info["mismatched_keys"]])
+            model._check_loaded(name, info["missing_keys"])
+        except (ConnectionError, PermissionError):
+            raise
+        # Any exception: what is no tokenizer of this class makes the libraries fail in many ways.
+        except Exception as error:
+            given = {key: kwargs.get(key) for key in _PLACE_ARGUMENTS}
+            explained = explain_contents(name, cls.__name__, cls.hub_entry, weights_file=cls._weights_file, **given)
+            explained = explained or _explained(name, error)
             if explained is None:
                 raise
             raise explained from error
-        shapes = sorted(f"{key} is {tuple(saved)}, not {tuple(own)}" for key, saved, own in info["mismatched_keys"])
-        if shapes and not kwargs.get("ignore_mismatched_sizes"):
-            more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-            raise _mismatch(name, ", ".join(shapes[:3]) + more)
-        model._check_loaded(name, info["missing_keys"])
         return (model, info) if with_info else model
 
     @abstractmethod
     def preprocessor(self):
         """What makes the model's inputs of images or waveforms; it is saved along with the model."""
+
+    @classmethod
+    def _checked_dtype(cls, dtype: Any) -> Any:
+        """A dtype for the library, from one or its name, such as "float16"; a ValueError for others."""
+        named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+        if dtype is None or (isinstance(named, torch.dtype) and named.is_floating_point):
+            return named
+        raise ValueError(
+            f"torch_dtype must be a floating point dtype or its name, such as torch.float16 or 'float16', got {dtype!r}"
+        )
+
+    def _check_saved(self) -> None:
+        """Save no model as fitted that is not: one made of a fitted model's config alone has no codebook."""
+        quantizer = self.quantize
+        if quantizer.needs_fitting and quantizer.config.fitted and not quantizer.codebook.any():
+            _log.warning(
+                "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
+                "config of another, e.g. by diffusers' EMAModel; it is saved as not fitted. To have codes, load these "
+                "weights into the fitted model, or call vpvae_hf.fit_codebook"
+            )
+            self._mark_unfitted()
+
+    @torch.no_grad()
+    def _make_mismatched(self, keys: Iterable[str]) -> None:
+        """Make weights anew that were not read, since they have another shape; a codebook among them is unfitted."""
+        if any(key.startswith("quantize.") for key in keys):
+            self.quantize = build_quantizer(self.quantize.config).train(self.training)
+            self._mark_unfitted()
+            self._sync_config()
+        for module in self.modules():
+            weights = dict(module.named_parameters(recurse=False))
+            read = {name: weight.clone() for name, weight in weights.items() if not weight.is_meta}
+            if len(read) < len(weights):  # diffusers leaves them on the meta device
+                module.to_empty(device="cpu", recurse=False).reset_parameters()
+                for name, weight in read.items():
+                    getattr(module, name).copy_(weight)
 
     def _check_loaded(self, name: str | os.PathLike, missing_keys: Iterable[str]) -> None:
         """Raise a ValueError for a model loaded from `name` that lacks weights, or the codebook it should have."""

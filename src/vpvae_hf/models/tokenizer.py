@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
 from vpvae_hf.neighbors.tensors import as_tensor
 from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
-from vpvae_hf.quantizers.base import device_for
+from vpvae_hf.quantizers.base import device_for, kept_for_training
+from vpvae_hf.renamed import FormerMethod
 
 from .persistence import Persistence
 
@@ -53,6 +54,10 @@ class Tokenizer(Persistence, ABC):
         super().__init_subclass__(**kwargs)
         if "hub_entry" in vars(cls):
             HUB_ENTRIES[cls.__name__] = cls.hub_entry
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.register_load_state_dict_post_hook(_follow_quantizer)
 
     def as_inputs(self, inputs: Any) -> Tensor:
         """Signals as the tensor of a batch that methods make of them, see the class."""
@@ -89,6 +94,7 @@ class Tokenizer(Persistence, ABC):
         self.quantize.set_codebook(codebook)
         self._sync_config()
 
+    @kept_for_training()
     def set_quantizer(self, settings: Mapping[str, Any]) -> None:
         """Use another quantizer with the same encoder and decoder.
 
@@ -127,20 +133,23 @@ class Tokenizer(Persistence, ABC):
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 digests of what decides the meaning of codes, to tell later whether they still mean the same.
 
-        "codes" is that of the quantizer; "encoder", if the model is float32, of all before the quantizer. Training the
-        decoder, or changing training-only settings, changes neither.
+        "codes" is that of the quantizer; "encoder" of all before the quantizer, if it has the precision of float32:
+        weights of half precision, or read from files of such, are rounded, and not those of another encoder. Training
+        the decoder, or changing training-only settings, changes neither.
         """
         config = self.quantize.config
         deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
         fingerprint = {"codes": _sha256(deciding, self.quantize.state_dict())}
-        if self.dtype == torch.float32:
-            parts = {
-                f"{number}.{name}": weights
-                for number, part in enumerate(self._encoder_parts())
-                for name, weights in part.state_dict().items()
-            }
+        parts = {
+            f"{number}.{name}": weights
+            for number, part in enumerate(self._encoder_parts())
+            for name, weights in part.state_dict().items()
+        }
+        if self.dtype == torch.float32 and not any(_is_rounded(parts, to) for to in (torch.float16, torch.bfloat16)):
             fingerprint["encoder"] = _sha256({}, parts)
         return fingerprint
+
+    code_fingerprint = FormerMethod("fingerprint")
 
     def check_fingerprint(self, recorded: Mapping[str, str], what: str) -> None:
         """Raise a ValueError if codes made earlier have another meaning now: if a digest that both have differs.
@@ -183,6 +192,11 @@ class Tokenizer(Persistence, ABC):
         quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
 
 
+def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:
+    """Write into the config what the quantizer took over from a state dict: K, and whether its codebook is fitted."""
+    tokenizer._sync_config()
+
+
 def require_finite(values: Tensor, what: str, remedy: str = "", scaling: str | None = None) -> None:
     """Raise a ValueError if values are empty, NaN or infinite; and if they are far beyond [-1, 1], given a `scaling`.
 
@@ -214,6 +228,11 @@ def require_shape(tensor: Tensor, what: str, wanted: Sequence[int | str], remedy
     sizes = zip(given, wanted, strict=False)
     if len(given) != len(wanted) or any(isinstance(want, int) and size != want for size, want in sizes):
         raise ValueError(f"{what} must be [{', '.join(map(str, wanted))}], got shape {given}{remedy}")
+
+
+def _is_rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
+    """Whether all values are numbers of a narrower dtype, as those that once were of it are."""
+    return all(torch.equal(tensor, tensor.to(dtype).to(tensor.dtype)) for tensor in tensors.values())
 
 
 def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ class NearestPoint:
         """As `nearest_point`, for queries [N, d] on the CPU."""
         queries = queries.detach().float().contiguous()
         if not len(queries):
-            return torch.empty(0, dtype=torch.float32), torch.empty(0, dtype=torch.long)
+            return queries.new_empty(0), queries.new_empty(0, dtype=torch.long)
         squares, indices = self._tree.query(queries.numpy(), k=1, sqr_dists=True)
         squares, indices = torch.from_numpy(squares), torch.from_numpy(indices.astype("int64"))
         lost = indices >= len(self.points)  # the tree's mark for none found

@@ -5,8 +5,10 @@ features, d latent dimensions, K codes. Codes are [...], or [..., G] if a token 
 dimensions.
 """
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -206,6 +208,13 @@ class Quantizer(nn.Module, ABC):
                 "Without codes, decode(latents, force_not_quantize=True) works"
             )
 
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        # `load_state_dict(assign=True)` takes tensors as they are, half precision too, which would change codes.
+        for name, tensor in state_dict.items():
+            if name.startswith(prefix) and isinstance(tensor, Tensor) and tensor.is_floating_point():
+                state_dict[name] = tensor.float()
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
     def _apply(self, fn, recurse=True):
         # Casting the module moves it but keeps its precision: half precision would change codes.
         def move(tensor: Tensor) -> Tensor:
@@ -213,6 +222,16 @@ class Quantizer(nn.Module, ABC):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
+
+
+@contextlib.contextmanager
+def kept_for_training() -> Iterator[None]:
+    """A block, or as a decorator a function, whose tensors outlive it, without gradients.
+
+    Autograd takes no tensors that were made within torch.inference_mode, so they are made outside of it.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def device_for(module: nn.Module, values: Any) -> torch.device | None:

@@ -6,7 +6,7 @@ from operator import attrgetter
 from torch import Tensor, nn
 
 from vpvae_hf.neighbors import nearest_point
-from vpvae_hf.settings import require, require_weight
+from vpvae_hf.settings import installed_with, require, require_weight
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import rms_length
@@ -14,13 +14,8 @@ from .normalization import rms_length
 
 def library():
     """The module `vector_quantize_pytorch`; an ImportError says how to install it."""
-    try:
+    with installed_with("'vpvae_hf[baselines]'"):
         import vector_quantize_pytorch
-    except ImportError as error:
-        raise ImportError(
-            "the quantizers vq, simvq and fsq need vector-quantize-pytorch; install it with: "
-            "pip install 'vpvae_hf[baselines]'"
-        ) from error
     return vector_quantize_pytorch
 
 

@@ -130,12 +130,12 @@ class ScalarPerturbation(Quantizer):
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         config, unit = self.config, self._activation(features)
         # Eq. (16): noise that would leave [0, 1] is left out.
-        noise = torch.rand(unit.shape, device=unit.device, generator=generator) - 0.5
+        noise = torch.rand(unit.shape, device=unit.device, dtype=torch.float32, generator=generator) - 0.5
         moved = unit.detach() + config.eta / unit.new_tensor(config.levels) * noise
         kept = (moved >= 0) & (moved <= 1)
         perturbed = torch.where(kept, moved, unit.detach())
         centroids = self.grid.centroids(self.grid.cells(unit.detach()))
-        token = torch.rand(*unit.shape[:-1], 1, device=unit.device, generator=generator)
+        token = torch.rand(*unit.shape[:-1], 1, device=unit.device, dtype=torch.float32, generator=generator)
         replaced = torch.where(token < config.perturb_probability, perturbed, centroids)
         loss = features.new_zeros(())
         if self._target_variance is not None:

@@ -75,9 +75,11 @@ class FiniteScalarQuantization(Quantizer):
         latents = rounded
         if self.config.noise_probability > 0:
             # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the levels.
-            noise = 2 * torch.rand(features.shape, device=features.device, generator=generator) - 1
+            noise = 2 * torch.rand(features.shape, device=features.device, dtype=torch.float32, generator=generator) - 1
             noisy = continuous + noise / (self._grid.levels_like(features) - 1)
-            token = torch.rand(*features.shape[:-1], 1, device=features.device, generator=generator)
+            token = torch.rand(
+                *features.shape[:-1], 1, device=features.device, dtype=torch.float32, generator=generator
+            )
             latents = torch.where(token < self.config.noise_probability, noisy, rounded)
         metrics = {
             "quantizer/displacement_rms": rms_length(latents - continuous),

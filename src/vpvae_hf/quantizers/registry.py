@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from vpvae_hf.settings import did_you_mean
 
 from .base import Quantizer, QuantizerConfig
@@ -51,5 +53,9 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
 
 def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
     """Make a quantizer of settings, e.g. `{"kind": "vp", "codebook_size": 1024}`; errors as of `quantizer_config`."""
-    config = quantizer_config(settings)
-    return QUANTIZERS[config.kind][1](config)
+    config, default = quantizer_config(settings), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # which may be another while a model of half precision is loaded
+    try:
+        return QUANTIZERS[config.kind][1](config)
+    finally:
+        torch.set_default_dtype(default)

@@ -64,7 +64,7 @@ class TokenBridge(Quantizer):
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         mean, log_variance = features.chunk(2, dim=-1)
         log_variance = log_variance.clamp(-_LOG_VARIANCE_LIMIT, _LOG_VARIANCE_LIMIT)
-        noise = torch.randn(mean.shape, device=mean.device, generator=generator)
+        noise = torch.randn(mean.shape, device=mean.device, dtype=torch.float32, generator=generator)
         displacement = (log_variance / 2).exp() * noise
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=-1).mean()
         quantized = self.lookup(self.nearest_codes(mean.detach()))

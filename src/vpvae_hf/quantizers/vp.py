@@ -22,7 +22,7 @@ from vpvae_hf.settings import (
     require_weight,
 )
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, kept_for_training
 from .normalization import normalization_loss
 from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
@@ -214,6 +214,7 @@ class VectorPerturbation(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.codebook[codes]
 
+    @kept_for_training()
     def set_codebook(self, codebook: Tensor) -> None:
         """Install a fitted codebook [K, d]; K may differ from the present one."""
         codebook = as_real(codebook, "codebook")
@@ -229,6 +230,7 @@ class VectorPerturbation(Quantizer):
         """Train for another K >= 2 from now on: M, the queue's capacity and the scale follow; no codebook is fitted."""
         self.reconfigure(dataclasses.replace(self.config, codebook_size=codebook_size))
 
+    @kept_for_training()
     def reconfigure(self, config: QuantizerConfig) -> bool:
         """Train with other settings of the kind and the same latent_dim from now on.
 
@@ -243,7 +245,8 @@ class VectorPerturbation(Quantizer):
             return True
         self.config = config
         if config.codebook_size != present.codebook_size:
-            self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
+            with torch.inference_mode(False):  # a buffer made within it could not be loaded into later
+                self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
         self.queue.resize(config.queue_size)
         if _scale_settings(config) == _scale_settings(present):
             self.scale.forget()
@@ -251,6 +254,22 @@ class VectorPerturbation(Quantizer):
             self.scale = _scale(config)
         self._index = None
         return True
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors):
+        """Take over a codebook of any K; it is fitted unless it holds only zeros."""
+        loaded = state_dict.get(f"{prefix}codebook")
+        if loaded is not None and loaded.ndim == 2 and loaded.shape[1] == self.latent_dim:
+            try:
+                if not torch.isfinite(loaded).all():
+                    raise ValueError("it holds NaN or infinite values")
+                self.set_codebook_size(len(loaded))
+            except ValueError as error:
+                errors.append(f"the codebook {prefix}codebook {tuple(loaded.shape)} cannot be used: {error}")
+                return
+            if self.codebook.is_inference():  # made within inference_mode, after which it could not be written to
+                self.codebook = torch.empty_like(self.codebook)
+            self.config = dataclasses.replace(self.config, fitted=bool(loaded.any()))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
     def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Perturbed latents [N, d] and which proposals were accepted [N]."""
@@ -265,7 +284,7 @@ class VectorPerturbation(Quantizer):
         size = config.codebook_size
         if config.codebook_size_range is not None:
             least, most = map(math.log, config.codebook_size_range)
-            part = float(torch.rand((), device=latents.device, generator=generator))
+            part = float(torch.rand((), device=latents.device, dtype=torch.float32, generator=generator))
             size = round(math.exp(least + part * (most - least)))
             # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
             self._step_size_ratio = (size / config.codebook_size) ** (2 / self.latent_dim)
@@ -292,6 +311,7 @@ class VectorPerturbation(Quantizer):
         perturbed, _ = self._metropolis(trial, eta, generator)
         return float((perturbed - trial).square().sum(dim=-1).mean())
 
+    @kept_for_training()
     def _current_index(self, device: torch.device) -> NeighborIndex:
         index, changed = self._index, self.queue.pushed - self._indexed_at
         if index is None or index.points.device != device or changed > self.config.index_refresh * len(self.queue):

@@ -14,8 +14,10 @@ def uniform_in_ball(
     shape: torch.Size, device: torch.device | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
     """Points uniform in the unit d-ball, eq. (5): shape [..., d], float32."""
-    direction = torch.nn.functional.normalize(torch.randn(shape, device=device, generator=generator), dim=-1)
-    rho = torch.rand(*shape[:-1], 1, device=device, generator=generator)
+    direction = torch.nn.functional.normalize(
+        torch.randn(shape, device=device, dtype=torch.float32, generator=generator), dim=-1
+    )
+    rho = torch.rand(*shape[:-1], 1, device=device, dtype=torch.float32, generator=generator)
     return direction * rho ** (1 / shape[-1])
 
 
@@ -67,7 +69,7 @@ def metropolis(
     near_proposed, far_proposed = index.distances(proposed, (density_rank, mass_rank)).unbind(1)
     move = (proposed - latents).norm(dim=-1)
     probability = acceptance_probability(near, radius, near_proposed, eta * far_proposed, move, latents.shape[-1])
-    accepted = torch.rand(len(latents), device=latents.device, generator=generator) < probability
+    accepted = torch.rand(len(latents), device=latents.device, dtype=torch.float32, generator=generator) < probability
     return torch.where(accepted[:, None], proposed, latents), accepted
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .base import kept_for_training
+
 
 class LatentQueue:
     """First-in first-out store of detached latents: training state, never part of published weights.
@@ -25,11 +27,12 @@ class LatentQueue:
     def __len__(self) -> int:
         return self._size
 
+    @kept_for_training()
     def push(self, latents: Tensor) -> None:
         """Append [N, d] latents in order; the oldest leave when the queue is full."""
         latents = latents.detach().float()
         if self._storage is None:
-            self._storage = torch.zeros(self.capacity, self.dim, device=latents.device)
+            self._storage = torch.zeros(self.capacity, self.dim, device=latents.device, dtype=torch.float32)
         self._storage = self._storage.to(latents.device)
         kept = latents[-self.capacity :]
         positions = torch.arange(self._next, self._next + len(kept), device=latents.device) % self.capacity
@@ -41,11 +44,12 @@ class LatentQueue:
     def latents(self) -> Tensor:
         """A copy of the content, [len(self), d], the oldest first."""
         if self._storage is None:
-            return torch.zeros(0, self.dim)
+            return torch.zeros(0, self.dim, device="cpu", dtype=torch.float32)
         if self._size < self.capacity:
             return self._storage[: self._size].clone()
         return self._storage.roll(-self._next, dims=0)
 
+    @kept_for_training()
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Different latents drawn at random, [count, d]: one from each of `count` equal stretches of its age.
 
@@ -55,7 +59,7 @@ class LatentQueue:
             raise ValueError(f"cannot draw {count} of {self._size} latents; push more first")
         self._storage = self._storage.to(device)
         ends = torch.arange(count + 1, device=device) * self._size // count
-        part = torch.rand(count, device=device, generator=generator)
+        part = torch.rand(count, device=device, dtype=torch.float32, generator=generator)
         oldest = self._next if self._size == self.capacity else 0
         return self._storage[(oldest + ends[:-1] + (part * ends.diff()).long()) % self.capacity]
 

@@ -69,7 +69,7 @@ class PerturbationScale:
             if distributed.rank() == 0:
                 self._measure(queue, codebook_size, pushed, displacement_ms)
                 found = [self.value, self.error_ms, *(self._bounds or ())]
-        found = distributed.from_first_rank(torch.tensor(found, dtype=torch.float64)).tolist()
+        found = distributed.from_first_rank(torch.tensor(found, device="cpu", dtype=torch.float64)).tolist()
         self.value, self.error_ms, *bounds = found
         self._bounds = tuple(bounds) or None
         self._measured_at = pushed
@@ -91,7 +91,7 @@ class PerturbationScale:
         """Take note of the mean square displacement that the present factor caused, over this rank's tokens."""
         if not self.automatic or self._bounds is None or not self.error_ms:
             return
-        sums = torch.tensor([displacement_ms * tokens, tokens], dtype=torch.float64)
+        sums = torch.tensor([displacement_ms * tokens, tokens], device="cpu", dtype=torch.float64)
         total, tokens = distributed.sum_over_ranks(sums).tolist()
         displacement_ms = total / tokens
         if displacement_ms == 0:

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from vpvae_hf import distributed
-from vpvae_hf.files import require_folder, write_json
+from vpvae_hf.files import open_to_usual_readers, require_folder, write_json
 from vpvae_hf.modalities.config import RunConfig
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ def save_checkpoint(
             )
         return
     if accelerator.is_main_process:
+        open_to_usual_readers(aside)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(aside, folder)
         for old in checkpoints(output)[: 0 if limit is None else -limit]:

@@ -153,6 +153,8 @@ def _merged(config: Any, content: Any, where: str) -> Any:
         return OmegaConf.merge(config, content)
     except ConfigKeyError as error:
         raise ValueError(_unknown(config, error.full_key, f"{where}: ")) from error
+    except TypeError as error:  # a mapping in place of a list, or the other way round
+        raise ValueError(f"{where}: {', '.join(content)}: {error}") from error
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: {error.full_key or ''}: {str(error).splitlines()[0]}") from error
 

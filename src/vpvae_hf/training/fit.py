@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
@@ -23,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 # One latent in ten is left out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
+# From this many passes over the data on, in which the same items occur with other crops, the fit says so.
+_FEW_PASSES = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class CodebookFit:
     held_out_usage: float
     iterations: int
 
+    def __str__(self) -> str:
+        held_out = f"{self.held_out_distortion:.4f} on {self.held_out_latents} others, CVU {self.held_out_usage:.3f}"
+        return (
+            f"{self.codebook_size} codes fitted to {self.fitted_latents} latents: mean squared error "
+            f"{self.distortion:.4f}, {held_out if self.held_out_latents else 'not measured on others'}"
+        )
+
 
 def fit_codebook(
     model: Tokenizer,
@@ -52,7 +60,7 @@ def fit_codebook(
     *,
     latents_per_code: int = 256,
     seed: int = 0,
-    across_ranks: bool = False,
+    across_ranks: bool | None = None,
     progress: bool = True,
 ) -> CodebookFit:
     """Encode a fresh pass over data, cluster the latents, and install the codebook in the model and its config.
@@ -75,13 +83,16 @@ def fit_codebook(
         codebook_size: K; by default that of the quantizer's config.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
         seed: seed of K-means.
-        across_ranks: in a distributed job, fit to the latents of all ranks together. Every rank must make this call,
-            each with its own model of equal weights and its own part of the data; all end with the same codebook.
+        across_ranks: in a distributed job, True fits to the latents of all ranks together. Every rank must make this
+            call, each with its own model of equal weights and its own part of the data; all end with the same codebook.
+            False fits on this rank alone, and leaves the models of the others as they are. None, the default, is True
+            if all ranks make the call within 20 seconds, and otherwise False with a warning.
         progress: show bars on stderr.
 
     Raises:
         TypeError: no tokenizer, or no iterable of batches.
         ValueError: a quantizer that needs no fitting; fewer (distinct) latents than codes; NaN or infinite latents.
+        RuntimeError: another rank fits, or has fitted, its own model alone, by default.
     """
     model = unwrapped(model)
     quantizer = model.quantize
@@ -91,6 +102,7 @@ def fit_codebook(
         )
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
     require(codebook_size >= 2, "codebook_size", codebook_size, "at least 2")
+    across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
     wanted = math.ceil(codebook_size * latents_per_code / ranks)
     wanted += round(wanted * _HELD_OUT_SHARE / (1 - _HELD_OUT_SHARE))
@@ -98,7 +110,7 @@ def fit_codebook(
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(codebook_size / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
-    counts = torch.tensor([len(fitted), len(held_out)])
+    counts = torch.tensor([len(fitted), len(held_out)], device="cpu")
     fitted_count, held_out_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
     if codebook_size <= fitted_count < 256 * codebook_size:
         warnings.warn(
@@ -128,7 +140,6 @@ def fit_codebook(
         held_out_usage=code_usage(codes, codebook_size) if held_out_count else math.nan,
         iterations=result.iterations,
     )
-    _log.info("fitted %s", fit)
     return fit
 
 
@@ -137,7 +148,7 @@ def measure_scaling_factor(
     batches: Iterable,
     *,
     latents: int = 65_536,
-    across_ranks: bool = False,
+    across_ranks: bool | None = None,
     progress: bool = True,
 ) -> float:
     """Write one over the standard deviation of all values of so many latents into the config as `scaling_factor`.
@@ -146,10 +157,24 @@ def measure_scaling_factor(
     a ValueError if there are no batches, or latents that are all equal.
     """
     model = unwrapped(model)
+    across_ranks = _across_ranks(across_ranks, "measure_scaling_factor")
     wanted = math.ceil(latents / (distributed.world_size() if across_ranks else 1))
     factor = _scaling_factor(_collect(model, batches, wanted, across_ranks, progress), across_ranks)
     model.set_scaling_factor(factor)
     return factor
+
+
+def _across_ranks(asked: bool | None, function: str) -> bool:
+    if asked is not None:
+        return asked
+    together = distributed.all_ranks_call(function)
+    if not together and distributed.world_size() > 1:
+        warnings.warn(
+            f"rank {distributed.rank()} alone called {function}, so the models of the other ranks stay as they are; "
+            "save this one, or call it on every rank. across_ranks=False does the same without waiting",
+            stacklevel=3,
+        )
+    return together
 
 
 def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
@@ -166,22 +191,44 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
     was_training = model.training
     model.eval()
     found: list[Tensor] = []
-    count, silent = 0, not progress or (across_ranks and distributed.rank() > 0)
+    count = 0
     with distributed.failing_together(across_ranks):
         try:
-            with tqdm(total=wanted, desc="Encoding", unit="latent", unit_scale=True, disable=silent) as bar:
+            how = {"desc": "Encoding", "unit": "latent", "unit_scale": True, "shown": progress}
+            with distributed.progress_bar(total=wanted, **how) as bar:
                 for batch in check_batches(batches):
-                    found.append(_latents(model, batch))
+                    found.append(_latents(model, batch)[: wanted - count])
                     count += len(found[-1])
                     bar.update(len(found[-1]))
-                    if count >= wanted:
+                    if count == wanted:
                         break
                 bar.total = count  # the batches may end before there are as many as wanted
         finally:
             model.train(was_training)
         if not found:
             raise ValueError("no batches to fit a codebook to; was the iterator used up before?")
-        return torch.cat(found)[:wanted]
+        latents = torch.cat(found)
+    passes = getattr(batches, "passes", 0)
+    if passes >= _FEW_PASSES and distributed.rank() == 0:
+        _log.warning(
+            "these %d latents are of %.0f passes over the data, with other crops or segments of the same items; the "
+            "codebook fits those items, and new ones less well: give more data if there is more",
+            len(latents),
+            passes,
+        )
+    if across_ranks and distributed.world_size() > 1:
+        _warn_of_equal_parts(latents)
+    return latents
+
+
+def _warn_of_equal_parts(latents: Tensor) -> None:
+    sums = distributed.rows_of_all_ranks(latents.double().sum(dim=0, keepdim=True))
+    if (sums == sums[0]).all():
+        warnings.warn(
+            f"all {len(sums)} ranks gave the same {len(latents)} latents, which count once; give each rank its own "
+            "part of the data, or call this on one rank with across_ranks=False",
+            stacklevel=4,
+        )
 
 
 def _latents(model: Tokenizer, batch: Any) -> Tensor:

@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 
 from vpvae_hf import distributed
 from vpvae_hf.hub import push_folder, write_results
-from vpvae_hf.metric_labels import describe_metrics
+from vpvae_hf.metric_labels import describe_metrics, metric_notes
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, Modality, modality_of
 from vpvae_hf.modalities.config import TrainingConfig
@@ -19,7 +19,8 @@ from vpvae_hf.models.tokenizer import Tokenizer
 from .checkpoints import prepare_output, resume_hint
 from .config import require_settings
 from .fit import CodebookFit, fit_codebook, measure_scaling_factor
-from .trainer import Trainer, accelerator_for, start_trackers
+from .trackers import end_trackers, start_trackers
+from .trainer import Trainer, accelerator_for
 from .validation import Validation
 
 
@@ -77,6 +78,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         if accelerator.is_main_process:
             model.save_pretrained(folder)  # before it is measured, which takes long and may fail
     quality = validation.measure_all()
+    end_trackers(accelerator)
     with distributed.failing_together():
         if accelerator.is_main_process:
             validation.write_examples(folder)
@@ -143,7 +145,7 @@ def _results(
     if quality is not None:
         split = {"dataset": data.validation_name or data.name, "split": data.validation_split}
         counts = {modality.items: quality.items, "tokens": quality.tokens}
-        measured.append({**split, **counts, "metrics": quality.metrics})
+        measured.append({**split, **counts, "metrics": quality.metrics, "undefined": quality.undefined})
     where = {"dataset": data.name, "dataset_config": data.config, "split": data.split, "column": data.column}
     return {
         "training": {
@@ -164,11 +166,10 @@ def _summary(
 ) -> str:
     lines = []
     if fit is not None:
-        lines.append(f"codebook of {fit.codebook_size} fitted to {fit.fitted_latents} latents")
+        lines.append(str(fit))
     if quality is not None:
         metrics = describe_metrics(quality.metrics, [*quality.undefined, "code_usage"])
         lines.append(f"{quality.items} validation {modality.items}: {metrics}")
-        undefined = {name: count for name, count in quality.undefined.items() if count}
-        lines += [f"{name} is not defined for {n} of them, which its mean leaves out" for name, n in undefined.items()]
+        lines += metric_notes(quality.metrics, quality.undefined)
     lines.append(f'tokenizer: {folder}; {type(model).__name__}.from_pretrained("{folder}")')
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import time
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
 from vpvae_hf.files import write_text
@@ -23,6 +23,7 @@ from vpvae_hf.modalities.config import AdversarialConfig, LoopConfig, RunConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 
 from .checkpoints import load_checkpoint, save_checkpoint
+from .trackers import installed_trackers
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,14 @@ class Trainer:
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it."""
+        quantizer = self.model.quantize
+        wanted = quantizer.codebook_size
         position = load_checkpoint(self.accelerator, folder)
+        if quantizer.codebook_size != wanted:
+            raise ValueError(
+                f"{folder} cannot be resumed with these settings: its codebook_size is {quantizer.codebook_size}, not "
+                f"{wanted}; resume with those that the run was started with"
+            )
         if self._ema is not None:
             self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
         if position is None or position["readers"] != self._readers:
@@ -124,8 +132,8 @@ class Trainer:
         """
         config, last = self.config, self.config.max_train_steps
         self._train_mode()
-        interval, silent = _Interval(), not self.accelerator.is_main_process
-        with tqdm(total=last, initial=self.step, desc="Training", unit="step", disable=silent) as bar:
+        interval, where = _Interval(), {"desc": "Training", "unit": "step", "initial": self.step}
+        with distributed.progress_bar(total=last, **where, shown=self.step < last) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for batch in batches:
                 interval.add(self._forward_backward(batch.to(self.accelerator.device)), len(batch))
@@ -147,7 +155,8 @@ class Trainer:
                     self._append({f"validation/{name}": value for name, value in metrics.items()})
                     interval = _Interval()
                 latest = {name: self.log.last_mean(column, 1) for name, column in self._shown.items()}
-                bar.set_postfix({name: f"{value:.4g}" for name, value in latest.items() if math.isfinite(value)})
+                shown = {name: f"{value:.4g}" for name, value in latest.items() if math.isfinite(value)}
+                bar.set_postfix(shown, refresh=False)
                 if saves:
                     state = self._batches.state_dict() if hasattr(self._batches, "state_dict") else None
                     position = {"readers": self._readers, "state": state}
@@ -202,7 +211,7 @@ class Trainer:
         row |= {"learning_rate": self._schedule.get_last_lr()[0], "examples": self.examples}
         row["examples_per_second"] = examples / (time.monotonic() - interval.began)
         if hasattr(self._batches, "skipped"):
-            row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped)))
+            row["examples_skipped"] = int(distributed.sum_over_ranks(torch.tensor(self._batches.skipped, device="cpu")))
         self._append(row)
 
     def _append(self, metrics: dict[str, float]) -> None:
@@ -217,15 +226,9 @@ def accelerator_for(config: RunConfig) -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=list(config.report_to) or None,
+        log_with=installed_trackers(config) or None,
         project_dir=config.output_dir,
     )
-
-
-def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> None:
-    """Begin to log to the trackers after `step`; TensorBoard no longer shows what it had of later steps."""
-    settings = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in config.report_to else {}
-    accelerator.init_trackers("logs", init_kwargs=settings)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -234,41 +237,65 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 class MetricsLog:
-    """`rows` of named metrics, each with its "step"; in the file, if there is one, each is a line of JSON."""
+    """Rows of named metrics, each with its "step"; in the file, if there is one, each is a line of JSON.
+
+    In memory a value takes 16 bytes, so that runs of any length can be drawn at their end.
+    """
 
     def __init__(self, file: str | os.PathLike | None = None):
         self._file = None if file is None else Path(file)
-        self.rows: list[dict[str, float]] = []
+        self._steps = array("q")
+        self._columns: dict[str, tuple[array, array]] = {}  # numbers of the rows that have a metric, and its values
 
-    def append(self, step: int, metrics: dict[str, float]) -> None:
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """All rows, the first first."""
+        rows: list[dict[str, float]] = [{"step": step} for step in self._steps]
+        for name, (numbers, values) in self._columns.items():
+            for number, value in zip(numbers, values, strict=True):
+                rows[number][name] = value
+        return rows
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row; NaN and infinite values, which JSON does not know, become null in the file."""
-        row = {"step": step, **metrics}
-        self.rows.append(row)
+        self._add(step, metrics)
         if self._file is not None:
-            finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
             with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(finite) + "\n")
+                file.write(_json_row({"step": step, **metrics}))
 
     def resume(self, step: int) -> None:
         """Read back the file's rows up to a step and drop later ones, which will be measured again."""
-        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
-        found = []
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):  # a killed run may leave its last line unfinished
-                found.append(json.loads(line))
-        rows = [row for row in found if row["step"] <= step]
-        self.rows = [{name: math.nan if v is None else v for name, v in row.items()} for row in rows]
-        write_text(self._file, "".join(json.dumps(row) + "\n" for row in rows))
+        self._steps, self._columns, kept = array("q"), {}, []
+        with self._file.open(encoding="utf-8") if self._file.exists() else contextlib.nullcontext(()) as lines:
+            for line in lines:
+                with contextlib.suppress(json.JSONDecodeError):  # a killed run may leave its last line unfinished
+                    row = json.loads(line)
+                    if row["step"] <= step:
+                        kept.append(_json_row(row))
+                        self._add(row.pop("step"), {name: math.nan if v is None else v for name, v in row.items()})
+        write_text(self._file, "".join(kept))
 
     def column(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of the rows that have a metric."""
-        pairs = [(row["step"], row[name]) for row in self.rows if name in row]
-        return [step for step, _ in pairs], [value for _, value in pairs]
+        numbers, values = self._columns.get(name, ((), ()))
+        return [self._steps[number] for number in numbers], list(values)
 
     def last_mean(self, name: str, rows: int) -> float:
-        """Mean of a metric over the last rows that have it; NaN if there are none."""
-        values = self.column(name)[1][-rows:]
+        """Mean of a metric over the last rows that have it; NaN if there are none. Its cost depends on `rows` alone."""
+        values = self._columns[name][1][-rows:] if name in self._columns else ()
         return sum(values) / len(values) if values else math.nan
+
+    def _add(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            numbers, values = self._columns.setdefault(name, (array("q"), array("d")))
+            numbers.append(len(self._steps))
+            values.append(value)
+        self._steps.append(step)
+
+
+def _json_row(row: Mapping[str, float | None]) -> str:
+    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps(finite) + "\n"
 
 
 class _Interval:

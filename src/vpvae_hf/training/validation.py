@@ -16,6 +16,8 @@ from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import Quantizer
 
+from .trackers import log_picture
+
 # A preview codebook shows how training goes; the one that is published is fitted more carefully, to fresh latents.
 _PREVIEW_ITERATIONS = 10
 
@@ -56,9 +58,7 @@ class Validation:
             folder = self._output / "validation"
             folder.mkdir(exist_ok=True)
             Image.fromarray(picture).save(folder / f"step-{step:07d}.png")
-            for tracker in self._accelerator.trackers:
-                if hasattr(tracker, "log_images"):
-                    tracker.log_images({"validation": picture[None]}, step=step, dataformats="NHWC")
+            log_picture(self._accelerator, "validation", picture, step)
         return metrics
 
     def measure_all(self) -> ReconstructionQuality | None:

@@ -1,0 +1,481 @@
+"""Local files as data sets: which files of a path are read, the columns beside them, and the splits they are in."""
+
+import functools
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpvae_hf import distributed
+from vpvae_hf.settings import did_you_mean, require
+
+_log = logging.getLogger(__name__)
+
+# Names of folders, as `datasets` knows them, and the splits that they hold.
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+_ALIKE = re.compile(rf"({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
+# What `datasets` reads rows from.
+_DATA = frozenset((".arrow", ".parquet", ".tar", ".zip"))
+_TABLES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet"))
+_LISTS = frozenset((".csv", ".jsonl"))
+
+
+def _suffixes(names: str) -> frozenset[str]:
+    return frozenset(f".{name}" for name in names.split())
+
+
+# Of formats that libsndfile detects by their content; .raw has no header, .mat and .htk seldom hold audio.
+_AUDIO = _suffixes(
+    "wav wave bwf rf64 w64 flac mp3 mp2 mp1 ogg oga opus aiff aif aifc au snd caf voc sph nist ircam sf avr iff svx "
+    "8svx paf pvf sds mpc2k wve"
+)
+# Formats that Pillow knows by name alone, or by a program that draws them.
+_NO_PICTURES = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
+_VIDEO = _suffixes("3g2 3gp asf avi flv m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogv vob webm wmv")
+_UNREADABLE = {
+    "image": _VIDEO
+    | _suffixes(
+        "heic heics heif heifs hif jxl jxr wdp bpg flif exr hdr svg svgz pdf eps ps ai wmf emf xcf kra psb djvu"
+    )
+    | _suffixes("3fr ari arw bay cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2")
+    | _suffixes("rwl sr2 srf srw x3f"),
+    "audio": _VIDEO
+    | _suffixes(
+        "m4a m4b m4p m4r aac adts wma ape wv mka mpc mpp ac3 eac3 dts dtshd thd mlp tta tak ofr shn alac spx amr"
+    )
+    | _suffixes("awb gsm ra ram rm dsf dff mid midi mod xm s3m it raw pcm xi sd2"),
+}
+_NOUNS = {"image": "images", "audio": "audio files"}
+_CONVERTED = {"image": "PNG or JPEG", "audio": "WAV or FLAC"}
+_MOST_NAMED = 3
+
+
+def readable_suffixes(kind: str) -> frozenset[str]:
+    """Suffixes, in lower case, of the "image" or "audio" files that can be read here."""
+    if kind == "audio":
+        return _AUDIO
+    from PIL import Image
+
+    Image.init()
+    named = Image.registered_extensions()
+    # Pillow reads MPO files as JPEG.
+    return frozenset(each for each, name in named.items() if name in Image.OPEN.keys() - _NO_PICTURES) | {".mpo"}
+
+
+def known_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case, of media and of what else a data set may be a file of."""
+    return _media_suffixes() | _DATA | _LISTS
+
+
+def _media_suffixes() -> frozenset[str]:
+    return readable_suffixes("image").union(readable_suffixes("audio"), *_UNREADABLE.values())
+
+
+@functools.cache
+def tell(message: str) -> None:
+    """Tell the user once, by the first rank of a job."""
+    if distributed.rank() == 0:
+        _log.warning(message)
+
+
+@dataclass
+class _Found:
+    """Files of a folder by what they are, as names relative to it."""
+
+    files: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    data: list[str] = field(default_factory=list)
+    others: Counter = field(default_factory=Counter)  # suffix -> number
+    closed: list[str] = field(default_factory=list)
+    misnamed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The "image" or "audio" files at a path; none of them has been opened.
+
+    Attributes:
+        name: what messages call them.
+        names: relative to the path.
+        columns: a `pyarrow.Table`, whose column of the kind's name holds the files.
+        features: of the columns, as `datasets` describes them.
+        splits: names of splits -> their rows.
+    """
+
+    kind: str
+    name: str
+    names: Sequence[str]
+    columns: Any
+    features: Any
+    splits: dict[str, np.ndarray]
+
+    @property
+    def noun(self) -> str:
+        """What messages call several of them."""
+        return _NOUNS[self.kind]
+
+    def rows(self, split: str):
+        """A `datasets.Dataset` of one split, of several joined by "+", or of slices of them."""
+        import datasets
+
+        lengths = {name: len(rows) for name, rows in self.splits.items()}
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+        chosen = np.concatenate([self.splits[part.splitname][part.from_ : part.to] for part in parts])
+        # A table, since encoding a column of audio needs torchcodec, even though its files stay as they are.
+        table = datasets.table.InMemoryTable(self.columns.take(chosen))
+        return datasets.Dataset(table, info=datasets.DatasetInfo(features=self.features))
+
+    def set_aside(self, share: float) -> "LocalFiles":
+        """With a share of the only split, "train", as the split "validation".
+
+        A file's name decides, so every command sets the same files aside, and further files change nothing. One file
+        alone is both.
+        """
+        if share == 0 or self.splits.keys() != {"train"}:
+            return self
+        everything = self.splits["train"]
+        draws = np.array([_draw(self.names[row]) for row in everything])
+        aside = draws < share
+        # Neither part is empty.
+        aside[draws.argmin()], aside[draws.argmax()] = True, len(draws) == 1
+        validation, train = everything[aside], everything[~aside] if len(draws) > 1 else everything
+        what = f"{len(validation)} of its {len(everything)} {self.noun}, chosen by their names, are"
+        if len(everything) == 1:
+            what = "its only file is both training and"
+        tell(
+            f"{self.name} has no split validation: {what} the validation split (validation_share {share:g}). Name a "
+            "split that is there, --split train, or in a recipe --data.validation_share 0, to use all as one"
+        )
+        return replace(self, splits={"train": train, "validation": validation})
+
+
+def check_split(name: str, split: str, splits: Sequence[str], streaming: bool) -> None:
+    """Raise a ValueError for a split, one of several joined by "+", that a data set does not have."""
+    for part in split.split("+"):
+        whole, bracket, _ = part.partition("[")
+        if whole not in splits:
+            near = did_you_mean(whole, splits).partition("?")
+            hint = f" ({near[0]}?)" if near[1] else ""
+            raise ValueError(
+                f"data set {name} has no split {whole!r}; it has {', '.join(splits)}{hint}. Name one of them with "
+                "--split, in a recipe with --data.split or --data.validation_split (null: no validation)"
+            )
+        if streaming and bracket:
+            raise ValueError(f"a stream has no slices, got split {part!r}; name a whole split, or do without streaming")
+
+
+def find_files(kind: str, name: str, path: Path) -> LocalFiles | None:
+    """The "image" or "audio" files of a folder, of a list of files, or the one file that a path names.
+
+    Links to folders are followed; hidden files and folders are left out. What else is left out is told once.
+
+    Returns:
+        None for what `datasets` reads: files of data, and folders of them.
+
+    Raises:
+        ValueError: there is no such file, or the folders of splits do not hold all of them.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _find_in_folder(kind, name, path)
+    if suffix in _LISTS:
+        listed = _listed(path.parent, [path.name], anywhere=True)
+        if listed is None:
+            raise ValueError(f"{name} has no column file_name, which is to name files, relative to the list's folder")
+        return _files_of(kind, name, path.parent, *listed)
+    if suffix in _DATA:
+        return None
+    if suffix not in readable_suffixes(kind):
+        raise ValueError(
+            f"{name} is no data set of {_NOUNS[kind]}: a file with the suffix {suffix or 'none'} is not read. Name a "
+            f"folder, a file ({_CONVERTED[kind]}, ...), a file of data ({', '.join(sorted(_DATA))}), or a list "
+            "of files (.csv, .jsonl) with a column file_name"
+        )
+    return _files_of(kind, name, path.parent, [path.name])
+
+
+def _find_in_folder(kind: str, name: str, folder: Path) -> LocalFiles | None:
+    found = _search(kind, folder)
+    if not found.files and not found.data:
+        _refuse_without_files(kind, name, found)
+        return None
+    if not found.files or _is_data_set(kind, folder, found):
+        return None
+    # As `datasets` sorts images, and as paths are sorted.
+    found.files.sort(key=None if kind == "image" else lambda each: each.split("/"))
+    # Of audio the tables, often transcripts without a header, are not read.
+    listed = _listed(folder, sorted(found.tables)) if kind == "image" else None
+    unlisted = [] if listed is None else set(found.files).difference(listed[0])
+    _tell_what_is_left_out(kind, name, found, len(unlisted))
+    return _files_of(kind, name, folder, *(listed or [found.files]))
+
+
+def _search(kind: str, folder: Path) -> _Found:
+    found, readable = _Found(), readable_suffixes(kind)
+    for each in _names_below(str(folder), "", (), found.closed):
+        suffix = os.path.splitext(each)[1].lower()
+        if suffix in readable:
+            (found.files if _is_utf8(each) else found.misnamed).append(each)
+        elif os.path.basename(each) in _TABLES:
+            found.tables.append(each)
+        elif suffix in _DATA:
+            found.data.append(each)
+        else:
+            found.others[suffix] += 1
+    return found
+
+
+def _names_below(folder: str, prefix: str, above: tuple, closed: list[str]) -> Iterator[str]:
+    """Files that are not hidden, relative to the folder that the search began with; links to folders are followed."""
+    try:
+        status = os.stat(folder)
+        entries = list(os.scandir(folder))
+    except OSError:
+        if not prefix:
+            raise
+        closed.append(prefix)
+        return
+    place = (status.st_dev, status.st_ino)
+    if place in above:  # a link back
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_dir(entry):
+            yield from _names_below(entry.path, f"{prefix}{entry.name}/", (*above, place), closed)
+        elif entry.is_symlink() or entry.is_file():
+            yield prefix + entry.name
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return name.isascii() or bool(name.encode())
+    except UnicodeEncodeError:  # as Python reads other bytes
+        return False
+
+
+def _refuse_without_files(kind: str, name: str, found: _Found) -> None:
+    """Raise a ValueError unless `datasets` may find rows in a folder that has no files of the kind."""
+    if found.misnamed:
+        raise ValueError(f"no file of {name} has a name in UTF-8, such as {found.misnamed[0]!r}; rename them")
+    media = _media_suffixes()
+    there = Counter({suffix: count for suffix, count in found.others.items() if suffix in media})
+    if not there and (found.tables or found.others.keys() - {""}):
+        return
+    there |= Counter({"": found.others[""]})
+    if not there:
+        raise ValueError(f"{name} holds no file; name a folder of {_NOUNS[kind]}")
+    raise ValueError(
+        f"{name} holds no {_NOUNS[kind]} that can be read here, but only {_counted(there)}; convert {_NOUNS[kind]} to "
+        f"{_CONVERTED[kind]}, or name another folder"
+    )
+
+
+def _is_data_set(kind: str, folder: Path, found: _Found) -> bool:
+    """Whether a folder's files of data, rather than the files of the kind beside them, are what it is for."""
+    import datasets
+    import pyarrow.parquet
+
+    parquet = sorted(each for each in found.data if each.lower().endswith(".parquet"))
+    if parquet:
+        schema = pyarrow.parquet.read_schema(folder / parquet[0])
+        features = datasets.Features.from_arrow_schema(schema).values()
+        if any(isinstance(each, datasets.Image | datasets.Audio) for each in features):
+            return True
+    return len(found.data) - len(parquet) >= len(found.files)
+
+
+def _tell_what_is_left_out(kind: str, name: str, found: _Found, unlisted: int) -> None:
+    unreadable = Counter({each: n for each, n in found.others.items() if each in _UNREADABLE[kind]})
+    data = Counter(os.path.splitext(each)[1].lower() for each in found.data)
+    parts = []
+    if unreadable:
+        parts.append(f"{_counted(unreadable)}, which cannot be read here (convert them to {_CONVERTED[kind]})")
+    if found.others[""]:
+        parts.append(f"{found.others['']} without a suffix (give them one if they are {_NOUNS[kind]})")
+    if data:
+        parts.append(f"{_counted(data)} (unpack them, or move them to a folder of their own)")
+    if found.closed:
+        parts.append(f"the folders {_some(found.closed)}, which may not be opened")
+    if found.misnamed:
+        parts.append(f"{_some([ascii(each) for each in found.misnamed])}, whose names are not UTF-8 (rename them)")
+    if unlisted:
+        parts.append(f"{unlisted} {_NOUNS[kind]} that {_some(sorted(found.tables))} does not list")
+    if parts:
+        tell(f"{name}: left out are {'; '.join(parts)}. {len(found.files)} {_NOUNS[kind]} are found")
+
+
+def _counted(suffixes: Counter) -> str:
+    return ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common())
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _listed(folder: Path, tables: Sequence[str], *, anywhere: bool = False):
+    """The files that tables name, relative to the folder, and the tables as one; None if none has a column file_name.
+
+    Args:
+        anywhere: files may lie outside of a table's folder.
+    """
+    import pyarrow
+
+    names: list[str] = []
+    read = []
+    for table in tables:
+        content = _read_table(folder / table)
+        if "file_name" not in content.column_names:
+            if not anywhere:
+                tell(f"{folder / table} has no column file_name, so it is not read")
+            continue
+        beside = os.path.dirname(table)
+        for each in content["file_name"].to_pylist():
+            relative = os.path.normpath(os.path.join(beside, each or "."))
+            outside = os.path.isabs(relative) or relative.split("/")[0] == ".."
+            if not each or (outside and not anywhere):
+                raise ValueError(f"{folder / table} names a file {each!r}; name files that lie below its folder")
+            names.append(relative)
+        read.append(content)
+    if not read:
+        return None
+    try:
+        return names, pyarrow.concat_tables(read)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{_some(tables)} of {folder} have different columns: {error}") from error
+
+
+def _read_table(path: Path):
+    import pandas
+    import pyarrow.json
+    import pyarrow.parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pyarrow.parquet.read_table(path)
+        if path.suffix.lower() == ".jsonl":
+            whole = pyarrow.json.ReadOptions(block_size=max(1, path.stat().st_size))  # no row is cut
+            return pyarrow.json.read_json(path, read_options=whole)
+        # Names such as 001 are no numbers.
+        return pyarrow.Table.from_pandas(pandas.read_csv(path, dtype={"file_name": str}), preserve_index=False)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _files_of(kind: str, name: str, root: Path, names: list[str], table: Any = None) -> LocalFiles:
+    """All columns of files that are not yet split, `table` being what is known of them."""
+    import datasets
+    import pyarrow
+
+    splits, depth = _splits(kind, name, names)
+    where = os.path.abspath(root)
+    paths = pyarrow.array([os.path.join(where, each) for each in names], pyarrow.string())
+    files = pyarrow.StructArray.from_arrays([pyarrow.nulls(len(paths), pyarrow.binary()), paths], ["bytes", "path"])
+    file_names = None if kind == "image" else pyarrow.array(names, pyarrow.string())
+    features: dict[str, Any] = {}
+    if table is not None:
+        if kind in table.column_names:
+            raise ValueError(f"{name}: a table has a column {kind!r} beside file_name; rename it")
+        place = table.column_names.index("file_name")
+        features = dict(datasets.Features.from_arrow_schema(table.schema.remove(place)))
+        columns = table.replace_schema_metadata(None).set_column(place, kind, files)
+        if file_names is not None:
+            columns = columns.append_column("file_name", file_names)
+    elif file_names is not None:
+        columns = pyarrow.table({kind: files, "file_name": file_names})
+    else:
+        columns = pyarrow.table({kind: files})
+        if classes := _classes(names, depth):
+            labels = sorted(set(classes))
+            features["label"] = datasets.ClassLabel(names=labels)
+            numbers = {label: number for number, label in enumerate(labels)}
+            columns = columns.append_column(
+                "label", pyarrow.array([numbers[each] for each in classes], pyarrow.int64())
+            )
+    features[kind] = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
+    others = {column: features.get(column, datasets.Value("string")) for column in columns.column_names}
+    return LocalFiles(kind, name, names, columns, datasets.Features(others), splits)
+
+
+def _classes(names: Sequence[str], depth: int) -> list[str]:
+    """The folder of each file within a split, if all files are as deep and the folders are several; else none."""
+    if len({each.count("/") for each in names}) > 1 or names[0].count("/") <= depth:
+        return []
+    classes = [each.rsplit("/", 2)[-2] for each in names]
+    return classes if len(set(classes)) > 1 else []
+
+
+def _splits(kind: str, name: str, names: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
+    """The rows of each split, and how many folders deep its files lie.
+
+    The folders of splits are those at the top, or all that there are in the one folder, of one folder, ... at the top.
+    """
+    start, depth = 0, 0
+    while True:
+        there = {_first_folder(each, start) for each in names}
+        if len(there) > 1 or "" in there or any(map(_split_of, there)):
+            break
+        start, depth = start + len(there.pop()) + 1, depth + 1
+    known = sorted(filter(_split_of, there))
+    outside = there.difference(known)
+    if not known or (depth and outside):
+        _tell_of_no_splits(name, names)
+        return {"train": np.arange(len(names))}, 0
+    if outside:
+        example = next(each for each in names if _first_folder(each, start) in outside)
+        raise ValueError(
+            f"{name} has {_NOUNS[kind]} both in {', '.join(known)} and outside, such as {example}; move them to train, "
+            f"validation, test or elsewhere, or name one folder, {os.path.join(name, known[0])}"
+        )
+    order = list(dict.fromkeys(_SPLITS.values()))
+    numbers = np.array([order.index(_split_of(_first_folder(each, start))) for each in names], dtype=np.uint8)
+    return {order[number]: np.flatnonzero(numbers == number) for number in np.unique(numbers)}, depth + 1
+
+
+def _split_of(folder: str) -> str | None:
+    """The split that a folder is called after, which a year or another number may follow."""
+    return _SPLITS.get(folder.rstrip("0123456789"))
+
+
+def _tell_of_no_splits(name: str, names: Sequence[str]) -> None:
+    folders = {os.path.dirname(each) for each in names}
+    alike = sorted({part for each in folders for part in each.split("/") if _ALIKE.match(part)})
+    if alike:
+        tell(
+            f"{name}: folders called {_some(alike)} are not taken for splits, which are folders called train, "
+            "validation or test at its top; all files are the split train"
+        )
+
+
+def _first_folder(name: str, start: int) -> str:
+    """The first folder of a path from a place in it on; "" for a file that is in none."""
+    return name[start : max(start, name.find("/", start))]
+
+
+def _draw(name: str) -> float:
+    """A number in [0, 1) that looks random and is always the same for a name."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=6).digest()) / (1 << 48)
+
+
+def require_validation_share(share: float) -> None:
+    """Raise a ValueError unless it is one that leaves something to train on."""
+    require(0 <= share < 1, "validation_share", share, "at least 0 and less than 1")

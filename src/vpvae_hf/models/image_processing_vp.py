@@ -1,0 +1,165 @@
+"""Images as the image tokenizer takes them, read as training and the commands read files."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, BatchFeature
+
+from vpvae_hf.pixels import (
+    center_crop,
+    from_pixel_values,
+    image_of,
+    pixels_of_array,
+    pixels_of_image,
+    read_pixels,
+    require_channels,
+    scaled_for_crop,
+    to_pixel_values,
+)
+from vpvae_hf.settings import require, require_count, require_integer, require_name
+
+
+class ImageSettings(TypedDict, total=False):
+    """What decides the size of an image; see `VPImageProcessor`."""
+
+    shortest_side: int | None
+    crop_size: int | None
+    to_multiple: Literal["pad", "crop"]
+
+
+class VPImageProcessor(BaseImageProcessor):
+    """Makes `pixel_values` of images. By default it keeps the whole image, at its size, and pads it to whole codes.
+
+    With `crop_size=S, shortest_side=N` it gives what `vpvae tokenize --size S --shortest-side N` encodes. What is read
+    of an image (orientation, depth, transparency) is said in `vpvae_hf.pixels`.
+
+    Args:
+        channels: C, 1 for grey, 3 for RGB, 4 for RGBA.
+        multiple: f, the tokenizer's downsampling factor.
+        to_multiple: what becomes of an image whose height and width are no multiples of f: "pad" repeats its last
+            column and row at the right and bottom, "crop" keeps its middle.
+        shortest_side: the image is scaled to it, in pixels; None scales only images that are smaller than `crop_size`.
+        crop_size: side of the square in the middle that is kept, in pixels; None for the whole image.
+    """
+
+    model_input_names: ClassVar = ["pixel_values"]
+    valid_kwargs = ImageSettings
+
+    def __init__(
+        self,
+        channels: int = 3,
+        multiple: int = 1,
+        to_multiple: Literal["pad", "crop"] = "pad",
+        shortest_side: int | None = None,
+        crop_size: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        require_channels(channels, channels)
+        require_integer("multiple", multiple, 1)
+        self.channels, self.multiple = channels, multiple
+        self.to_multiple, self.shortest_side, self.crop_size = to_multiple, shortest_side, crop_size
+        self._settings({})
+
+    def preprocess(
+        self, images: Any, *, return_tensors: Literal["pt", "np"] | None = None, **settings: Any
+    ) -> BatchFeature:
+        """Make a batch.
+
+        Args:
+            images: a PIL image, a path or address of a file, or an array or tensor [H, W], [H, W, C] or [C, H, W] of
+                type uint8, uint16, bool or floating point in 0..1; a list of such; or a batch [B, H, W, C] or
+                [B, C, H, W].
+            return_tensors: "pt" or "np" for a batch, which takes images that come to one size; None for lists.
+            settings: `shortest_side`, `crop_size` and `to_multiple`, in place of the processor's own.
+
+        Returns:
+            "pixel_values" [B, C, H, W] float32 in [-1, 1], and "original_sizes" [B, 2], the height and width that each
+            image has within them, without padding; for `post_process`.
+
+        Raises:
+            ValueError: images that cannot be read, or that differ in size.
+            TypeError: something else than an image.
+        """
+        settings = self._settings(settings)
+        pixels = [self._sized(self._pixels(image), settings) for image in _listed(images)]
+        padded = [self._padded(image, settings) for image in pixels]
+        shapes = sorted({image.shape[:2] for image in padded})
+        if return_tensors is not None and len(shapes) > 1:
+            sizes = ", ".join(f"{height} x {width}" for height, width in shapes[:3])
+            raise ValueError(
+                f"images of one batch must have one size, got {sizes}; give shortest_side and crop_size to make them "
+                "equal, process them one by one, or give no return_tensors for a list"
+            )
+        values = [to_pixel_values(image[None])[0].numpy() for image in padded]
+        sizes = [image.shape[:2] for image in pixels]
+        if return_tensors is not None:
+            values, sizes = np.stack(values), np.array(sizes)
+        return BatchFeature({"pixel_values": values, "original_sizes": sizes}, tensor_type=return_tensors)
+
+    def post_process(
+        self, pixel_values: Tensor, original_sizes: Tensor | Sequence[Sequence[int]] | None = None
+    ) -> list[Image.Image]:
+        """PIL images of [B, C, H, W] in [-1, 1], such as `detokenize` gives, cut to [B, 2] heights and widths."""
+        images = from_pixel_values(torch.as_tensor(pixel_values))
+        if original_sizes is not None:
+            images = [image[:height, :width] for image, (height, width) in zip(images, original_sizes, strict=True)]
+        return [image_of(image) for image in images]
+
+    def _settings(self, given: Mapping[str, Any]) -> ImageSettings:
+        """The processor's own with those that are given instead, checked."""
+        names = ImageSettings.__annotations__
+        for name in given:
+            require_name("argument", name, names)
+        settings = {name: getattr(self, name) for name in names} | dict(given)
+        require(settings["to_multiple"] in ("pad", "crop"), "to_multiple", settings["to_multiple"], "'pad' or 'crop'")
+        shortest, size = settings["shortest_side"], settings["crop_size"]
+        for name in ("shortest_side", "crop_size"):
+            require_count(name, settings[name])
+        least = f"at least the size of a crop, {size}"
+        require(None in (shortest, size) or shortest >= size, "shortest_side", shortest, least)
+        return settings
+
+    def _pixels(self, image: Any) -> np.ndarray:
+        if isinstance(image, Image.Image):
+            return pixels_of_image(image, self.channels)
+        if isinstance(image, str | os.PathLike):
+            return read_pixels({"bytes": None, "path": os.fspath(image)}, self.channels)
+        if isinstance(image, np.ndarray | Tensor):
+            return pixels_of_array(image, self.channels)
+        raise TypeError(
+            f"an image must be a PIL image, a path, an array or a tensor, got {type(image).__name__}; decode it first"
+        )
+
+    def _sized(self, pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
+        size = settings["crop_size"]
+        pixels = scaled_for_crop(pixels, size, settings["shortest_side"])
+        pixels = pixels if size is None else center_crop(pixels, size, size)
+        if settings["to_multiple"] != "crop":
+            return pixels
+        height, width = (side // self.multiple * self.multiple for side in pixels.shape[:2])
+        if 0 in (height, width):
+            raise ValueError(
+                f"an image of {pixels.shape[0]} x {pixels.shape[1]} pixels has no crop whose sides are multiples of "
+                f"{self.multiple}; give to_multiple='pad'"
+            )
+        return center_crop(pixels, height, width)
+
+    def _padded(self, pixels: np.ndarray, settings: ImageSettings) -> np.ndarray:
+        if settings["to_multiple"] != "pad":
+            return pixels
+        return np.pad(pixels, [*((0, -side % self.multiple) for side in pixels.shape[:2]), (0, 0)], mode="edge")
+
+
+def _listed(images: Any) -> Sequence[Any]:
+    """Images one by one."""
+    if isinstance(images, list | tuple):
+        if not images:
+            raise ValueError("there must be at least one image, got none")
+        return images
+    return list(images) if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 else [images]

@@ -1,0 +1,240 @@
+"""From image files, PIL images and arrays to pixels, in one way for training, commands and the image processor.
+
+Shapes: pixels [H, W, C] uint8, upright; C is 1 (grey), 3 (RGB) or 4 (RGBA); batches [B, C, H, W] float32 in [-1, 1].
+
+What is read of an image:
+- Its first frame or page, turned upright as its EXIF data say. Metadata that are damaged cost no image.
+- Its depth is what the format declares, never guessed from the values: 1, 8, 12 and 16 bits span black to white, and so
+  do floating-point values from 0 to 1. Integers of 32 bits, which declare no white, and floating-point values beyond 0
+  to 1 are refused.
+- Transparency, of an alpha channel or of single colours, is laid over white, unless C is 4. Opaque images then have an
+  alpha of 255.
+- Grey of a colour image is its luminance, 0.299 R + 0.587 G + 0.114 B; a grey image has equal R, G and B.
+"""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+from .unreadable import UnreadableFileError, unreadable
+
+# Mode of Pillow for each number of channels.
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Formats that Pillow reads as integers of 32 bits although they have 16.
+_SIXTEEN_BIT_FORMATS = frozenset(("PNG", "PPM"))
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+def require_channels(in_channels: int, out_channels: int) -> None:
+    """Raise a ValueError if a tokenizer has channels that no image is read into."""
+    if in_channels != out_channels or in_channels not in MODES:
+        raise ValueError(
+            f"in_channels={in_channels} and out_channels={out_channels}: images are read with 1 channel (grey), 3 "
+            "(RGB) or 4 (RGBA), and a tokenizer gives as many channels as it takes; set both to one of these"
+        )
+
+
+def read_pixels(file: Mapping[str, Any] | None, channels: int = 3) -> np.ndarray:
+    """Pixels of a file, from its "bytes" or else from "path", a path or an address that fsspec knows.
+
+    Raises:
+        UnreadableFileError: there is no file, no decoder can read it, or its depth is not told.
+        ImportError: a library is missing that such addresses need.
+    """
+    if file is None or (file["bytes"] is None and file["path"] is None):
+        raise UnreadableFileError("there is no file")
+    try:
+        # A stream of image files on the hub gives only their addresses.
+        opened = io.BytesIO(file["bytes"]) if file["bytes"] is not None else fsspec.open(file["path"], "rb")
+        with opened as data:
+            return _decoded(data, channels)
+    except ImportError:
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file makes them run into
+        raise unreadable(file, error) from error
+
+
+def pixels_of_image(image: Image.Image, channels: int = 3) -> np.ndarray:
+    """Pixels of a PIL image; a ValueError if its depth is not told."""
+    with _pillow_without_warnings():
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        image = _eight_bits(image)
+        image = _with_channels(image, channels)
+        pixels = np.asarray(image if turn is None else image.transpose(turn))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def pixels_of_array(array: np.ndarray | Tensor, channels: int = 3) -> np.ndarray:
+    """Pixels of an array or tensor [H, W], [H, W, C] or [C, H, W], of 1 to 4 channels (2: grey and alpha).
+
+    It is bool, uint8, uint16 (0..65535) or floating-point (0..1); a ValueError for other types, values and shapes.
+    """
+    array = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    shape, most = array.shape, max(MODES)
+    last, first = (array.ndim == 3 and 1 <= array.shape[axis] <= most for axis in (2, 0))
+    if array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and not (last or first)):
+        raise ValueError(f"an image must be [H, W], [H, W, C] or [C, H, W] of 1 to {most} channels, got {list(shape)}")
+    if last and first:
+        raise ValueError(f"an image of shape {list(shape)} may be [H, W, C] or [C, H, W]; give a PIL image")
+    array = _eight_bit_values(np.moveaxis(array, 0, -1) if first else array)
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    return pixels_of_image(Image.fromarray(np.ascontiguousarray(array)), channels)
+
+
+def scaled(pixels: np.ndarray, shortest_side: int) -> np.ndarray:
+    """Pixels whose shorter side has that length; the other keeps the proportions."""
+    height, width = pixels.shape[:2]
+    if min(height, width) == shortest_side:
+        return pixels
+    scale = shortest_side / min(height, width)
+    size = (max(shortest_side, round(width * scale)), max(shortest_side, round(height * scale)))
+    resized = np.asarray(image_of(pixels).resize(size, Image.Resampling.LANCZOS))
+    return resized.reshape(*resized.shape[:2], pixels.shape[2])
+
+
+def scaled_for_crop(pixels: np.ndarray, size: int | None, shortest_side: int | None) -> np.ndarray:
+    """Pixels `scaled` to `shortest_side`; if it is None, only those too small for a crop of `size`, to that."""
+    if shortest_side is None and (size is None or min(pixels.shape[:2]) >= size):
+        return pixels
+    return scaled(pixels, shortest_side or size)
+
+
+def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of pixels that have at least that height and width."""
+    top, left = ((have - want) // 2 for have, want in zip(pixels.shape, (height, width), strict=False))
+    return pixels[top : top + height, left : left + width]
+
+
+def to_pixel_values(images: np.ndarray | Tensor) -> Tensor:
+    """[B, C, H, W] float32 in [-1, 1] from [B, H, W, C] uint8."""
+    values = images.float() if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
+    return values.movedim(-1, 1) / 127.5 - 1
+
+
+def from_pixel_values(pixel_values: Tensor) -> np.ndarray:
+    """[..., H, W, C] uint8 from [..., C, H, W] in [-1, 1]; values beyond are clipped."""
+    values = (pixel_values.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
+    return values.round().to(torch.uint8).movedim(-3, -1).numpy()
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """A PIL image of pixels."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _decoded(data: io.IOBase, channels: int) -> np.ndarray:
+    try:
+        with _pillow_without_warnings(), Image.open(data) as image:
+            return pixels_of_image(image, channels)
+    except UnidentifiedImageError:  # it names an object in memory
+        raise ValueError("it is no image, or of a format that Pillow does not read") from None
+    except ImportError as error:
+        raise ValueError(f"Pillow lacks {error.name}, which this format needs") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata; the pixels are read already
+        return 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image, as grey with 8 bits if it has more."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS:
+        raise ValueError("it has integers of 32 bits, which do not tell what is white; convert it to 8 or 16 bits")
+    values = np.asarray(image)
+    if image.mode == "F":
+        grey = _eight_bit_values(values)
+    elif tags.get(_TIFF_BITS) == (12,):
+        grey = (values.astype(np.int32) * 255 // 4095).astype(np.uint8)
+    else:
+        grey = (values // 257).astype(np.uint8)
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds in images of 8 bits alone
+        grey = 255 - grey
+    converted = Image.fromarray(grey)
+    if "transparency" in image.info:
+        converted.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return converted
+
+
+def _eight_bit_values(values: np.ndarray) -> np.ndarray:
+    """Values of another type as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # in either order of bytes
+        return (values // 257).astype(np.uint8)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * 255
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(
+            f"pixels of type {values.dtype} do not tell what is white; convert them to uint8 (0..255), uint16 "
+            "(0..65535) or floating point (0..1)"
+        )
+    if not ((values >= 0) & (values <= 1)).all():  # NaN is not, either
+        raise ValueError(
+            f"floating-point pixels must lie in 0..1, got {values.min():.4g}..{values.max():.4g}; scale them, or "
+            "convert them to 8 or 16 bits"
+        )
+    return np.rint(values * 255).astype(np.uint8)
+
+
+def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+    """An image of 8 bits in the mode for so many channels."""
+    mode = MODES[channels]
+    if image.mode == "La":  # which Pillow converts only to this
+        image = image.convert("LA")
+    if not image.has_transparency_data:
+        # Colours that Pillow converts only to RGB.
+        return image if image.mode == mode else image.convert("RGB").convert(mode)
+    image = image.convert("RGBA")
+    if channels == 4:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert(mode)
+
+
+class _PillowFilter:
+    """How many are decoding now, and the filter of warnings that they share: `catch_warnings` is not for threads."""
+
+    lock = threading.Lock()
+    users = 0
+    entry = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+@contextmanager
+def _pillow_without_warnings() -> Iterator[None]:
+    """Within it, Pillow does not warn of what it can read all the same, such as damaged metadata and large images."""
+    with _PillowFilter.lock:
+        _PillowFilter.users += 1
+        if _PillowFilter.users == 1:
+            warnings.filters.insert(0, _PillowFilter.entry)
+    try:
+        yield
+    finally:
+        with _PillowFilter.lock:
+            _PillowFilter.users -= 1
+            if _PillowFilter.users == 0 and _PillowFilter.entry in warnings.filters:
+                warnings.filters.remove(_PillowFilter.entry)

@@ -1,0 +1,25 @@
+"""Former names of what is public: they work until version 0.2, and warn."""
+
+import warnings
+from typing import Any
+
+
+def warn_of_former_name(former: str, present: str) -> None:
+    """Say that the caller's caller uses a former name."""
+    warnings.warn(
+        f"{former} is called {present} now; the former name goes with version 0.2", DeprecationWarning, stacklevel=3
+    )
+
+
+class FormerMethod:
+    """A method's former name: `sample = FormerMethod("read")` in the body of its class."""
+
+    def __init__(self, present: str):
+        self._present = present
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._former = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        warn_of_former_name(f"{owner.__name__}.{self._former}", self._present)
+        return getattr(owner if instance is None else instance, self._present)

@@ -1,0 +1,63 @@
+"""Files that cannot be read: the error of one, and the count of those that were skipped."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+_TOLD_REASONS = 3
+
+
+class UnreadableFileError(ValueError):
+    """A file that is missing, corrupt or of another kind. Streams skip and count it."""
+
+
+def name_of(file: Mapping[str, Any]) -> str:
+    """What messages call a file."""
+    return file["path"] or "a file without a name"
+
+
+def unreadable(file: Mapping[str, Any], error: Exception, what: str = "") -> UnreadableFileError:
+    """The error for a file that its decoder failed at: `what` failed, and the decoder's reason."""
+    # Others say little without their type, such as a KeyError.
+    reason = str(error) if isinstance(error, OSError | ValueError) else ""
+    return UnreadableFileError(f"{name_of(file)}: {what}{reason or repr(error)}")
+
+
+class SkippedFiles:
+    """Counts the unreadable files of a data set, and keeps the first reasons.
+
+    Args:
+        what: what messages call them, e.g. "images of NAME".
+
+    Attributes:
+        count: their number.
+        reasons: of the first three.
+    """
+
+    def __init__(self, what: str):
+        self.count, self.reasons, self._what = 0, [], what
+
+    def add(self, reasons: Sequence[str], count: int) -> None:
+        """Add so many files, and the reasons of the first of them."""
+        self.count += count
+        self.reasons = [*self.reasons, *reasons][:_TOLD_REASONS]
+
+    def tell(self) -> None:
+        """Log the count and the first reasons, if there are any."""
+        if self.count:
+            _warn_once(f"skipped {self.count} unreadable {self._what}, the first: {'; '.join(self.reasons)}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.count, "reasons": self.reasons}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.reasons = state["skipped"], state.get("reasons", [])  # older states have no reasons
+
+
+@cache
+def _warn_once(message: str) -> None:
+    # Validations read the same files again and again.
+    _log.warning(message)

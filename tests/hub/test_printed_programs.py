@@ -1,0 +1,52 @@
+"""The programs that the README prints, with small models in the places that they name."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tiny import VP, tiny_config, tiny_vae
+from tiny_generators import causal_pipeline, masked_pipeline
+from tiny_pipelines import built
+
+README = Path(__file__).parents[2] / "README.md"
+# Those that load something; the others need hours or data.
+PROGRAMS = [
+    text for text in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL) if "from_pre" in text
+]
+FACTOR_16 = {
+    "down_block_types": ("DownEncoderBlock2D",) * 5,
+    "up_block_types": ("UpDecoderBlock2D",) * 5,
+    "block_out_channels": (8, 8, 8, 8, 16),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in which everything that the programs load has been made."""
+    folder = tmp_path_factory.mktemp("reader")
+    vae = tiny_vae(VP | {"latent_dim": 4})
+    vae.save_pretrained(folder / "demo_output" / "tokenizer")
+    vae.save_pretrained(folder / "my_tokenizer")
+    for name, pipeline in (
+        ("diffusion", built("LDM", vae)),
+        ("ar", causal_pipeline(vae, grid=(8, 8))),
+        ("masked", masked_pipeline(tiny_vae(**FACTOR_16), "amused", grid=(8, 8))),
+    ):
+        pipeline.save_pretrained(folder / "runs" / f"{name}_small" / "pipeline")
+    return folder
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda text: re.search(r'from_pretrained\((?:"([^"]*)|.)', text)[1])
+def test_the_readme_can_be_followed(place, monkeypatch, program):
+    assert "vpvae_hf" in program
+    monkeypatch.chdir(place)
+    # Only smaller, not trained either.
+    names = {"tiny_config": tiny_config}
+    exec(program.replace("VPCodecConfig(quantizer", "tiny_config(quantizer"), names)
+    made = names.get("images", names.get("audio", names.get("pipeline")))
+    assert made is not None
+
+
+def test_all_of_them_are_found():
+    assert len(PROGRAMS) == 6
