@@ -119,12 +119,13 @@ def test_latent_channels_follow_the_quantizer():
 
 
 def test_pictures_are_prepared_as_the_preprocessor_does(vae):
-    sizes = [(40, 50), (33, 64)]
-    pictures = [Image.effect_noise(size, 99).convert("RGB") for size in sizes]
+    pictures = [Image.effect_noise((40, 50), 99).convert("RGB") for _ in range(2)]
     codes = vae.tokenize(vae.preprocessor()(pictures, return_tensors="pt")["pixel_values"])
     assert torch.equal(vae.tokenize(pictures), codes)
     assert torch.equal(vae.tokenize(pictures[1]), codes[1:])
     assert torch.equal(vae(tuple(pictures)).codes, codes)
+    with pytest.raises(ValueError, match="images of one batch must have one size, got 52 x 40, 64 x 36"):
+        vae.tokenize([pictures[0], Image.new("RGB", (33, 64))])
     for mixed in ([pictures[0], torch.zeros(3, 32, 32)], [torch.zeros(3, 32, 32), pictures[0]]):
         with pytest.raises(TypeError, match="images must be a tensor, an array or a list of these, got Image"):
             vae.tokenize(mixed)

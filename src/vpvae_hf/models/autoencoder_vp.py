@@ -63,7 +63,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
     Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1); or a PIL image or a
-    list of these, which `preprocessor()` resizes and crops to `sample_size`. A single image [C, H, W] is no batch.
+    list of these of one size, which `preprocessor()` prepares. A single image [C, H, W] is no batch.
 
     Args:
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
