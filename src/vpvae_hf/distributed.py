@@ -108,7 +108,7 @@ def all_ranks_call(function: str) -> bool:
     first = store.compare_set("alone", "", who).decode()
     if first != str(rank()):
         raise RuntimeError(
-            f"rank {first} has called {function} alone, since the others did not come within {_WAIT.seconds} seconds; "
+            f"rank {first} has called {function} alone, since the others did not come within {_WAIT.total_seconds():g} s; "
             f"rank {rank()} would get another result. Call it on every rank at the same point, or with "
             "across_ranks=False on one"
         )
@@ -151,13 +151,13 @@ class _ProgressLines(tqdm):
         # With gui=True tqdm leaves drawing and the end to its subclass.
         super().__init__(**settings, gui=True, bar_format=_LINE, mininterval=_FIRST_LINE_S, miniters=1)
         if not self.disable:
-            self._line_at = self.start_t
+            self._line_at, self._line_n = self.start_t, None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         now = self._time()
         if now - self._line_at >= self.mininterval and self.n != self.total:
             print(self, file=sys.stderr, flush=True)
-            self._line_at = now
+            self._line_at, self._line_n = now, self.n
             grown = _LINE_GROWTH * (now - self.start_t)
             self.mininterval = min(max(_FIRST_LINE_S, grown), _MOST_S_BETWEEN_LINES)
 
@@ -165,7 +165,7 @@ class _ProgressLines(tqdm):
         return  # a line stays
 
     def close(self) -> None:
-        if not self.disable:
+        if not self.disable and self._line_n != self.n:
             self._ema_dt = lambda: None  # so that the last line has the mean rate
             print(self, file=sys.stderr, flush=True)
         super().close()

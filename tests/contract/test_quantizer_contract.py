@@ -1,5 +1,6 @@
 """What every registered kind of quantizer must do, and what a kind that is registered later must do."""
 
+import copy
 import pickle
 from dataclasses import dataclass
 from typing import ClassVar
@@ -75,6 +76,35 @@ class QuantizerContract:
             assert output.codes.dtype == torch.int64
         else:
             assert output.codes is None
+
+    @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad], ids=["inference", "no_grad"])
+    def test_a_forward_without_gradients_stops_no_training_afterwards(self, settings, mode):
+        built = build_quantizer(settings).train()
+        with mode():
+            for _ in range(3):
+                built(features_for(built, 200))
+        for _ in range(2):
+            features = features_for(built, 200, requires_grad=True)
+            output = built(features)
+            (output.latents.sum() + output.loss).backward()
+            assert features.grad is not None
+        built.load_state_dict(copy.deepcopy(built).state_dict())
+
+    @pytest.mark.parametrize("default", [torch.float64, torch.float16], ids=str)
+    def test_the_default_dtype_changes_nothing(self, settings, default):
+        found = []
+        for dtype in (torch.float32, default):
+            torch.manual_seed(0)
+            features = torch.randn(200, build_quantizer(settings).config.feature_dim, dtype=torch.float32)
+            torch.manual_seed(0)
+            torch.set_default_dtype(dtype)
+            try:
+                built = build_quantizer(settings).train()
+                found.append([built(features).latents.detach() for _ in range(2)][-1])
+            finally:
+                torch.set_default_dtype(torch.float32)
+        assert found[1].dtype == torch.float32
+        assert torch.equal(*found)
 
     def test_metrics_are_detached_scalars(self, quantizer):
         for mode in (True, False):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from image_runs import ARCHITECTURE
 
 from tiny import tiny_vae
-from vpvae_hf import AutoencoderVP, fit_codebook
+from vpvae_hf import AutoencoderVP, distributed, fit_codebook
 from vpvae_hf.codebook import fit_kmeans, kmeans
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
 
@@ -46,6 +46,18 @@ def measured(model: AutoencoderVP, batches: list[torch.Tensor], across_ranks: bo
     return evaluate_reconstruction(
         model, batches, metric_fn=error_of_dark_images, unquantized=("error",), across_ranks=across_ranks
     )
+
+
+def fit_by_default(rank: int, case: str) -> tuple[torch.Tensor | None, str]:
+    """The codebook of a rank that calls `fit_codebook` in a usual way, and what it was told."""
+    distributed._WAIT = timedelta(seconds=0.2 if "rank" in case else 60)
+    if case == ("second rank", "first rank")[rank]:
+        return None, ""
+    model = tiny_model()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        error = error_of(fit_codebook, model, images(0 if case == "same part" else rank), progress=False)
+    return model.quantize.codebook, " ".join([error, *(str(warning.message) for warning in told)])
 
 
 def error_of(call: Callable, *arguments, **settings) -> str:
@@ -90,6 +102,10 @@ def found_on(rank: int, folder: Path) -> dict[str, Any]:
         warnings.simplefilter("ignore", UserWarning)  # few latents a code, on purpose
         found["fit"] = fit_codebook(model, images(rank), across_ranks=True, progress=False)
     found["codebook"] = model.quantize.codebook
+    found["by default"] = {}
+    for case in ("own parts", "same part", "first rank", "own parts again", "second rank"):
+        found["by default"][case] = fit_by_default(rank, case)
+        dist.barrier()
     found["quality"] = measured(model, images(0)[: 3 - 2 * rank], across_ranks=True)
     found["quality of one rank's"] = measured(model, images(0) if rank else [], across_ranks=True)
     return found

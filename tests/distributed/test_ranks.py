@@ -85,6 +85,23 @@ def test_fit_codebook_gives_every_rank_the_same_codebook_and_figures(ranks):
     assert float(distance.mean()) == pytest.approx(fit.distortion, rel=0.1)
 
 
+@pytest.mark.parametrize("case", ["own parts", "same part", "own parts again"])
+def test_all_ranks_that_fit_by_default_have_one_codebook(ranks, case):
+    (first, told), (second, _) = (found["by default"][case] for found in ranks)
+    assert torch.equal(first, second)
+    assert torch.equal(first, ranks[0]["codebook"]) == (case != "same part")
+    assert ("all 2 ranks gave the same 1024 latents" in told) == (case == "same part")
+
+
+def test_one_rank_may_fit_alone_by_default_but_not_another_one(ranks):
+    codebook, told = ranks[0]["by default"]["first rank"]
+    assert codebook.any()
+    assert "rank 0 alone called fit_codebook, so the models of the other ranks stay as they are" in told
+    codebook, told = ranks[1]["by default"]["second rank"]
+    assert not codebook.any()
+    assert "rank 0 has called fit_codebook alone, since the others did not come within 0.2 s" in told
+
+
 @pytest.mark.parametrize(
     ("case", "batches"), [("quality", [0, 1, 2, 0]), ("quality of one rank's", [0, 1, 2, 3])], ids=["uneven", "one"]
 )

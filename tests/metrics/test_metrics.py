@@ -9,6 +9,7 @@ import torch
 from speech import RATE, MeanDifference, noisy
 
 from vpvae_hf.losses import perceptual
+from vpvae_hf.metric_labels import metric_notes
 from vpvae_hf.metrics import (
     METRIC_LABELS,
     audio_quality,
@@ -65,6 +66,19 @@ def test_half_precision_is_measured_in_float32(measured):
 def test_each_metric_has_a_label(measured):
     metric_fn, made, original = measured
     assert metric_fn(made, original).keys() <= METRIC_LABELS.keys()
+
+
+def test_notes_tell_what_was_left_out_and_what_pesq_is_that_of_noise():
+    assert metric_notes({"pesq": 2.5, "stoi": 0.9}, {"pesq": 0, "stoi": 0}) == []
+    undefined = metric_notes({"psnr": 20.0, "stoi": 0.9}, {"stoi_unquantized": 2, "stoi": 1})
+    assert undefined == [
+        "STOI is not defined for 1, which its mean leaves out.",
+        "STOI without quantization is not defined for 2, which its mean leaves out.",
+    ]
+    for value in (None, math.nan):
+        assert metric_notes({"pesq": value}, {}) == []
+    (note,) = metric_notes({"pesq": 1.05}, {})
+    assert note.startswith("PESQ (wide band) below 1.2 means little")
 
 
 def test_labels():

@@ -39,6 +39,21 @@ def test_files_and_arguments_in_order(tmp_path):
     assert config.checkpoints_total_limit is None
 
 
+@pytest.mark.parametrize(
+    ("given", "trackers"),
+    [
+        ("wandb", ["wandb"]),
+        ("tensorboard,WandB", ["tensorboard", "wandb"]),
+        ("tensorboard, tensorboard", ["tensorboard"]),
+        ("[trackio, 'wandb,tensorboard']", ["trackio", "wandb", "tensorboard"]),
+        ("all", ["all"]),
+        *((nothing, []) for nothing in ("none", "None", "null", "[]", "[none]", "''")),
+    ],
+)
+def test_trackers_are_named_in_any_way(given, trackers):
+    assert parse("--report_to", given).report_to == trackers
+
+
 def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
     file = tmp_path / "vp.yaml"
     file.write_text("quantizer: {kind: vp, queue_share: 0.1, codebook_size: 64}\n")
@@ -67,6 +82,10 @@ def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
         (["--learning_rate", "-1"], "learning_rate must be positive, got -1.0"),
         (["--ema_decay", "1"], "ema_decay must be in"),
         (["--push_to_hub"], "add --hub_model_id"),
+        (["--report_to"], "--report_to needs a value"),
+        (["--report_to", "true"], "report_to must be names of trackers, all, or none, got True"),
+        (["--report_to", "[1]"], "report_to must be names of trackers, all, or none, got [1]"),
+        (["--report_to", "{a: 1}"], "the command line: report_to: "),
         (["--model.pretrained", "a", "--model.from_autoencoder_kl", "b"], "give one of them"),
         (["--data.validation_examples", "0"], "data.validation_examples must be at least 1, or null, got 0"),
     ],

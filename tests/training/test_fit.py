@@ -1,5 +1,6 @@
 """fit_codebook through the public API."""
 
+import copy
 import warnings
 from functools import partial
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from audio_runs import ARCHITECTURE as AUDIO
 from datasets import Dataset
 from image_runs import ARCHITECTURE as IMAGE
+from image_runs import write_pictures
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +18,7 @@ from transformers import BatchFeature
 
 from tiny import tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, fit_codebook, measure_scaling_factor
+from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality, reconstruct
 from vpvae_hf.models.inputs import unwrapped
 
@@ -113,6 +116,22 @@ def test_it_reads_no_more_than_it_needs_of_an_endless_stream(vae):
 
     fit_codebook(vae, endless(), progress=False)
     assert len(read) <= 32 * 256 / 0.9 / (8 * 16 * 16) + 1
+
+
+def test_many_passes_over_few_items_are_said(vae, tmp_path, caplog):
+    source = open_images(write_pictures(tmp_path, shards={"train": [5]}), split="train")
+
+    def few(passes):
+        stream = ItemStream(source, ImageCrop(size=16), passes=passes)
+        return ItemLoader(stream, batch_size=2)
+
+    fit_codebook(vae, few(None), 4, progress=False)
+    # 1024 and a ninth more latents, 64 of an image.
+    assert "these 1138 latents are of 4 passes over the data, with other crops" in caplog.text
+    caplog.clear()
+    quietly(vae, few(1), 4)
+    fit_codebook(vae, batches(10), progress=False)
+    assert not caplog.messages
 
 
 def test_few_latents_a_code_are_said(vae):
@@ -305,6 +324,24 @@ def test_scale_is_measured_without_a_fit(modality, tmp_path, quantizer):
     assert factor == spread(torch.cat([model.eval().latent_vectors(batch) for batch in data(3)]))
     model.save_pretrained(tmp_path)
     assert type(model).from_pretrained(tmp_path).config.scaling_factor == factor
+
+
+@pytest.mark.parametrize("quantizer", [VP, FSP], ids=["vp", "fsp"])
+def test_a_fit_within_inference_mode_leaves_a_model_that_trains_and_loads(modality, quantizer):
+    made, data = modality
+    model, batch = made(quantizer), next(data(1))
+    with torch.inference_mode():
+        if model.quantize.needs_fitting:
+            quietly(model, data(3))
+        else:
+            measure_scaling_factor(model, data(3), progress=False)
+        model.set_quantizer(quantizer | {"kind": "vp", "latent_dim": 3} if quantizer is VP else VP)
+        if quantizer is VP:
+            quietly(model, data(3))
+    for _ in range(2):
+        model.train()(batch).loss.backward()
+    model.load_state_dict(model.state_dict())
+    copy.deepcopy(model)
 
 
 def test_scale_is_measured_on_as_many_latents_as_asked_for():

@@ -155,16 +155,26 @@ def test_other_workers_start_the_data_again(data, tmp_path, caplog):
     assert metrics(output)[-1]["step"] == 6
 
 
-def test_tensorboard(data, tmp_path):
+def test_every_tracker_gets_metrics_pictures_and_settings(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from trackio.sqlite_storage import SQLiteStorage
 
     output = tmp_path / "run"
-    values = settings(data, output, max_train_steps=6, validation_steps=3, report_to=["tensorboard"])
+    values = settings(data, output, max_train_steps=4, validation_steps=2, report_to="tensorboard,wandb,trackio")
     train_tokenizer(configured(values))
     events = EventAccumulator(str(output / "logs"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/total")] == list(range(1, 7))
-    assert [event.step for event in events.Images("validation")] == [3, 6]
+    assert [event.step for event in events.Scalars("loss/total")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("validation")] == [2, 4]
+    (pictures,) = output.glob("wandb/offline-run-*/files/media/images")
+    assert sorted(file.name[:12] for file in pictures.iterdir()) == ["validation_2", "validation_4"]
+    rows = SQLiteStorage.get_logs("vpvae_hf", "run")
+    assert [row["step"] for row in rows if "loss/total" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "validation" in row] == [2, 4]
+    assert SQLiteStorage.get_run_config("vpvae_hf", "run")["data.size"] == 16
 
 
 def test_gradient_checkpointing_trains_alike(data, tmp_path):
@@ -266,12 +276,15 @@ def test_a_new_run_is_never_written_over_another(data, tmp_path):
         ({"resume_from_checkpoint": "checkpoint-7"}, FileNotFoundError, "no checkpoint checkpoint-7"),
         ({"resume_from_checkpoint": "."}, FileNotFoundError, "is no checkpoint of this trainer"),
         ({"data": {"size": 30, "shortest_side": 20}}, ValueError, "shortest_side must be at least"),
+        ({"report_to": "tensorbord"}, ValueError, "unknown report_to 'tensorbord'; did you mean 'tensorboard'"),
+        ({"report_to": ["tensorboard", "comet_ml"]}, ImportError, "pip install comet-ml, or set --report_to none"),
     ],
 )
 def test_bad_settings(changes, error, message, data, tmp_path):
     values = settings(data, tmp_path / "run", data=changes.pop("data", {}))
     with pytest.raises(error, match=message):
         train_tokenizer(configured(values | changes))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_the_recipe_prints_one_line_for_a_mistake(tmp_path):

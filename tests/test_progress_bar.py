@@ -1,0 +1,67 @@
+"""The bars of training, encoding, K-means and commands: drawn on a terminal, lines everywhere else."""
+
+import io
+import sys
+import time
+
+import pytest
+import torch
+
+from vpvae_hf import distributed
+from vpvae_hf.codebook import fit_kmeans
+
+
+def printed(monkeypatch, *, terminal: bool = False, steps: int = 5, each: int = 1, **settings) -> str:
+    """What is shown of a bar whose steps each take longer than what lies between lines."""
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(distributed, "_FIRST_LINE_S", 0.002)
+    with distributed.progress_bar(desc="Training", unit="step", **settings) as bar:
+        for step in range(steps):
+            time.sleep(0.004)
+            bar.set_postfix(loss=step, refresh=False)
+            bar.update(each)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "last"),
+    [
+        ({"total": 5}, "Training: 1/5 (20%)", "Training: 5/5 (100%)"),
+        ({"total": 15, "initial": 10}, "Training: 11/15 (73%)", "Training: 15/15 (100%)"),  # of a run that goes on
+        ({"total": None}, "Training: 1/? (0%)", "Training: 5/? (0%)"),
+        ({"total": 9}, "Training: 1/9 (11%)", "Training: 5/9 (56%)"),  # one that is broken off
+        ({"total": 5000, "each": 1000, "unit_scale": True}, "Training: 1.00k/5.00k", "Training: 5.00k/5.00k (100%)"),
+    ],
+)
+def test_a_log_file_gets_whole_lines_with_the_time_left(monkeypatch, settings, first, last):
+    text = printed(monkeypatch, **settings)
+    assert not set("\r\x1b") & set(text)
+    lines = text.splitlines()
+    assert 2 <= len(lines) <= 5
+    assert lines[0].startswith(first)
+    assert lines[-1].startswith(last)
+    assert all(" passed, " in line and " left, " in line for line in lines)
+    assert lines[-1].endswith("loss=4")
+
+
+def test_lines_become_rare(monkeypatch):
+    monkeypatch.setattr(distributed, "_LINE_GROWTH", 1.0)
+    assert len(printed(monkeypatch, total=100, steps=40).splitlines()) <= 8
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    text = printed(monkeypatch, terminal=True, total=5)
+    assert "\rTraining: 100%|" in text
+
+
+def test_what_is_not_to_be_shown_prints_nothing(monkeypatch):
+    assert not printed(monkeypatch, total=5, shown=False)
+
+
+def test_a_bar_that_converges_early_ends_full(capsys):
+    generator = torch.Generator().manual_seed(0)
+    result = fit_kmeans(torch.randn(400, 2, generator=generator), 4, progress=True)
+    assert result.iterations < 50
+    assert f"{result.iterations}/{result.iterations} (100%)" in capsys.readouterr().err
