@@ -20,11 +20,11 @@ from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
 from vpvae_hf.hub import HubEntry
-from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
+from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer, is_tracing
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import VPCodecFeatureExtractor
-from .tokenizer import Tokenizer, require_finite
+from .tokenizer import Tokenizer, require_finite, zero_beyond
 from .vp_codec_layers import (
     CausalPadding,
     ConvolutionalDecoder,
@@ -138,13 +138,18 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def encode(
         self, input_values: Tensor, padding_mask: Tensor | None = None, return_dict: bool | None = None
     ) -> VPCodecEncoderOutput | tuple:
-        """Codes and latents of audio; `latent_vectors` gives latents without a codebook."""
+        """Codes and latents of audio; `latent_vectors` gives latents without a codebook.
+
+        In eval mode the latents carry a gradient only if `input_values` requires one, so that a long recording does not
+        hold the memory of a backward pass; in train mode they always do.
+        """
         audio, valid = self._checked(input_values, padding_mask)
-        latents = self.quantize.to_latents(self._features(audio, valid))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or input_values.requires_grad)):
+            latents = self.quantize.to_latents(self._features(audio, valid))
         mask = None if valid is None else position_mask(valid, latents.shape[1])
         codes = self.quantize.encode(latents)
         if mask is not None:
-            codes[~mask] = 0
+            codes = zero_beyond(codes, mask)
         output = VPCodecEncoderOutput(self.codes_first(codes), mask, latents.transpose(1, 2))
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
@@ -282,9 +287,9 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
 
     def _frames_of(self, lengths: Tensor, longest: int) -> Tensor | None:
-        """[B] frames of samples of those lengths; None if all have as many as the longest."""
+        """[B] frames of samples of those lengths; None if all are known to have as many as the longest."""
         frames, most = (-(-length // self.config.hop_length) for length in (lengths, longest))
-        return None if bool((frames == most).all()) else frames
+        return None if not is_tracing() and bool((frames == most).all()) else frames
 
     def _features(self, audio: Tensor, valid: Tensor | None) -> Tensor:
         """[B, N, d] what the quantizer makes latents of, from audio [B, 1, N * hop]."""
@@ -340,6 +345,11 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """The quantizer on frames of audio alone, and zeros for the others."""
         if mask is None:
             return self.quantize(features, generator=generator)
+        if is_tracing() and not self.training:
+            output = self.quantize(features)
+            latents = output.latents.masked_fill(~mask[..., None], 0)
+            codes = None if output.codes is None else zero_beyond(output.codes, mask)
+            return dataclasses.replace(output, latents=latents, codes=codes, metrics={})
         output = self.quantize(features[mask], generator=generator)
         latents = output.latents.new_zeros(*mask.shape, output.latents.shape[-1])
         latents = latents.masked_scatter(mask[..., None], output.latents)
@@ -397,6 +407,8 @@ def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None
         raise ValueError(f"padding_mask must be {wanted}, 1 for audio and 0 for padding, got {tuple(mask.shape)}")
     mask = mask.bool()
     lengths = mask.sum(dim=1)
+    if is_tracing():
+        return lengths
     if not torch.equal(mask, position_mask(lengths, mask.shape[-1])):
         raise ValueError("padding_mask must be ones followed by zeros; pad at the end of each sample, not before it")
     if bool((lengths < shortest).any()):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
-from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
+from vpvae_hf.quantizers import Quantizer, build_quantizer, is_tracing, quantizer_config
 
 from .persistence import Persistence
 
@@ -60,7 +60,7 @@ class Tokenizer(Persistence, ABC):
         """Codes of signals, int64; 0 beyond the end of a padded signal."""
         codes = self.quantize.encode(self.latent_vectors(inputs, padding_mask))
         if padding_mask is not None:
-            codes[~self.token_mask(padding_mask).to(codes.device)] = 0
+            codes = zero_beyond(codes, self.token_mask(padding_mask).to(codes.device))
         return codes
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
@@ -113,7 +113,8 @@ class Tokenizer(Persistence, ABC):
         """SHA-256 digests of what decides the meaning of codes, to tell later whether they still mean the same.
 
         "codes" is that of the quantizer; "encoder", if the model is float32, of all before the quantizer. Training the
-        decoder, or changing training-only settings, changes neither.
+        decoder, or changing training-only settings, changes neither. Adapters (peft) are part of "encoder", with which
+        of them are active.
         """
         config = self.quantize.config
         deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
@@ -124,7 +125,13 @@ class Tokenizer(Persistence, ABC):
                 for number, part in enumerate(self._encoder_parts())
                 for name, weights in part.state_dict().items()
             }
-            fingerprint["encoder"] = _sha256({}, parts)
+            adapters = {
+                f"{number}.{name}": [module.active_adapters, module.disable_adapters, getattr(module, "scaling", None)]
+                for number, part in enumerate(self._encoder_parts())
+                for name, module in part.named_modules()
+                if isinstance(getattr(type(module), "active_adapters", None), property)  # a layer of peft
+            }
+            fingerprint["encoder"] = _sha256(adapters, parts)
         return fingerprint
 
     def check_fingerprint(self, recorded: Mapping[str, str], what: str) -> None:
@@ -168,8 +175,15 @@ class Tokenizer(Persistence, ABC):
         quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
 
 
+def zero_beyond(codes: Tensor, mask: Tensor) -> Tensor:
+    """Codes [B, *grid] or [B, *grid, G], 0 where the mask [B, *grid] is False."""
+    return codes.masked_fill(~mask.view(*mask.shape, *[1] * (codes.ndim - mask.ndim)), 0)
+
+
 def require_finite(values: Tensor, what: str, remedy: str = "") -> None:
-    """Raise a ValueError that counts NaN and infinite values, if there are any."""
+    """Raise a ValueError that counts NaN and infinite values, if there are any; a graph does not look at values."""
+    if is_tracing():
+        return
     finite = torch.isfinite(values)
     if not finite.all():
         bad = finite.numel() - int(finite.sum())
