@@ -173,7 +173,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             audio = self._decoded(latents, None)
         else:
             frames, hop, length = latents.shape[1], self.config.hop_length, padding_mask.shape[-1]
-            lengths = _checked_padding(padding_mask, len(latents), hop).to(latents.device)
+            lengths = _checked_padding(padding_mask, latents.shape[0], hop).to(latents.device)
             if -(-length // hop) != frames:
                 raise ValueError(
                     f"padding_mask is {length} samples long, {frames} codes are of {(frames - 1) * hop + 1}.."
@@ -202,7 +202,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         quantized = self._quantized(features, mask, generator)
         reconstruction = self._decoded(quantized.latents, valid)[..., : input_values.shape[-1]]
         if padding_mask is not None:
-            beyond = ~padding_mask.reshape(len(audio), 1, -1).to(audio.device, torch.bool)
+            beyond = ~padding_mask.reshape(audio.shape[0], 1, -1).to(audio.device, torch.bool)
             reconstruction = reconstruction.masked_fill(beyond, 0)
         output = VPCodecOutput(
             loss=quantized.loss,
@@ -243,7 +243,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
         hop = self.config.hop_length
-        lengths = _checked_padding(padding_mask, len(padding_mask), hop)
+        lengths = _checked_padding(padding_mask, padding_mask.shape[0], hop)
         return position_mask(-(-lengths // hop), -(-padding_mask.shape[-1] // hop))
 
     def preprocessor(self) -> VPCodecFeatureExtractor:
@@ -281,7 +281,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         audio = checked_audio(input_values, hop).to(self.dtype)
         valid = None
         if padding_mask is not None:
-            lengths = _checked_padding(padding_mask, len(audio), hop, audio.shape[-1]).to(audio.device)
+            lengths = _checked_padding(padding_mask, audio.shape[0], hop, audio.shape[-1]).to(audio.device)
             valid = self._frames_of(lengths, audio.shape[-1])
             audio = audio.masked_fill(~position_mask(lengths, audio.shape[-1])[:, None], 0)
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
@@ -388,7 +388,7 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
         raise ValueError(f"audio must be mono, [B, 1, T], got shape {tuple(audio.shape)}; {remedy}")
     if not audio.is_floating_point():
         raise TypeError(f"audio must be floating point in [-1, 1], got {audio.dtype}; use the feature extractor")
-    if len(audio) == 0:
+    if audio.shape[0] == 0:
         raise ValueError(f"audio must be a batch of at least one sample, got shape {tuple(audio.shape)}")
     if audio.shape[-1] < shortest:
         raise ValueError(
@@ -402,7 +402,7 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
 def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None = None) -> Tensor:
     """Length of each sample's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`."""
     mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
-    if mask.ndim != 2 or len(mask) != batch or length not in (None, mask.shape[-1]):
+    if mask.ndim != 2 or mask.shape[0] != batch or length not in (None, mask.shape[-1]):
         wanted = f"[{batch}, {'T' if length is None else length}]"
         raise ValueError(f"padding_mask must be {wanted}, 1 for audio and 0 for padding, got {tuple(mask.shape)}")
     mask = mask.bool()
