@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
-from vpvae_hf.models.vp_codec_layers import CausalPadding
 from vpvae_hf.quantizers import QUANTIZERS
 
 VP = {"kind": "vp", "codebook_size": 16, "latent_dim": 3}
@@ -67,7 +66,7 @@ def tiny_codec(quantizer=VP, fitted=True, **settings):
     codec = VPCodecModel(tiny_config(quantizer, **settings)).eval()
     with torch.no_grad():
         codec.quant_proj.bias.zero_()
-        features = codec.encode_part(noise(1, 20 * codec.config.hop_length), CausalPadding())[0]
+        features = codec._features(noise(1, 20 * codec.config.hop_length), None)[0]
         codec.quant_proj.bias -= features.mean(dim=0)
         if fitted and codec.quantize.needs_fitting:
             codec.set_codebook(0.3 * torch.randn(codec.config.codebook_size, codec.config.codebook_dim))

@@ -108,7 +108,8 @@ def all_ranks_call(function: str) -> bool:
     first = store.compare_set("alone", "", who).decode()
     if first != str(rank()):
         raise RuntimeError(
-            f"rank {first} has called {function} alone, since the others did not come within {_WAIT.total_seconds():g} s; "
+            f"rank {first} has called {function} alone, since the others did not come within "
+            f"{_WAIT.total_seconds():g} s; "
             f"rank {rank()} would get another result. Call it on every rank at the same point, or with "
             "across_ranks=False on one"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.utils import BaseOutput
@@ -59,7 +60,7 @@ class AutoencoderVPOutput(BaseOutput):
     metrics: dict[str, Tensor] | None = None
 
 
-class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
     Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1); or a PIL image or a

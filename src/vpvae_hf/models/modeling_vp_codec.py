@@ -22,12 +22,12 @@ from transformers.utils import ModelOutput
 
 from vpvae_hf.hub import HubEntry
 from vpvae_hf.neighbors.tensors import as_floating, as_real, as_tensor
-from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
+from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer, is_tracing
 from vpvae_hf.quantizers.base import device_for
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import SCALING, VPCodecFeatureExtractor, require_samples
-from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape
+from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape, zero_beyond
 from .vp_codec_layers import (
     CausalPadding,
     ConvolutionalDecoder,
@@ -143,13 +143,18 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def encode(
         self, input_values: Tensor, padding_mask: Tensor | None = None, return_dict: bool | None = None
     ) -> VPCodecEncoderOutput | tuple:
-        """Codes and latents of audio; `latent_vectors` gives latents without a codebook."""
+        """Codes and latents of audio; `latent_vectors` gives latents without a codebook.
+
+        In eval mode the latents carry a gradient only if `input_values` requires one, so that a long recording does not
+        hold the memory of a backward pass; in train mode they always do.
+        """
         audio, valid = self._checked(input_values, padding_mask)
-        latents = self.quantize.to_latents(self._features(audio, valid))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or input_values.requires_grad)):
+            latents = self.quantize.to_latents(self._features(audio, valid))
         mask = None if valid is None else position_mask(valid, latents.shape[1])
         codes = self.quantize.encode(latents)
         if mask is not None:
-            codes[~mask] = 0
+            codes = zero_beyond(codes, mask)
         output = VPCodecEncoderOutput(self.codes_first(codes), mask, latents.transpose(1, 2))
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
@@ -174,7 +179,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         else:
             padding_mask = self._as_mask(padding_mask)
             frames, hop, length = latents.shape[1], self.config.hop_length, padding_mask.shape[-1]
-            lengths = _checked_padding(padding_mask, len(latents), hop).to(latents.device)
+            lengths = _checked_padding(padding_mask, latents.shape[0], hop).to(latents.device)
             if -(-length // hop) != frames:
                 raise ValueError(
                     f"padding_mask is {length} samples long, {frames} codes are of {(frames - 1) * hop + 1}.."
@@ -204,7 +209,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         quantized = self._quantized(features, mask, generator)
         reconstruction = self._decoded(quantized.latents, valid)[..., : input_values.shape[-1]]
         if padding_mask is not None:
-            beyond = ~padding_mask.reshape(len(audio), 1, -1).to(audio.device, torch.bool)
+            beyond = ~padding_mask.reshape(audio.shape[0], 1, -1).to(audio.device, torch.bool)
             reconstruction = reconstruction.masked_fill(beyond, 0)
         output = VPCodecOutput(
             loss=quantized.loss,
@@ -243,7 +248,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
         hop, padding_mask = self.config.hop_length, self._as_mask(padding_mask)
-        lengths = _checked_padding(padding_mask, len(padding_mask), hop)
+        lengths = _checked_padding(padding_mask, padding_mask.shape[0], hop)
         return position_mask(-(-lengths // hop), -(-padding_mask.shape[-1] // hop))
 
     def as_inputs(self, inputs: Any) -> Tensor:
@@ -299,15 +304,16 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         audio = checked_audio(self.as_inputs(input_values), hop).to(self.dtype)
         valid = None
         if padding_mask is not None:
-            lengths = _checked_padding(self._as_mask(padding_mask), len(audio), hop, audio.shape[-1]).to(audio.device)
+            mask = self._as_mask(padding_mask)
+            lengths = _checked_padding(mask, audio.shape[0], hop, audio.shape[-1]).to(audio.device)
             valid = self._frames_of(lengths, audio.shape[-1])
             audio = audio.masked_fill(~position_mask(lengths, audio.shape[-1])[:, None], 0)
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
 
     def _frames_of(self, lengths: Tensor, longest: int) -> Tensor | None:
-        """[B] frames of samples of those lengths; None if all have as many as the longest."""
+        """[B] frames of samples of those lengths; None if all are known to have as many as the longest."""
         frames, most = (-(-length // self.config.hop_length) for length in (lengths, longest))
-        return None if bool((frames == most).all()) else frames
+        return None if not is_tracing() and bool((frames == most).all()) else frames
 
     def _features(self, audio: Tensor, valid: Tensor | None) -> Tensor:
         """[B, N, d] what the quantizer makes latents of, from audio [B, 1, N * hop]."""
@@ -363,6 +369,11 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """The quantizer on frames of audio alone, and zeros for the others."""
         if mask is None:
             return self.quantize(features, generator=generator)
+        if is_tracing() and not self.training:
+            output = self.quantize(features)
+            latents = output.latents.masked_fill(~mask[..., None], 0)
+            codes = None if output.codes is None else zero_beyond(output.codes, mask)
+            return dataclasses.replace(output, latents=latents, codes=codes, metrics={})
         output = self.quantize(features[mask], generator=generator)
         latents = output.latents.new_zeros(*mask.shape, output.latents.shape[-1])
         latents = latents.masked_scatter(mask[..., None], output.latents)
@@ -418,11 +429,13 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
 def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None = None) -> Tensor:
     """Length of each sample's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`."""
     mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
-    if mask.ndim != 2 or len(mask) != batch or length not in (None, mask.shape[-1]):
+    if mask.ndim != 2 or mask.shape[0] != batch or length not in (None, mask.shape[-1]):
         wanted = f"[{batch}, {'T' if length is None else length}]"
         raise ValueError(f"padding_mask must be {wanted}, 1 for audio and 0 for padding, got {tuple(mask.shape)}")
     mask = mask.bool()
     lengths = mask.sum(dim=1)
+    if is_tracing():
+        return lengths
     if not torch.equal(mask, position_mask(lengths, mask.shape[-1])):
         raise ValueError("padding_mask must be ones followed by zeros; pad at the end of each sample, not before it")
     if bool((lengths < shortest).any()):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
 from vpvae_hf.neighbors.tensors import as_tensor
-from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
+from vpvae_hf.quantizers import Quantizer, build_quantizer, is_tracing, quantizer_config
 from vpvae_hf.quantizers.base import device_for, kept_for_training
 from vpvae_hf.renamed import FormerMethod
 
@@ -80,7 +80,7 @@ class Tokenizer(Persistence, ABC):
         """Codes of signals, int64; 0 beyond the end of a padded signal."""
         codes = self.quantize.encode(self.latent_vectors(inputs, padding_mask))
         if padding_mask is not None:
-            codes[~self.token_mask(padding_mask).to(codes.device)] = 0
+            codes = zero_beyond(codes, self.token_mask(padding_mask).to(codes.device))
         return codes
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
@@ -135,7 +135,8 @@ class Tokenizer(Persistence, ABC):
 
         "codes" is that of the quantizer; "encoder" of all before the quantizer, if it has the precision of float32:
         weights of half precision, or read from files of such, are rounded, and not those of another encoder. Training
-        the decoder, or changing training-only settings, changes neither.
+        the decoder, or changing training-only settings, changes neither. Adapters (peft) are part of "encoder", with
+        which of them are active.
         """
         config = self.quantize.config
         deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
@@ -146,7 +147,13 @@ class Tokenizer(Persistence, ABC):
             for name, weights in part.state_dict().items()
         }
         if self.dtype == torch.float32 and not any(_is_rounded(parts, to) for to in (torch.float16, torch.bfloat16)):
-            fingerprint["encoder"] = _sha256({}, parts)
+            adapters = {
+                f"{number}.{name}": [module.active_adapters, module.disable_adapters, getattr(module, "scaling", None)]
+                for number, part in enumerate(self._encoder_parts())
+                for name, module in part.named_modules()
+                if isinstance(getattr(type(module), "active_adapters", None), property)  # a layer of peft
+            }
+            fingerprint["encoder"] = _sha256(adapters, parts)
         return fingerprint
 
     code_fingerprint = FormerMethod("fingerprint")
@@ -197,14 +204,23 @@ def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:
     tokenizer._sync_config()
 
 
+def zero_beyond(codes: Tensor, mask: Tensor) -> Tensor:
+    """Codes [B, *grid] or [B, *grid, G], 0 where the mask [B, *grid] is False."""
+    return codes.masked_fill(~mask.view(*mask.shape, *[1] * (codes.ndim - mask.ndim)), 0)
+
+
 def require_finite(values: Tensor, what: str, remedy: str = "", scaling: str | None = None) -> None:
     """Raise a ValueError if values are empty, NaN or infinite; and if they are far beyond [-1, 1], given a `scaling`.
+
+    A graph does not look at values.
 
     Args:
         what: what messages call the values.
         remedy: what they add to it.
         scaling: of signals in [-1, 1], how others are scaled.
     """
+    if is_tracing():
+        return
     require_nonempty(values, what)
     low, high = torch.stack(torch.aminmax(values.detach())).tolist()  # both NaN if any value is
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -1,7 +1,8 @@
-"""The layers of the audio tokenizer: transformers' DAC convolutions and Mimi transformer layers.
+"""The layers of the audio tokenizer: DAC's convolutions and transformers' Mimi transformer layers.
 
-DAC pads each layer with zeros on both sides. Here the padding is an argument of the forward pass: as in DAC but at each
-sample's own end, on the left alone (causal), or what a stream gave before.
+DAC pads each layer with zeros on both sides. Here what surrounds a layer's input is an argument of the forward pass:
+zeros as in DAC but at each sample's own end, zeros on the left alone (causal), or what a stream gave before. Layers are
+called as modules, so that hooks, adapters and other layers in their place work.
 
 Shapes: B samples of a batch, T samples of a waveform, N = T / hop frames, C channels, L positions of a layer, a
 multiple of N.
@@ -9,21 +10,22 @@ multiple of N.
 
 import itertools
 import math
+from functools import partialmethod
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, conv_transpose1d, pad
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.dac.modeling_dac import DacDecoderBlock, DacEncoderBlock, Snake1d
+from transformers.models.dac.modeling_dac import Snake1d
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
 
 from .configuration_vp_codec import VPCodecConfig
 
 
 class SymmetricPadding:
-    """Zeros on both sides of each sample of a batch, however long the batch is.
+    """Zeros on both sides of each sample of a batch, however long the batch is; for layers that pad themselves.
 
     Args:
         frames: N of the batch.
@@ -33,20 +35,14 @@ class SymmetricPadding:
     def __init__(self, frames: int, valid_frames: Tensor | None = None):
         self._frames, self._valid = frames, valid_frames
 
-    def convolve(self, conv: nn.Conv1d, x: Tensor) -> Tensor:
-        """[B, C', L / stride] from [B, C, L]."""
-        stride = conv.stride[0]
-        total = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1 - stride
-        left = (total + 1) // 2
-        result = conv1d(self._cut(x), conv.weight, conv.bias, stride, left, conv.dilation)
-        return result[..., : x.shape[-1] // stride]
+    def convolve(self, conv: nn.Module, x: Tensor, reach: int, stride: int = 1) -> Tensor:
+        """[B, C', L / stride] from [B, C, L]; an output reads `stride + reach` inputs."""
+        return conv(self._cut(x))[..., : x.shape[-1] // stride]
 
-    def upsample(self, conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
+    def upsample(self, conv: nn.Module, x: Tensor, stride: int) -> Tensor:
         """[B, C', L * stride] from [B, C, L]; the kernel is two strides long."""
-        stride = conv.stride[0]
         left = (stride + 1) // 2
-        result = conv_transpose1d(self._cut(x), conv.weight, conv.bias, stride)
-        return result[..., left : left + x.shape[-1] * stride]
+        return conv(self._cut(x))[..., left : left + x.shape[-1] * stride]
 
     def _cut(self, x: Tensor) -> Tensor:
         if self._valid is None:
@@ -56,33 +52,33 @@ class SymmetricPadding:
 
 
 class CausalPadding:
-    """Zeros, or what came before, on the left; nothing depends on what is to the right.
+    """Zeros, or what came before, on the left; nothing depends on what is to the right. For one pass.
 
     Args:
-        past: the end of each convolution's input in a stream so far, which is read and updated; None for no stream.
+        past: the end of each layer's input in a stream so far, in the order of layers, which is read and updated; None
+            for no stream.
     """
 
-    def __init__(self, past: dict[nn.Module, Tensor] | None = None):
+    def __init__(self, past: dict[int, Tensor] | None = None):
         self._past = past
+        self._layers = itertools.count()
 
-    def convolve(self, conv: nn.Conv1d, x: Tensor) -> Tensor:
-        """[B, C', L / stride] from [B, C, L]."""
-        stride = conv.stride[0]
-        x = self._continued(conv, x, conv.dilation[0] * (conv.kernel_size[0] - 1) + 1 - stride)
-        return conv1d(x, conv.weight, conv.bias, stride, 0, conv.dilation)
+    def convolve(self, conv: nn.Module, x: Tensor, reach: int, stride: int = 1) -> Tensor:
+        """[B, C', L / stride] from [B, C, L]; an output reads `stride + reach` inputs."""
+        return conv(self._continued(x, reach))
 
-    def upsample(self, conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
+    def upsample(self, conv: nn.Module, x: Tensor, stride: int) -> Tensor:
         """[B, C', L * stride] from [B, C, L]; the kernel is two strides long."""
-        stride = conv.stride[0]
-        result = conv_transpose1d(self._continued(conv, x, 1), conv.weight, conv.bias, stride)
-        return result[..., stride:-stride]
+        return conv(self._continued(x, 1))[..., stride:-stride]
 
-    def _continued(self, conv: nn.Module, x: Tensor, length: int) -> Tensor:
-        before = None if self._past is None else self._past.get(conv)
+    def _continued(self, x: Tensor, length: int) -> Tensor:
+        if self._past is None:
+            return pad(x, (length, 0))
+        layer = next(self._layers)
+        before = self._past.get(layer)
         joined = pad(x, (length, 0)) if before is None else torch.cat([before, x], dim=-1)
-        if self._past is not None:
-            # Copied, since a view would hold on to the whole chunk.
-            self._past[conv] = joined[..., joined.shape[-1] - length :].clone()
+        # Copied, since a view would hold on to the whole chunk.
+        self._past[layer] = joined[..., joined.shape[-1] - length :].clone()
         return joined
 
 
@@ -94,41 +90,46 @@ def position_mask(lengths: Tensor, count: int) -> Tensor:
     return torch.arange(count, device=lengths.device) < lengths[:, None]
 
 
-class _Convolutions(nn.Module):
-    def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        x = padding.convolve(self.conv1, x)
-        for block in self.block:
-            x = block(x, padding)
-        return padding.convolve(self.conv2, self.snake1(x))
-
-
-class ConvolutionalEncoder(_Convolutions):
+class ConvolutionalEncoder(nn.Module):
     """Waveform [B, 1, T] to features [B, hidden_size, N]."""
 
     def __init__(self, config: VPCodecConfig):
         super().__init__()
-        ratios = config.downsampling_ratios
-        self.conv1 = nn.Conv1d(1, config.encoder_hidden_size, kernel_size=7)
-        self.block = nn.ModuleList(_EncoderBlock(config, ratio, i + 1) for i, ratio in enumerate(ratios))
-        channels = config.encoder_hidden_size * 2 ** len(ratios)
+        channels = config.encoder_hidden_size
+        self.conv1 = _convolution(config, 1, channels, 7)
+        self.block = nn.ModuleList()
+        for ratio in config.downsampling_ratios:
+            self.block.append(_EncoderBlock(config, channels, ratio))
+            channels *= 2
         self.snake1 = Snake1d(channels)
-        self.conv2 = nn.Conv1d(channels, config.hidden_size, kernel_size=3)
+        self.conv2 = _convolution(config, channels, config.hidden_size, 3)
+
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+        x = padding.convolve(self.conv1, x, reach=6)
+        for block in self.block:
+            x = block(x, padding)
+        return padding.convolve(self.conv2, self.snake1(x), reach=2)
 
 
-class ConvolutionalDecoder(_Convolutions):
+class ConvolutionalDecoder(nn.Module):
     """Features [B, hidden_size, N] to a waveform [B, 1, T] within [-1, 1]."""
 
     def __init__(self, config: VPCodecConfig):
         super().__init__()
-        ratios = config.upsampling_ratios
-        self.conv1 = nn.Conv1d(config.hidden_size, config.decoder_hidden_size, kernel_size=7)
-        self.block = nn.ModuleList(_DecoderBlock(config, ratio, i) for i, ratio in enumerate(ratios))
-        channels = config.decoder_hidden_size // 2 ** len(ratios)
+        channels = config.decoder_hidden_size
+        self.conv1 = _convolution(config, config.hidden_size, channels, 7)
+        self.block = nn.ModuleList()
+        for ratio in config.upsampling_ratios:
+            self.block.append(_DecoderBlock(config, channels, ratio))
+            channels //= 2
         self.snake1 = Snake1d(channels)
-        self.conv2 = nn.Conv1d(channels, 1, kernel_size=7)
+        self.conv2 = _convolution(config, channels, 1, 7)
 
-    def forward(self, features: Tensor, padding: Padding) -> Tensor:
-        return torch.tanh(super().forward(features, padding))
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+        x = padding.convolve(self.conv1, x, reach=6)
+        for block in self.block:
+            x = block(x, padding)
+        return torch.tanh(padding.convolve(self.conv2, self.snake1(x), reach=6))
 
 
 class WindowedTransformer(MimiTransformerModel):
@@ -157,8 +158,8 @@ def context_frames(config: VPCodecConfig) -> int:
     rates = [1]  # samples between neighbouring positions of each layer
     for ratio in config.downsampling_ratios:
         rates.append(rates[-1] * ratio)
-    # Residual units of dilations 1, 3 and 9 with kernels of 7, and a kernel of two strides between the rates.
-    blocks = sum(6 * (1 + 3 + 9) * inner + 2 * outer for inner, outer in itertools.pairwise(rates))
+    # Residual units with kernels of 7, and a kernel of two strides between the rates.
+    blocks = sum(6 * sum(_DILATIONS) * inner + 2 * outer for inner, outer in itertools.pairwise(rates))
     both_sides = blocks + 6 + 6 * config.hop_length  # the first and the last layer, the decoder's being the wider
     samples = both_sides if config.causal else both_sides // 2
     return samples // config.hop_length + 1 + config.num_hidden_layers * config.sliding_window
@@ -182,21 +183,73 @@ def initialize_convolution(conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
     init.zeros_(conv.bias)
 
 
-class _EncoderBlock(GradientCheckpointingLayer, DacEncoderBlock):
+class _EncoderBlock(GradientCheckpointingLayer):
+    """[B, 2 C, L / ratio] from [B, C, L]."""
+
+    def __init__(self, config: VPCodecConfig, channels: int, ratio: int):
+        super().__init__()
+        self.ratio = ratio
+        self.res_unit1, self.res_unit2, self.res_unit3 = (_ResidualUnit(config, channels, d) for d in _DILATIONS)
+        self.snake1 = Snake1d(channels)
+        self.conv1 = _convolution(config, channels, 2 * channels, 2 * ratio, ratio)
+
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        return padding.convolve(self.conv1, self.snake1(_residuals(self, x, padding)))
+        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
+            x = unit(x, padding)
+        return padding.convolve(self.conv1, self.snake1(x), reach=self.ratio, stride=self.ratio)
 
 
-class _DecoderBlock(GradientCheckpointingLayer, DacDecoderBlock):
+class _DecoderBlock(GradientCheckpointingLayer):
+    """[B, C / 2, L * ratio] from [B, C, L]."""
+
+    def __init__(self, config: VPCodecConfig, channels: int, ratio: int):
+        super().__init__()
+        self.ratio = ratio
+        self.snake1 = Snake1d(channels)
+        self.conv_t1 = nn.ConvTranspose1d(channels, channels // 2, 2 * ratio, ratio)
+        self.res_unit1, self.res_unit2, self.res_unit3 = (_ResidualUnit(config, channels // 2, d) for d in _DILATIONS)
+
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        return _residuals(self, padding.upsample(self.conv_t1, self.snake1(x)), padding)
+        x = padding.upsample(self.conv_t1, self.snake1(x), self.ratio)
+        for unit in (self.res_unit1, self.res_unit2, self.res_unit3):
+            x = unit(x, padding)
+        return x
 
 
-def _residuals(block: DacEncoderBlock | DacDecoderBlock, x: Tensor, padding: Padding) -> Tensor:
-    for unit in (block.res_unit1, block.res_unit2, block.res_unit3):
-        change = padding.convolve(unit.conv1, unit.snake1(x))
-        x = x + unit.conv2(unit.snake2(change))
-    return x
+class _ResidualUnit(nn.Module):
+    def __init__(self, config: VPCodecConfig, channels: int, dilation: int):
+        super().__init__()
+        self.reach = 6 * dilation
+        self.snake1 = Snake1d(channels)
+        self.conv1 = _convolution(config, channels, channels, 7, dilation=dilation)
+        self.snake2 = Snake1d(channels)
+        self.conv2 = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor, padding: Padding) -> Tensor:
+        change = padding.convolve(self.conv1, self.snake1(x), self.reach)
+        return x + self.conv2(self.snake2(change))
+
+
+# An adapter (peft's LoRA) makes a convolution of its own by the type of the one it adapts, and gives it kernel, stride
+# and padding but no dilation, so that is part of the type.
+class _Conv1dOfDilation3(nn.Conv1d):
+    __init__ = partialmethod(nn.Conv1d.__init__, dilation=3)
+
+
+class _Conv1dOfDilation9(nn.Conv1d):
+    __init__ = partialmethod(nn.Conv1d.__init__, dilation=9)
+
+
+# Dilation of each residual unit of a block -> the type of its first convolution.
+_DILATIONS = {1: nn.Conv1d, 3: _Conv1dOfDilation3, 9: _Conv1dOfDilation9}
+
+
+def _convolution(
+    config: VPCodecConfig, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1
+) -> nn.Conv1d:
+    """It pads itself for `SymmetricPadding`; a causal one is given what is on its left."""
+    reach = dilation * (kernel - 1) + 1 - stride
+    return _DILATIONS[dilation](inputs, outputs, kernel, stride, 0 if config.causal else (reach + 1) // 2)
 
 
 class _RotaryEmbedding(nn.Module):

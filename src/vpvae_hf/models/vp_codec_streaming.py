@@ -4,7 +4,7 @@ Shapes: B streams at once, T samples per chunk, N codes per chunk, G codes per f
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from vpvae_hf.neighbors.tensors import as_codes
@@ -29,7 +29,7 @@ class _Stream:
         if codec.training:
             raise ValueError("the codec is in train mode, in which it has no codes; call codec.eval() first")
         self._codec = codec
-        self._past: dict[nn.Module, Tensor] = {}
+        self._past: dict[int, Tensor] = {}
         self._attended = DynamicCache(config=codec.config)
         self._batch: int | None = None
 

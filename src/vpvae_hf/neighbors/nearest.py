@@ -67,3 +67,15 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     points = points.to(queries.device)
     nearest = [direct_distances(part, points).min(dim=1) for part in query_blocks(queries, len(points))]
     return torch.cat([n.values for n in nearest]), torch.cat([n.indices for n in nearest])
+
+
+def nearest_in_graph(queries: Tensor, points: Tensor) -> Tensor:
+    """The indices [N] int64 of `nearest_point` by operations that torch can export; holds all N * K distances.
+
+    Unchecked; the lowest index among equals, where a k-d tree may give another.
+    """
+    queries, points = queries.detach().float(), points.detach().float()
+    squares = torch.zeros((), device=queries.device)
+    for query, point in zip(queries.unbind(dim=1), points.unbind(dim=1), strict=True):
+        squares = squares + (query[:, None] - point).square()
+    return squares.argmin(dim=1)

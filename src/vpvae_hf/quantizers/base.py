@@ -7,11 +7,11 @@ dimensions.
 
 import contextlib
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,11 @@ from vpvae_hf.neighbors.tensors import as_codes, as_tensor
 from vpvae_hf.settings import require, require_integer
 
 from .normalization import rms_length
+
+
+def is_tracing() -> bool:
+    """Whether torch is making a graph (compile, export or jit.trace), in which tensors have no values to look at."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class NoCodesError(RuntimeError):
@@ -85,7 +90,7 @@ class QuantizerConfig:
         valid = "true or false" if self.needs_fitting else f"true: the kind {self.kind!r} needs no fitting"
         require(self.fitted is True or (self.fitted is False and self.needs_fitting), "fitted", self.fitted, valid)
 
-    feature_dim = property(attrgetter("latent_dim"), doc="F, how many values the encoder gives for a token.")
+    feature_dim = property(lambda self: self.latent_dim, doc="F, how many values the encoder gives for a token.")
     code_groups = property(lambda self: 1, doc="G, how many codes a token has.")
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,13 +99,31 @@ class QuantizerConfig:
         return {"kind": self.kind, **fields}
 
 
+def _onloaded(method: Callable) -> Callable:
+    """The method with weights and buffers in place that accelerate has offloaded until their module is called."""
+
+    @functools.wraps(method)
+    def wrapped(self: nn.Module, *args):
+        offloaded = [module for module in self.modules() if hasattr(module, "_hf_hook")]
+        for module in offloaded:
+            module._hf_hook.pre_forward(module)
+        try:
+            return method(self, *args)
+        finally:
+            for module in offloaded:
+                module._hf_hook.post_forward(module, None)
+
+    return wrapped
+
+
 class Quantizer(nn.Module, ABC):
     """Maps features to continuous latents, latents to codes, and codes back to latents.
 
     Computes in float32 with autocast off, and stays float32 when the model around it is cast, so that the same latents
     have the same codes everywhere. Switching between `train()` and `eval()` computes nothing. Methods raise a
     ValueError for vectors of another dimension, NaN or infinite, and for codes outside 0..K-1 or of another G; a
-    TypeError for another kind of dtype; and, if they need codes, the errors of `check_codes`.
+    TypeError for another kind of dtype; and, if they need codes, the errors of `check_codes`. A graph that torch makes
+    of `encode` and `decode` (compile, export) looks at no values: it has none of the errors that depend on them.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
     `set_codebook` and `recent_latents` if the codebook is fitted after training.
@@ -110,10 +133,12 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    codebook_size = property(attrgetter("config.codebook_size"), doc="K, the number of codes; None if there are none.")
-    code_groups = property(attrgetter("config.code_groups"), doc="G, how many codes a token has.")
-    latent_dim = property(attrgetter("config.latent_dim"), doc="d, the dimension of a latent.")
-    needs_fitting = property(attrgetter("config.needs_fitting"), doc="Whether a codebook is fitted after training.")
+    codebook_size = property(
+        lambda self: self.config.codebook_size, doc="K, the number of codes; None if there are none."
+    )
+    code_groups = property(lambda self: self.config.code_groups, doc="G, how many codes a token has.")
+    latent_dim = property(lambda self: self.config.latent_dim, doc="d, the dimension of a latent.")
+    needs_fitting = property(lambda self: self.config.needs_fitting, doc="Whether a codebook is fitted after training.")
 
     @property
     def has_codes(self) -> bool:
@@ -148,7 +173,7 @@ class Quantizer(nn.Module, ABC):
             generator: source of the training forward's randomness, on the features' device; None for torch's own.
         """
         features = as_tensor(features, "features", device_for(self, features))
-        _check_vectors(features, self.config.feature_dim, "features")
+        _check_vectors(features, self.config.feature_dim, "features", look=self.training or not is_tracing())
         with torch.autocast(features.device.type, enabled=False):
             if self.training:
                 return self.training_forward(features.float(), generator)
@@ -161,14 +186,16 @@ class Quantizer(nn.Module, ABC):
             metrics = {"quantizer/quantization_error_rms": rms_length(quantized - latents.float())}
             return QuantizerOutput(latents=quantized, codes=codes, loss=quantized.new_zeros(()), metrics=metrics)
 
+    @_onloaded
     def encode(self, latents: Tensor) -> Tensor:
         """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d]."""
         self.check_codes()
         latents = as_tensor(latents, "latents", device_for(self, latents))
-        _check_vectors(latents, self.latent_dim, "latents")
+        _check_vectors(latents, self.latent_dim, "latents", look=not is_tracing())
         with torch.autocast(latents.device.type, enabled=False):
             return self.nearest_codes(latents.float())
 
+    @_onloaded
     def decode(self, codes: Tensor) -> Tensor:
         """The latent of each code: [..., d] float32 from [...] or [..., G] integers."""
         self.check_codes()
@@ -176,7 +203,7 @@ class Quantizer(nn.Module, ABC):
         groups = self.code_groups
         if groups > 1 and (codes.ndim < 1 or codes.shape[-1] != groups):
             raise ValueError(f"codes must be [..., {groups}], one per dimension, got shape {tuple(codes.shape)}")
-        if codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
+        if not is_tracing() and codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise ValueError(
                 f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}; "
                 "were they made with another tokenizer, or with special tokens added?"
@@ -240,12 +267,12 @@ def device_for(module: nn.Module, values: Any) -> torch.device | None:
     return None if weights is None else weights.device
 
 
-def _check_vectors(vectors: Tensor, dim: int, name: str) -> None:
+def _check_vectors(vectors: Tensor, dim: int, name: str, look: bool) -> None:
     if vectors.ndim < 1 or vectors.shape[-1] != dim:
         raise ValueError(f"{name} must be [..., {dim}] (latent_dim last), got shape {tuple(vectors.shape)}")
     if not vectors.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {vectors.dtype}; use decode() for codes")
-    if not torch.isfinite(vectors).all():
+    if look and not torch.isfinite(vectors).all():
         bad = int((~torch.isfinite(vectors)).sum())
         raise ValueError(
             f"{bad} of {vectors.numel()} values of the {name} are NaN or infinite; "

@@ -1,14 +1,13 @@
 """What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training."""
 
 from dataclasses import dataclass
-from operator import attrgetter
 
 from torch import Tensor, nn
 
-from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.neighbors import nearest_in_graph, nearest_point
 from vpvae_hf.settings import installed_with, require, require_weight
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput
+from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_tracing
 from .normalization import rms_length
 
 
@@ -42,10 +41,11 @@ class LearnedCodebook(Quantizer):
     """A codebook that the library trains; the code of a latent is the nearest by Euclidean distance."""
 
     library: nn.Module
-    codebook = property(attrgetter("library.codebook"), doc="[K, d], with its gradient.")
+    codebook = property(lambda self: self.library.codebook, doc="[K, d], with its gradient.")
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        _, codes = nearest_point(latents.detach().reshape(-1, self.latent_dim), self.codebook.detach())
+        flat, codebook = latents.detach().reshape(-1, self.latent_dim), self.codebook.detach()
+        codes = nearest_in_graph(flat, codebook) if is_tracing() else nearest_point(flat, codebook)[1]
         return codes.view(latents.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:

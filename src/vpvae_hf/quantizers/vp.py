@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_point
+from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_in_graph, nearest_point
 from vpvae_hf.neighbors.tensors import as_real
 from vpvae_hf.settings import (
     is_integer,
@@ -22,7 +22,7 @@ from vpvae_hf.settings import (
     require_weight,
 )
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, kept_for_training
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, is_tracing, kept_for_training
 from .normalization import normalization_loss
 from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
@@ -194,7 +194,7 @@ class VectorPerturbation(Quantizer):
 
     def check_codes(self) -> None:
         super().check_codes()
-        if not self.codebook.any():
+        if not is_tracing() and not self.codebook.any():
             raise CodebookNotFittedError(
                 "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
                 "config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
@@ -202,7 +202,9 @@ class VectorPerturbation(Quantizer):
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         flat = latents.reshape(-1, self.latent_dim)
-        if flat.device.type == self.codebook.device.type == "cpu":
+        if is_tracing():
+            codes = nearest_in_graph(flat, self.codebook)
+        elif flat.device.type == self.codebook.device.type == "cpu":
             # By content: other code may write into the buffer, and a comparison costs far less than a search.
             if self._search is None or not torch.equal(self._search.points, self.codebook):
                 self._search = NearestPoint(self.codebook)

@@ -11,7 +11,7 @@ from vpvae_hf import distributed
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import is_number, require, require_name, require_weight
 
-from .base import CodebookNotFittedError, QuantizerOutput
+from .base import CodebookNotFittedError, QuantizerOutput, is_tracing
 from .baselines import LearnedCodebook, LearnedCodebookConfig, library
 
 
@@ -82,7 +82,7 @@ class VectorQuantization(LearnedCodebook):
 
     def check_codes(self) -> None:
         super().check_codes()
-        if not self.library._codebook.initted:
+        if not is_tracing() and not self.library._codebook.initted:
             raise CodebookNotFittedError(
                 "the codebook starts from the first batch of training (kmeans_start), and none was seen yet; train "
                 "first"
