@@ -7,6 +7,7 @@ import image_shards
 import pytest
 import torch
 from audio_files import write_files
+from huggingface_hub import constants
 from image_runs import ARCHITECTURE, VECTOR, write_pictures
 
 from tiny import tiny_vae
@@ -103,6 +104,9 @@ def test_evaluations_of_one_folder_by_other_names(flat, tokenizer, monkeypatch, 
     assert "it has no config.json; name its folder, tokenizer" in capsys.readouterr().err
     assert main(["evaluate", "./tokenizr", "--dataset", "flat"]) == 1
     assert "there is no file or folder ./tokenizr; did you mean tokenizer?" in capsys.readouterr().err
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["evaluate", "tokenizr", "--dataset", "flat"]) == 1
+    assert "Or did you mean tokenizer, which is on this computer?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
