@@ -84,11 +84,25 @@ def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path 
         raise FileNotFoundError(f"{text} is an address; download it and name the file or folder")
     if glob.has_magic(text):
         raise FileNotFoundError(f"there is no file or folder {text}; patterns are not taken, name a folder or one file")
-    near = nearest_entry(path)
+    near = _nearest_entry(path)
     raise FileNotFoundError(f"there is no file or folder {text}" + (f"; did you mean {near}?" if near else ""))
 
 
-def nearest_entry(path: Path) -> Path | None:
+@contextlib.contextmanager
+def hint_at_local_path(name: str | os.PathLike) -> Iterator[None]:
+    """Around the search of a hub: adds to the error what there is on this computer that the name may be meant for."""
+    try:
+        yield
+    except (FileNotFoundError, ConnectionError) as error:
+        path = Path(name)
+        near = _nearest_entry(path) if path.parent.is_dir() and not path.exists() else None
+        if near is None:
+            raise
+        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
+        raise kind(f"{error}. Or did you mean {near}, which is on this computer?") from error
+
+
+def _nearest_entry(path: Path) -> Path | None:
     """What there is in place of the first part of a path that does not exist, spelt most like it; None for nothing."""
     while not path.parent.exists():
         path = path.parent

@@ -1,15 +1,23 @@
 """`vpvae fit` and `vpvae evaluate` on a saved folder."""
 
 import json
+from pathlib import Path
 
+import image_shards
 import pytest
 import torch
+from audio_files import write_files
+from huggingface_hub import constants
 from image_runs import ARCHITECTURE, VECTOR, write_pictures
 
+from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP
+from vpvae_hf.cli.inputs import data_config
 from vpvae_hf.cli.main import main
+from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality
+from vpvae_hf.modalities import Batches, modality_of
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,57 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     results = json.loads((fitted / "results.json").read_text())
     assert results["evaluation"] == []
     assert results["codebook"]["codebook_size"] == 48
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """A folder of 30 images without splits."""
+    return write_files(tmp_path / "flat", {f"{number}.png": image_shards.file(number) for number in range(30)})
+
+
+def images_of(command: str, model, data: str, *options: str) -> list[int]:
+    """The images that a command would read."""
+    output = [] if command == "evaluate" else ["--output", "unused"]
+    arguments = build_parser().parse_args([command, "unused", "--dataset", data, *output, *options])
+    batches = Batches(modality_of(model), model, data_config(arguments, model), batch_size=8)
+    read = batches.evaluation() if command == "evaluate" else batches.fitting(0, once=True)
+    return sorted(image_shards.numbers_of(read))
+
+
+def test_what_is_measured_of_a_folder_without_splits_is_not_fitted_to(flat, monkeypatch):
+    model, everything = tiny_vae(), list(range(30))
+    measured = images_of("evaluate", model, flat)
+    assert 0 < len(measured) < 10
+    assert sorted(measured + images_of("fit", model, flat)) == everything
+    for share in ("0.5", "0.01"):
+        parts = [images_of(command, model, flat, "--validation-share", share) for command in ("evaluate", "fit")]
+        assert sorted(parts[0] + parts[1]) == everything
+        assert (len(parts[0]) > len(measured)) == (share == "0.5")
+    monkeypatch.chdir(flat)
+    assert images_of("evaluate", model, ".") == measured
+    assert images_of("tokenize", model, flat) == everything
+    for command in ("evaluate", "fit"):
+        assert images_of(command, model, flat, "--split", "train") == everything
+    with pytest.raises(ValueError, match=r"no split 'validation'; it has train. Name one of them with --split"):
+        images_of("evaluate", model, flat, "--validation-share", "0")
+
+
+def test_evaluations_of_one_folder_by_other_names(flat, tokenizer, monkeypatch, capsys):
+    vae = AutoencoderVP.from_pretrained(tokenizer)
+    vae.set_codebook(torch.randn(8, vae.quantize.latent_dim))
+    vae.save_pretrained(tokenizer)
+    monkeypatch.chdir(Path(flat).parent)
+    monkeypatch.setenv("HOME", str(Path(flat).parent))
+    for data, name in ((flat, "tokenizer/"), ("flat/", "~/tokenizer"), ("~/flat", "./tokenizer")):
+        assert main(["evaluate", name, "--dataset", data, "--save"]) == 0
+    assert len(json.loads((tokenizer / "results.json").read_text())["evaluation"]) == 1
+    assert main(["evaluate", "tokenizer/config.json", "--dataset", "flat"]) == 1
+    assert "it has no config.json; name its folder, tokenizer" in capsys.readouterr().err
+    assert main(["evaluate", "./tokenizr", "--dataset", "flat"]) == 1
+    assert "there is no file or folder ./tokenizr; did you mean tokenizer?" in capsys.readouterr().err
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["evaluate", "tokenizr", "--dataset", "flat"]) == 1
+    assert "Or did you mean tokenizer, which is on this computer?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

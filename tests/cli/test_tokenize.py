@@ -172,12 +172,14 @@ def test_large_shards_are_written_in_pieces(tokenizer, images, tmp_path, monkeyp
 
 
 def test_codes_of_another_run_are_not_mixed(tokenizer, images, tmp_path, capsys):
-    """The same tokenizer in another folder goes on; other settings and other tokenizers do not."""
+    """The same tokenizer and images by other names go on; other settings and other tokenizers do not."""
     output = tmp_path / "codes"
     assert tokenize(tokenizer, images, output) == 0
     same = AutoencoderVP.from_pretrained(tokenizer)
     same.save_pretrained(tmp_path / "moved")
-    assert tokenize(tmp_path / "moved", images, output) == 0
+    (tmp_path / "link").symlink_to(images)
+    for name in (images, f"{images}/", os.path.relpath(images), tmp_path / "link"):
+        assert tokenize(tmp_path / "moved", name, output) == 0
     same.set_codebook(same.quantize.codebook.flip(0))
     same.save_pretrained(tmp_path / "another")
     before = {name: (output / name).stat().st_mtime_ns for name in FILES[:3]}

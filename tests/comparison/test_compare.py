@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -187,7 +188,8 @@ def test_table_and_curves(finished):
 
 def test_what_is_finished_is_not_done_again(files, finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/result.json")}
-    assert main(arguments(files, finished)) == 0
+    by_other_names = ["--dataset", f"{os.path.relpath(files)}/data/"]
+    assert main(arguments(files, finished, *by_other_names)) == 0
     assert before == {path: path.stat().st_mtime_ns for path in finished.glob("*/result.json")}
     assert "### K = 16" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import pytest
 
 from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.modalities.audio import AudioTrainingConfig
-from vpvae_hf.modalities.config import TrainingConfig
+from vpvae_hf.modalities.config import DataConfig, TrainingConfig
 from vpvae_hf.modalities.image import ImageTrainingConfig
 from vpvae_hf.training.config import describe, parse_config
 
@@ -54,6 +54,32 @@ def test_trackers_are_named_in_any_way(given, trackers):
     assert parse("--report_to", given).report_to == trackers
 
 
+@pytest.mark.parametrize(
+    "name", ["photos #1", "007", "true", "[x]", "a: b", "@x", "*x", "a=b", "1e3", "- x", "ä", "C:\\x"]
+)
+def test_text_is_taken_as_it_is(name):
+    assert parse("--data.name", name, f"--output_dir={name}").data.name == name
+    assert parse("--data.name", f"'{name}'", f"--output_dir={name}").output_dir == name
+
+
+@pytest.mark.parametrize(
+    ("given", "share", "held_out"),
+    [
+        ({}, 0.05, 0.05),
+        ({"validation_name": "photos/"}, 0.05, 0.05),
+        ({"validation_name": "others"}, 0.0, 0.0),
+        ({"validation_split": None}, 0.0, 0.0),
+        ({"validation_split": "train"}, 0.0, 0.0),
+        ({"validation_share": 0.0}, 0.0, 0.0),
+    ],
+)
+def test_a_share_is_set_aside_where_it_is_validated_on(given, share, held_out, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(name="photos", **given)
+    assert (data.share_set_aside, data.validation.share_set_aside) == (share, held_out)
+
+
 def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
     file = tmp_path / "vp.yaml"
     file.write_text("quantizer: {kind: vp, queue_share: 0.1, codebook_size: 64}\n")
@@ -79,6 +105,7 @@ def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
         (["--config"], "--config needs a file"),
         (["--data.size", "0"], "data.size must be at least 1, got 0"),
         (["--max_train_steps", "0"], "max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained"),
+        (["--data.validation_share", "1"], "data.validation_share must be in [0, 1), got 1.0"),
         (["--learning_rate", "-1"], "learning_rate must be positive, got -1.0"),
         (["--ema_decay", "1"], "ema_decay must be in"),
         (["--push_to_hub"], "add --hub_model_id"),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpvae_hf.files import local_path, nearest_entry
+from vpvae_hf.files import hint_at_local_path, local_path
 from vpvae_hf.renamed import FormerMethod
 from vpvae_hf.settings import installed_with
 
@@ -132,7 +132,8 @@ def open_source(
     name = os.fspath(name)
     files = None if path is None else find_files(kind, name, path)
     if files is None:
-        rows = _load(kind, name, path, split, config, revision, streaming)
+        with hint_at_local_path(name):
+            rows = _load(kind, name, path, split, config, revision, streaming)
     elif config is not None or revision is not None:
         what = f"a folder of {files.noun}" if path.is_dir() else "a local file"
         raise ValueError(f"{name} is {what}, which has no config or revision; leave them out")
@@ -183,12 +184,6 @@ def _load(
         if isinstance(error.__cause__, ImportError):
             raise library_missing(error.__cause__) from error
         raise
-    except (FileNotFoundError, ConnectionError) as error:
-        near = nearest_entry(Path(name)) if path is None and Path(name).parent.is_dir() else None
-        if near is None:
-            raise
-        kind_of_error = FileNotFoundError if isinstance(error, FileNotFoundError) else ConnectionError
-        raise kind_of_error(f"{error}. Or did you mean {near}, which is on this computer?") from error
 
 
 def _where(kind: str, name: str, path: Path | None) -> dict[str, Any]:

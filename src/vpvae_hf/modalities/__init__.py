@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 
-from vpvae_hf.files import local_path, read_json
+from vpvae_hf.files import hint_at_local_path, local_path, read_json
 from vpvae_hf.hub import hub_errors
 from vpvae_hf.models.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ def load_tokenizer(
     """
     folder = local_path(name, suffixes=(".json", ".safetensors"))
     if folder is None:
-        with hub_errors(name, doing="load", revision=revision):
+        with hint_at_local_path(name), hub_errors(name, doing="load", revision=revision):
             file = Path(hf_hub_download(name, "config.json", revision=revision))
     elif not (file := folder / "config.json").is_file():
         hint = f"; name its folder, {folder.parent}" if folder.is_file() else ""

@@ -1,6 +1,7 @@
 """Settings of a run from YAML files and the command line: `--config FILE --group.key value --switch`."""
 
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,8 @@ __all__ = [
 
 Config = TypeVar("Config")
 
+_NULLS = ("null", "~", "")
+
 
 def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
     """Settings of a dataclass: its defaults, then each --config file in order, then the other arguments.
@@ -33,8 +36,8 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
     Settings with a "kind", such as a quantizer's, replace those of another kind and change those of the same kind.
 
     Args:
-        arguments: `--config FILE`, any number of times; `--key value` or `--key=value` with YAML values; `--switch` for
-            true. A key within a group is written group.key.
+        arguments: `--config FILE`, any number of times; `--key value` or `--key=value` with YAML values, but text as it
+            is; `--switch` for true. A key within a group is written group.key.
 
     Raises:
         ValueError: an unknown key, with the nearest valid one, or a value of another type or out of its range.
@@ -44,6 +47,7 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
         from omegaconf import OmegaConf
     config = OmegaConf.structured(config_class)
     files, settings = _split(arguments)
+    texts = {key for key, kind in _types(config_class, "") if kind in (str, str | None)}
     for file in files:
         for path, content in with_bases(Path(file)):
             config = _merged(config, content, str(path))
@@ -55,6 +59,8 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
             if not isinstance(defaults[key], bool):
                 raise ValueError(f"--{key} needs a value")
             value = "true"
+        if key in texts and value not in _NULLS and value[0] not in "\"'":
+            value = json.dumps(value)
         config = _merged(config, OmegaConf.from_dotlist([f"{key}={value}"]), "the command line")
     return OmegaConf.to_object(config)
 
@@ -166,6 +172,14 @@ def _unknown(config: Any, key: str, where: str) -> str:
     # The same name in another group is nearer than a like one.
     alike = [name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"{where}{key} is no setting; {did_you_mean(alike[0] if alike else key, valid, cutoff=0.5)}"
+
+
+def _types(config_class: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(field.type):
+            yield from _types(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field.type
 
 
 def _fields(config_class: type, prefix: str) -> Iterator[tuple[str, Any, str]]:
