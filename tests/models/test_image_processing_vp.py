@@ -194,4 +194,4 @@ def test_files_that_are_no_images(processor, tmp_path):
     with pytest.raises(TypeError, match="an image must be a PIL image, a path, an array or a tensor, got dict"):
         processor({"bytes": b""})
     with pytest.raises(ValueError, match="in_channels=2 and out_channels=2"):
-        VPImageProcessor(channels=2)
+        VPImageProcessor(channels=2)(PIXELS)
