@@ -71,7 +71,8 @@ def test_images_need_no_audio_model(folders):
 
 
 LOADED_BY_AUTO_CLASSES = """
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioTokenization
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForAudioTokenization
+assert type(AutoImageProcessor.from_pretrained(sys.argv[1])) is vpvae_hf.VPImageProcessor
 assert type(AutoFeatureExtractor.from_pretrained(sys.argv[2])).__name__ == "VPCodecFeatureExtractor"
 model = AutoModelForAudioTokenization.from_pretrained(sys.argv[2])
 assert type(model) is type(AutoModel.from_pretrained(sys.argv[2])) is vpvae_hf.VPCodecModel

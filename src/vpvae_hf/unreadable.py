@@ -34,7 +34,7 @@ class SkippedFiles:
 
     Attributes:
         count: their number.
-        reasons: of the first three.
+        reasons: the first three that differ.
     """
 
     def __init__(self, what: str):
@@ -43,7 +43,7 @@ class SkippedFiles:
     def add(self, reasons: Sequence[str], count: int) -> None:
         """Add so many files, and the reasons of the first of them."""
         self.count += count
-        self.reasons = [*self.reasons, *reasons][:_TOLD_REASONS]
+        self.reasons = list(dict.fromkeys([*self.reasons, *reasons]))[:_TOLD_REASONS]
 
     def tell(self) -> None:
         """Log the count and the first reasons, if there are any."""

@@ -1,5 +1,6 @@
 """Audio files to waveforms: every format, parts, resampling, segments, clips, and what is said of unusable files."""
 
+import contextlib
 import itertools
 import re
 import sys
@@ -162,6 +163,11 @@ UNREADABLE = {
     ),
     "without a sample": (encoded(clip(0, 0)), "it holds no sample"),
     "of unknown length": (of_unknown_length(), "its header does not say how long it is; encode it anew"),
+    "of an absurd rate": (
+        encoded(clip(0, 40), 2_000_000, "WAV"),
+        "its header says 2000000 Hz; rates of 100 to 1000000 Hz",
+    ),
+    "of no rate": (encoded(clip(0, 40), 1, "WAV"), "its header says 1 Hz"),
     "with NaN": (with_one(np.nan), "it holds values that are NaN or infinite"),
     "with infinity": (with_one(np.inf), "it holds values that are NaN or infinite"),
 }
@@ -172,6 +178,36 @@ def test_unreadable_files(kind):
     content, reason = UNREADABLE[kind]
     with pytest.raises(UnreadableFileError, match=rf"talk.wav: .*{reason}"):
         read_audio(in_memory(content), sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("file_format", ["WAV", "FLAC", "OGG", "AIFF", "AU", "CAF", "MP3"])
+def test_damaged_files_are_read_or_unreadable(file_format, capfd):
+    if file_format not in soundfile.available_formats():
+        pytest.skip("libsndfile")
+    file, random = encoded(sine(440, RATE, 2000), RATE, file_format, None), np.random.default_rng(0)
+    for _ in range(40):
+        changed = bytearray(file)
+        for place in random.integers(
+            min(len(file), random.choice([48, 300, 10**6])), size=random.choice([1, 1, 3, 10])
+        ):
+            changed[place] = random.choice([0, 255, random.integers(256)])
+        with contextlib.suppress(UnreadableFileError):
+            read_audio(in_memory(bytes(changed)), sampling_rate=RATE, resample=True, downmix=True)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bad block"), TypeError(), EOFError(), MemoryError(), IndexError()])
+@pytest.mark.parametrize("method", ["__init__", "seek", "read"])
+def test_whatever_a_decoder_raises_makes_a_file_unreadable(monkeypatch, method, error):
+    def fail(*arguments, **settings):
+        raise error
+
+    file = in_memory(encoded(clip(0, 40)))
+    monkeypatch.setattr(soundfile.SoundFile, method, fail)
+    if method == "__init__":
+        monkeypatch.setattr(soundfile.SoundFile, "__del__", lambda self: None)  # it would close what is not open
+    with pytest.raises(UnreadableFileError, match=rf"talk.wav: .*{type(error).__name__}"):
+        read_audio(file, sampling_rate=RATE)
 
 
 @pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="libsndfile")

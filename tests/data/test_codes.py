@@ -1,6 +1,7 @@
 """A data set of audio into files of codes."""
 
 import itertools
+import re
 from functools import partial
 
 import datasets
@@ -88,7 +89,7 @@ def test_the_size_of_a_batch_changes_nothing(codec, clips, tmp_path, batch_size)
     assert rows.to_list() == expected.to_list()
 
 
-def test_files_are_counted_and_written_once(codec, clips, tmp_path):
+def test_files_are_counted_and_written_once(codec, clips, tmp_path, caplog):
     files, seen = code_files(clips, tmp_path, codec), []
     assert [files.unfinished(rank, 2) for rank in range(2)] == [[0], [1]]
     for number, left in ((0, [1]), (1, [])):
@@ -96,6 +97,10 @@ def test_files_are_counted_and_written_once(codec, clips, tmp_path):
         assert files.unfinished() == left
     assert (files.count, sum(seen)) == (2, 9)
     assert files.totals() == (7, 2)
+    (told,) = caplog.messages
+    assert re.search(
+        r"skipped 2 unreadable audio clips of .*, the first: .*recognised.*; .*it has 3 of at least 4", told
+    )
 
 
 def test_a_shard_without_a_clip_that_can_be_encoded(codec, tmp_path):

@@ -1,9 +1,15 @@
 """Image files to arrays, crops of them, and images in memory."""
 
+import contextlib
 import io
 import itertools
 import logging
+import re
+import struct
+import warnings
+import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
@@ -13,9 +19,18 @@ import pytest
 import torch
 from audio_files import write_rows
 from image_shards import bytes_of, encoded, loader_of, picture, write_shards
-from PIL import Image
+from PIL import Image, ImageFile
 
-from vpvae_hf.data import ImageCrop, center_crops, load_images, load_photographs, random_crops, to_pixel_values
+from vpvae_hf.data import (
+    ImageCrop,
+    UnreadableFileError,
+    center_crops,
+    load_images,
+    load_photographs,
+    random_crops,
+    to_pixel_values,
+)
+from vpvae_hf.pixels import pixels_of_image, read_pixels
 
 AUGMENTED = {"size": 8, "crop": "random", "flip": True, "shuffle_buffer": 4, "passes": None, "seed": 3}
 
@@ -191,6 +206,15 @@ CORRUPT = {
 }
 
 
+REASONS = {
+    "no image": "it is no image, or of a format that Pillow does not read",
+    "empty": "it is no image",
+    "cut off": "image file is truncated",
+    "nonsense in its header": "",
+    "missing": "there is no file",
+}
+
+
 @pytest.fixture
 def loaded(tmp_path_factory):
     """Loads files that it writes into a data set."""
@@ -237,7 +261,7 @@ def test_an_unreadable_image_is_skipped_and_counted(loaded, caplog, kind):
     assert len(images) == 2
     np.testing.assert_array_equal(images[1], noise(seed=1))
     (message,) = caplog.messages
-    assert message.startswith("skipped 1 unreadable images of ")
+    assert re.match(rf"skipped 1 unreadable images of .*, the first: .*{REASONS[kind]}", message)
 
 
 def test_no_images(loaded):
@@ -247,17 +271,248 @@ def test_no_images(loaded):
         loaded(limit=0)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1"])
-def test_every_mode_becomes_rgb(loaded, mode):
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "1", "YCbCr", "HSV", "LAB"])
+def test_every_mode_becomes_rgb(mode):
     source = Image.fromarray(noise()).convert(mode)
-    (image,) = loaded(file_of(source, "TIFF" if mode == "CMYK" else "PNG"))
-    np.testing.assert_array_equal(image, np.asarray(source.convert("RGB")))
+    np.testing.assert_array_equal(pixels_of_image(source), np.asarray(source.convert("RGB")))
 
 
-def test_sixteen_bits_of_grey_are_scaled(loaded):
-    grey = np.linspace(0, 65535, 24 * 40).astype(np.uint16).reshape(24, 40)
-    (image,) = loaded(file_of(grey))
-    np.testing.assert_array_equal(image, np.repeat((grey // 257)[..., None], 3, axis=2))
+RAMP = np.linspace(0, 1, 24 * 40).reshape(24, 40)
+BYTES = np.rint(RAMP * 255).astype(np.uint8)
+SHORTS = (RAMP * 65535).astype(np.uint16)
+
+
+def tiff(values: np.ndarray, **tags: int) -> bytes:
+    """A file of one strip of grey, with other tags than Pillow writes."""
+    file = io.BytesIO()
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    bits, strip = tags.get("bits", values.itemsize * 8), tags.get("strip", values.tobytes())
+    entries = [
+        (256, 40),
+        (257, 24),
+        (258, bits),
+        (259, 1),
+        (262, tags.get("photometric", 1)),
+        (273, 8 + 2 + 11 * 12 + 4),
+    ]
+    entries += [(277, 1), (278, 24), (279, len(strip)), (284, 1), (339, kind)]
+    file.write(struct.pack("<2sHIH", b"II", 42, 8, len(entries)))
+    for tag, value in entries:
+        file.write(struct.pack("<HHII", tag, 4, 1, value))
+    file.write(struct.pack("<I", 0) + strip)
+    return file.getvalue()
+
+
+def packed_12(values: np.ndarray) -> bytes:
+    """Two values in three bytes."""
+    first, second = values.reshape(-1, 2).astype(np.uint32).T
+    joined = first << 12 | second
+    return np.stack([joined >> 16, joined >> 8 & 255, joined & 255], axis=-1).astype(np.uint8).tobytes()
+
+
+def with_transparent(image: Image.Image, colour: object) -> bytes:
+    return file_of(image, transparency=colour)
+
+
+WHITE_AT_7 = np.where(BYTES == 7, 255, BYTES)
+# File -> grey that it shows.
+DEPTHS = {
+    "16-bit PNG": (file_of(SHORTS), SHORTS // 257),
+    "16-bit TIFF": (file_of(SHORTS, "TIFF"), SHORTS // 257),
+    "16-bit TIFF, big-endian": (file_of(Image.fromarray(SHORTS.astype(">u2")), "TIFF"), SHORTS // 257),
+    "16-bit TIFF, white is zero": (tiff(SHORTS, photometric=0), 255 - SHORTS // 257),
+    "16-bit PGM": (file_of(SHORTS, "PPM"), SHORTS // 257),
+    "16-bit JPEG 2000": (file_of(SHORTS, "JPEG2000"), SHORTS // 257),
+    "12-bit TIFF": (tiff(SHORTS, bits=12, strip=packed_12(SHORTS >> 4)), (SHORTS >> 4).astype(int) * 255 // 4095),
+    "float TIFF": (file_of(RAMP.astype(np.float32), "TIFF"), BYTES),
+    "float TIFF, white is zero": (tiff(RAMP.astype(np.float32), photometric=0), 255 - BYTES),
+    "1-bit PNG": (file_of(Image.fromarray(BYTES > 100)), np.where(BYTES > 100, 255, 0)),
+    "8-bit TIFF, white is zero": (tiff(BYTES, photometric=0), 255 - BYTES),
+    "transparent grey": (with_transparent(Image.fromarray(BYTES), 7), WHITE_AT_7),
+    "transparent 16-bit grey": (
+        with_transparent(Image.fromarray(SHORTS), int(SHORTS[3, 4])),
+        np.where(SHORTS[3, 4] == SHORTS, 255, SHORTS // 257),
+    ),
+    "transparent palette": (with_transparent(Image.fromarray(BYTES).convert("P"), 7), WHITE_AT_7),
+    "half transparent palette": (
+        with_transparent(Image.fromarray(BYTES).convert("P"), bytes([0] * 7 + [127] + [255] * 248)),
+        np.where(BYTES < 7, 255, np.where(BYTES == 7, 131, BYTES)),
+    ),
+    "transparent GIF": (file_of(Image.fromarray(BYTES).convert("P"), "GIF", transparency=7), WHITE_AT_7),
+    "transparent RGB": (with_transparent(Image.fromarray(BYTES).convert("RGB"), (7, 7, 7)), WHITE_AT_7),
+    "alpha": (
+        file_of(Image.fromarray(np.dstack([BYTES, BYTES]))),
+        255 - BYTES.astype(int) + (BYTES.astype(int) ** 2 / 255),
+    ),
+    "first frame": (
+        file_of(Image.fromarray(BYTES), "GIF", save_all=True, append_images=[Image.fromarray(255 - BYTES)]),
+        BYTES,
+    ),
+    "first page": (
+        file_of(Image.fromarray(BYTES), "TIFF", save_all=True, append_images=[Image.fromarray(255 - BYTES)]),
+        BYTES,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DEPTHS)
+def test_numbers_of_every_format_are_shown_at_their_scale(kind):
+    file, expected = DEPTHS[kind]
+    pixels = read_pixels({"bytes": file, "path": None})
+    # One of 255 levels where alpha is rounded.
+    np.testing.assert_allclose(
+        pixels, np.repeat(expected[..., None], 3, axis=2), atol="alpha" in kind or "half" in kind
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "PA", "LA", "La"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_transparency_lies_over_white_or_is_a_channel(mode, channels):
+    """What lies under full transparency never shows."""
+    alpha = Image.fromarray(np.tile(np.array([0, 255], dtype=np.uint8), (24, 20)))
+    source = Image.fromarray(BYTES)
+    source = source.convert("P") if mode == "PA" else source if mode in ("LA", "La") else source.convert("RGB")
+    source.putalpha(alpha)
+    source = source.convert(mode) if source.mode != mode else source
+    pixels = pixels_of_image(source, channels)
+    assert pixels.shape == (24, 40, channels)
+    np.testing.assert_array_equal(pixels[:, 1::2, 0], BYTES[:, 1::2])
+    if channels == 4:
+        np.testing.assert_array_equal(pixels[..., 3], np.asarray(alpha))
+    else:
+        assert (pixels[:, ::2] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (BYTES.astype(np.int32), "integers of 32 bits, which do not tell what is white; convert it to 8 or 16 bits"),
+        (BYTES.astype(np.int32) << 12, "integers of 32 bits"),
+        (-BYTES.astype(np.int16), "integers of 32 bits"),  # as Pillow reads signed ones
+        (
+            (RAMP * 255).astype(np.float32),
+            r"floating-point pixels must lie in 0..1, got 0..255; scale them, or convert",
+        ),
+        ((RAMP - 0.5).astype(np.float32), r"got -0.5..0.5"),
+        ((RAMP * 1.02).astype(np.float32), r"got 0..1.02"),
+        (np.full((24, 40), np.nan, dtype=np.float32), "got nan..nan"),
+    ],
+)
+def test_numbers_that_do_not_tell_their_scale_are_refused(values, reason):
+    with pytest.raises(UnreadableFileError, match=rf"scan.tif: .*{reason}"):
+        read_pixels({"bytes": tiff(values), "path": "scan.tif"})
+
+
+def damaged(file: bytes, rng: np.random.Generator) -> bytes:
+    """The file with some bytes changed, most of them in its beginning, or cut off."""
+    changed = bytearray(file)
+    for place in rng.integers(min(len(file), rng.choice([60, 300, 10**6])), size=rng.choice([1, 1, 3, 10])):
+        changed[place] = rng.choice([0, 255, rng.integers(256)])
+    return bytes(changed[: rng.integers(len(file))] if rng.random() < 0.1 else changed)
+
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_damaged_files_are_read_or_unreadable(file_format):
+    Image.init()
+    if file_format not in Image.SAVE:
+        pytest.skip("Pillow")
+    file, rng = file_of(noise(16, 20), file_format), np.random.default_rng(0)
+    for _ in range(60):
+        with contextlib.suppress(UnreadableFileError):
+            read_pixels({"bytes": damaged(file, rng), "path": None})
+
+
+class Faulty(ImageFile.ImageFile):
+    """A plugin of Pillow whose files name the error that decoding them raises."""
+
+    format = "FAULTY"
+    error: BaseException
+
+    def _open(self) -> None:
+        self._mode, self._size = "RGB", (8, 8)
+
+    def load(self) -> None:
+        raise self.error
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    monkeypatch.setattr(Image, "ID", [*Image.ID, "FAULTY"])
+    monkeypatch.setitem(Image.OPEN, "FAULTY", (Faulty, lambda start: start.startswith(b"FAULTY")))
+
+    def read(error: BaseException) -> None:
+        monkeypatch.setattr(Faulty, "error", error, raising=False)
+        read_pixels({"bytes": b"FAULTY", "path": "a.faulty"})
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("bad box"), NotImplementedError(), struct.error("unpack"), IndexError(), KeyError(7), EOFError(),
+        zlib.error("incorrect header"), OverflowError(), AttributeError("tag"), RecursionError(), MemoryError(),
+        AssertionError(), ZeroDivisionError(), StopIteration(), ImportError("no codec"), Warning("damaged"),
+        Image.DecompressionBombError("large"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_whatever_a_decoder_raises_makes_a_file_unreadable(faulty, error):
+    told = str(error) if isinstance(error, OSError | ValueError) else type(error).__name__
+    with pytest.raises(UnreadableFileError, match=rf"a.faulty: .*({told}|Pillow lacks)"):
+        faulty(error)
+
+
+def test_what_is_no_fault_of_a_file_passes(faulty):
+    with pytest.raises(KeyboardInterrupt):
+        faulty(KeyboardInterrupt())
+    with pytest.raises(ImportError, match="s3fs"):
+        read_pixels({"bytes": None, "path": "s3://bucket/a.png"})
+
+
+TURNED = np.rot90(noise(24, 40), -1)
+
+
+@pytest.mark.parametrize(
+    ("exif", "expected"),
+    [
+        (b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0", TURNED),
+        (b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0", TURNED),  # ends too soon
+        (b"Exif\0\0II*\0\xff\xff\xff\x7f\x01\0", noise(24, 40)),
+        (b"Exif\0\0nonsense", noise(24, 40)),
+        (b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x09\0\0\0\x20", noise(24, 40)),
+    ],
+    ids=["whole", "cut off", "beyond its end", "nonsense", "text"],
+)
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_damaged_metadata_cost_no_image(exif, expected, file_format):
+    """Nor do they warn, since warnings are errors here."""
+    file = file_of(noise(24, 40), file_format, exif=exif, **({"lossless": True} if file_format == "WEBP" else {}))
+    np.testing.assert_array_equal(read_pixels({"bytes": file, "path": None}), expected)
+
+
+def test_large_images_are_read_up_to_pillows_limit(monkeypatch):
+    file, filters = {"bytes": file_of(noise()), "path": None}, list(warnings.filters)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # of which it warns; twice as many are an error
+    with ThreadPoolExecutor(4) as threads:
+        for pixels in threads.map(read_pixels, [file] * 40):
+            np.testing.assert_array_equal(pixels, noise())
+    assert warnings.filters == filters
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(UnreadableFileError, match="exceeds limit of 800 pixels"):
+        read_pixels(file)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_crops_of_other_channels(channels):
+    file = {"bytes": file_of(noise()), "path": None}
+    crop = ImageCrop(size=12, shortest_side=16, flip=True, channels=channels).read(file, np.random.default_rng(1))
+    assert crop.shape == (12, 12, channels)
+    with pytest.raises(ValueError, match="channels must be one of 1, 3, 4, got 2"):
+        ImageCrop(size=12, channels=2)
 
 
 def test_orientation_is_applied(loaded):

@@ -1,6 +1,7 @@
 """Streams of images and of audio: which items come in what order, what is skipped how, and that they resume exactly."""
 
 import itertools
+import re
 from collections import Counter
 
 import audio_files
@@ -179,7 +180,7 @@ def test_ranks_that_share_a_shard_resume(modality, tmp_path, rank):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("shuffle_buffer", [1, 4])
-def test_unreadable_files_are_skipped_and_counted(modality, tmp_path, workers, shuffle_buffer):
+def test_unreadable_files_are_skipped_and_counted(modality, tmp_path, workers, shuffle_buffer, caplog):
     """First, last, and several in a row; the last have no readable file after them."""
     good, corrupt = [modality.file(number) for number in range(5)], modality.CORRUPT
     shards = [[corrupt, good[0], b"", corrupt, good[1]], [good[2], good[3], good[4], corrupt, corrupt], [corrupt]]
@@ -187,6 +188,12 @@ def test_unreadable_files_are_skipped_and_counted(modality, tmp_path, workers, s
     loader = modality.loader_of(name, batch_size=2, workers=workers, shuffle_buffer=shuffle_buffer)
     assert sorted(modality.numbers_of(loader)) == list(range(5))
     assert loader.skipped == 6
+    reason = {"image": "it is no image", "audio": "Format not recognised"}[modality.KIND.split()[0]]
+    assert re.fullmatch(
+        rf"skipped [1-4] unreadable {modality.KIND}s of {name}, the first: .*{reason}.*", caplog.messages[0]
+    )
+    assert caplog.messages[-1].startswith(f"skipped 6 unreadable {modality.KIND}s of {name}, the first: ")
+    assert len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -150,7 +150,12 @@ def test_network_first_used_in_inference_mode_still_trains(case):
     ("case", "made", "original", "message"),
     [
         ("lpips", (2, 3, 32, 32), (1, 3, 32, 32), r"LPIPS compares .* of one shape, got \[2, 3, 32, 32\] and \[1, 3, "),
-        ("lpips", (2, 1, 32, 32), None, r"needs RGB images .* got \[2, 1, 32, 32\]: repeat"),
+        (
+            "lpips",
+            (2, 4, 32, 32),
+            None,
+            r"with 1 channel \(grey\) or 3 \(RGB\), got 4 channels: do without LPIPS",
+        ),
         ("lpips", (2, 3, 15, 32), None, r"at least 16 pixels a side, got \[2, 3, 15, 32\]"),
         ("lpips", (2, 3, 32, 15), None, r"at least 16 pixels a side, got \[2, 3, 32, 15\]"),
         ("stft", (2, 1, 2048), (2, 1, 2049), r"the STFT loss compares .* got \[2, 1, 2048\] and .*: crop or pad"),

@@ -37,6 +37,12 @@ def test_distance_is_the_papers(lpips, images):
     torch.testing.assert_close(measured, expected_distances(load_lpips_network(), *images), rtol=1e-4, atol=1e-7)
 
 
+@torch.no_grad()
+def test_grey_is_rgb_with_equal_channels(lpips, images):
+    grey = [image[:, :1] for image in images]
+    assert torch.equal(lpips_per_image(*grey), lpips_per_image(*(image.repeat(1, 3, 1, 1) for image in grey)))
+
+
 def test_weights_that_can_not_be_downloaded(tmp_path, without_weights):
     file = tmp_path / "hub" / "checkpoints" / FILE_NAME
     with pytest.raises(OSError, match="LPIPS needs VGG16's weights") as caught:

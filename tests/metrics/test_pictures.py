@@ -4,7 +4,7 @@ import torch
 from skimage.color import rgb2lab
 from speech import RATE, noisy, speech
 
-from vpvae_hf.metrics import spectrogram_grid
+from vpvae_hf.metrics import image_grid, spectrogram_grid
 from vpvae_hf.metrics.pictures import _coloured
 
 # Of half a second: 32 frames of two pixels; a waveform above 80 bands of two pixels.
@@ -25,6 +25,15 @@ def panel(picture: np.ndarray, row: int, column: int) -> np.ndarray:
 def lightness(picture: np.ndarray) -> np.ndarray:
     """CIELAB's, 0 to 100, of the spectrogram."""
     return rgb2lab(picture[WAVE:])[..., 0]
+
+
+def test_grey_and_transparent_images_are_shown_as_rgb():
+    values = torch.tensor([-1.0, 1.0, 0.2, 1.0])  # RGBA; the last is opaque
+    (grey,), (whole,), (clear,) = (
+        image_grid([image[None, :, None, None]])[0]
+        for image in (values[2:3], values, torch.cat([values[:3], torch.tensor([-1.0])]))
+    )
+    assert (grey.tolist(), whole.tolist(), clear.tolist()) == ([153] * 3, [0, 255, 153], [255] * 3)
 
 
 def test_rows_of_clips_with_white_gaps(clips):

@@ -9,17 +9,14 @@ import stat
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.training_utils import EMAModel
-from PIL import Image
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
-from torch.testing import assert_close
-from transformers import AutoImageProcessor, modeling_utils
+from transformers import modeling_utils
 
 from tiny import FSP, MODELS, VP, noise_images, tiny_codec, tiny_vae
 from tiny_generators import causal_pipeline
@@ -263,20 +260,6 @@ def test_default_quantizer_survives_a_round_trip():
     again = AutoencoderVP.from_config(vae.config)
     assert again.quantize.codebook_size == 32
     assert again.config.latent_channels == 4
-
-
-def test_image_processor_comes_with_the_model(tmp_path):
-    vae = tiny_vae()
-    vae.save_pretrained(tmp_path / "saved")
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "saved")
-    photograph = Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(60, 40, 3))
-    pixel_values = processor(photograph, return_tensors="pt").pixel_values
-    assert pixel_values.shape == (1, 3, 32, 32)
-    assert pixel_values.min() >= -1
-    assert pixel_values.max() <= 1
-    whole = processor(photograph, return_tensors="pt", do_resize=False, do_center_crop=False).pixel_values
-    assert_close(whole, torch.from_numpy(np.array(photograph)).movedim(-1, 0)[None] / 127.5 - 1)
-    assert vae.tokenize(pixel_values).shape == (1, 8, 8)
 
 
 class Owner(nn.Module):

@@ -253,6 +253,30 @@ def test_going_on_with_another_quantizer(quantizer, kind, size, finished_run, da
     assert config.to_dict().items() >= quantizer.items()
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_are_read_with_the_model_s_channels(channels, data, tmp_path):
+    model = {"architecture": ARCHITECTURE | {"in_channels": channels, "out_channels": channels}}
+    short = {"model": model, "max_train_steps": 1}
+    folder = train_tokenizer(configured(settings(data, tmp_path / "run", **short)))
+    assert Image.open(folder / "reconstruction.png").mode == "RGB"
+    assert read_metrics(folder)["psnr"] > 0
+    if channels == 4:
+        with pytest.raises(ValueError, match=r"LPIPS compares images with 1 channel .* got 4 channels"):
+            train_tokenizer(configured(settings(data, tmp_path / "lpips", **short, losses={"lpips": 1.0})))
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(2, 2), (5, 5), (1, 3), (3, 4)])
+def test_other_channels_are_refused_before_anything_is_opened(in_channels, out_channels, tmp_path):
+    architecture = ARCHITECTURE | {"in_channels": in_channels, "out_channels": out_channels}
+    message = f"in_channels={in_channels} and out_channels={out_channels}: images are read with 1 channel"
+    with pytest.raises(ValueError, match=message):
+        configured(settings("nowhere", tmp_path, model={"architecture": architecture}))
+    AutoencoderVP(**architecture, quantizer=VECTOR).save_pretrained(tmp_path / "saved")
+    start = {"pretrained": str(tmp_path / "saved")}
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(configured(settings("nowhere", tmp_path / "run", model=start)))
+
+
 def test_a_new_run_is_never_written_over_another(data, tmp_path):
     output = tmp_path / "run"
     values = settings(data, output, max_train_steps=4)

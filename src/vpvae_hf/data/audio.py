@@ -24,8 +24,8 @@ from .sources import Transform
 
 # libsndfile reports this if a file's header does not tell its length.
 _UNKNOWN_LENGTH = (1 << 63) - 1
-# Filters for rates beyond, which damaged headers give, take minutes.
-_HIGHEST_RATE = 1_000_000
+# Hz. Beyond, as damaged headers have it, resampling takes minutes.
+_CONVERTED_RATES = range(100, 1_000_001)
 _POSITIONS = ("random", "center", "start")
 
 
@@ -201,9 +201,10 @@ class AudioFile:
             raise UnreadableFileError(f"{self.name}: it holds no sample")
         if found.frames == _UNKNOWN_LENGTH:
             raise UnreadableFileError(f"{self.name}: its header does not say how long it is; encode it anew")
-        if found.samplerate > _HIGHEST_RATE and found.samplerate != sampling_rate:
+        if found.samplerate != sampling_rate and found.samplerate not in _CONVERTED_RATES:
             raise UnreadableFileError(
-                f"{self.name}: its header says {found.samplerate} Hz; only rates up to {_HIGHEST_RATE} Hz are converted"
+                f"{self.name}: its header says {found.samplerate} Hz; rates of {_CONVERTED_RATES.start} to "
+                f"{_CONVERTED_RATES.stop - 1} Hz are converted"
             )
         faults = {}
         if found.samplerate != sampling_rate and not resample:

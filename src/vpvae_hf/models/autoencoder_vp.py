@@ -305,8 +305,9 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                 f"crop to {height // factor * factor} x {width // factor * factor} or pad"
             )
         require_finite(x, "pixel values", "; images lie in [-1, 1]", _SCALING)
-        # Another memory format has other kernels, which round otherwise: equal images shall have equal codes.
-        return x.to(self.dtype).contiguous()
+        # Another memory format has other kernels, which round otherwise: equal images shall have equal codes. With one
+        # channel `contiguous` would leave such a format.
+        return x.to(self.dtype).reshape(-1).view(x.shape)
 
     def _features(self, x: Tensor) -> Tensor:
         """[B, h, w, F] of the quantizer, from [B, C, H, W]."""

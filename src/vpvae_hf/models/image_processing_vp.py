@@ -60,7 +60,7 @@ class VPImageProcessor(BaseImageProcessor):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        require_channels(channels, channels)
+        require_integer("channels", channels, 1)
         require_integer("multiple", multiple, 1)
         self.channels, self.multiple = channels, multiple
         self.to_multiple, self.shortest_side, self.crop_size = to_multiple, shortest_side, crop_size
@@ -83,9 +83,10 @@ class VPImageProcessor(BaseImageProcessor):
             image has within them, without padding; for `post_process`.
 
         Raises:
-            ValueError: images that cannot be read, or that differ in size.
+            ValueError: images that cannot be read, or that differ in size, or a model whose channels no image has.
             TypeError: something else than an image.
         """
+        require_channels(self.channels, self.channels)  # models of other tensors are saved with a processor as well
         settings = self._settings(settings)
         pixels = [self._sized(self._pixels(image), settings) for image in _listed(images)]
         padded = [self._padded(image, settings) for image in pixels]
