@@ -49,6 +49,11 @@ class LearnedCodebook(Quantizer):
     library: nn.Module
     codebook = property(attrgetter("library.codebook"), doc="[K, d], with its gradient.")
 
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the codebook is a parameter itself, not a buffer or made of one."""
+        return any(weight.data_ptr() == self.codebook.data_ptr() for weight in self.parameters())
+
     def nearest_codes(self, latents: Tensor) -> Tensor:
         _, codes = nearest_point(latents.detach().reshape(-1, self.latent_dim), self.codebook.detach())
         return codes.view(latents.shape[:-1])
