@@ -288,8 +288,17 @@ def test_tokenizers_that_do_not_belong_to_the_model(make, method, tmp_path):
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("method", "make"), [("llama", tiny_vae), ("block", tiny_codec)])
+@pytest.mark.parametrize("place", ["tokenizer", "transformer", ""])
+def test_a_folder_of_something_else(vae, place, tmp_path):
+    causal_pipeline(vae).save_pretrained(tmp_path)
+    found = {"tokenizer": "AutoencoderVP", "transformer": "LlamaForCausalLM", "": "VPAutoregressivePipeline"}[place]
+    with pytest.raises(ValueError, match=f"holds a {found}, not a VPMaskedPipeline; load it with {found}.from_pretra"):
+        VPMaskedPipeline.from_pretrained(tmp_path / place)
+
+
+@pytest.mark.parametrize(
+    ("method", "make", "dtype"), [("llama", tiny_vae, torch.float16), ("block", tiny_codec, torch.bfloat16)]
+)
 def test_a_pipeline_of_half_precision_is_loaded_in_any(method, make, dtype, tmp_path):
     """Its rounded weights are of the same tokenizer; those of another are still refused."""
     pipeline = pipeline_of(method, make())
@@ -298,10 +307,10 @@ def test_a_pipeline_of_half_precision_is_loaded_in_any(method, make, dtype, tmp_
     pipeline.save_pretrained(tmp_path, variant="half")
     half = DiffusionPipeline.from_pretrained(tmp_path, variant="half", dtype=dtype)
     half.save_pretrained(tmp_path / "half")
-    for precision in (None, torch.float32, torch.bfloat16, torch.float16):
+    for precision in (None, "float16", torch.bfloat16):
         loaded = silent(type(pipeline).from_pretrained(tmp_path / "half", dtype=precision))
+        assert precision is None or str(loaded.tokenizer.dtype).endswith(str(precision))
         assert codes_of(loaded, generator=seeded(0)) is not None
-    type(pipeline).from_pretrained(tmp_path, variant="half")
     another = make()
     with torch.no_grad():
         next(another.encoder.parameters()).add_(1e-3)

@@ -270,6 +270,25 @@ def test_weights_count_once(folder, model):
     assert counted in card_of(folder).text
 
 
+def test_weights_of_other_precisions(build, modality, tmp_path, monkeypatch):
+    """The card says how each variant is loaded, and its program loads one that is there."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (64, 48), "teal").save("photograph.jpg")
+    soundfile.write("clip.flac", np.sin(np.arange(3000) / 9), 16000)
+    model = build()
+    model.to(torch.float16).save_pretrained("mine", variant="fp16", max_shard_size="20KB")
+    text, names = write_card("mine").read_text(), {}
+    assert '| Weights | float16: `from_pretrained(name, variant="fp16", dtype=torch.float16)` |' in text
+    exec(usage(text), names)
+    assert (tmp_path / "reconstruction.flac").exists() == (modality == "audio")
+    model.float().save_pretrained("mine")
+    model.to(torch.bfloat16).save_pretrained("mine", variant="bf16")
+    text, bfloat = write_card("mine").read_text(), '`from_pretrained(name, variant="bf16", dtype=torch.bfloat16)`'
+    assert f"| Weights | float32: `from_pretrained(name)`; bfloat16: {bfloat}; float16: " in text
+    assert ".from_pretrained(name)\n" in usage(text)
+    assert broken_tables(text) == []
+
+
 @image_only
 def test_pickled_weights_are_not_counted(folder, model):
     model.save_pretrained(folder, safe_serialization=False)

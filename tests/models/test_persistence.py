@@ -389,6 +389,24 @@ def test_moving_average_of_weights_is_saved_and_reloaded(quantizer, tmp_path, ca
     assert_same(saved, tiny_vae(quantizer), noise_images())
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [{"kind": "simvq"}, {"kind": "vq", "update": "ema"}, {"kind": "vq"}],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_moving_average_without_the_codebook_is_refused(quantizer, tmp_path):
+    vae = tiny_vae(quantizer | {"codebook_size": 16, "latent_dim": 3})
+    average = EMAModel(vae.parameters(), model_cls=AutoencoderVP, model_config=vae.config)
+    if quantizer == {"kind": "vq"}:
+        average.save_pretrained(tmp_path)
+        saved, images = AutoencoderVP.from_pretrained(tmp_path), noise_images()
+        assert torch.equal(saved.tokenize(images), vae.tokenize(images))
+        return
+    with pytest.raises(ValueError, match=r"keeps parameters alone, and the codebook .* save the EMAModel's state_dict"):
+        average.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
 def test_files_have_the_mode_that_the_umask_says(umask, tmp_path):
     before = os.umask(umask)

@@ -23,5 +23,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.create_pr:
         # With its owner, whom the one given may lack.
         repo_id = url.removeprefix(f"{constants.ENDPOINT}/").split("/tree/")[0]
-        revision = "" if options.revision is None else f", revision={options.revision!r}"
-        print(f"load it with {read_saved(options.folder).class_name}.from_pretrained({repo_id!r}{revision})")
+        saved = read_saved(options.folder)
+        given = {"revision": options.revision, "variant": saved.variant}
+        more = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
+        print(f"load it with {saved.class_name}.from_pretrained({repo_id!r}{more})")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 
 from vpvae_hf.data import CodeFolder
 from vpvae_hf.files import open_to_usual_readers
-from vpvae_hf.hub import push_pipeline
+from vpvae_hf.hub import class_in, push_pipeline
 from vpvae_hf.metrics import image_grid
+from vpvae_hf.models.persistence import checked_dtype
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import refuse_unknown_arguments, require
 
@@ -71,6 +72,27 @@ class CodePipeline(DiffusionPipeline):
         self.register_modules(**parts)
         self.vocabulary.check_model(self.transformer)
         self.vocabulary.check_tokenizer(self.tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
+        """Load a folder or a hub id; arguments as in diffusers.
+
+        Raises a ValueError for a folder that holds another pipeline, or a tokenizer alone, and for parts that do not
+        belong together.
+        """
+        name = pretrained_model_name_or_path
+        for argument in ("dtype", "torch_dtype"):
+            if isinstance(kwargs.get(argument), str):
+                kwargs[argument] = checked_dtype(kwargs[argument])
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except (OSError, ValueError) as error:
+            found = class_in(name)
+            if found in (None, cls.__name__):
+                raise
+            raise ValueError(
+                f"{name} holds a {found}, not a {cls.__name__}; load it with {found}.from_pretrained"
+            ) from error
 
     def save_pretrained(
         self,

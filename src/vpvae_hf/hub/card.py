@@ -111,6 +111,8 @@ def render_card(
         name=name,
         title=title,
         **vars(saved),
+        loading="" if saved.variant is None else f', variant="{saved.variant}"',
+        dtype=saved.variants[saved.variant or ""],
         method=quantizer.description + (f" (arXiv {quantizer.paper})" if quantizer.paper else ""),
         factor=saved.entry.downsampling(saved.config),
         has_codes=quantizer.fitted and quantizer.codebook_size is not None,

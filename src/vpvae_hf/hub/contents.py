@@ -74,6 +74,14 @@ def explain_contents(
     return _without_weights(name, place, weights_file, variant, use_safetensors)
 
 
+def class_in(folder: str | os.PathLike) -> str | None:
+    """The class of the pipeline or the model that is saved in a folder; None if there is none, or for a hub id."""
+    for file in (PIPELINE_INDEX, CONFIG):
+        if Path(folder, file).is_file():
+            return class_of(json.loads(Path(folder, file).read_text(encoding="utf-8")))
+    return None
+
+
 def _local(folder: Path) -> _Place:
     files = [path.relative_to(folder).as_posix() for path in folder.glob("*") if path.is_file()]
     files += [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]

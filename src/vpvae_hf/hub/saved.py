@@ -25,6 +25,10 @@ _WEIGHTS = re.compile(
 )
 
 
+# As safetensors names them, and torch.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HubEntry:
     """How the Hub shows the models of a class of tokenizers.
@@ -73,6 +77,7 @@ class SavedTokenizer:
         quantizer: the settings in it.
         results: the content of its results.json; empty if there is none.
         parameters: number of values in the weights, codebook included; None if they are pickled.
+        variants: dtype of the weights of each variant, "" being those without one; None if they are pickled.
     """
 
     folder: Path
@@ -82,6 +87,12 @@ class SavedTokenizer:
     quantizer: QuantizerConfig
     entry: HubEntry
     parameters: int | None
+    variants: dict[str, str | None]
+
+    @property
+    def variant(self) -> str | None:
+        """What `from_pretrained` must be given to load weights: None if there are some without a variant."""
+        return None if "" in self.variants else next(iter(self.variants))
 
     @property
     def files(self) -> list[Path]:
@@ -109,7 +120,7 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
             f"{folder} is no saved tokenizer: its {CONFIG} is of the class {name}; name the folder that the "
             "save_pretrained of a tokenizer of this package wrote"
         )
-    results = folder / RESULTS
+    results, weights = folder / RESULTS, _read_weights(folder)
     return SavedTokenizer(
         folder=folder,
         class_name=name,
@@ -117,7 +128,9 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
         quantizer=quantizer_config(config["quantizer"]),
         results=read_json(results) if results.exists() else {},
         entry=entry,
-        parameters=_count_parameters(folder),
+        # All variants are of the same model.
+        parameters=next((counts.total() for counts in weights.values() if counts), None),
+        variants={name: counts.most_common(1)[0][0] if counts else None for name, counts in weights.items()},
     )
 
 
@@ -148,19 +161,24 @@ def weights_set(name: str) -> str | None:
     return None if named is None else "".join(part or "" for part in named.groups())
 
 
-def _count_parameters(folder: Path) -> int | None:
+def _read_weights(folder: Path) -> dict[str, Counter[str]]:
+    """Number of values of each dtype in the weights of each variant; empty counts for pickled ones."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin")]
     sets = {file: weights_set(file.name) for file in files}
     if set(sets.values()) <= {None}:
         raise ValueError(f"{folder} has no weights (*model.safetensors); save the model with save_pretrained")
-    counts: Counter[str] = Counter()
-    for file, name in sets.items():
-        if name is None or file.suffix != ".safetensors":  # to open pickled ones would be to run them
+    found: dict[str, Counter[str]] = {}
+    for file, name in sorted(sets.items(), key=lambda each: (each[1] or "", each[0])):
+        if name is None:
+            continue
+        counts = found.setdefault(name.removeprefix("."), Counter())
+        if file.suffix != ".safetensors":  # to open pickled ones would be to run them
             continue
         try:
             with safe_open(file, "numpy") as weights:
-                counts[name] += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
+                for key in weights.keys():  # noqa: SIM118
+                    tensor = weights.get_slice(key)
+                    counts[_DTYPES.get(tensor.get_dtype(), "other")] += math.prod(tensor.get_shape())
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or cut short ({error}); save the model again") from error
-    # All sets are of the same model.
-    return next(iter(counts.values()), None)
+    return found

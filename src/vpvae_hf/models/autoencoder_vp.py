@@ -23,6 +23,7 @@ from vpvae_hf.hub import HubEntry
 from vpvae_hf.neighbors.tensors import as_floating, as_real
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 from vpvae_hf.quantizers.base import device_for
+from vpvae_hf.quantizers.baselines import LearnedCodebook
 from vpvae_hf.settings import did_you_mean
 
 from .autoencoder_kl import AutoencoderKLStart
@@ -277,6 +278,20 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
                     f"{did_you_mean(field, sorted(known))}"
                 )
         return super().extract_init_dict(config_dict, **kwargs)
+
+    def register_to_config(self, **settings) -> None:
+        """As in diffusers; its EMAModel, which saves parameters alone, is refused for codebooks that are none."""
+        if (
+            settings.keys() >= _EMA_FIELDS
+            and isinstance(self.quantize, LearnedCodebook)
+            and not self.quantize.is_parameter
+        ):
+            raise ValueError(
+                f"an EMAModel keeps parameters alone, and the codebook of this {self.quantize.config.kind!r} quantizer "
+                "is none, so it would be lost; save the EMAModel's state_dict(), or copy it into the model by "
+                "copy_to(model.parameters()) and save that"
+            )
+        super().register_to_config(**settings)
 
     def _sync_config(self) -> None:
         self._set_config(quantizer=self.quantize.config.to_dict(), latent_channels=self.quantize.latent_dim)

@@ -277,11 +277,6 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         else:
             super()._init_weights(module)
 
-    @classmethod
-    def _checked_dtype(cls, dtype):
-        # transformers also takes "auto", that of the files.
-        return dtype if dtype == "auto" else super()._checked_dtype(dtype)
-
     def _set_config(self, **settings) -> None:
         self.config.update(settings)
 

@@ -113,8 +113,9 @@ class Persistence:
         """
         name, with_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         for argument in ("dtype", "torch_dtype"):
-            if argument in kwargs:
-                kwargs[argument] = cls._checked_dtype(kwargs[argument])
+            # transformers also takes "auto", that of the files.
+            if argument in kwargs and (kwargs[argument] != "auto" or cls.hub_entry.library != "transformers"):
+                kwargs[argument] = checked_dtype(kwargs[argument])
         # Only how the weights are read, and the quantizer's float32 needs that diffusers reads them its usual way.
         kwargs.pop("low_cpu_mem_usage", None)
         if kwargs.get("subfolder") and os.path.isdir(name):  # diffusers would prefer a tokenizer in the folder itself
@@ -144,16 +145,6 @@ class Persistence:
     @abstractmethod
     def preprocessor(self):
         """What makes the model's inputs of images or waveforms; it is saved along with the model."""
-
-    @classmethod
-    def _checked_dtype(cls, dtype: Any) -> Any:
-        """A dtype for the library, from one or its name, such as "float16"; a ValueError for others."""
-        named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-        if dtype is None or (isinstance(named, torch.dtype) and named.is_floating_point):
-            return named
-        raise ValueError(
-            f"torch_dtype must be a floating point dtype or its name, such as torch.float16 or 'float16', got {dtype!r}"
-        )
 
     def _check_saved(self) -> None:
         """Save no model as fitted that is not: one made of a fitted model's config alone has no codebook."""
@@ -196,6 +187,16 @@ class Persistence:
                 f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
                 "values; run vpvae_hf.fit_codebook again and save"
             )
+
+
+def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype for a library, from one or its name, such as "float16"; a ValueError for others."""
+    named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if dtype is None or (isinstance(named, torch.dtype) and named.is_floating_point):
+        return named
+    raise ValueError(
+        f"torch_dtype must be a floating point dtype or its name, such as torch.float16 or 'float16', got {dtype!r}"
+    )
 
 
 def _explained(name: str | os.PathLike, error: Exception) -> ValueError | None:

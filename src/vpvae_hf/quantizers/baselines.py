@@ -43,6 +43,11 @@ class LearnedCodebook(Quantizer):
     library: nn.Module
     codebook = property(lambda self: self.library.codebook, doc="[K, d], with its gradient.")
 
+    @property
+    def is_parameter(self) -> bool:
+        """Whether the codebook is a parameter itself, not a buffer or made of one."""
+        return any(weight.data_ptr() == self.codebook.data_ptr() for weight in self.parameters())
+
     def nearest_codes(self, latents: Tensor) -> Tensor:
         flat, codebook = latents.detach().reshape(-1, self.latent_dim), self.codebook.detach()
         codes = nearest_in_graph(flat, codebook) if is_tracing() else nearest_point(flat, codebook)[1]
