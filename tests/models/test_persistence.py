@@ -335,12 +335,16 @@ def by_accelerate(model, new, folder):
 WAYS = [plain, not_strict, assigned, of_half_precision, within_inference_mode, by_an_owner, whole, into_a_copy]
 
 
-@pytest.mark.parametrize("carry", [*WAYS, by_safetensors, by_accelerate], ids=lambda way: way.__name__)
-def test_a_state_dict_brings_its_codebook(build, carry, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "carry"),
+    [*((tiny_vae, way) for way in (*WAYS, by_safetensors, by_accelerate)), (tiny_codec, plain), (tiny_codec, whole)],
+    ids=lambda part: part.__name__,
+)
+def test_a_state_dict_brings_its_codebook(make, carry, tmp_path):
     """Of any K, which the config follows; codes are those of the codebook, whatever else was loaded."""
-    model = build()
+    model = make()
     model.set_codebook(torch.randn(40, 3).half().float())
-    loaded = carry(model, build(fitted=False), tmp_path)
+    loaded = carry(model, make(fitted=False), tmp_path)
     assert torch.equal(loaded.quantize.codebook, model.quantize.codebook)
     assert loaded.quantize.codebook.dtype == torch.float32
     assert loaded.config.quantizer == model.config.quantizer
@@ -428,11 +432,7 @@ def test_files_have_the_mode_that_the_umask_says(umask, tmp_path):
     [
         {"low_cpu_mem_usage": False},
         {"device_map": "auto"},
-        {"use_safetensors": True},
-        {"local_files_only": True},
-        {"subfolder": ""},
-        {"torch_dtype": torch.float32},
-        {"dtype": "float32"},
+        {"use_safetensors": True, "local_files_only": True, "subfolder": "", "dtype": "float32"},
     ],
     ids=str,
 )
