@@ -6,9 +6,13 @@ order; results lie on the device of the tensor that was given. With NCCL alone, 
 """
 
 import contextlib
+import logging
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +21,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+# After so many seconds a rank says what it waits for; one that measures or writes a checkpoint may take as long.
+_LONG_WAIT_S = 30.0
+_wait: tuple[float, str] | None = None  # since when this rank has been in a block that all ranks must run, and which
 
 _TOGETHER = "together"
 _WAIT = timedelta(seconds=20)
@@ -109,11 +119,46 @@ def all_ranks_call(function: str) -> bool:
     if first != str(rank()):
         raise RuntimeError(
             f"rank {first} has called {function} alone, since the others did not come within "
-            f"{_WAIT.total_seconds():g} s; "
-            f"rank {rank()} would get another result. Call it on every rank at the same point, or with "
-            "across_ranks=False on one"
+            f"{_WAIT.total_seconds():g} s; rank {rank()} would get another result. Call it on every rank at the same "
+            "point, or with across_ranks=False on one"
         )
     return False
+
+
+@contextlib.contextmanager
+def run_by_all_ranks(what: str) -> Iterator[None]:
+    """A block with calls that every rank must make. If this rank waits for the others for long, it says for what.
+
+    It costs a few microseconds: a thread looks from time to time.
+
+    Args:
+        what: the subject of the message, which tells what to do if only this rank runs it.
+    """
+    global _wait
+    if world_size() == 1:
+        yield
+        return
+    _start_watch()
+    _wait = (time.monotonic(), what)
+    try:
+        yield
+    finally:
+        _wait = None
+
+
+@cache
+def _start_watch() -> None:
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    told = None
+    while True:
+        time.sleep(_LONG_WAIT_S / 10)
+        wait = _wait
+        if wait not in (None, told) and time.monotonic() - wait[0] > _LONG_WAIT_S:
+            _log.warning("rank %d has waited for other ranks for %g s: %s", rank(), _LONG_WAIT_S, wait[1])
+            told = wait
 
 
 @contextlib.contextmanager

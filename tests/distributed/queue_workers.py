@@ -1,6 +1,8 @@
 """What each rank of the tests of the shared queue finds."""
 
 import copy
+import io
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch.distributed as dist
 from rank_workers import error_of
 from torch.nn.parallel import DistributedDataParallel
 
-from vpvae_hf import build_quantizer
+from vpvae_hf import build_quantizer, distributed
 from vpvae_hf.quantizers import VectorPerturbation, vp_scale
 
 CODES = 64
@@ -63,6 +65,19 @@ def alone(who: int, rank: int, mark: Path, step: Callable) -> Any:
     return None
 
 
+def said_while_waiting(rank: int) -> str:
+    """What a rank logs in a training forward that the other rank runs a second later."""
+    logged = io.StringIO()
+    handler = logging.StreamHandler(logged)
+    logging.getLogger("vpvae_hf.distributed").addHandler(handler)
+    quantizer = quantizer_of("metropolis")
+    if rank == 1:
+        time.sleep(1)
+    steps_of(quantizer, rank, range(1))
+    logging.getLogger("vpvae_hf.distributed").removeHandler(handler)
+    return logged.getvalue()
+
+
 def failing_measurement(rank: int, where: int) -> str:
     """The error of a step that measures, when measuring fails on one rank."""
 
@@ -98,7 +113,9 @@ def trained_model(rank: int, mark: Path) -> dict[str, Any]:
 
 
 def found_on(rank: int, folder: Path) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+    distributed._LONG_WAIT_S = 0.2
+    found: dict[Any, Any] = {"waiting": said_while_waiting(rank)}
+    distributed._LONG_WAIT_S = 60.0
     for perturbation in ("metropolis", "random_codebook"):
         quantizer = quantizer_of(perturbation)
         found[perturbation] = steps_of(quantizer, rank, range(12))

@@ -102,6 +102,13 @@ def test_bad_features_are_refused_before_any_rank_waits(ranks):
         assert_same_queue_and_scale(rows)
 
 
+def test_a_rank_that_waits_for_long_says_for_what(ranks):
+    assert (
+        "rank 0 has waited for other ranks for 0.2 s: every rank must run each training forward" in ranks[0]["waiting"]
+    )
+    assert "call eval() on the model first" in ranks[0]["waiting"]
+
+
 def test_a_failing_measurement_is_raised_on_both(ranks):
     assert ranks[0]["failing"][0] == "no memory left"
     assert "another rank failed" in ranks[1]["failing"][0]

@@ -302,3 +302,13 @@ def test_pickled_weights_are_not_counted(folder, model):
 )  # fmt: skip
 def test_other_files_hold_no_weights_of_the_model(name):
     assert weights_set(name) is None
+
+
+def test_the_card_says_where_pesq_is_undefined_or_that_of_noise(tmp_path):
+    tiny_codec().save_pretrained(tmp_path)
+    evaluation = {"dataset": "owner/speech", "split": "test", "clips": 5, "tokens": 100}
+    evaluation |= {"metrics": {"pesq": 1.05}, "undefined": {"pesq": 2}}
+    add_results(tmp_path, "audio", evaluation=[evaluation])
+    content = card_of(tmp_path).content
+    assert "owner/speech, test: PESQ (wide band) is not defined for 2, which its mean leaves out." in content
+    assert "owner/speech, test: PESQ (wide band) below 1.2 means little" in content

@@ -64,14 +64,15 @@ class FiniteScalarQuantization(Quantizer):
         """[..., d] from unbounded features [..., d]."""
         if self.config.symmetric:
             return torch.tanh(features.float()).to(features.dtype)
-        levels = self._grid.levels_like(features)
+        levels = self._grid.levels_like(features).float()
         half, offset = (levels - 1) * (1 + 1e-3) / 2, (levels % 2 == 0) * 0.5
         bounded = torch.tanh(features.float() + (offset / half).atanh()) * half - offset
         return (bounded / (levels // 2)).to(features.dtype)
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         continuous = self.to_latents(features)
-        rounded = self._fsq(features.device).quantize(features.reshape(-1, self.latent_dim)).view(features.shape)
+        rounded = self._fsq(features.device).quantize(features.reshape(-1, self.latent_dim))
+        rounded = rounded.view(features.shape).float()  # the library's constants have torch's default dtype
         latents = rounded
         if self.config.noise_probability > 0:
             # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the levels.

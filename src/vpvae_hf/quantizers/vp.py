@@ -31,6 +31,11 @@ from .vp_scale import PerturbationScale
 # Enough for a root mean square displacement within about 3%; later steps refine it.
 _TRIAL_LATENTS = 1024
 
+_RUN_BY_ALL = (
+    "every rank must run each training forward of VectorPerturbation, whose queue they share. For a forward of this "
+    "rank alone call eval() on the model first; otherwise another rank is busy, or has stopped"
+)
+
 _SMALL = {"codebook_size": 64, "latent_dim": 3, "queue_share": 0.5}
 
 PERTURBATIONS = ("metropolis", "always_accept", "random_codebook")
@@ -174,11 +179,12 @@ class VectorPerturbation(Quantizer):
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         config, flat = self.config, features.reshape(-1, self.latent_dim)
-        perturbed, accepted = self._perturb(flat.detach(), generator)
-        displacement = perturbed - flat.detach()
-        displacement_ms = displacement.square().sum(dim=-1).mean()
-        self.scale.observe(float(displacement_ms) * self._step_size_ratio, len(flat))
-        self._enqueue(flat.detach(), generator)
+        with distributed.run_by_all_ranks(_RUN_BY_ALL):
+            perturbed, accepted = self._perturb(flat.detach(), generator)
+            displacement = perturbed - flat.detach()
+            displacement_ms = displacement.square().sum(dim=-1).mean()
+            self.scale.observe(float(displacement_ms) * self._step_size_ratio, len(flat))
+            self._enqueue(flat.detach(), generator)
         error_ms, whole = self.scale.error_ms, config.normalization == "whole"
         scale_name = "share" if config.perturbation == "random_codebook" else "eta"
         metrics = {
