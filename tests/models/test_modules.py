@@ -87,7 +87,7 @@ def test_weights_can_be_pruned_and_parametrized(build, inputs, reparametrize):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.parametrize("kind", ["vp", "vq", "simvq"])
+@pytest.mark.parametrize("kind", ["vp", "vq"])
 @torch.no_grad()
 def test_offloaded_models_have_the_same_codes(build, inputs, kind):
     model = build({"kind": kind, "codebook_size": 16, "latent_dim": 3})
