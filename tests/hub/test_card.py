@@ -239,9 +239,11 @@ def test_the_card_of_images_can_be_followed(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(usage(write_card(folder).read_text()), names)
-    assert names["codes"].shape == (1, 8, 8)
-    assert names["images"].shape == (1, 3, 32, 32)
-    assert "# [1, 8, 8], integers in 0..15" in usage(write_card(folder).read_text())
+    assert names["codes"].shape == (1, 12, 16)
+    assert names["images"].shape == (1, 3, 48, 64)
+    with Image.open("decoded.png") as decoded:
+        assert decoded.size == (64, 48)
+    assert "# [1, H / 4, W / 4], integers in 0..15" in usage(write_card(folder).read_text())
 
 
 @pytest.mark.parametrize("fitted", [True, False])
