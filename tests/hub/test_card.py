@@ -242,9 +242,12 @@ def test_the_card_of_images_can_be_followed(tmp_path, monkeypatch, fitted):
     text, names = write_card("eyes").read_text(), {}
     assert text.count("```python") == 1
     exec(usage(text), names)
-    assert names["codes" if fitted else "latents"].shape == ((1, 8, 8) if fitted else (1, 3, 8, 8))
-    assert names["images"].shape == (1, 3, 32, 32)
-    assert ("# [1, 8, 8], integers in 0..15" in usage(text)) == fitted
+    assert names["codes" if fitted else "latents"].shape == ((1, 12, 16) if fitted else (1, 3, 12, 16))
+    assert names["images"].shape == (1, 3, 48, 64)
+    if fitted:
+        with Image.open("decoded.png") as decoded:
+            assert decoded.size == (64, 48)
+    assert ("# [1, H / 4, W / 4], integers in 0..15" in usage(text)) == fitted
 
 
 @pytest.mark.parametrize("fitted", [True, False])

@@ -258,7 +258,8 @@ def test_images_are_read_with_the_model_s_channels(channels, data, tmp_path):
     model = {"architecture": ARCHITECTURE | {"in_channels": channels, "out_channels": channels}}
     short = {"model": model, "max_train_steps": 1}
     folder = train_tokenizer(configured(settings(data, tmp_path / "run", **short)))
-    assert Image.open(folder / "reconstruction.png").mode == "RGB"
+    with Image.open(folder / "reconstruction.png") as picture:
+        assert picture.mode == "RGB"
     assert read_metrics(folder)["psnr"] > 0
     if channels == 4:
         with pytest.raises(ValueError, match=r"LPIPS compares images with 1 channel .* got 4 channels"):
