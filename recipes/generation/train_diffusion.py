@@ -29,6 +29,7 @@ from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
 from vpvae_hf.modalities import MODALITIES, Batches
 from vpvae_hf.modalities.image import ImageDataConfig
+from vpvae_hf.progress import progress_bar
 from vpvae_hf.settings import require
 from vpvae_hf.training.checkpoints import load_checkpoint, prepare_output, resume_hint, save_checkpoint
 from vpvae_hf.training.config import LoopConfig, option, require_settings, run_recipe
@@ -130,7 +131,7 @@ def train(config: DiffusionConfig) -> Path:
         accelerator.log(metrics, step=progress.step)
 
     where = {"desc": "Training", "unit": "step", "initial": progress.step}
-    bar = distributed.progress_bar(total=last, **where, shown=progress.step < last)
+    bar = progress_bar(total=last, **where, shown=progress.step < last)
     losses, norms, examples, began = [], [], 0, time.monotonic()
     with resume_hint(output, lambda: progress.step):
         for pixel_values in loader if progress.step < last else ():

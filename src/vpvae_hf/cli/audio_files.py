@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vpvae_hf import VPCodecModel, distributed
+from vpvae_hf import VPCodecModel
 from vpvae_hf.data import code_dtype, read_audio
 from vpvae_hf.files import write_atomically
 from vpvae_hf.modalities import load_tokenizer
+from vpvae_hf.progress import progress_bar
 
 # What the header of a file of codes says it is.
 _FORMAT = "vpvae_hf audio codes"
@@ -119,7 +120,7 @@ def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:
 def _progress(codec: VPCodecModel, module: nn.Module, samples: int, title: str) -> Iterator[None]:
     """A bar over the parts that a long recording is processed in."""
     parts = math.ceil(math.ceil(samples / codec.config.hop_length) / codec.config.chunk_frames)
-    with distributed.progress_bar(total=parts, desc=title, unit="part", shown=parts > 1) as bar:
+    with progress_bar(total=parts, desc=title, unit="part", shown=parts > 1) as bar:
 
         def count(*_) -> None:  # if a hook returned something, that would replace the module's output
             bar.update()

@@ -7,9 +7,10 @@ from functools import partial
 import torch
 from accelerate import PartialState
 
-from vpvae_hf import CodebookNotFittedError, distributed
+from vpvae_hf import CodebookNotFittedError
 from vpvae_hf.data import CodeFiles, claim_code_folder, write_totals
 from vpvae_hf.modalities import load_tokenizer, modality_of
+from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import NoCodesError
 
 from .inputs import data_config
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
 def _write(files: CodeFiles, ranks: PartialState, batch_size: int, items: str) -> None:
     todo = files.unfinished(ranks.process_index, ranks.num_processes)
     # The bar counts shards, since the number of items is often not known beforehand.
-    bar = distributed.progress_bar(total=len(todo), desc="Tokenizing", unit="file", shown=bool(todo))
+    bar = progress_bar(total=len(todo), desc="Tokenizing", unit="file", shown=bool(todo))
     started, done = time.monotonic(), 0
 
     def progress(count: int) -> None:

@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import in_tree_order, nearest_point
-from vpvae_hf.neighbors.tensors import as_real
+from vpvae_hf.progress import progress_bar
 from vpvae_hf.settings import require_integer
+from vpvae_hf.tensors import as_real
 
 # Seeds come from a sample of this many latents per code; more lower the distortion after ten iterations by under 0.1%.
 _SAMPLED_PER_CODE = 32
@@ -92,7 +93,7 @@ def fit_kmeans(
             if not across_ranks or distributed.rank() == 0:
                 description = f"K-means K={codebook_size}"
                 how = {"desc": description, "unit": "iteration", "shown": progress}
-                with distributed.progress_bar(total=max_iterations, **how) as bar:
+                with progress_bar(total=max_iterations, **how) as bar:
                     result = _cluster(latents, codebook_size, max_iterations, tolerance, seed, bar)
                     bar.total = result.iterations  # fewer than the limit if it converged
     return distributed.objects_of_all_ranks(result)[0] if across_ranks else result

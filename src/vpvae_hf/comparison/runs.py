@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from vpvae_hf import distributed
 from vpvae_hf.files import read_json, same_place, write_json
 from vpvae_hf.modalities import MODALITIES, Batches, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import quantizer_config
 from vpvae_hf.training.config import parse_config
 from vpvae_hf.training.run import train_tokenizer
@@ -107,7 +107,7 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
                 "folder with --output"
             )
     finished = len(runs) - len(todo)
-    with distributed.progress_bar(total=len(runs), desc="Comparison", unit="run", initial=finished) as bar:
+    with progress_bar(total=len(runs), desc="Comparison", unit="run", initial=finished) as bar:
         for run in todo:
             bar.set_postfix_str(f"{run.method}, K={run.size}, seed {run.seed}")
             with _claimed(run.folder) as mine:

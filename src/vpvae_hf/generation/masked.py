@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from vpvae_hf.models.tokenizer import Tokenizer, require_shape
-from vpvae_hf.neighbors.tensors import as_codes, as_tensor
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import require
+from vpvae_hf.tensors import as_codes, as_tensor
 
 from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator
 from .vocabulary import CodeVocabulary

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from vpvae_hf.models.tokenizer import Tokenizer, require_shape
-from vpvae_hf.neighbors.tensors import as_codes, as_real, as_tensor
 from vpvae_hf.renamed import FormerMethod
 from vpvae_hf.settings import require
+from vpvae_hf.tensors import as_codes, as_real, as_tensor
 
 # The field of a model's config that holds the vocabulary that the model was made for.
 _FIELD = "code_vocabulary"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpvae_hf.neighbors.tensors import as_floating
+from vpvae_hf.tensors import as_floating
 
 # The only sampling rate of wide-band PESQ.
 _PESQ_RATE = 16_000

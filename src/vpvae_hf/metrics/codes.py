@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vpvae_hf.neighbors.tensors import as_codes
+from vpvae_hf.tensors import as_codes
 
 
 def code_usage(codes: Tensor, codebook_size: int) -> float:

@@ -15,7 +15,7 @@ from evaluate.naming import camelcase_to_snakecase
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.neighbors.tensors import as_tensor
+from vpvae_hf.tensors import as_tensor
 
 from .audio import mel_distance, pesq_score, stoi_score
 from .codes import code_counts, code_statistics, sum_of_defined

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vpvae_hf.losses import lpips_per_image
-from vpvae_hf.neighbors.tensors import as_floating
+from vpvae_hf.tensors import as_floating
 
 
 def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = False) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d
 
-from vpvae_hf.neighbors.tensors import as_tensor
 from vpvae_hf.pixels import from_pixel_values
+from vpvae_hf.tensors import as_tensor
 
 from .audio import MAGNITUDE_FLOOR, log_mel_spectrogram
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.models.inputs import batch_inputs, check_batches, unwrapped
 from vpvae_hf.neighbors import nearest_point
-from vpvae_hf.neighbors.tensors import as_real
+from vpvae_hf.tensors import as_real
 
 from .codes import code_statistics, sum_of_defined
 

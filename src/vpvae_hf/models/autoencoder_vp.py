@@ -20,11 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HubEntry
-from vpvae_hf.neighbors.tensors import as_floating, as_real
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
-from vpvae_hf.quantizers.base import device_for
 from vpvae_hf.quantizers.baselines import LearnedCodebook
 from vpvae_hf.settings import did_you_mean
+from vpvae_hf.tensors import as_floating, as_real, device_for
 
 from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles

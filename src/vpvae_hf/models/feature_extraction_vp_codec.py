@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 from transformers import BatchFeature, EncodecFeatureExtractor
 
-from vpvae_hf.neighbors.tensors import as_floating
 from vpvae_hf.resampling import resampled
+from vpvae_hf.tensors import as_floating
 
 from .tokenizer import require_finite
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from vpvae_hf.neighbors.tensors import as_tensor, named, shapes_of
+from vpvae_hf.tensors import as_tensor, named, shapes_of
 
 from .tokenizer import Tokenizer
 

@@ -21,9 +21,8 @@ from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
 from vpvae_hf.hub import HubEntry
-from vpvae_hf.neighbors.tensors import as_floating, as_real, as_tensor
-from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer, is_tracing
-from vpvae_hf.quantizers.base import device_for
+from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
+from vpvae_hf.tensors import as_floating, as_real, as_tensor, device_for, is_tracing
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import SCALING, VPCodecFeatureExtractor, require_samples

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
-from vpvae_hf.neighbors.tensors import as_tensor
-from vpvae_hf.quantizers import Quantizer, build_quantizer, is_tracing, quantizer_config
-from vpvae_hf.quantizers.base import device_for, kept_for_training
+from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
 from vpvae_hf.renamed import FormerMethod
+from vpvae_hf.tensors import as_tensor, device_for, is_tracing, kept_for_training
 
 from .persistence import Persistence
 

@@ -149,8 +149,8 @@ class WindowedTransformer(MimiTransformerModel):
     ) -> Tensor:
         """[B, N, hidden_size] from the same; frames from `valid_frames` [B] on are not attended to."""
         mask = None if valid_frames is None else position_mask(valid_frames, features.shape[1])
-        # By position, since transformers 5.24 gave the last one another name.
-        return super().forward(features, mask, None, past_key_values).last_hidden_state
+        # By position, since transformers 5.24 gave the last one another name; before, a config could ask for tuples.
+        return super().forward(features, mask, None, past_key_values)[0]
 
 
 def context_frames(config: VPCodecConfig) -> int:

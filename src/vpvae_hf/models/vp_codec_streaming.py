@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vpvae_hf.neighbors.tensors import as_codes
-from vpvae_hf.quantizers.base import device_for
+from vpvae_hf.tensors import as_codes, device_for
 
 from .inputs import unwrapped
 from .modeling_vp_codec import VPCodecModel, checked_audio

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .tensors import as_real
+from vpvae_hf.tensors import as_real
 
 # Entries of one block of the [queries x points] distance matrix: 64 MiB in float32.
 _BLOCK_ENTRIES = 1 << 24

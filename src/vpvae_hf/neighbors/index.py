@@ -4,10 +4,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from vpvae_hf.tensors import as_real
+
 from .base import NeighborIndex, TorchIndex
 from .cpu import FaissIndex, KDTreeIndex
 from .cuda import TritonIndex, runs_kernels
-from .tensors import as_real
 
 BACKENDS: dict[str, type[NeighborIndex]] = {
     "torch": TorchIndex,

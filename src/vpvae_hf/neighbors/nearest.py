@@ -4,9 +4,10 @@ import torch
 from pykdtree.kdtree import KDTree
 from torch import Tensor
 
+from vpvae_hf.tensors import as_real
+
 from .base import direct_distances, query_blocks
 from .cuda import nearest_point_fused, runs_kernels
-from .tensors import as_real
 
 
 class NearestPoint:

@@ -3,7 +3,7 @@
 `QUANTIZERS` has every kind's class; a new kind is a file here and a line there.
 """
 
-from .base import CodebookNotFittedError, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput, is_tracing
+from .base import CodebookNotFittedError, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput
 from .fsp import ScalarPerturbation, ScalarPerturbationConfig
 from .registry import QUANTIZERS, build_quantizer, quantizer_config
 from .vp import VectorPerturbation, VectorPerturbationConfig
@@ -20,6 +20,5 @@ __all__ = [
     "VectorPerturbation",
     "VectorPerturbationConfig",
     "build_quantizer",
-    "is_tracing",
     "quantizer_config",
 ]

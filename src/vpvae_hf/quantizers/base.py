@@ -5,27 +5,20 @@ features, d latent dimensions, K codes. Codes are [...], or [..., G] if a token 
 dimensions.
 """
 
-import contextlib
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vpvae_hf.neighbors.tensors import as_codes, as_tensor
 from vpvae_hf.settings import require, require_integer
+from vpvae_hf.tensors import as_codes, as_tensor, device_for, is_tracing
 
 from .normalization import rms_length
-
-
-def is_tracing() -> bool:
-    """Whether torch is making a graph (compile, export or jit.trace), in which tensors have no values to look at."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class NoCodesError(RuntimeError):
@@ -249,22 +242,6 @@ class Quantizer(nn.Module, ABC):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
-
-
-@contextlib.contextmanager
-def kept_for_training() -> Iterator[None]:
-    """A block, or as a decorator a function, whose tensors outlive it, without gradients.
-
-    Autograd takes no tensors that were made within torch.inference_mode, so they are made outside of it.
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-def device_for(module: nn.Module, values: Any) -> torch.device | None:
-    """The module's device, for arrays, which have none; None for a tensor, and for a module without weights."""
-    weights = None if isinstance(values, Tensor) else next(chain(module.parameters(), module.buffers()), None)
-    return None if weights is None else weights.device
 
 
 def _check_vectors(vectors: Tensor, dim: int, name: str, look: bool) -> None:

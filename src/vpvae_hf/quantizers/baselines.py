@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from vpvae_hf.neighbors import nearest_in_graph, nearest_point
 from vpvae_hf.settings import installed_with, require, require_weight
+from vpvae_hf.tensors import is_tracing
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput, is_tracing
+from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import rms_length
 
 

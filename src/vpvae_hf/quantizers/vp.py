@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_in_graph, nearest_point
-from vpvae_hf.neighbors.tensors import as_real
 from vpvae_hf.settings import (
     is_integer,
     is_number,
@@ -21,8 +20,9 @@ from vpvae_hf.settings import (
     require_share,
     require_weight,
 )
+from vpvae_hf.tensors import as_real, is_tracing, kept_for_training
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput, is_tracing, kept_for_training
+from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import normalization_loss
 from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .base import kept_for_training
+from vpvae_hf.tensors import kept_for_training
 
 
 class LatentQueue:

@@ -10,8 +10,9 @@ from torch.nn.functional import mse_loss
 from vpvae_hf import distributed
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import is_number, require, require_name, require_weight
+from vpvae_hf.tensors import is_tracing
 
-from .base import CodebookNotFittedError, QuantizerOutput, is_tracing
+from .base import CodebookNotFittedError, QuantizerOutput
 from .baselines import LearnedCodebook, LearnedCodebookConfig, library
 
 

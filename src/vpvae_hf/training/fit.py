@@ -16,6 +16,7 @@ from vpvae_hf.metrics import code_usage
 from vpvae_hf.models.inputs import batch_inputs, check_batches, unwrapped
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.progress import progress_bar
 from vpvae_hf.settings import require
 
 _log = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
     with distributed.failing_together(across_ranks):
         try:
             how = {"desc": "Encoding", "unit": "latent", "unit_scale": True, "shown": progress}
-            with distributed.progress_bar(total=wanted, **how) as bar:
+            with progress_bar(total=wanted, **how) as bar:
                 for batch in check_batches(batches):
                     found.append(_latents(model, batch)[: wanted - count])
                     count += len(found[-1])

@@ -21,6 +21,7 @@ from vpvae_hf.files import write_text
 from vpvae_hf.losses import Loss, discriminator_loss, generator_loss
 from vpvae_hf.modalities.config import AdversarialConfig, LoopConfig, RunConfig
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.progress import progress_bar
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .trackers import installed_trackers
@@ -133,7 +134,7 @@ class Trainer:
         config, last = self.config, self.config.max_train_steps
         self._train_mode()
         interval, where = _Interval(), {"desc": "Training", "unit": "step", "initial": self.step}
-        with distributed.progress_bar(total=last, **where, shown=self.step < last) as bar:
+        with progress_bar(total=last, **where, shown=self.step < last) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for batch in batches:
                 interval.add(self._forward_backward(batch.to(self.accelerator.device)), len(batch))

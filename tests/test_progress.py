@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
-from vpvae_hf import distributed
+from vpvae_hf import progress
 from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.progress import progress_bar
 
 
 def printed(monkeypatch, *, terminal: bool = False, steps: int = 5, each: int = 1, **settings) -> str:
@@ -16,8 +17,8 @@ def printed(monkeypatch, *, terminal: bool = False, steps: int = 5, each: int = 
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(distributed, "_FIRST_LINE_S", 0.002)
-    with distributed.progress_bar(desc="Training", unit="step", **settings) as bar:
+    monkeypatch.setattr(progress, "_FIRST_LINE_S", 0.002)
+    with progress_bar(desc="Training", unit="step", **settings) as bar:
         for step in range(steps):
             time.sleep(0.004)
             bar.set_postfix(loss=step, refresh=False)
@@ -47,7 +48,7 @@ def test_a_log_file_gets_whole_lines_with_the_time_left(monkeypatch, settings, f
 
 
 def test_lines_become_rare(monkeypatch):
-    monkeypatch.setattr(distributed, "_LINE_GROWTH", 1.0)
+    monkeypatch.setattr(progress, "_LINE_GROWTH", 1.0)
     assert len(printed(monkeypatch, total=100, steps=40).splitlines()) <= 8
 
 

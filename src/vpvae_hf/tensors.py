@@ -1,12 +1,17 @@
-"""What people hand over in Python, as tensors: arrays of numpy and of what can be made one, and lists of these."""
+"""What people hand over in Python, as tensors: arrays of numpy and of what can be made one, and lists of these.
 
-from collections.abc import Mapping, Sequence
+In addition, what holds for all code that computes with tensors: graphs, and inference mode.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Of keys and shapes a message names at most so many.
 _NAMED = 5
@@ -54,6 +59,27 @@ def as_codes(codes: Any, device: torch.device | None = None) -> Tensor:
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
     return codes.long()  # files hold narrow types, which lack some numbers and operations
+
+
+def device_for(module: nn.Module, values: Any) -> torch.device | None:
+    """The module's device, for arrays, which have none; None for a tensor, and for a module without weights."""
+    weights = None if isinstance(values, Tensor) else next(chain(module.parameters(), module.buffers()), None)
+    return None if weights is None else weights.device
+
+
+def is_tracing() -> bool:
+    """Whether torch is making a graph (compile, export or jit.trace), in which tensors have no values to look at."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+@contextlib.contextmanager
+def kept_for_training() -> Iterator[None]:
+    """A block, or as a decorator a function, whose tensors outlive it, without gradients.
+
+    Autograd takes no tensors that were made within torch.inference_mode, so they are made outside of it.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def shapes_of(tensors: Sequence[Tensor]) -> str:

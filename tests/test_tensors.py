@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tiny import arrays_like
-from vpvae_hf.neighbors.tensors import as_codes, as_floating, as_real, as_tensor
+from vpvae_hf.tensors import as_codes, as_floating, as_real, as_tensor
 
 VALUES = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
 CODES = torch.arange(24).reshape(2, 3, 4)

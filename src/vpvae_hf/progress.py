@@ -1,0 +1,49 @@
+"""Bars that show how far long work is."""
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .distributed import rank
+
+# Lines of a bar in a log file: the first after so many seconds, the later ones at growing distances, up to a limit.
+_FIRST_LINE_S, _LINE_GROWTH, _MOST_S_BETWEEN_LINES = 10, 0.1, 600
+_LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} passed, {remaining} left, {rate_fmt}{postfix}"
+
+
+def progress_bar(*, total: int | None, desc: str, unit: str, shown: bool = True, **settings: Any) -> tqdm:
+    """A bar of `tqdm` on stderr, with its arguments; the first rank's alone.
+
+    If stderr is no terminal, as under nohup, Slurm or CI, the bar prints a whole line now and then, with the time left,
+    and one at its end, instead of redrawing itself.
+    """
+    # A notebook's stderr is no terminal either, but draws bars.
+    drawn = sys.stderr.isatty() or "ipykernel" in sys.modules
+    bar = tqdm if drawn else _ProgressLines
+    return bar(total=total, desc=desc, unit=unit, disable=not shown or rank() > 0, **settings)
+
+
+class _ProgressLines(tqdm):
+    def __init__(self, **settings: Any):
+        # With gui=True tqdm leaves drawing and the end to its subclass.
+        super().__init__(**settings, gui=True, bar_format=_LINE, mininterval=_FIRST_LINE_S, miniters=1)
+        if not self.disable:
+            self._line_at, self._line_n = self.start_t, None
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        now = self._time()
+        if now - self._line_at >= self.mininterval and self.n != self.total:
+            print(self, file=sys.stderr, flush=True)
+            self._line_at, self._line_n = now, self.n
+            grown = _LINE_GROWTH * (now - self.start_t)
+            self.mininterval = min(max(_FIRST_LINE_S, grown), _MOST_S_BETWEEN_LINES)
+
+    def clear(self, nolock: bool = False) -> None:
+        return  # a line stays
+
+    def close(self) -> None:
+        if not self.disable and self._line_n != self.n:
+            self._ema_dt = lambda: None  # so that the last line has the mean rate
+            print(self, file=sys.stderr, flush=True)
+        super().close()
