@@ -32,6 +32,16 @@ class Method(nn.Module):
         return getattr(self.model, self.name)(*inputs)
 
 
+class RoundTrip(nn.Module):
+    def __init__(self, quantizer):
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, *inputs):
+        codes = self.quantizer.encode(*inputs)
+        return codes, self.quantizer.decode(codes)
+
+
 def check(graph, method, *inputs):
     """Equal codes, and signals but for rounding."""
     assert_close(graph(*inputs), method(*inputs), **CLOSE)
@@ -62,11 +72,9 @@ def test_every_quantizer_is_exported_for_any_number_of_latents(kind):
     if quantizer.needs_fitting:
         quantizer.set_codebook(torch.randn(quantizer.codebook_size, quantizer.latent_dim))
     latents = torch.randn(50, quantizer.latent_dim)
-    for name, tokens in (("encode", latents), ("decode", quantizer.encode(latents))):
-        method = Method(quantizer, name)
-        program = exported(method, tokens, axes=(0,))
-        for count in (50, 7):
-            check(program, method, tokens[:count])
+    program = exported(RoundTrip(quantizer), latents, axes=(0,))
+    for count in (50, 7):
+        check(program, RoundTrip(quantizer), latents[:count])
 
 
 @pytest.mark.parametrize(("size", "dim"), [(16, 1), (1000, 4), (300, 16)])
@@ -76,21 +84,17 @@ def test_the_nearest_code_in_a_graph_is_that_of_the_search(size, dim):
 
 
 def test_one_program_takes_images_of_every_size():
-    tokenize, detokenize = Method(small_vae(), "tokenize"), Method(small_vae(), "detokenize")
+    tokenize = Method(small_vae(), "tokenize")
     program = exported(tokenize, noise_images(2, 8, 6), axes=(0, 2, 3))
     for images in (noise_images(2, 8, 6), noise_images(1, 16, 24)):
         check(program, tokenize, images)
-    codes = tokenize(noise_images(2, 8, 6))
-    check(exported(detokenize, codes, axes=(0, 1, 2)), detokenize, codes[:1, :5])
 
 
 def test_one_program_takes_audio_of_every_length():
-    tokenize, detokenize = Method(small_codec(), "tokenize"), Method(small_codec(), "detokenize")
+    tokenize = Method(small_codec(), "tokenize")
     program = exported(tokenize, noise(2, 100), axes=(0, 2))
     for audio in (noise(2, 100), noise(3, 333), noise(1, 21)):
         check(program, tokenize, audio)
-    codes = tokenize(noise(2, 100))
-    check(exported(detokenize, codes, axes=(0, 1)), detokenize, codes[:1, :9])
 
 
 def test_a_compiled_codec_takes_padded_audio():
@@ -102,14 +106,6 @@ def test_a_compiled_codec_takes_padded_audio():
     assert torch.equal(made.audio_codes, expected.audio_codes)
     assert torch.equal(made.audio_codes_mask, expected.audio_codes_mask)
     assert_close(made.audio_values, expected.audio_values, **CLOSE)
-
-
-def test_a_compiled_image_tokenizer_is_one_graph():
-    vae, images = small_vae(), noise_images()
-    torch._dynamo.reset()
-    made, expected = torch.compile(vae, fullgraph=True, backend="eager")(images), vae(images)
-    assert torch.equal(made.codes, expected.codes)
-    assert_close(made.sample, expected.sample, **CLOSE)
 
 
 def test_traced_programs_take_other_inputs():
