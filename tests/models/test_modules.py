@@ -116,6 +116,8 @@ def test_low_rank_adapters(build, inputs, targets):
     with adapted.disable_adapter():
         assert torch.equal(adapted.tokenize(inputs), before[0])
     active = adapted.fingerprint()["encoder"]
+    with pytest.raises(ValueError, match=r"the model has adapters.*\(or PeftModel.save_pretrained\)"):
+        adapted.base_model.model.save_pretrained("adapted")
     merged = adapted.merge_and_unload()
     assert torch.equal(merged.tokenize(inputs), codes)
     assert len({before[1]["encoder"], active, merged.fingerprint()["encoder"]}) == 3
@@ -131,6 +133,8 @@ def test_images_have_the_adapter_methods_of_diffusers(tmp_path):
     assert torch.equal(vae.tokenize(images), codes)
     # It tells whether the adapter is active.
     assert len({fingerprint["encoder"], adapted[1]["encoder"], vae.fingerprint()["encoder"]}) == 3
+    with pytest.raises(ValueError, match="the model has adapters.*; save them alone with save_lora_adapter"):
+        vae.save_pretrained(tmp_path)
     vae.save_lora_adapter(tmp_path, adapter_name="style")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of diffusers itself

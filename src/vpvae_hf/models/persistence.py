@@ -147,7 +147,18 @@ class Persistence:
         """What makes the model's inputs of images or waveforms; it is saved along with the model."""
 
     def _check_saved(self) -> None:
-        """Save no model as fitted that is not: one made of a fitted model's config alone has no codebook."""
+        """Save no model as fitted that is not: one made of a fitted model's config alone has no codebook.
+
+        Nor one whose layers adapters have renamed, which could not be loaded; a ValueError says what to do.
+        """
+        # transformers itself saves the adapters alone, as a folder that its `from_pretrained` reads.
+        saved_alone = self.hub_entry.library == "transformers" and getattr(self, "_hf_peft_config_loaded", False)
+        if not saved_alone and any(".base_layer." in name for name, _ in self.named_parameters()):
+            raise ValueError(
+                "the model has adapters (peft), whose layers from_pretrained cannot load; save them alone with "
+                "save_lora_adapter (or PeftModel.save_pretrained), or first put them into the weights with fuse_lora "
+                "and unload_lora (or PeftModel.merge_and_unload)"
+            )
         quantizer = self.quantize
         if quantizer.needs_fitting and quantizer.config.fitted and not quantizer.codebook.any():
             _log.warning(
