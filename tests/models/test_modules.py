@@ -133,7 +133,7 @@ def test_images_have_the_adapter_methods_of_diffusers(tmp_path):
     assert torch.equal(vae.tokenize(images), codes)
     # It tells whether the adapter is active.
     assert len({fingerprint["encoder"], adapted[1]["encoder"], vae.fingerprint()["encoder"]}) == 3
-    with pytest.raises(ValueError, match="the model has adapters.*; save them alone with save_lora_adapter"):
+    with pytest.raises(ValueError, match=r"the model has adapters.*; save them alone with save_lora_adapter"):
         vae.save_pretrained(tmp_path)
     vae.save_lora_adapter(tmp_path, adapter_name="style")
     with warnings.catch_warnings():
