@@ -26,7 +26,8 @@ _LONG_WAIT_S = 30.0
 _wait: tuple[float, str] | None = None  # since when this rank has been in a block that all ranks must run, and which
 
 _TOGETHER = "together"
-_WAIT = timedelta(seconds=20)
+# A rank waits so long for the others to make a call, and says so after the first seconds.
+_WAIT, _SILENT_WAIT = timedelta(seconds=60), timedelta(seconds=5)
 
 
 def rank() -> int:
@@ -86,8 +87,7 @@ def objects_of_all_ranks(value: T) -> list[T]:
 def all_ranks_call(function: str) -> bool:
     """Whether every rank of the job makes this call; if not, this rank alone does. False in a job of one rank.
 
-    It waits for the others for 20 seconds, on the job's store, so that a rank that is called alone does not wait for
-    ever.
+    It waits for the others for a minute, on the job's store, so that a rank that is called alone does not wait for ever.
 
     Raises:
         RuntimeError: another rank made the call, or an earlier one, alone; this one would have a result of its own.
@@ -101,8 +101,12 @@ def all_ranks_call(function: str) -> bool:
         store.add("calls", 1)
         store.compare_set(decided, "", _TOGETHER)
     else:
-        with contextlib.suppress(RuntimeError):  # nobody came
-            store.wait([decided], _WAIT)
+        try:
+            store.wait([decided], min(_WAIT, _SILENT_WAIT))
+        except RuntimeError:  # nobody came
+            _log.warning("rank %d waits %g s for all ranks to call %s", rank(), _WAIT.total_seconds(), function)
+            with contextlib.suppress(RuntimeError):
+                store.wait([decided], _WAIT)
         if store.compare_set(decided, "", str(rank())).decode() == str(rank()):
             store.add("calls", 1)
     who = store.get(decided).decode()
