@@ -87,7 +87,8 @@ def objects_of_all_ranks(value: T) -> list[T]:
 def all_ranks_call(function: str) -> bool:
     """Whether every rank of the job makes this call; if not, this rank alone does. False in a job of one rank.
 
-    It waits for the others for a minute, on the job's store, so that a rank that is called alone does not wait for ever.
+    It waits for the others for a minute, on the job's store, so that a rank that is called alone does not wait for
+    ever.
 
     Raises:
         RuntimeError: another rank made the call, or an earlier one, alone; this one would have a result of its own.

@@ -87,7 +87,7 @@ def fit_codebook(
         across_ranks: in a distributed job, True fits to the latents of all ranks together. Every rank must make this
             call, each with its own model of equal weights and its own part of the data; all end with the same codebook.
             False fits on this rank alone, and leaves the models of the others as they are. None, the default, is True
-            if all ranks make the call within 20 seconds, and otherwise False with a warning.
+            if all ranks make the call within a minute, and otherwise False with a warning.
         progress: show bars on stderr.
 
     Raises:
