@@ -280,7 +280,7 @@ def test_a_real_job_of_two_ranks(tokenizer, images, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         timeout=150,
     )
-    assert "/2 [" in finished.stderr  # the first rank's files
+    assert "Tokenizing: 2/2" in finished.stderr  # the first rank's files
     assert finished.stdout.count(" files in ") == 1
     assert files_of(output) == FILES
     assert manifest_of(output).items() >= {"images": 11, "unreadable_images": 2}.items()

@@ -64,7 +64,7 @@ def test_masked_codes_in_one_step_or_more(make, quantizer):
     def collate(items):
         return mask_codes(MaskedBatches(vocabulary)(items), vocabulary, BlockRefinementScheduler())
 
-    items = learned(model, collate, vocabulary, codes, repeats=8)
+    items = learned(model, collate, vocabulary, codes, repeats=12)
     pipeline = silent(VPMaskedPipeline(tokenizer, model, BlockRefinementScheduler()))
     for steps in (1, 4):
         made = pipeline(range(len(codes)), temperature=0, num_inference_steps=steps).codes

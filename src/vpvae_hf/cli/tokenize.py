@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
 def _write(files: CodeFiles, ranks: PartialState, batch_size: int, items: str) -> None:
     todo = files.unfinished(ranks.process_index, ranks.num_processes)
     # The bar counts shards, since the number of items is often not known beforehand.
-    bar = progress_bar(total=len(todo), desc="Tokenizing", unit="file", shown=bool(todo))
+    bar = progress_bar(total=len(todo), desc="Tokenizing", unit="file", shown=ranks.is_main_process and bool(todo))
     started, done = time.monotonic(), 0
 
     def progress(count: int) -> None:
