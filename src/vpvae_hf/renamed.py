@@ -21,5 +21,8 @@ class FormerMethod:
         self._former = name
 
     def __get__(self, instance: Any, owner: type) -> Any:
-        warn_of_former_name(f"{owner.__name__}.{self._former}", self._present)
-        return getattr(owner if instance is None else instance, self._present)
+        def present(*arguments: Any, **settings: Any) -> Any:  # warns if it is called, not if it is looked up
+            warn_of_former_name(f"{owner.__name__}.{self._former}", self._present)
+            return getattr(owner if instance is None else instance, self._present)(*arguments, **settings)
+
+        return present

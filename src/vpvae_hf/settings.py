@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any
 
 # Of more valid names than this a message gives the nearest alone, if there is one.
@@ -27,12 +28,19 @@ def installed_with(packages: str) -> Iterator[None]:
 
 def is_integer(value: Any) -> bool:
     """Whether a setting is an integer; True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
     """Whether a setting is a finite number; True and False are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch, also within lists, as Python's own numbers and lists."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def require_integer(name: str, value: Any, least: int) -> None:

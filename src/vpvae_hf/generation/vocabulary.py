@@ -213,7 +213,9 @@ def checked_conditions(conditions: Any) -> Tensor:
     conditions = as_real(conditions, "conditions")
     if conditions.ndim not in (1, 2):
         shape = tuple(conditions.shape)
-        raise ValueError(f"conditions must be [B] or [B, n], got shape {shape}; give a list with one for each sequence")
+        raise ValueError(
+            f"conditions (class_labels) must be [B] or [B, n], got shape {shape}; give a list with one for each item"
+        )
     return conditions
 
 

@@ -64,6 +64,8 @@ def hub_entry(class_name: str | None) -> HubEntry | None:
 
 def class_of(config: dict[str, Any]) -> str | None:
     """The class of models that a config names, as diffusers records it, or else as transformers does."""
+    if not isinstance(config, dict):
+        return None
     return config.get("_class_name") or next(iter(config.get("architectures") or []), None) or config.get("model_type")
 
 

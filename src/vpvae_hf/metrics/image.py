@@ -42,4 +42,11 @@ def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 
 def _images(*batches: Tensor) -> list[Tensor]:
-    return [as_floating(batch, "images") for batch in batches]
+    images = [as_floating(batch, "images") for batch in batches]
+    shapes = [tuple(batch.shape) for batch in images]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 4 or 0 in shapes[0]:
+        raise ValueError(
+            f"images must be two batches [B, C, H, W] of one shape and at least one image, got {shapes[0]} and "
+            f"{shapes[1]}"
+        )
+    return images

@@ -307,16 +307,16 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         """Images [B, C, H, W] in the model's dtype."""
         x, channels, factor = self.as_inputs(x), self.config.in_channels, self.downsample_factor
         remedy = (
-            "; of one image give x[None], of gray images [B, H, W] x[:, None], of channels at the end "
-            "x.movedim(-1, -3), or use the image processor"
+            "; of one image give x[None], of grey images [B, H, W] x[:, None], of grey for RGB "
+            "x.expand(-1, 3, -1, -1), of channels at the end x.movedim(-1, -3), or use the image processor"
         )
         require_nonempty(x, "images")
         require_shape(x, "images", ("B", channels, "H", "W"), remedy)
         height, width = x.shape[-2:]
         if height % factor or width % factor:
             raise ValueError(
-                f"height and width must be multiples of {factor}, got {height} x {width}; "
-                f"crop to {height // factor * factor} x {width // factor * factor} or pad"
+                f"height and width must be multiples of {factor}, got {height} x {width}; pad to "
+                f"{-(-height // factor) * factor} x {-(-width // factor) * factor} or crop, or use the image processor"
             )
         require_finite(x, "pixel values", "; images lie in [-1, 1]", _SCALING)
         # Another memory format has other kernels, which round otherwise: equal images shall have equal codes. With one

@@ -148,7 +148,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         hold the memory of a backward pass; in train mode they always do.
         """
         audio, valid = self._checked(input_values, padding_mask)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or input_values.requires_grad)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or audio.requires_grad)):
             latents = self.quantize.to_latents(self._features(audio, valid))
         mask = None if valid is None else position_mask(valid, latents.shape[1])
         codes = self.quantize.encode(latents)

@@ -147,10 +147,16 @@ class Persistence:
         """What makes the model's inputs of images or waveforms; it is saved along with the model."""
 
     def _check_saved(self) -> None:
-        """Save no model as fitted that is not: one made of a fitted model's config alone has no codebook.
+        """Save a model as fitted if it has a codebook; one made of a fitted model's config alone has none.
 
-        Nor one whose layers adapters have renamed, which could not be loaded; a ValueError says what to do.
+        A model whose weights have other names, or lie elsewhere, could not be loaded; a ValueError says what to do.
         """
+        self._check_present()
+        if any(name.endswith("_orig") or ".parametrizations." in name for name, _ in self.named_parameters()):
+            raise ValueError(
+                "the model has weights that torch.nn.utils computes anew for each pass, which from_pretrained cannot "
+                "load; first make them permanent with prune.remove or parametrize.remove_parametrizations"
+            )
         # transformers itself saves the adapters alone, as a folder that its `from_pretrained` reads.
         saved_alone = self.hub_entry.library == "transformers" and getattr(self, "_hf_peft_config_loaded", False)
         if not saved_alone and any(".base_layer." in name for name, _ in self.named_parameters()):
@@ -167,6 +173,8 @@ class Persistence:
                 "weights into the fitted model, or call vpvae_hf.fit_codebook"
             )
             self._mark_unfitted()
+        elif quantizer.needs_fitting and not quantizer.config.fitted and quantizer.codebook.any():
+            self.set_codebook(quantizer.codebook)  # it came with weights that were copied one by one
 
     @torch.no_grad()
     def _make_mismatched(self, keys: Iterable[str]) -> None:
@@ -186,8 +194,10 @@ class Persistence:
     def _check_loaded(self, name: str | os.PathLike, missing_keys: Iterable[str]) -> None:
         """Raise a ValueError for a model loaded from `name` that lacks weights, or the codebook it should have."""
         if missing_keys:
+            lacking = sorted(missing_keys)
+            more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
             raise ValueError(
-                f"{name}: the weights lack {', '.join(sorted(missing_keys))}; they were saved by another "
+                f"{name}: the weights lack {', '.join(lacking[:3])}{more}; they were saved by another "
                 "architecture or cut short, save the model again with save_pretrained"
             )
         codebook = dict(self.quantize.named_buffers()).get("codebook")

@@ -137,6 +137,7 @@ class Tokenizer(Persistence, ABC):
         the decoder, or changing training-only settings, changes neither. Adapters (peft) are part of "encoder", with
         which of them are active.
         """
+        self._check_present()
         config = self.quantize.config
         deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
         fingerprint = {"codes": _sha256(deciding, self.quantize.state_dict())}
@@ -172,6 +173,14 @@ class Tokenizer(Persistence, ABC):
                     f"{recorded[part][:12]}), so its codes mean something else; load the tokenizer that made the "
                     "codes, or make the codes anew with this one"
                 )
+
+    def _check_present(self) -> None:
+        """Raise a ValueError if weights are elsewhere until their layer is called, as accelerate offloads them."""
+        if any(weights.is_meta for weights in self.state_dict().values()):
+            raise ValueError(
+                "weights of the model are offloaded, or were never loaded, so they cannot be read; call "
+                "accelerate.hooks.remove_hook_from_submodules(model), which brings offloaded ones back"
+            )
 
     @abstractmethod
     def _encoder_parts(self) -> tuple[nn.Module, ...]:

@@ -165,6 +165,8 @@ class Quantizer(nn.Module, ABC):
             features: [..., F] what the encoder gives, any floating dtype.
             generator: source of the training forward's randomness, on the features' device; None for torch's own.
         """
+        if self.training and torch.compiler.is_exporting():
+            raise ValueError("in train mode no graph can be exported; call model.eval() first")
         features = as_tensor(features, "features", device_for(self, features))
         _check_vectors(features, self.config.feature_dim, "features", look=self.training or not is_tracing())
         with torch.autocast(features.device.type, enabled=False):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vpvae_hf.settings import did_you_mean
+from vpvae_hf.settings import did_you_mean, plain
 
 from .base import Quantizer, QuantizerConfig
 from .fsp import ScalarPerturbation, ScalarPerturbationConfig
@@ -39,7 +39,7 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
         return settings
     if not isinstance(settings, Mapping):
         raise TypeError(f'quantizer settings must be a mapping such as {{"kind": "vp"}}, got {settings!r}')
-    fields = dict(settings)
+    fields = {name: plain(value) for name, value in settings.items()}
     kind = fields.pop("kind", None)
     if kind not in QUANTIZERS:
         raise ValueError(f"unknown quantizer kind {kind!r}; {did_you_mean(str(kind), QUANTIZERS)}")

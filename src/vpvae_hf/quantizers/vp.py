@@ -199,6 +199,11 @@ class VectorPerturbation(Quantizer):
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def check_codes(self) -> None:
+        if not self.config.fitted and not is_tracing() and self.codebook.any():
+            raise CodebookNotFittedError(
+                "the codebook holds values, as of weights that were copied one by one, but the settings say that it is "
+                "not fitted; call model.set_codebook(model.quantize.codebook), or load weights with load_state_dict"
+            )
         super().check_codes()
         if not is_tracing() and not self.codebook.any():
             raise CodebookNotFittedError(

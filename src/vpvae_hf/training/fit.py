@@ -17,7 +17,7 @@ from vpvae_hf.models.inputs import batch_inputs, check_batches, unwrapped
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.progress import progress_bar
-from vpvae_hf.settings import require
+from vpvae_hf.settings import require_integer
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,8 @@ def fit_codebook(
             f"the {quantizer.config.kind!r} quantizer needs no fitting; the model can be saved and used as it is"
         )
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
-    require(codebook_size >= 2, "codebook_size", codebook_size, "at least 2")
+    require_integer("codebook_size", codebook_size, 2)
+    codebook_size = int(codebook_size)  # numpy's do not fit into a config
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
     wanted = math.ceil(codebook_size * latents_per_code / ranks)
