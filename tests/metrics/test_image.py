@@ -36,6 +36,14 @@ def test_psnr_equals_scikit_image(images):
     np.testing.assert_allclose(measured, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "shapes", [((0, 3, 16, 16),) * 2, ((1, 3, 16, 16), (1, 1, 16, 16)), ((3, 16, 16),) * 2], ids=str
+)
+def test_images_that_cannot_be_compared_are_refused(shapes):
+    with pytest.raises(ValueError, match=r"two batches \[B, C, H, W\] of one shape and at least one image, got"):
+        image_quality(*map(torch.zeros, shapes))
+
+
 def test_ssim_agrees_with_scikit_image(photograph, images):
     """scikit-image averages over the pixels whose window lies within the image, we over all of them.
 

@@ -97,6 +97,19 @@ def test_one_program_takes_audio_of_every_length():
         check(program, tokenize, audio)
 
 
+def test_a_compiled_image_tokenizer():
+    vae, images = small_vae(), noise_images(2, 8, 6)
+    torch._dynamo.reset()
+    made, expected = torch.compile(vae, fullgraph=True, backend="eager")(images), vae(images)
+    assert torch.equal(made.codes, expected.codes)
+    assert_close(made.sample, expected.sample, **CLOSE)
+
+
+def test_a_model_in_train_mode_is_not_exported():
+    with pytest.raises(Exception, match=r"call model.eval\(\) first"):
+        exported(Method(small_vae().train(), "forward"), noise_images(2, 8, 6), axes=(0,))
+
+
 def test_a_compiled_codec_takes_padded_audio():
     codec = small_codec()
     torch._dynamo.reset()

@@ -85,6 +85,8 @@ def test_weights_can_be_pruned_and_parametrized(build, inputs, reparametrize):
     output = model(inputs)
     (output.sample.square().mean() + output.loss).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    with pytest.raises(ValueError, match=r"first make them permanent with prune.remove"):
+        model.save_pretrained("pruned")
 
 
 @pytest.mark.parametrize("kind", ["vp", "vq"])
@@ -98,6 +100,9 @@ def test_offloaded_models_have_the_same_codes(build, inputs, kind):
     assert torch.equal(model.tokenize(inputs), codes)
     assert torch.equal(model.detokenize(codes), expected[0])
     assert torch.equal(model(inputs).sample, expected[1])
+    for needs_weights in (model.fingerprint, lambda: model.save_pretrained("offloaded")):
+        with pytest.raises(ValueError, match=r"weights of the model are offloaded.*remove_hook_from_submodules"):
+            needs_weights()
 
 
 # transformers warns of a name that peft uses.
@@ -148,4 +153,5 @@ def test_encoding_audio_keeps_activations_only_for_a_gradient():
     codec, audio = tiny_codec(), noise(1, 4 * HOP)
     assert not codec.encode(audio).latents.requires_grad
     assert codec.encode(audio.clone().requires_grad_()).latents.requires_grad
+    assert not codec.encode(audio.numpy()).latents.requires_grad
     assert codec.train().encode(audio).latents.requires_grad

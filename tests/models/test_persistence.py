@@ -352,6 +352,17 @@ def test_a_state_dict_brings_its_codebook(make, carry, tmp_path):
     assert torch.equal(loaded.quantize.encode(latents), model.quantize.encode(latents))
 
 
+def test_a_codebook_that_was_copied_by_hand_is_not_lost(build, load, inputs, tmp_path):
+    """As averages of weights are kept in training loops."""
+    model, copied = build(), build(fitted=False)
+    for own, weights in zip(copied.state_dict().values(), model.state_dict().values(), strict=True):
+        own.copy_(weights)
+    with pytest.raises(CodebookNotFittedError, match=r"holds values.*call model.set_codebook"):
+        copied.tokenize(inputs)
+    copied.save_pretrained(tmp_path)
+    assert_same(load(tmp_path), model, inputs)
+
+
 def test_a_state_dict_without_a_fitted_codebook_leaves_none(build, inputs):
     model = build()
     model.load_state_dict(build(fitted=False, quantizer=VP | {"codebook_size": 24}).state_dict())

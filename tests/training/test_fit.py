@@ -1,9 +1,11 @@
 """fit_codebook through the public API."""
 
 import copy
+import json
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -16,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchFeature
 
-from tiny import tiny_codec, tiny_vae
+from tiny import noise_images, tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, fit_codebook, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality, reconstruct
@@ -361,3 +363,18 @@ def test_equal_latents_have_no_scale(value):
     with pytest.raises(ValueError, match="scaling_factor must be positive and finite"):
         measure_scaling_factor(vae, batches(1), latents=1500, progress=False)
     assert vae.config.scaling_factor == 1
+
+
+@pytest.mark.parametrize("size", [np.int64(16), torch.tensor(16)], ids=["numpy", "torch"])
+def test_a_size_may_be_of_a_table(size):
+    """Such as of a sweep that a data frame holds."""
+    vae = tiny_vae(VP | {"codebook_size": size}, fitted=False)
+    fit_codebook(vae, noise_images(64, 32, 32).split(64), codebook_size=np.int64(8), progress=False)
+    assert vae.config.quantizer["codebook_size"] == 8
+    json.dumps(vae.config.quantizer)
+
+
+@pytest.mark.parametrize(("size", "message"), [("16", "'16'"), (16.5, "16.5"), (1, "1")])
+def test_another_size_is_refused(size, message):
+    with pytest.raises(ValueError, match=f"codebook_size must be an integer of at least 2, got {message}"):
+        fit_codebook(tiny_vae(fitted=False), noise_images().split(1), codebook_size=size)

@@ -103,6 +103,7 @@ def fit_codebook(
         )
     codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
     require_integer("codebook_size", codebook_size, 2)
+    require_integer("latents_per_code", latents_per_code, 1)
     codebook_size = int(codebook_size)  # numpy's do not fit into a config
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
