@@ -241,7 +241,7 @@ def test_a_rank_without_a_row(modality, tmp_path):
 @pytest.mark.parametrize("rest", [0, 1])
 def test_a_worker_without_a_readable_file_has_nothing_to_do(modality, tmp_path, monkeypatch, rest):
     """Of one file, or of one and a corrupt one, there is nothing for the second of two workers."""
-    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 6)
+    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 3)
     name = modality.write_shards(tmp_path, [[modality.file(3), *[modality.CORRUPT] * rest]])
     loader, resumed = (random_loader(modality, name, workers=2, batch_size=2) for _ in range(2))
     batches = iter(loader)

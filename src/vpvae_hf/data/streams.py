@@ -26,7 +26,7 @@ _MOST_UNREADABLE = 1000
 _CHECKED_ROWS = 100
 # The torch library gives an error of a worker the worker's traceback for a message.
 _FAULTS = (ValueError, ImportError, OSError)
-_BEGINNING = {"block": 0, "taken": 0, "block_start": None}
+_BEGINNING = {"block": 0, "taken": 0, "block_start": None, "gave": False}
 
 
 class ItemStream(IterableDataset):
@@ -116,10 +116,9 @@ class ItemStream(IterableDataset):
                 except UnreadableFileError as error:
                     skipped.append(str(error))
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
-                    if len(skipped) == _MOST_UNREADABLE:
-                        if self._passes is None and reader.share is not None and reader.share <= _MOST_UNREADABLE:
-                            yield {"item": None, "skipped": skipped, "passes": 1.0}
-                            return
+                    small = reader.share is not None and reader.share <= _MOST_UNREADABLE
+                    may_end = self._passes is None and small and not at["gave"]
+                    if len(skipped) >= _MOST_UNREADABLE and not may_end:
                         kinds, column = f"{self.transform.kind}s", self._source.column
                         found = f"data set {self._source.name}: {len(skipped)} {kinds}"
                         raise ValueError(
@@ -127,10 +126,15 @@ class ItemStream(IterableDataset):
                             f"files of column {column!r} are {kinds} and can be reached (the last: {error})"
                         ) from error
                     continue
+                at["gave"] = True
                 taken = at["block"] * self._block_size + at["taken"]
                 yield {"item": item, "skipped": skipped, "passes": taken / reader.share if reader.share else 0.0}
                 skipped = []
             at |= {"block": at["block"] + 1, "taken": 0}
+            seen_all = reader.share is not None and at["block"] * self._block_size >= reader.share
+            if self._passes is None and seen_all and not at["gave"]:
+                yield {"item": None, "skipped": skipped, "passes": 0.0}
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """This reader's position."""
@@ -138,7 +142,8 @@ class ItemStream(IterableDataset):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration from that position."""
-        self._position, self._loaded = dict(state), True
+        # Older states do not say whether their reader has given anything; it has.
+        self._position, self._loaded = {"gave": True, **state}, True
 
     def close(self) -> None:
         """Close the files of an iteration that was broken off; the position does not change."""
