@@ -31,14 +31,15 @@ class SkippedFiles:
 
     Args:
         what: what messages call them, e.g. "images of NAME".
+        repeatedly: whether the same file may be counted in each of several passes.
 
     Attributes:
         count: their number.
         reasons: the first three that differ.
     """
 
-    def __init__(self, what: str):
-        self.count, self.reasons, self._what = 0, [], what
+    def __init__(self, what: str, *, repeatedly: bool = False):
+        self.count, self.reasons, self._what, self._repeatedly = 0, [], what, repeatedly
 
     def add(self, reasons: Sequence[str], count: int) -> None:
         """Add so many files, and the reasons of the first of them."""
@@ -48,7 +49,10 @@ class SkippedFiles:
     def tell(self) -> None:
         """Log the count and the first reasons, if there are any."""
         if self.count:
-            _warn_once(f"skipped {self.count} unreadable {self._what}, the first: {'; '.join(self.reasons)}")
+            skipped = f"{self.count} unreadable {self._what}"
+            if self._repeatedly:
+                skipped = f"unreadable {self._what} {self.count} time{'s' * (self.count > 1)}, a file once in each pass"
+            _warn_once(f"skipped {skipped}, the first: {'; '.join(self.reasons)}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.count, "reasons": self.reasons}

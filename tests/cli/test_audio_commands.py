@@ -54,6 +54,23 @@ def test_tokenize_then_decode(codec, data, tmp_path, capsys):
         assert torch.equal(model.encode(audio).audio_codes[0, 0], torch.from_numpy(row["codes"].astype(np.int64)))
 
 
+def test_what_wrote_no_file_may_be_started_with_other_settings(codec, tmp_path, capsys):
+    stereo = encoded(np.stack([speech(0.8).numpy()] * 2, axis=1))
+    name = write_files(tmp_path / "clips", {"a.wav": encoded(speech(0.8).numpy()), "b.wav": stereo})
+    command = ["tokenize", codec, "--dataset", name, "--output", str(tmp_path / "codes")]
+    assert main(command) == 1
+    assert "b.wav has 2 channels, not one" in capsys.readouterr().err
+    partial = tmp_path / "codes" / "data" / ".train-00000-of-00001.parquet.0.partial"
+    partial.touch()
+    assert main([*command, "--downmix"]) == 1
+    assert f"another run is writing {partial}; name another folder, or remove" in capsys.readouterr().err
+    partial.unlink()
+    assert main([*command, "--downmix"]) == 0
+    assert json.loads((tmp_path / "codes" / "tokenizer.json").read_text())["downmix"] is True
+    assert main([*command, "--resample"]) == 1
+    assert "holds codes of another run: its resample is False, here it is True" in capsys.readouterr().err
+
+
 def read(data, label):
     rows = datasets.load_dataset(data, split="train").cast_column("sound", datasets.Audio(decode=False))
     return soundfile.read(io.BytesIO(rows[int(label)]["sound"]["bytes"]), dtype="float32")[0]

@@ -91,6 +91,12 @@ def test_what_is_measured_of_a_folder_without_splits_is_not_fitted_to(flat, monk
         images_of("evaluate", model, flat, "--validation-share", "0")
 
 
+def test_a_share_without_a_file_that_can_be_read(tokenizer, tmp_path, capsys):
+    name = write_files(tmp_path / "photos", {f"{number}.png": image_shards.CORRUPT for number in range(2)})
+    assert main(["evaluate", str(tokenizer), "--dataset", name]) == 1
+    assert capsys.readouterr().err.strip().endswith("; a larger validation_share sets more files aside")
+
+
 def test_evaluations_of_one_folder_by_other_names(flat, tokenizer, monkeypatch, capsys):
     vae = AutoencoderVP.from_pretrained(tokenizer)
     vae.set_codebook(torch.randn(8, vae.quantize.latent_dim))

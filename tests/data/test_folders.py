@@ -251,10 +251,14 @@ def test_tables_keep_their_classes_and_splits(tmp_path):
     [
         ({"metadata.csv": "file_name,t\n../a.png,1\n"}, r"names a file '\.\./a\.png'; name files that lie below"),
         ({"metadata.csv": "file_name,t\n/a.png,1\n"}, "names a file '/a.png'; name files that lie below"),
-        ({"metadata.csv": "file_name,t\n,1\n"}, "names a file None; name files"),
+        ({"metadata.csv": "file_name,t\n,1\n"}, r"names no file in row 1 \(None\); name one in each row"),
+        ({"metadata.jsonl": '{"file_name": 5}\n'}, r"names no file in row 1 \(5\)"),
         ({"metadata.csv": "file_name,image\na.png,1\n"}, "a table has a column 'image' beside file_name; rename it"),
         ({"metadata.csv": ""}, "metadata.csv cannot be read as a table: No columns"),
-        ({"metadata.csv": "file_name,t\na.png,1\n", "s/metadata.csv": "file_name\nb.png\n"}, "have different columns"),
+        (
+            {"metadata.csv": "file_name,t\na.png,1\n", "s/metadata.csv": "file_name,t\nb.png,x\n"},
+            r"have columns of different types: t \(int64 and (large_)?string\); make them alike",
+        ),
     ],
 )
 def test_tables_that_cannot_be_used(tables, message, tmp_path):
@@ -262,6 +266,33 @@ def test_tables_that_cannot_be_used(tables, message, tmp_path):
     write_files(tmp_path, files(image_shards, "a", "s/b") | contents)
     with pytest.raises(ValueError, match=message):
         open_images(tmp_path, split="train")
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({"metadata.csv": "file_name,t\na.png,x\n", "s/metadata.csv": "file_name,t\nb.png,\n"}, ["x", None]),
+        ({"metadata.csv": "file_name,t\na.png,x\n", "s/metadata.jsonl": '{"file_name":"b.png","t":"y"}'}, ["x", "y"]),
+        ({"metadata.csv": "file_name,t\na.png,1\n", "s/metadata.jsonl": '{"file_name":"b.png","t":null}'}, [1, None]),
+        ({"metadata.csv": "file_name,t\na.png,1\n", "s/metadata.csv": "file_name\nb.png\n"}, [1, None]),
+        ({"metadata.csv": "file_name,t\na.png,1\n", "s/metadata.csv": "file_name,t\nb.png,1.5\n"}, [1, 1.5]),
+        ({"metadata.csv": "file_name,t\ns\\b.png,1\n{here}/a.png,2\n"}, [1, 2]),
+    ],
+)
+def test_tables_that_differ_in_what_is_guessed(tables, expected, tmp_path):
+    contents = {name: text.replace("{here}", str(tmp_path)).encode() for name, text in tables.items()}
+    write_files(tmp_path, files(image_shards, "a", "s/b") | contents)
+    assert [row["t"] for row in rows_of(tmp_path)] == expected
+
+
+def test_tables_without_a_row(tmp_path, caplog):
+    write_files(
+        tmp_path, files(image_shards, "a", "b") | {"metadata.csv": b"file_name,t\n", "list.csv": b"file_name\n"}
+    )
+    assert numbers(image_shards, tmp_path) == [0, 1]
+    assert "metadata.csv has no row, so it is not read" in caplog.text
+    with pytest.raises(ValueError, match="has a column file_name, but no row; add one for each file"):
+        open_images(tmp_path / "list.csv", split="train")
 
 
 def test_tables_that_name_no_files(tmp_path, caplog):

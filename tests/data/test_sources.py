@@ -4,7 +4,6 @@ import importlib.util
 import io
 import itertools
 import tarfile
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import audio_files
 import datasets
 import image_shards
 import numpy as np
+import pyarrow.parquet
 import pytest
 from audio_files import RATE, clip, encoded
 
@@ -121,15 +121,49 @@ def test_one_file_of_data_is_a_data_set(modality, tmp_path):
         modality.OPEN(folder, split="train")
 
 
-def test_archives_of_images(tmp_path):
-    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
-        archive.writestr("a/0.png", image_shards.file(0))
+def test_an_archive_of_images(tmp_path):
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         member = tarfile.TarInfo("0.png")
         member.size = len(image_shards.file(0))
         archive.addfile(member, io.BytesIO(image_shards.file(0)))
-    for name in ("images.zip", "images.tar"):
-        assert image_shards.numbers_of(image_shards.loader_of(tmp_path / name)) == [0]
+    assert image_shards.numbers_of(image_shards.loader_of(tmp_path / "images.tar")) == [0]
+
+
+@pytest.mark.parametrize("place", ["x.zip", ""])
+def test_packed_files(modality, place, tmp_path):
+    (tmp_path / "x.zip").touch()
+    with pytest.raises(ValueError, match="is packed; unpack it" if place else r"only 1 \.zip; unpack them"):
+        modality.OPEN(tmp_path / place, split="train")
+
+
+@pytest.mark.parametrize(
+    "kind", [pyarrow.binary(), pyarrow.large_string(), pyarrow.struct({"path": "string", "bytes": "binary"})], ids=str
+)
+@pytest.mark.parametrize("streaming", [True, False])
+def test_columns_as_other_programs_write_them(modality, kind, streaming, tmp_path):
+    (tmp_path / "1").write_bytes(modality.file(1))
+    if pyarrow.types.is_struct(kind):
+        column, values = None, [{"bytes": modality.file(0), "path": None}, {"path": str(tmp_path / "1")}]
+    elif kind == pyarrow.binary():
+        column, values = "content", [modality.file(0), modality.file(1)]
+    else:
+        (tmp_path / "0").write_bytes(modality.file(0))
+        column, values = "content", ["0", (tmp_path / "1").as_uri()]
+    there = column or modality.KIND.split()[0]
+    table = pyarrow.table({"number": [0, 1, 2], there: pyarrow.array([*values, None], kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    source = modality.OPEN(tmp_path / "train.parquet", split="train", column=column, streaming=streaming)
+    assert modality.numbers_of(loader_of(modality, source)) == [0, 1]
+    with pytest.raises(ValueError, match=r"'number' is none of them\. A column that is named may also hold the files'"):
+        modality.OPEN(tmp_path / "train.parquet", split="train", column="number")
+
+
+def test_splits_without_a_row(modality, tmp_path):
+    name = audio_files.write_files(tmp_path, {"a.png": b"?", "a.wav": b"?"})
+    with pytest.raises(ValueError, match=r"cannot be used: its split 'train\[:0\]' is empty"):
+        modality.OPEN(name, split="train[:0]", streaming=False)
+    with pytest.raises(ValueError, match='split must be the name of one, such as "train", got None'):
+        modality.OPEN(name, split=None)
 
 
 def test_what_save_to_disk_wrote(modality, tmp_path):

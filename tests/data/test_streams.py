@@ -197,7 +197,7 @@ def test_unreadable_files_are_skipped_and_counted(modality, tmp_path, workers, s
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_count_of_unreadable_files_is_resumed(modality, tmp_path, workers):
+def test_the_count_of_unreadable_files_is_resumed(modality, tmp_path, workers, caplog):
     shard = [modality.CORRUPT, *map(modality.file, range(3)), modality.CORRUPT]
     name = modality.write_shards(tmp_path, [shard, shard])
     loader, resumed = (modality.loader_of(name, workers=workers, shuffle_buffer=2, passes=None) for _ in range(2))
@@ -210,6 +210,11 @@ def test_the_count_of_unreadable_files_is_resumed(modality, tmp_path, workers):
     again = iter(resumed)
     some(batches, 12), some(again, 12)
     assert resumed.skipped == loader.skipped > skipped
+    again.close()
+    times = (
+        f"skipped unreadable {modality.KIND}s of {name} {resumed.skipped} times, a file once in each pass, the first"
+    )
+    assert times in caplog.messages[-1]
 
 
 def test_an_endless_stream_of_unreadable_files_stops(modality, tmp_path, monkeypatch):
@@ -224,12 +229,27 @@ def test_an_endless_stream_of_unreadable_files_stops(modality, tmp_path, monkeyp
     assert modality.numbers_of(some(modality.loader_of(name, passes=None), 3)) == [0, 0, 0]
 
 
-def test_a_reader_without_a_row(modality, tmp_path):
+def test_a_rank_without_a_row(modality, tmp_path):
     """An endless one would look for one for ever."""
     name, share = modality.write_counted(tmp_path, 4, 0), {"rank": 1, "world_size": 2}
     assert modality.numbers_of(modality.loader_of(name, **share)) == []
-    with pytest.raises(ValueError, match="no row for one of its readers; use fewer ranks or loader workers, or more"):
+    message = f"of the {modality.KIND}s of {name} none is there for rank 1 of 2; use fewer ranks, or more data"
+    with pytest.raises(ValueError, match=message):
         next(iter(modality.loader_of(name, passes=None, **share)))
+
+
+@pytest.mark.parametrize("rest", [0, 1])
+def test_a_worker_without_a_readable_file_has_nothing_to_do(modality, tmp_path, monkeypatch, rest):
+    """Of one file, or of one and a corrupt one, there is nothing for the second of two workers."""
+    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 3)
+    name = modality.write_shards(tmp_path, [[modality.file(3), *[modality.CORRUPT] * rest]])
+    loader, resumed = (random_loader(modality, name, workers=2, batch_size=2) for _ in range(2))
+    batches = iter(loader)
+    assert modality.numbers_of(some(batches, 6)) == [3] * 12
+    resumed.load_state_dict(loader.state_dict())
+    equal(some(resumed, 4), some(batches, 4))
+    with pytest.raises(ValueError, match=r"none can be read \(the first: .*\) for rank 0 of 1"):
+        list(random_loader(modality, modality.write_shards(tmp_path / "bad", [[modality.CORRUPT]]), workers=rest))
 
 
 def truncate(file) -> None:
@@ -240,7 +260,7 @@ def truncate(file) -> None:
 def test_a_corrupt_shard_is_named(modality, tmp_path, workers):
     loader = modality.loader_of(modality.write_counted(tmp_path, 2, 2, 2), workers=workers)
     truncate(next(tmp_path.rglob("train-00001-of-00003.parquet")))
-    with pytest.raises(ValueError, match=r"part 1 of 3 of the data set cannot be read after row 0: .*remove the file"):
+    with pytest.raises(ValueError, match=r"^part 1 of 3 of the data set cannot be read after row 0: .*remove the file"):
         list(loader)
 
 

@@ -127,7 +127,8 @@ class CodeFiles:
         waiting: deque = deque()
         with ThreadPoolExecutor() as threads:
             for some in iter(lambda: list(itertools.islice(rows, count)), []):
-                waiting.append((some, threads.map(self._item, [row.pop(self._source.column) for row in some])))
+                files = [self._source.file(row.pop(self._source.column)) for row in some]
+                waiting.append((some, threads.map(self._item, files)))
                 if len(waiting) > 1:
                     yield waiting.popleft()
             yield from waiting
@@ -149,7 +150,10 @@ def _table(rows: list[dict[str, Any]], features):
 
 
 def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a folder that of a run with some settings, or see that it already is. Several ranks may do so at once."""
+    """Make a folder that of a run with some settings, or see that it already is. Several ranks may do so at once.
+
+    What a run claimed that has written nothing is free.
+    """
     require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
@@ -157,16 +161,33 @@ def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
         others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{MANIFEST}")]
         if others and not (folder / MANIFEST).exists():
             raise FileExistsError(f"{folder} holds other files ({min(others)}) and no {MANIFEST}; name another folder")
-        items = settings["items"]
-        write_json(folder / MANIFEST, {**settings, items: None, f"unreadable_{items}": None})
+        _write_claim(folder, settings)
+    # Before the manifest is read: a rank that has written a file has claimed the folder for this run.
+    written = sorted(file.name for file in (folder / "data").glob("*"))
     held = read_json(folder / MANIFEST)
-    for name, value in settings.items():
-        same = held.get(name) == value or (name == "dataset" and same_place(held.get(name, ""), value))
-        if name not in _MAY_DIFFER and not same:
-            raise ValueError(
-                f"{folder} holds codes of another run: its {name} is {held.get(name)!r}, here it is {value!r}; "
-                "go on with the same settings, or name another folder"
-            )
+    differs = next((name for name, value in settings.items() if not _agree(name, held.get(name), value)), None)
+    if differs is None:
+        return
+    if written and not any(name.endswith(".parquet") for name in written):
+        raise ValueError(
+            f"another run is writing {folder / 'data' / written[0]}; name another folder, or remove that file if its "
+            "run was killed"
+        )
+    if written:
+        raise ValueError(
+            f"{folder} holds codes of another run: its {differs} is {held.get(differs)!r}, here it is "
+            f"{settings[differs]!r}; go on with the same settings, or name another folder"
+        )
+    _write_claim(folder, settings)
+
+
+def _write_claim(folder: Path, settings: dict[str, Any]) -> None:
+    items = settings["items"]
+    write_json(folder / MANIFEST, {**settings, items: None, f"unreadable_{items}": None})
+
+
+def _agree(name: str, held: Any, value: Any) -> bool:
+    return name in _MAY_DIFFER or held == value or (name == "dataset" and same_place(held or "", value))
 
 
 def write_totals(folder: Path, items: int, unreadable: int) -> None:

@@ -26,7 +26,7 @@ _SPLITS = {
 }
 _ALIKE = re.compile(rf"({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
 # What `datasets` reads rows from.
-_DATA = frozenset((".arrow", ".parquet", ".tar", ".zip"))
+_DATA = frozenset((".arrow", ".parquet", ".tar"))
 _TABLES = frozenset(("metadata.csv", "metadata.jsonl", "metadata.parquet"))
 _LISTS = frozenset((".csv", ".jsonl"))
 
@@ -56,6 +56,7 @@ _UNREADABLE = {
     )
     | _suffixes("awb gsm ra ram rm dsf dff mid midi mod xm s3m it raw pcm xi sd2"),
 }
+_PACKED = _suffixes("zip 7z rar gz tgz bz2 xz zst")
 _NOUNS = {"image": "images", "audio": "audio files"}
 _CONVERTED = {"image": "PNG or JPEG", "audio": "WAV or FLAC"}
 _MOST_NAMED = 3
@@ -75,7 +76,7 @@ def readable_suffixes(kind: str) -> frozenset[str]:
 
 def known_suffixes() -> frozenset[str]:
     """Suffixes, in lower case, of media and of what else a data set may be a file of."""
-    return _media_suffixes() | _DATA | _LISTS
+    return _media_suffixes() | _DATA | _LISTS | _PACKED
 
 
 def _media_suffixes() -> frozenset[str]:
@@ -196,6 +197,8 @@ def find_files(kind: str, name: str, path: Path) -> LocalFiles | None:
         return _files_of(kind, name, path.parent, *listed)
     if suffix in _DATA:
         return None
+    if suffix in _PACKED:
+        raise ValueError(f"{name} is packed; unpack it, and name the folder")
     if suffix not in readable_suffixes(kind):
         raise ValueError(
             f"{name} is no data set of {_NOUNS[kind]}: a file with the suffix {suffix or 'none'} is not read. Name a "
@@ -276,7 +279,7 @@ def _refuse_without_files(kind: str, name: str, found: _Found) -> None:
     """Raise a ValueError unless `datasets` may find rows in a folder that has no files of the kind."""
     if found.misnamed:
         raise ValueError(f"no file of {name} has a name in UTF-8, such as {found.misnamed[0]!r}; rename them")
-    media = _media_suffixes()
+    media = _media_suffixes() | _PACKED
     there = Counter({suffix: count for suffix, count in found.others.items() if suffix in media})
     if not there and (found.tables or found.others.keys() - {""}):
         return
@@ -284,8 +287,9 @@ def _refuse_without_files(kind: str, name: str, found: _Found) -> None:
     if not there:
         raise ValueError(f"{name} holds no file; name a folder of {_NOUNS[kind]}")
     raise ValueError(
-        f"{name} holds no {_NOUNS[kind]} that can be read here, but only {_counted(there)}; convert {_NOUNS[kind]} to "
-        f"{_CONVERTED[kind]}, or name another folder"
+        f"{name} holds no {_NOUNS[kind]} that can be read here, but only {_counted(there)}; "
+        f"{'unpack them, ' if _PACKED & there.keys() else ''}convert {_NOUNS[kind]} to {_CONVERTED[kind]}, or name "
+        "another folder"
     )
 
 
@@ -306,6 +310,7 @@ def _is_data_set(kind: str, folder: Path, found: _Found) -> bool:
 def _tell_what_is_left_out(kind: str, name: str, found: _Found, unlisted: int) -> None:
     unreadable = Counter({each: n for each, n in found.others.items() if each in _UNREADABLE[kind]})
     data = Counter(os.path.splitext(each)[1].lower() for each in found.data)
+    data.update({each: n for each, n in found.others.items() if each in _PACKED})
     parts = []
     if unreadable:
         parts.append(f"{_counted(unreadable)}, which cannot be read here (convert them to {_CONVERTED[kind]})")
@@ -338,8 +343,6 @@ def _listed(folder: Path, tables: Sequence[str], *, anywhere: bool = False):
     Args:
         anywhere: files may lie outside of a table's folder.
     """
-    import pyarrow
-
     names: list[str] = []
     read = []
     for table in tables:
@@ -348,20 +351,64 @@ def _listed(folder: Path, tables: Sequence[str], *, anywhere: bool = False):
             if not anywhere:
                 tell(f"{folder / table} has no column file_name, so it is not read")
             continue
-        beside = os.path.dirname(table)
-        for each in content["file_name"].to_pylist():
-            relative = os.path.normpath(os.path.join(beside, each or "."))
+        if not content.num_rows and anywhere:
+            raise ValueError(f"{folder / table} has a column file_name, but no row; add one for each file")
+        if not content.num_rows:
+            tell(f"{folder / table} has no row, so it is not read")
+            continue
+        for row, each in enumerate(content["file_name"].to_pylist(), 1):
+            if not isinstance(each, str) or not each.strip():
+                raise ValueError(f"{folder / table} names no file in row {row} ({each!r}); name one in each row")
+            relative = _relative(folder, os.path.dirname(table), each, keep_absolute=anywhere)
             outside = os.path.isabs(relative) or relative.split("/")[0] == ".."
-            if not each or (outside and not anywhere):
+            if outside and not anywhere:
                 raise ValueError(f"{folder / table} names a file {each!r}; name files that lie below its folder")
             names.append(relative)
         read.append(content)
     if not read:
         return None
+    return names, _joined(folder, tables, read)
+
+
+def _relative(folder: Path, beside: str, file_name: str, *, keep_absolute: bool) -> str:
+    """A file that a table in the folder `beside` names, relative to `folder`; one that lies outside stays absolute."""
+    if "\\" in file_name and not (folder / beside / file_name).exists():  # as Windows writes paths
+        file_name = file_name.replace("\\", "/")
+    name = os.path.normpath(os.path.join(beside, file_name))
+    if os.path.isabs(name) and not keep_absolute:
+        for top in (os.path.abspath(folder), os.path.realpath(folder)):
+            if name.startswith(os.path.join(top, "")):
+                return os.path.relpath(name, top)
+    return name
+
+
+def _joined(folder: Path, tables: Sequence[str], read: list):
+    """The tables as one. Types that were guessed from a table's values may differ."""
+    import pyarrow
+
+    types: dict[str, list] = {}
+    for each in read:
+        for column in each.schema:
+            types.setdefault(column.name, []).append(column.type)
+    # Texts of both sizes are alike.
+    differing = {name for name, found in types.items() if len({str(each).removeprefix("large_") for each in found}) > 1}
     try:
-        return names, pyarrow.concat_tables(read)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{_some(tables)} of {folder} have different columns: {error}") from error
+        return pyarrow.concat_tables([_guessed_anew(each, differing) for each in read], promote_options="permissive")
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        columns = [f"{name} ({' and '.join(dict.fromkeys(map(str, types[name])))})" for name in sorted(differing)]
+        raise ValueError(
+            f"{_some(tables)} of {folder} have columns of different types: {', '.join(columns)}; make them alike"
+        ) from error
+
+
+def _guessed_anew(table, columns):
+    """The table without a type for those of the columns that hold nothing, which is read as numbers from CSV."""
+    import pyarrow
+
+    for place, name in enumerate(table.column_names):
+        if name in columns and table[name].null_count == len(table):
+            table = table.set_column(place, name, pyarrow.nulls(len(table)))
+    return table
 
 
 def _read_table(path: Path):
@@ -376,7 +423,8 @@ def _read_table(path: Path):
             whole = pyarrow.json.ReadOptions(block_size=max(1, path.stat().st_size))  # no row is cut
             return pyarrow.json.read_json(path, read_options=whole)
         # Names such as 001 are no numbers.
-        return pyarrow.Table.from_pandas(pandas.read_csv(path, dtype={"file_name": str}), preserve_index=False)
+        content = pandas.read_csv(path, dtype={"file_name": str})
+        return pyarrow.Table.from_pandas(content, preserve_index=False)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
 

@@ -79,7 +79,7 @@ def load_images(
     images, skipped = [], SkippedFiles(f"images of {name}")
     for row in source.rows:
         try:
-            images.append(scaled(read_pixels(row[source.column]), shortest_side))
+            images.append(scaled(read_pixels(source.file(row[source.column])), shortest_side))
         except UnreadableFileError as error:
             skipped.add([str(error)], 1)
         if len(images) == limit:

@@ -28,6 +28,8 @@ from .folders import (
 _LOCAL_SHARDS = 256
 # A shard's clips are encoded in batches of their own, so a shard of local files should hold several.
 _FILES_PER_SHARD = 64
+# Types of columns that may hold a file's bytes or path.
+_OF_FILES = frozenset(("binary", "large_binary", "binary_view", "string", "large_string", "string_view"))
 
 
 class Transform(ABC):
@@ -64,12 +66,22 @@ class Source:
     Attributes:
         name: hub id or local path.
         rows: a `datasets.IterableDataset`, or `JoinedRows` of several.
-        column: name of the column with the files; each is None or a mapping of "bytes" and "path".
+        column: name of the column with the files, which `file` takes.
+        folder: what paths in the column are relative to.
     """
 
     name: str
     rows: Any
     column: str
+    folder: str = ""
+
+    def file(self, value: Mapping | bytes | str | None) -> Mapping | None:
+        """A value of the column as a mapping of "bytes" and "path"."""
+        if isinstance(value, bytes):
+            return {"bytes": value, "path": None}
+        if isinstance(value, str):
+            return {"bytes": None, "path": value if "://" in value else os.path.join(self.folder, value)}
+        return value if value is None else {"bytes": None, "path": None, **value}
 
 
 def open_images(name: str | os.PathLike, **options) -> Source:
@@ -96,9 +108,9 @@ def open_source(
 ) -> Source:
     """Open a data set of "image" or "audio" files, which are read when it is iterated.
 
-    A local path names a folder of files, in any formats that can be read, or one file; Parquet, Arrow, tar and zip
-    files or a folder of such; or a list of files, CSV or JSON lines with a column "file_name". It goes before a hub id
-    of the same spelling.
+    A local path names a folder of files, in any formats that can be read, or one file; Parquet, Arrow and tar files or
+    a folder of such; or a list of files, CSV or JSON lines with a column "file_name". It goes before a hub id of the
+    same spelling. Zip files are to be unpacked.
 
     The splits of a folder of files are its folders "train", "validation" and "test"; "training", "valid", "val", "dev",
     "testing", "eval" and "evaluation" mean the same, and a number may follow, as in "val2017". Without them all files
@@ -113,7 +125,9 @@ def open_source(
         split: e.g. "train", or several joined by "+"; a slice such as "train[:1000]" if it is not streamed.
         config: name of a configuration (subset), for a data set that has several.
         revision: branch, tag or commit on the hub.
-        column: name of the column with the files; None finds it by its type.
+        column: name of the column with the files; None finds it by its type. If it is named, it may also hold encoded
+            files, or paths that are absolute or relative to the data set's folder, as other programs write them; so may
+            a column "image" or "audio" of structs of bytes and path, without being named.
         streaming: read the data set while it is used; otherwise it is downloaded and prepared first.
         other_columns: keep them in the rows.
         validation_share: if all local files are the split "train", about this share of them, at least one, is
@@ -128,12 +142,14 @@ def open_source(
     with installed_with("'vpvae_hf[train]'"):
         import datasets
     require_validation_share(validation_share)
+    if not isinstance(split, str):
+        raise ValueError(f'split must be the name of one, such as "train", got {split!r}')
     path = local_path(name, suffixes=known_suffixes())
     name = os.fspath(name)
     files = None if path is None else find_files(kind, name, path)
     if files is None:
         with hint_at_local_path(name):
-            rows = _load(kind, name, path, split, config, revision, streaming)
+            rows = _load(name, path, split, config, revision, streaming)
     elif config is not None or revision is not None:
         what = f"a folder of {files.noun}" if path.is_dir() else "a local file"
         raise ValueError(f"{name} is {what}, which has no config or revision; leave them out")
@@ -141,23 +157,44 @@ def open_source(
         files = files.set_aside(validation_share)
         check_split(name, split, list(files.splits), streaming)
         rows = files.rows(split)
-    features = rows.features or {}
     feature = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
-    found = [each for each, its_feature in features.items() if isinstance(its_feature, type(feature))]
-    if column is None and len(found) == 1:
-        column = found[0]
-    if column not in found:
-        asked = "name the one to use" if column is None else f"{column!r} is none of them"
-        raise ValueError(
-            f"data set {name} has {len(found)} {kind} columns ({', '.join(found) or 'none'}) among "
-            f"{', '.join(features)}; {asked}"
-        )
-    rows = rows.cast_column(column, feature)
+    features = rows.features or {}
+    typed = [each for each, its_feature in features.items() if isinstance(its_feature, type(feature))]
+    column = _column(kind, name, features, typed, column)
+    if column in typed:
+        rows = rows.cast_column(column, feature)
     rows = rows if other_columns else rows.select_columns([column])
     if files is not None or not streaming:
+        if len(rows) == 0:
+            raise ValueError(f"data set {name} cannot be used: its split {split!r} is empty")
         shards = len(rows) // (1 if files is None else _FILES_PER_SHARD)
         rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, shards)))
-    return Source(name, rows, column)
+    folder = "" if path is None else os.path.abspath(path if path.is_dir() else path.parent)
+    return Source(name, rows, column, folder)
+
+
+def _column(kind: str, name: str, features: Mapping[str, Any], typed: list[str], column: str | None) -> str:
+    """The column to read; `typed` are those that `datasets` knows to hold such files."""
+    if column is None and len(typed) == 1:
+        return typed[0]
+    if column is None and not typed and isinstance(features.get(kind), Mapping):
+        column = kind
+    if column in typed or _holds_files(features.get(column)):
+        return column
+    asked = "name the one to use" if column is None else f"{column!r} is none of them"
+    if not typed:
+        asked += ". A column that is named may also hold the files' bytes, their paths, or structs of bytes and path"
+    raise ValueError(
+        f"data set {name} has {len(typed)} {kind} columns ({', '.join(typed) or 'none'}) among "
+        f"{', '.join(features)}; {asked}"
+    )
+
+
+def _holds_files(feature: Any) -> bool:
+    """Whether a column that `datasets` does not know to hold files may hold their bytes, paths, or structs of both."""
+    if isinstance(feature, Mapping):
+        return bool(feature) and feature.keys() <= {"bytes", "path"} and all(map(_holds_files, feature.values()))
+    return getattr(feature, "dtype", None) in _OF_FILES
 
 
 def library_missing(error: ImportError) -> ImportError:
@@ -165,13 +202,11 @@ def library_missing(error: ImportError) -> ImportError:
     return ImportError(f"{error} A data set of Parquet files needs no such library.")
 
 
-def _load(
-    kind: str, name: str, path: Path | None, split: str, config: str | None, revision: str | None, streaming: bool
-):
+def _load(name: str, path: Path | None, split: str, config: str | None, revision: str | None, streaming: bool):
     """Splits of what `datasets` can read."""
     import datasets
 
-    where, how = _where(kind, name, path), {"revision": revision, "streaming": streaming}
+    where, how = _where(name, path), {"revision": revision, "streaming": streaming}
     try:
         check_split(
             name, split, datasets.get_dataset_split_names(**where, config_name=config, revision=revision), streaming
@@ -186,12 +221,12 @@ def _load(
         raise
 
 
-def _where(kind: str, name: str, path: Path | None) -> dict[str, Any]:
+def _where(name: str, path: Path | None) -> dict[str, Any]:
     """A data set as `datasets` takes it."""
     if path is None:
         return {"path": name}
     if path.is_file():
-        reader = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".zip": f"{kind}folder"}
+        reader = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
         files = {"train": [glob.escape(os.path.abspath(path))]}
         return {"path": reader[path.suffix.lower()], "data_files": files}
     if any((path / each).is_file() for each in ("state.json", "dataset_dict.json")):

@@ -24,7 +24,9 @@ from .sources import Source, Transform, library_missing
 _MOST_GROUPS = 1024
 _MOST_UNREADABLE = 1000
 _CHECKED_ROWS = 100
-_BEGINNING = {"block": 0, "taken": 0, "block_start": None}
+# The torch library gives an error of a worker the worker's traceback for a message.
+_FAULTS = (ValueError, ImportError, OSError)
+_BEGINNING = {"block": 0, "taken": 0, "block_start": None, "gave": False}
 
 
 class ItemStream(IterableDataset):
@@ -64,14 +66,27 @@ class ItemStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """From the beginning, or once from a loaded state.
 
+        An endless stream ends nevertheless if its reader's share has no readable file.
+
         Yields:
             "item", "skipped", the reasons of the unreadable files just before it, and "passes", how many passes over
-            the reader's share the items so far are. If a finite stream ends with unreadable files, the "item" of its
-            last yield is None.
+            the reader's share the items so far are. If a stream ends with unreadable files, the "item" of its last
+            yield is None. A loader's worker does not raise errors that a user can mend, it yields them as "error".
 
         Raises:
             ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
         """
+        if get_worker_info() is None:
+            yield from self._items()
+            return
+        try:
+            yield from self._items()
+        except _FAULTS as error:
+            kind = next(each for each in _FAULTS if isinstance(error, each))
+            # Some subclasses cannot be sent to another process.
+            yield {"error": kind(str(error))}
+
+    def _items(self) -> Iterator[dict[str, Any]]:
         if not self._loaded:
             self._position = dict(_BEGINNING)
         at, self._loaded = self._position, False
@@ -87,7 +102,7 @@ class ItemStream(IterableDataset):
         skipped: list[str] = []
         while True:
             at["block_start"] = reader.state_dict()
-            files = [row[self._source.column] for row in itertools.islice(rows, self._block_size)]
+            files = [self._source.file(row[self._source.column]) for row in itertools.islice(rows, self._block_size)]
             if not files:
                 if skipped:
                     yield {"item": None, "skipped": skipped, "passes": 1.0}
@@ -101,7 +116,9 @@ class ItemStream(IterableDataset):
                 except UnreadableFileError as error:
                     skipped.append(str(error))
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
-                    if len(skipped) == _MOST_UNREADABLE:
+                    small = reader.share is not None and reader.share <= _MOST_UNREADABLE
+                    may_end = self._passes is None and small and not at["gave"]
+                    if len(skipped) >= _MOST_UNREADABLE and not may_end:
                         kinds, column = f"{self.transform.kind}s", self._source.column
                         found = f"data set {self._source.name}: {len(skipped)} {kinds}"
                         raise ValueError(
@@ -109,10 +126,15 @@ class ItemStream(IterableDataset):
                             f"files of column {column!r} are {kinds} and can be reached (the last: {error})"
                         ) from error
                     continue
+                at["gave"] = True
                 taken = at["block"] * self._block_size + at["taken"]
                 yield {"item": item, "skipped": skipped, "passes": taken / reader.share if reader.share else 0.0}
                 skipped = []
             at |= {"block": at["block"] + 1, "taken": 0}
+            seen_all = reader.share is not None and at["block"] * self._block_size >= reader.share
+            if self._passes is None and seen_all and not at["gave"]:
+                yield {"item": None, "skipped": skipped, "passes": 0.0}
+                return
 
     def state_dict(self) -> dict[str, Any]:
         """This reader's position."""
@@ -120,7 +142,8 @@ class ItemStream(IterableDataset):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the next iteration from that position."""
-        self._position, self._loaded = dict(state), True
+        # Older states do not say whether their reader has given anything; it has.
+        self._position, self._loaded = {"gave": True, **state}, True
 
     def close(self) -> None:
         """Close the files of an iteration that was broken off; the position does not change."""
@@ -151,7 +174,8 @@ class ItemLoader:
         # Where the next iteration starts, and where the last one was left.
         self._resumed: dict[str, Any] | None = None
         self._left_at: dict[str, Any] | None = None
-        self._unreadable = SkippedFiles(f"{stream.transform.kind}s of {stream._source.name}")
+        what = f"{stream.transform.kind}s of {stream._source.name}"
+        self._unreadable = SkippedFiles(what, repeatedly=stream._passes is None)
         self.passes = 0.0
 
     @property
@@ -159,12 +183,18 @@ class ItemLoader:
         return self._unreadable.count
 
     def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
-        """What the transform's `model_input` gives; the last batch of a finite stream may be smaller."""
+        """What the transform's `model_input` gives; the last batch of a finite stream may be smaller.
+
+        Raises:
+            ValueError: see `ItemStream`, or an endless stream's rank has no readable file.
+        """
         self._loader, resumed, self._resumed = self._new_loader(), self._resumed, None
         if resumed is not None:
             self._loader.load_state_dict(resumed)
         try:
             for batch, skipped, passes in self._loader:
+                if isinstance(batch, Exception):
+                    raise batch
                 known = self.skipped
                 self._unreadable.add(skipped, len(skipped))
                 if not known:
@@ -172,6 +202,8 @@ class ItemLoader:
                 self.passes = max(self.passes, passes)
                 if batch is not None:
                     yield self._stream.transform.model_input(batch)
+            if self._stream._passes is None:
+                raise ValueError(self._nothing_to_read())
         finally:
             # At once: workers that the garbage collector finds later may hold it up for seconds, and files still open
             # when Python exits can abort it.
@@ -188,6 +220,14 @@ class ItemLoader:
         """Start the next iteration from there; it takes the same number of workers and ranks as when it was saved."""
         self._resumed = state["loader"]
         self._unreadable.load_state_dict(state)
+
+    def _nothing_to_read(self) -> str:
+        stream, reasons = self._stream, self._unreadable.reasons
+        found = f"can be read (the first: {reasons[0]})" if reasons else "is there"
+        return (
+            f"of the {stream.transform.kind}s of {stream._source.name} none {found} for rank {stream._rank} of "
+            f"{stream._world_size}; use fewer ranks, or more data"
+        )
 
     def _new_loader(self):
         from torchdata.stateful_dataloader import StatefulDataLoader
@@ -206,27 +246,34 @@ class ItemLoader:
 
 def _collate(
     collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]
-) -> tuple[Tensor | None, list[str], float]:
-    """A batch in the items' form, None if there is no item, the reasons of unreadable files, and how many passes."""
+) -> tuple[Tensor | Exception | None, list[str], float]:
+    """A batch in the items' form, None if there is no item, the reasons of unreadable files, and how many passes; a
+    worker's error in place of a batch.
+    """
+    if "error" in yielded[-1]:
+        return yielded[-1]["error"], [], 0.0
     items = [each["item"] for each in yielded if each["item"] is not None]
     skipped = [reason for each in yielded for reason in each["skipped"]]
     return collate(items) if items else None, skipped, yielded[-1]["passes"]
 
 
-def check_readable(source: Source, transform: Transform) -> None:
+def check_readable(source: Source, transform: Transform, remedy: str = "") -> None:
     """Read the first rows as a run will, so that what would stop it later is found early: a ValueError if there is no
     readable file among the first 100, one that the transform does not allow, or a shard that cannot be read.
+
+    Args:
+        remedy: ends the message if there is no readable file.
     """
     files_only = source.rows.select_columns([source.column])
     errors = []
     for row in itertools.islice(ShardReader(files_only, 0, 1, seed=None, passes=1), _CHECKED_ROWS):
         try:
-            transform.read(row[source.column], np.random.default_rng(0))
+            transform.read(source.file(row[source.column]), np.random.default_rng(0))
             return
         except UnreadableFileError as error:
             errors.append(error)
     where = f"the first {len(errors)} rows of column {source.column!r}"
-    found = f"{where} hold no readable {transform.kind} (the first: {errors[0]})" if errors else "it is empty"
+    found = f"{where} hold no readable {transform.kind} (the first: {errors[0]}){remedy}" if errors else "it is empty"
     raise ValueError(f"data set {source.name} cannot be used: {found}")
 
 
@@ -258,7 +305,9 @@ class ShardReader:
         self.share: int | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows from its position on; a ValueError if a shard cannot be read, or an endless reader's share is empty."""
+        """Rows from its position on; an endless reader ends if its share is empty. A ValueError if a shard cannot be
+        read.
+        """
         while self._passes is None or self._pass < self._passes:
             order = self._own
             if self._seed is not None:
@@ -268,9 +317,7 @@ class ShardReader:
                 self._position += 1
                 self._seen, self._group, self._group_state = 0, None, None
             if self._passes is None and self._given == 0:
-                raise ValueError(
-                    "the data set has no row for one of its readers; use fewer ranks or loader workers, or more data"
-                )
+                return
             self.share = self._given
             self._pass, self._position, self._given = self._pass + 1, 0, 0
 

@@ -107,7 +107,8 @@ class Modality(ABC):
         if validation_share:
             where["validation_share"] = validation_share
         source = type(self)._open(data.name, **where, streaming=data.streaming, other_columns=other_columns)
-        check_readable(source, transform)
+        aside = validation_share and data.split == "validation"
+        check_readable(source, transform, "; a larger validation_share sets more files aside" if aside else "")
         return source
 
     @abstractmethod
