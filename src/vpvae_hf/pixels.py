@@ -98,7 +98,7 @@ def pixels_of_array(array: np.ndarray | Tensor, channels: int = 3) -> np.ndarray
 
     It is bool, uint8, uint16 (0..65535) or floating-point (0..1); a ValueError for other types, values and shapes.
     """
-    array = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    array = _array_of(array) if isinstance(array, Tensor) else array
     shape, most = array.shape, max(MODES)
     last, first = (array.ndim == 3 and 1 <= array.shape[axis] <= most for axis in (2, 0))
     if array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and not (last or first)):
@@ -149,6 +149,11 @@ def from_pixel_values(pixel_values: Tensor) -> np.ndarray:
 def image_of(pixels: np.ndarray) -> Image.Image:
     """A PIL image of pixels."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _array_of(tensor: Tensor) -> np.ndarray:
+    known = tensor.dtype in (torch.float16, torch.float64) or not tensor.is_floating_point()
+    return (tensor if known else tensor.float()).detach().cpu().numpy()  # numpy has no bfloat16
 
 
 def _decoded(data: io.IOBase, channels: int) -> np.ndarray:
