@@ -173,6 +173,8 @@ def test_large_images_are_scaled_where_that_is_asked(tmp_path):
     ("settings", "message"),
     [
         ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"size": 12, "shortest_side": 32.0}, "shortest_side must be an integer of at least 1, or null, got 32.0"),
+        ({"size": 12, "shortest_side": "32"}, "shortest_side must be an integer of at least 1, or null, got '32'"),
         ({"size": 12, "shortest_side": 11}, "shortest_side must be at least the size of a crop, 12, got 11"),
     ],
 )
