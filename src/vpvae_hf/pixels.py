@@ -3,19 +3,23 @@
 Shapes: pixels [H, W, C] uint8, upright; C is 1 (grey), 3 (RGB) or 4 (RGBA); batches [B, C, H, W] float32 in [-1, 1].
 
 What is read of an image:
-- Its first frame or page, turned upright as its EXIF data say. Metadata that are damaged cost no image.
+- Its first frame or page, turned upright as its EXIF data say. Metadata that are damaged or large cost no image, and
+  neither does the end mark of a JPEG that has all of its pixels.
 - Its depth is what the format declares, never guessed from the values: 1, 8, 12 and 16 bits span black to white, and so
-  do floating-point values from 0 to 1. Integers of 32 bits, which declare no white, and floating-point values beyond 0
-  to 1 are refused.
+  do floating-point values from 0 to 1. Integers that are signed or of 32 bits, which declare no black and white, and
+  floating-point values beyond 0 to 1 are refused.
 - Transparency, of an alpha channel or of single colours, is laid over white, unless C is 4. Opaque images then have an
   alpha of 255.
 - Grey of a colour image is its luminance, 0.299 R + 0.587 G + 0.114 B; a grey image has equal R, G and B.
 """
 
+import contextlib
 import io
 import re
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +27,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .unreadable import UnreadableFileError, unreadable
@@ -41,7 +45,12 @@ _TURNS = {
 }
 # Formats that Pillow reads as integers of 32 bits although they have 16.
 _SIXTEEN_BIT_FORMATS = frozenset(("PNG", "PPM"))
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_NUMBERS, _WHITE_IS_ZERO = 258, 262, 339, 0
+# By the value of _TIFF_NUMBERS.
+_TIFF_KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point numbers"}
+# Tags of TIFF that decide pixels: size, coding, colours, place, orientation, tiles, alpha, JPEG and YCbCr.
+_TIFF_PIXELS = frozenset((*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 301, *range(317, 321),
+                          *range(322, 326), 332, *range(338, 342), 347, *range(512, 533)))  # fmt: skip
 
 
 def require_channels(in_channels: int, out_channels: int) -> None:
@@ -89,7 +98,7 @@ def pixels_of_array(array: np.ndarray | Tensor, channels: int = 3) -> np.ndarray
 
     It is bool, uint8, uint16 (0..65535) or floating-point (0..1); a ValueError for other types, values and shapes.
     """
-    array = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    array = _array_of(array) if isinstance(array, Tensor) else array
     shape, most = array.shape, max(MODES)
     last, first = (array.ndim == 3 and 1 <= array.shape[axis] <= most for axis in (2, 0))
     if array.ndim not in (2, 3) or 0 in shape or (array.ndim == 3 and not (last or first)):
@@ -142,14 +151,144 @@ def image_of(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
+def _array_of(tensor: Tensor) -> np.ndarray:
+    known = tensor.dtype in (torch.float16, torch.float64) or not tensor.is_floating_point()
+    return (tensor if known else tensor.float()).detach().cpu().numpy()  # numpy has no bfloat16
+
+
 def _decoded(data: io.IOBase, channels: int) -> np.ndarray:
+    try:
+        return _decoded_by_pillow(data, channels)
+    except Exception:  # decoders raise whatever a damaged file makes them run into
+        data.seek(0)
+        with contextlib.suppress(Exception):
+            return _decoded_without_metadata(data.read(), channels)
+        raise
+
+
+def _decoded_by_pillow(data: io.IOBase, channels: int) -> np.ndarray:
     try:
         with _pillow_without_warnings(), Image.open(data) as image:
             return pixels_of_image(image, channels)
     except UnidentifiedImageError:  # it names an object in memory
-        raise ValueError("it is no image, or of a format that Pillow does not read") from None
+        raise ValueError(_why_unidentified(data)) from None
     except ImportError as error:
         raise ValueError(f"Pillow lacks {error.name}, which this format needs") from error
+
+
+def _why_unidentified(data: io.IOBase) -> str:
+    try:
+        data.seek(0)
+        header = data.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header + data.read(8) if header[2] == 43 else header)
+        data.seek(tags.next)
+        tags.load(data)
+        bits, kind = tags[_TIFF_BITS], _TIFF_KINDS[tags.get(_TIFF_NUMBERS, (1,))[0]]
+    except Exception:  # it is no TIFF
+        return "it is no image, a damaged one, or of a format that Pillow does not read"
+    return (
+        f"it is a TIFF of {len(bits)} x {bits[0]} bits, {kind}, damaged or of a kind that Pillow does not read; "
+        "convert it to unsigned integers of 8 or 16 bits"
+    )
+
+
+def _decoded_without_metadata(file: bytes, channels: int) -> np.ndarray:
+    """Pixels of a file whose metadata stop Pillow; an error if that is not what is wrong."""
+    if file.startswith(b"\xff\xd8"):
+        return _decoded_jpeg(_jpeg_without_metadata(file), channels)
+    plain = {b"\x89PNG": _png_without_metadata, b"RIFF": _webp_without_metadata}.get(file[:4], _tiff_without_metadata)
+    return _decoded_by_pillow(io.BytesIO(plain(file)), channels)
+
+
+def _png_without_metadata(file: bytes) -> bytes:
+    kept, place = [file[:8]], 8
+    while place < len(file):
+        length, kind = struct.unpack_from(">I4s", file, place)
+        chunk = file[place : place + length + 12]
+        sound = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        critical = not kind[0] & 32  # the bit of a small letter
+        if critical or kind == b"tRNS" or (kind == b"eXIf" and sound):
+            kept.append(chunk)
+        place += length + 12
+        if kind == b"IDAT" and len(chunk) < length + 12:
+            break
+    return b"".join(kept)
+
+
+def _webp_without_metadata(file: bytes) -> bytes:
+    kept, place, flags = [], 12, 0
+    while place + 8 <= len(file):
+        kind, length = struct.unpack_from("<4sI", file, place)
+        chunk = file[place : place + 8 + length + length % 2]
+        if kind == b"EXIF" and len(chunk) >= 8 + length:
+            flags = 8
+        if kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF") or (kind == b"EXIF" and flags):
+            kept.append(chunk)
+        place += len(chunk)
+    if kept[0].startswith(b"VP8X"):  # its flags tell of a colour profile, EXIF and XMP
+        kept[0] = kept[0][:8] + bytes([kept[0][8] & ~0x2C | flags]) + kept[0][9:]
+    body = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _tiff_without_metadata(file: bytes) -> bytes:
+    """With another directory at its end, of the tags that decide pixels."""
+    order = {b"II": "<", b"MM": ">"}[file[:2]]
+    big = struct.unpack_from(order + "H", file, 2)[0] == 43
+    pointer, count, size, place = ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)
+    start = struct.unpack_from(order + pointer, file, place)[0]
+    number = struct.unpack_from(order + count, file, start)[0]
+    start += struct.calcsize(order + count)
+    tags = [file[at : at + size] for at in range(start, min(start + number * size, len(file)), size)]
+    tags = [tag for tag in tags if struct.unpack_from(order + "H", tag)[0] in _TIFF_PIXELS]
+    file += bytes(len(file) % 2)
+    directory = struct.pack(order + count, len(tags)) + b"".join(tags) + struct.pack(order + pointer, 0)
+    end = struct.pack(order + pointer, len(file))
+    return file[:place] + end + file[place + len(end) :] + directory
+
+
+def _jpeg_without_metadata(file: bytes) -> bytes:
+    kept, place = [file[:2]], 2
+    while file[place + 1] != 0xDA:  # the first scan
+        if file[place] != 0xFF:
+            raise ValueError("it has no marker where one belongs")
+        kind, (length,) = file[place + 1], struct.unpack_from(">H", file, place + 2)
+        segment = file[place : place + 2 + length]
+        exif, adobe = kind == 0xE1 and segment[4:10] == b"Exif\0\0", kind == 0xEE and length >= 14  # it tells colours
+        if not (0xE0 <= kind <= 0xEF or kind == 0xFE) or exif or adobe:
+            kept.append(segment)
+        place += len(segment)
+    return b"".join(kept) + file[place:]
+
+
+def _decoded_jpeg(file: bytes, channels: int) -> np.ndarray:
+    """Pixels of a JPEG that may lack its end mark, but nothing else.
+
+    A decoder takes whatever follows as the pixels that are missing. So none are if they do not depend on it.
+    """
+    if b"\xff\xd9" in file[-64:] or not _has_all_scans(file):
+        return _decoded_by_pillow(io.BytesIO(file), channels)
+    file = file.rstrip(b"\xff")
+    restarts = b"".join(bytes([0xFF, 0xD0 + number]) + b"\x55" * 32 for number in range(8))
+    pixels = [
+        _decoded_by_pillow(io.BytesIO(file + more + b"\xff\xd9"), channels)
+        for more in (b"", bytes(64), b"\x55" * 64, b"\xaa" * 64, restarts)
+    ]
+    if not all(np.array_equal(pixels[0], others) for others in pixels[1:]):
+        raise ValueError("it is cut off")
+    return pixels[0]
+
+
+def _has_all_scans(file: bytes) -> bool:
+    """Whether the scans of a JPEG give all bits of all 64 coefficients, of as many components as its frame has."""
+    frame = re.search(rb"\xff[\xc0-\xc2\xc9\xca]..\x08....(.)", file, re.DOTALL)
+    found = set()
+    for scan in re.finditer(rb"\xff\xda..", file, re.DOTALL):
+        number, place = file[scan.end()], scan.end() + 1
+        first, last, bits = file[place + 2 * number : place + 2 * number + 3]
+        if bits & 15 == 0:
+            found |= {(file[place + 2 * each], k) for each in range(number) for k in range(first, last + 1)}
+    return len(found) == 64 * frame[1][0]
 
 
 def _orientation(image: Image.Image) -> int:
@@ -161,9 +300,14 @@ def _orientation(image: Image.Image) -> int:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image, as grey with 8 bits if it has more."""
+    tags = getattr(image, "tag_v2", {})
+    if _TIFF_KINDS.get(tags.get(_TIFF_NUMBERS, (1,))[0]) == "signed integers":  # which Pillow takes as others
+        raise ValueError(
+            f"it has signed integers of {tags[_TIFF_BITS][0]} bits, which do not tell what is black and white; convert "
+            "it to unsigned integers of 8 or 16 bits"
+        )
     if not image.mode.startswith(("I", "F")):
         return image
-    tags = getattr(image, "tag_v2", {})
     if image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS:
         raise ValueError("it has integers of 32 bits, which do not tell what is white; convert it to 8 or 16 bits")
     values = np.asarray(image)

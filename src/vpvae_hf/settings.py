@@ -48,9 +48,9 @@ def require_integer(name: str, value: Any, least: int) -> None:
     require(is_integer(value) and value >= least, name, value, f"an integer of at least {least}")
 
 
-def require_count(name: str, value: int | None) -> None:
-    """Raise a ValueError if a setting that may be None is less than 1."""
-    require(value is None or value >= 1, name, value, "at least 1, or null")
+def require_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless a setting is None or an integer of at least 1."""
+    require(value is None or (is_integer(value) and value >= 1), name, value, "an integer of at least 1, or null")
 
 
 def require_weight(name: str, value: Any) -> None:

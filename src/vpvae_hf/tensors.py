@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Of signals in [-1, 1]. Noise of a smoke test stays far below this, pixels in 0..255 and samples of 16 bits do not.
+LARGEST_SIGNAL = 10
 # Of keys and shapes a message names at most so many.
 _NAMED = 5
 

@@ -23,7 +23,10 @@ def unreadable(file: Mapping[str, Any], error: Exception, what: str = "") -> Unr
     """The error for a file that its decoder failed at: `what` failed, and the decoder's reason."""
     # Others say little without their type, such as a KeyError.
     reason = str(error) if isinstance(error, OSError | ValueError) else ""
-    return UnreadableFileError(f"{name_of(file)}: {what}{reason or repr(error)}")
+    name, cause = name_of(file), error.__cause__
+    if reason in name:  # nothing, or the address alone, as of one that cannot be reached
+        reason = repr(error) if cause is None else f"{type(error).__name__}, {str(cause) or repr(cause)}"
+    return UnreadableFileError(f"{name}: {what}{reason}")
 
 
 class SkippedFiles:

@@ -74,12 +74,20 @@ def test_a_file_at_an_address():
     np.testing.assert_array_equal(read_audio("memory://talk.wav", sampling_rate=RATE), clip(5))
 
 
-@pytest.mark.parametrize("file_format", ["WAV", "FLAC", *LOSSY])
-def test_parts_are_those_of_the_whole(file_format):
-    noise = 0.1 * np.random.default_rng(0).standard_normal(20000)
-    content = encoded(noise, RATE, file_format, None)
+@pytest.mark.parametrize("audio", [0.1 * np.random.default_rng(0).standard_normal(20000), sine(440, RATE, 20000)])
+@pytest.mark.parametrize(
+    ("file_format", "subtype"),
+    [
+        ("WAV", None), ("FLAC", None), *(pytest.param(*format_.values, None, marks=format_.marks) for format_ in LOSSY),
+        # libsndfile cannot seek in these.
+        ("WAV", "GSM610"), ("W64", "GSM610"), ("AIFF", "GSM610"), ("WAV", "G721_32"), ("AU", "G721_32"),
+        ("AU", "G723_24"), ("AU", "G723_40"), ("WAV", "NMS_ADPCM_16"),
+    ],
+)  # fmt: skip
+def test_parts_are_those_of_the_whole(file_format, subtype, audio):
+    content = encoded(audio, RATE, file_format, subtype)
     whole = read_part(content)
-    assert whole.shape == (20000,)
+    assert 20000 <= len(whole) <= 20480  # whole frames of GSM
     # An MP3 decoder that begins in the middle may round otherwise.
     for start, stop in ((0, 100), (7000, 9000), (19999, 20000), (3, 4)):
         np.testing.assert_allclose(read_part(content, start, stop), whole[start:stop], atol=1e-6)
@@ -170,6 +178,10 @@ UNREADABLE = {
     "of no rate": (encoded(clip(0, 40), 1, "WAV"), "its header says 1 Hz"),
     "with NaN": (with_one(np.nan), "it holds values that are NaN or infinite"),
     "with infinity": (with_one(np.inf), "it holds values that are NaN or infinite"),
+    "of 16 bits as float": (
+        with_one(-32768.0),
+        "its samples reach from -32768 to .*, beyond the limit of 10; full scale is 1, so divide them by .* 32768",
+    ),
 }
 
 
@@ -217,7 +229,14 @@ def test_an_mp3_file_that_is_cut_off():
         read_audio(in_memory(content[: len(content) // 2]), sampling_rate=RATE)
 
 
-def test_no_file_and_a_file_without_a_name():
+def test_no_file_and_a_file_without_a_name(tmp_path):
+    (tmp_path / "talk.wav").write_bytes(encoded(clip(1)))
+    for part in ({"path": str(tmp_path / "talk.wav")}, {"bytes": encoded(clip(1))}):
+        np.testing.assert_array_equal(read_audio(part, sampling_rate=RATE), clip(1))
+    with pytest.raises(UnreadableFileError, match="there is no file"):
+        read_audio({}, sampling_rate=RATE)
+    with pytest.raises(ValueError, match="sampling_rate must be an integer of at least 1, got '16000'"):
+        read_audio({"bytes": encoded(clip(1))}, sampling_rate="16000")
     for file in (None, {"bytes": None, "path": None}):
         with pytest.raises(UnreadableFileError, match="there is no file"):
             AudioFile(file, sampling_rate=RATE)

@@ -173,6 +173,8 @@ def test_large_images_are_scaled_where_that_is_asked(tmp_path):
     ("settings", "message"),
     [
         ({"size": 0}, "size must be an integer of at least 1, got 0"),
+        ({"size": 12, "shortest_side": 32.0}, "shortest_side must be an integer of at least 1, or null, got 32.0"),
+        ({"size": 12, "shortest_side": "32"}, "shortest_side must be an integer of at least 1, or null, got '32'"),
         ({"size": 12, "shortest_side": 11}, "shortest_side must be at least the size of a crop, 12, got 11"),
     ],
 )
@@ -207,7 +209,7 @@ CORRUPT = {
 
 
 REASONS = {
-    "no image": "it is no image, or of a format that Pillow does not read",
+    "no image": "it is no image, a damaged one, or of a format that Pillow does not read",
     "empty": "it is no image",
     "cut off": "image file is truncated",
     "nonsense in its header": "",
@@ -386,9 +388,21 @@ def test_transparency_lies_over_white_or_is_a_channel(mode, channels):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (BYTES.astype(np.int32), "integers of 32 bits, which do not tell what is white; convert it to 8 or 16 bits"),
-        (BYTES.astype(np.int32) << 12, "integers of 32 bits"),
-        (-BYTES.astype(np.int16), "integers of 32 bits"),  # as Pillow reads signed ones
+        (BYTES.astype(np.uint32), "integers of 32 bits, which do not tell what is white; convert it to 8 or 16 bits"),
+        (BYTES.astype(np.uint32) << 12, "integers of 32 bits"),
+        *(
+            (
+                -BYTES.astype(kind),
+                f"signed integers of {8 * np.dtype(kind).itemsize} bits, which do not tell what is black",
+            )
+            for kind in (np.int8, np.int16, np.int32)
+        ),
+        (
+            RAMP,
+            "a TIFF of 1 x 64 bits, floating-point numbers, damaged or of a kind that Pillow does not read; convert",
+        ),
+        (RAMP.astype(np.float16), "a TIFF of 1 x 16 bits, floating-point"),
+        (BYTES.astype(np.int64), "a TIFF of 1 x 64 bits, signed integers"),
         (
             (RAMP * 255).astype(np.float32),
             r"floating-point pixels must lie in 0..1, got 0..255; scale them, or convert",
@@ -492,6 +506,81 @@ def test_damaged_metadata_cost_no_image(exif, expected, file_format):
     """Nor do they warn, since warnings are errors here."""
     file = file_of(noise(24, 40), file_format, exif=exif, **({"lossless": True} if file_format == "WEBP" else {}))
     np.testing.assert_array_equal(read_pixels({"bytes": file, "path": None}), expected)
+
+
+def chunk(kind: bytes, content: bytes, check: int | None = None) -> bytes:
+    """Of a PNG; its check sum is right unless it is told."""
+    check = zlib.crc32(kind + content) if check is None else check
+    return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", check)
+
+
+def with_tag(file: bytes, tag: int, kind: int, pointer: int) -> bytes:
+    """A TIFF whose directory has one more entry."""
+    start = struct.unpack_from("<I", file, 4)[0]
+    number = struct.unpack_from("<H", file, start)[0]
+    tags = [file[start + 2 + 12 * each : start + 14 + 12 * each] for each in range(number)]
+    tags = sorted(
+        [*tags, struct.pack("<HHII", tag, kind, 20, pointer)], key=lambda entry: struct.unpack("<H", entry[:2])
+    )
+    directory = struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4)
+    return file[:4] + struct.pack("<I", len(file)) + file[8:] + directory
+
+
+PNG, JPEG, LZW = file_of(noise()), file_of(noise(), "JPEG"), file_of(noise(), "TIFF", compression="tiff_lzw")
+WEBP = file_of(noise(), "WEBP", lossless=True, exif=b"Exif\0\0II*\0", xmp=b"<xmp>")
+MANY = zlib.compress(bytes(2 << 20))
+IN_PNG = {
+    "large text": chunk(b"zTXt", b"prompt\0\0" + MANY),
+    "large international text": chunk(b"iTXt", b"prompt\0\1\0\0\0" + MANY),
+    "large profile": chunk(b"iCCP", b"sRGB\0\0" + MANY),
+    "short profile": chunk(b"iCCP", b""),
+    "short gamma": chunk(b"gAMA", b"1"),
+    "short animation": chunk(b"acTL", b"1"),
+    **{f"wrong sum of {kind}": chunk(kind.encode(), b"k\0value", 1) for kind in ("tEXt", "tIME", "eXIf", "prVt")},
+}
+IN_JPEG = {
+    "short JFIF": b"\xff\xe0\0\7JFIF\0",
+    "short profile": b"\xff\xe2\0\x0eICC_PROFILE\0",
+    "short Adobe": b"\xff\xee\0\7Adobe",
+}
+DAMAGED_METADATA = {
+    **{f"PNG, {what}": (PNG[:33] + extra + PNG[33:], PNG) for what, extra in IN_PNG.items()},
+    **{f"PNG, {what} at its end": (PNG[:-12] + extra + PNG[-12:], PNG) for what, extra in IN_PNG.items()},
+    "PNG, chunk beyond its end": (PNG[:-12] + struct.pack(">I", 1 << 20) + b"tEXt", PNG),
+    **{f"JPEG, {what}": (JPEG[:2] + extra + JPEG[2:], JPEG) for what, extra in IN_JPEG.items()},
+    "JPEG without end": (JPEG[:-2], JPEG),
+    "JPEG with half its end": (JPEG[:-1], JPEG),
+    "WebP, cut off XMP": (WEBP[:-3], WEBP),
+    "WebP, cut off EXIF": (WEBP[: WEBP.index(b"EXIF") + 10], WEBP),
+    "TIFF, text beyond its end": (with_tag(LZW, 271, 2, 1 << 30), LZW),
+    "TIFF, directory of interoperability": (with_tag(LZW, 0xA005, 4, 0), LZW),
+    "TIFF, XMP of another type": (with_tag(LZW, 700, 2, 8), LZW),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_METADATA)
+def test_metadata_that_stop_pillow_cost_no_image(kind):
+    file, sound = DAMAGED_METADATA[kind]
+    np.testing.assert_array_equal(*(read_pixels({"bytes": each, "path": None}) for each in (file, sound)))
+
+
+def test_intact_orientation_and_transparency_outlive_other_metadata():
+    broken = chunk(b"tEXt", b"k\0value", 1)
+    for settings in ({"exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"},
+                     {"transparency": tuple(noise()[3, 4].tolist())}):  # fmt: skip
+        file = file_of(noise(), **settings)
+        pixels = read_pixels({"bytes": file, "path": None}, 4)
+        assert not np.array_equal(pixels, read_pixels({"bytes": PNG, "path": None}, 4))
+        np.testing.assert_array_equal(read_pixels({"bytes": file[:33] + broken + file[33:], "path": None}, 4), pixels)
+
+
+@pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_a_jpeg_that_lacks_pixels_is_unreadable(settings):
+    file = file_of(noise(), "JPEG", **settings)
+    scans = [place for place in range(len(file)) if file[place : place + 2] in (b"\xff\xda", b"\xff\xc4", b"\xff\xd0")]
+    for end in {*scans, *range(scans[0] + 40, len(file) - 3, 37), len(file) - 4}:
+        with pytest.raises(UnreadableFileError):
+            read_pixels({"bytes": file[:end], "path": None})
 
 
 def test_large_images_are_read_up_to_pillows_limit(monkeypatch):

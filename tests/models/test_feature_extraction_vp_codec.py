@@ -1,5 +1,8 @@
 """Waveforms to `input_values` and `padding_mask`."""
 
+from collections import deque
+
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -83,7 +86,13 @@ def test_another_rate_is_converted_only_when_asked(extractor):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (np.zeros((2, 100)), r"must be mono, \[T\], got shape \(2, 100\)"),
+        *(
+            (
+                kind((2, 100)),
+                r"must be mono, \[T\], got shape \(2, 100\), which looks .*; give clips .* and channels as",
+            )
+            for kind in (np.zeros, torch.zeros)
+        ),
         ([np.zeros((100, 2))], r"must be mono, \[T\], got shape \(100, 2\)"),
         (np.zeros(0), r"the batch is empty: audio samples of shape \(0,\)"),
         (np.full(99, 8000.0), "samples reach from 8000 to 8000, beyond the limit of 10.*divide samples of 16 bits"),
@@ -96,6 +105,30 @@ def test_another_rate_is_converted_only_when_asked(extractor):
 def test_bad_audio(extractor, raw, message):
     with pytest.raises((TypeError, ValueError), match=message):
         extractor(raw, sampling_rate=RATE)
+
+
+@pytest.mark.parametrize("rate", ["16000", 0, 8000.5, True])
+@pytest.mark.parametrize("resample", [True, False])
+def test_rates_that_are_none(extractor, rate, resample):
+    with pytest.raises(ValueError, match=f"sampling_rate must be an integer of at least 1, got {rate!r}"):
+        extractor(wave(9), sampling_rate=rate, resample=resample)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        lambda clips: clips[:, None],
+        lambda clips: torch.from_numpy(clips)[:, None],
+        lambda clips: datasets.Dataset.from_dict({"clip": clips.tolist()})["clip"],
+        lambda clips: datasets.Dataset.from_dict({"clip": clips.tolist()}).with_format("torch")["clip"],
+        deque,
+        lambda clips: np.array([*clips, None], dtype=object)[:2],
+    ],
+)
+def test_batches_of_every_kind(extractor, batch):
+    clips = np.stack([wave(300), wave(300, seed=1)])
+    values = extractor(batch(clips), return_tensors="np")["input_values"]
+    np.testing.assert_array_equal(values, clips[:, None])
 
 
 def test_it_is_saved_with_the_codec_and_fits_it(tmp_path):

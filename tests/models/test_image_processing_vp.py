@@ -1,7 +1,10 @@
 """The image processor: whole images, its inputs, its choices, and the same pixels as training and the commands."""
 
 import json
+import re
+from collections import deque
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -107,6 +110,9 @@ def test_it_reads_files_as_training_and_the_commands_do(files, channels, size, s
 
 
 DEEP = PIXELS.astype(np.uint16) * 257
+COLUMN = datasets.Dataset.from_dict(
+    {"image": [Image.fromarray(PIXELS)]}, features=datasets.Features({"image": datasets.Image()})
+)
 SAME = {
     "an image": lambda path: Image.fromarray(PIXELS),
     "a path": lambda path: path,
@@ -121,7 +127,12 @@ SAME = {
     "floating point": lambda path: PIXELS / 255,
     "half precision": lambda path: torch.from_numpy(PIXELS / 255).half(),
     "opaque": lambda path: np.dstack([PIXELS, np.full((HEIGHT, WIDTH), 255, np.uint8)]),
+    "bfloat16": lambda path: torch.from_numpy(PIXELS / 255).bfloat16(),
     "a list": lambda path: [PIXELS],
+    "a deque": lambda path: deque([PIXELS]),
+    "an array of objects": lambda path: np.array([path, None], dtype=object)[:1],
+    "a column": lambda path: COLUMN["image"],
+    "a column of tensors": lambda path: COLUMN.with_format("torch")["image"],
     "a tuple": lambda path: (Image.fromarray(PIXELS),),
 }
 
@@ -132,7 +143,44 @@ def test_inputs_of_every_kind(processor, tmp_path, kind, return_tensors):
     Image.fromarray(PIXELS).save(tmp_path / "image.png")
     batch = processor(SAME[kind](tmp_path / "image.png"), to_multiple="crop", return_tensors=return_tensors)
     assert len(batch.pixel_values) == 1
-    np.testing.assert_array_equal(pixels_of(np.stack(batch.pixel_values))[0], PIXELS[:36, 1:49])
+    pixels = pixels_of(np.stack(batch.pixel_values))[0]
+    np.testing.assert_allclose(pixels, PIXELS[:36, 1:49].astype(int), atol=kind == "bfloat16")  # of 8 bits
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, torch.tensor])
+def test_sides_may_be_integers_of_numpy_and_torch(processor, kind, tmp_path):
+    values = processor(PIXELS, crop_size=kind(16), shortest_side=kind(20), return_tensors="np").pixel_values
+    assert values.shape == (1, 3, 16, 16)
+    VPImageProcessor(crop_size=kind(16), multiple=kind(4)).save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).crop_size == 16
+
+
+VALUES = torch.zeros(2, 3, 40, 52)
+
+
+@pytest.mark.parametrize(
+    ("values", "sizes", "message"),
+    [
+        (VALUES[0], None, r"pixel values must be \[B, C, H, W\], got shape \(3, 40, 52\); give one image as x\[None\]"),
+        ([VALUES], None, r"must be \[C, H, W\]"),
+        (VALUES.movedim(1, -1), None, "the number of channels C must be 1 to 4, got 40"),
+        (VALUES[:0], None, "the batch is empty"),
+        (VALUES.byte(), None, "must be floating point, got torch.uint8"),
+        (VALUES * torch.nan, None, "12480 of 12480 pixel values are NaN or infinite"),
+        (VALUES, [[37, 50]], r"original_sizes must be integers \[2, 2\], .* of shape \(1, 2\)"),
+        (VALUES, [37, 50], r"of shape \(2,\)"),
+        (VALUES, torch.ones(2, 2), "got torch.float32 of"),
+        (
+            VALUES,
+            [[37, 50], [400, 50]],
+            "an original size of 400 x 50 does not lie within an image of 40 x 52; give the",
+        ),
+        (VALUES, [[37, 50], [0, 50]], "an original size of 0 x 50"),
+    ],
+)
+def test_what_cannot_be_an_image_again(processor, values, sizes, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        processor.post_process(values, sizes)
 
 
 GREY = PIXELS[..., 0]
@@ -170,7 +218,11 @@ OF_TWO_SIZES = [PIXELS, PIXELS[:20]]
         (PIXELS / 127.5 - 1, {}, r"must lie in 0..1, got -1..1"),
         (np.full((8, 8), np.nan), {}, "must lie in 0..1, got nan..nan"),
         (PIXELS, {"do_resize": False}, "unknown argument 'do_resize'; valid: shortest_side, crop_size, to_multiple"),
-        (PIXELS, {"crop_size": 0}, "crop_size must be at least 1"),
+        *(
+            (PIXELS, {name: side}, f"{name} must be an integer of at least 1, or null, got {re.escape(repr(side))}")
+            for name in ("crop_size", "shortest_side")
+            for side in ({"height": 32, "width": 32}, {"shortest_edge": 32}, "32", 32.0, (32, 32), True, 0)
+        ),
         (PIXELS, {"crop_size": 8, "shortest_side": 7}, "shortest_side must be at least the size of a crop, 8, got 7"),
         (PIXELS, {"to_multiple": "fill"}, "to_multiple must be 'pad' or 'crop', got 'fill'"),
         (PIXELS[:3, :, 0], {"to_multiple": "crop"}, "an image of 3 x 50 pixels has no crop whose sides are multiples"),
@@ -184,6 +236,8 @@ def test_what_is_refused(processor, images, settings, message):
 def test_images_of_several_sizes_make_lists_and_one_batch_once_they_are_cut(processor):
     batch = processor(OF_TWO_SIZES)
     assert [values.shape for values in batch.pixel_values] == [(3, 40, 52), (3, 20, 52)]
+    for image, pixels in zip(processor.post_process(**batch), OF_TWO_SIZES, strict=True):
+        np.testing.assert_array_equal(np.asarray(image), pixels)
     assert processor(OF_TWO_SIZES, crop_size=16, return_tensors="np").pixel_values.shape == (2, 3, 16, 16)
 
 
@@ -191,6 +245,8 @@ def test_files_that_are_no_images(processor, tmp_path):
     (tmp_path / "page.png").write_bytes(b"<html>404</html>")
     with pytest.raises(UnreadableFileError, match=r"page.png: it is no image"):
         processor(tmp_path / "page.png")
+    with pytest.raises(UnreadableFileError, match=r"127.0.0.1:9/a.png: FileNotFoundError, Cannot connect to host"):
+        processor("http://127.0.0.1:9/a.png")
     with pytest.raises(TypeError, match="an image must be a PIL image, a path, an array or a tensor, got dict"):
         processor({"bytes": b""})
     with pytest.raises(ValueError, match="in_channels=2 and out_channels=2"):

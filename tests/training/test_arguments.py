@@ -114,7 +114,10 @@ def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
         (["--report_to", "[1]"], "report_to must be names of trackers, all, or none, got [1]"),
         (["--report_to", "{a: 1}"], "the command line: report_to: "),
         (["--model.pretrained", "a", "--model.from_autoencoder_kl", "b"], "give one of them"),
-        (["--data.validation_examples", "0"], "data.validation_examples must be at least 1, or null, got 0"),
+        (
+            ["--data.validation_examples", "0"],
+            "data.validation_examples must be an integer of at least 1, or null, got 0",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vpvae_hf.resampling import resampled
 from vpvae_hf.settings import installed_with, require, require_integer
+from vpvae_hf.tensors import LARGEST_SIGNAL
 from vpvae_hf.unreadable import UnreadableFileError, name_of, unreadable
 
 from .sources import Transform
@@ -26,6 +27,9 @@ from .sources import Transform
 _UNKNOWN_LENGTH = (1 << 63) - 1
 # Hz. Beyond, as damaged headers have it, resampling takes minutes.
 _CONVERTED_RATES = range(100, 1_000_001)
+# Samples of MP3 that are decoded before a part, whose frames borrow bits of earlier ones: at the lowest bit rates of
+# up to 11 frames. Without them libsndfile gives other audio, and no error.
+_BORROWED = 11 * 1152
 _POSITIONS = ("random", "center", "start")
 
 
@@ -125,14 +129,14 @@ def read_audio(
 ) -> np.ndarray:
     """A whole file, [T] float32.
 
-    The file is a path or an address that fsspec knows, or a mapping of "bytes" and "path"; the rest as `AudioSegment`
+    The file is a path or an address that fsspec knows, or a mapping of "bytes" or "path"; the rest as `AudioSegment`
     takes it.
 
     Raises:
         ValueError: another sampling rate or several channels, if that is not allowed.
         UnreadableFileError: no such file or no readable audio (it is a ValueError, too).
     """
-    file = file if isinstance(file, Mapping) else {"bytes": None, "path": os.fspath(file)}
+    file = {"bytes": None, "path": None, **(file if isinstance(file, Mapping) else {"path": os.fspath(file)})}
     with AudioFile(file, sampling_rate=sampling_rate, resample=resample, downmix=downmix) as audio:
         return audio.read(0, audio.length)
 
@@ -152,6 +156,7 @@ class AudioFile:
     def __init__(self, file: Mapping | None, *, sampling_rate: int, resample: bool = False, downmix: bool = False):
         if file is None or (file["bytes"] is None and file["path"] is None):
             raise UnreadableFileError("there is no file")
+        require_integer("sampling_rate", sampling_rate, 1)
         with installed_with("'vpvae_hf[audio]'"):
             import soundfile
         self.name, self._origin = name_of(file), file
@@ -181,8 +186,19 @@ class AudioFile:
         """Samples start..stop of what reading the whole file gives, 0 <= start < stop <= length.
 
         Raises:
-            UnreadableFileError: this part is corrupt, missing, or holds values that are NaN or infinite.
+            UnreadableFileError: this part is corrupt, missing, or holds values that are NaN, infinite or far beyond
+                [-1, 1].
         """
+        part = self._part(start, stop)
+        low, high = part.min(), part.max()
+        if max(-low, high) > LARGEST_SIGNAL:
+            raise UnreadableFileError(
+                f"{self.name}: its samples reach from {low:.6g} to {high:.6g}, beyond the limit of {LARGEST_SIGNAL}; "
+                "full scale is 1, so divide them by their range, such as 32768, and save them anew"
+            )
+        return part
+
+    def _part(self, start: int, stop: int) -> np.ndarray:
         up, down = self._up, self._down
         if up == down:
             return self._decoded(start, stop)
@@ -220,14 +236,19 @@ class AudioFile:
 
     def _decoded(self, first: int, last: int) -> np.ndarray:
         """[last - first] at the file's own sampling rate."""
+        start = max(0, first - _BORROWED) if self._file.subtype.startswith("MPEG") else first
         try:
-            self._file.seek(first)
-            channels = self._file.read(last - first, dtype="float32", always_2d=True)
+            if self._file.seekable():
+                self._file.seek(start)
+            else:  # such as GSM 6.10
+                start = 0
+            channels = self._file.read(last - start, dtype="float32", always_2d=True)
         except Exception as error:
             raise self._unreadable(error, f"samples {first} to {last} cannot be decoded: ") from error
-        if len(channels) < last - first:
-            why = f"it is cut off after {first + len(channels)} of {self._file.frames} samples"
+        if len(channels) < last - start:
+            why = f"it is cut off after {start + len(channels)} of {self._file.frames} samples"
             raise UnreadableFileError(f"{self.name}: {why}")
+        channels = channels[first - start :]
         if not np.isfinite(channels).all():
             raise UnreadableFileError(f"{self.name}: it holds values that are NaN or infinite")
         return channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.pixels import MODES, center_crop, read_pixels, scaled, scaled_for_crop, to_pixel_values
-from vpvae_hf.settings import installed_with, require, require_integer
+from vpvae_hf.settings import installed_with, require, require_count, require_integer
 from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
 from .sources import Transform, open_images
@@ -47,6 +47,7 @@ class ImageCrop(Transform):
     def __post_init__(self):
         require_integer("size", self.size, 1)
         require(self.channels in MODES, "channels", self.channels, f"one of {', '.join(map(str, MODES))}")
+        require_count("shortest_side", self.shortest_side)
         side = self.shortest_side
         require(side is None or side >= self.size, "shortest_side", side, f"at least the size of a crop, {self.size}")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import BatchFeature, EncodecFeatureExtractor
 
 from vpvae_hf.resampling import resampled
+from vpvae_hf.settings import require_integer
 from vpvae_hf.tensors import as_floating
 
 from .tokenizer import require_finite
@@ -29,8 +30,8 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
         """Make a batch.
 
         Args:
-            raw_audio: [T] floating, in [-1, 1], as an array, tensor or list, or a list of such. Other dimensions of
-                size 1, as of [1, T] and [T, 1], do not count.
+            raw_audio: [T] floating, in [-1, 1], as an array, tensor or list, or a list or column of such, or a batch
+                [B, 1, T]. Other dimensions of size 1, as of [1, T] and [T, 1], do not count.
             sampling_rate: of the audio, Hz; the tokenizer's if it is None.
             resample: allow another rate, which is then converted.
             kwargs: padding, truncation, max_length and return_tensors as in transformers.
@@ -39,13 +40,14 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
             "input_values" [B, 1, T], and "padding_mask" [B, T], 1 for audio.
         """
         rate = self.sampling_rate if sampling_rate is None else sampling_rate
+        if rate != self.sampling_rate:
+            require_integer("sampling_rate", rate, 1)
         if rate != self.sampling_rate and not resample:
             raise ValueError(
                 f"the tokenizer works at {self.sampling_rate} Hz, the audio has {rate} Hz; resample it, or give "
                 "resample=True"
             )
-        is_batch = isinstance(raw_audio, list | tuple) and len(raw_audio) > 0 and np.ndim(raw_audio[0]) > 0
-        waveforms = [_checked(waveform) for waveform in (raw_audio if is_batch else [raw_audio])]
+        waveforms = [_checked(waveform) for waveform in (raw_audio if _is_batch(raw_audio) else [raw_audio])]
         waveforms = [resampled(waveform, rate, self.sampling_rate) for waveform in waveforms]
         return super().__call__(waveforms, sampling_rate=self.sampling_rate, **kwargs)
 
@@ -55,12 +57,19 @@ def require_samples(audio: Tensor) -> None:
     require_finite(audio, "audio samples", "; audio lies in [-1, 1]", SCALING)
 
 
+def _is_batch(audio: Any) -> bool:
+    if isinstance(audio, np.ndarray | Tensor) and audio.dtype != object:
+        return audio.ndim == 3 and audio.shape[1] == 1 and len(audio) > 0
+    return isinstance(audio, np.ndarray | Sequence) and len(audio) > 0 and np.ndim(audio[0]) > 0
+
+
 def _checked(waveform: Any) -> np.ndarray:
     """[T] float32."""
     audio = as_floating(waveform, "audio", remedy=SCALING).detach().cpu()
     if audio.numel() > max(audio.shape, default=0):
         raise ValueError(
-            f"audio must be mono, [T], got shape {tuple(audio.shape)}; average the channels, or give a list of clips"
+            f"audio must be mono, [T], got shape {tuple(audio.shape)}, which looks like a batch or like several "
+            "channels; give clips [n, T] as list(x) or x[:, None], and channels as their mean or as clips"
         )
     require_samples(audio)
     return audio.float().flatten().numpy()

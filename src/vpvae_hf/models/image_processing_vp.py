@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
@@ -21,7 +20,10 @@ from vpvae_hf.pixels import (
     scaled_for_crop,
     to_pixel_values,
 )
-from vpvae_hf.settings import require, require_count, require_integer, require_name
+from vpvae_hf.settings import plain, require, require_count, require_integer, require_name
+from vpvae_hf.tensors import as_floating, as_tensor
+
+from .tokenizer import require_finite, require_shape
 
 
 class ImageSettings(TypedDict, total=False):
@@ -60,10 +62,10 @@ class VPImageProcessor(BaseImageProcessor):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        require_integer("channels", channels, 1)
-        require_integer("multiple", multiple, 1)
-        self.channels, self.multiple = channels, multiple
-        self.to_multiple, self.shortest_side, self.crop_size = to_multiple, shortest_side, crop_size
+        self.channels, self.multiple, self.to_multiple = plain(channels), plain(multiple), to_multiple
+        self.shortest_side, self.crop_size = plain(shortest_side), plain(crop_size)
+        require_integer("channels", self.channels, 1)
+        require_integer("multiple", self.multiple, 1)
         self._settings({})
 
     def preprocess(
@@ -73,8 +75,8 @@ class VPImageProcessor(BaseImageProcessor):
 
         Args:
             images: a PIL image, a path or address of a file, or an array or tensor [H, W], [H, W, C] or [C, H, W] of
-                type uint8, uint16, bool or floating point in 0..1; a list of such; or a batch [B, H, W, C] or
-                [B, C, H, W].
+                type uint8, uint16, bool or floating point in 0..1; a list or column of such; or a batch [B, H, W, C]
+                or [B, C, H, W].
             return_tensors: "pt" or "np" for a batch, which takes images that come to one size; None for lists.
             settings: `shortest_side`, `crop_size` and `to_multiple`, in place of the processor's own.
 
@@ -104,12 +106,27 @@ class VPImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": values, "original_sizes": sizes}, tensor_type=return_tensors)
 
     def post_process(
-        self, pixel_values: Tensor, original_sizes: Tensor | Sequence[Sequence[int]] | None = None
+        self,
+        pixel_values: Tensor | np.ndarray | Sequence[Tensor | np.ndarray],
+        original_sizes: Tensor | Sequence[Sequence[int]] | None = None,
     ) -> list[Image.Image]:
-        """PIL images of [B, C, H, W] in [-1, 1], such as `detokenize` gives, cut to [B, 2] heights and widths."""
-        images = from_pixel_values(torch.as_tensor(pixel_values))
+        """PIL images of [B, C, H, W] in [-1, 1], such as `detokenize` gives, cut to [B, 2] heights and widths.
+
+        A list may hold [C, H, W] of several sizes. A ValueError for another shape, values that are NaN or infinite, and
+        sizes that are not of these images.
+        """
+        listed = isinstance(pixel_values, list | tuple)
+        images = [as_floating(each, "pixel values") for each in (pixel_values if listed else [pixel_values])]
+        for image in images:
+            require_shape(image, "pixel values", "CHW" if listed else "BCHW", "; give one image as x[None]")
+            require_finite(image, "pixel values")
+            require(1 <= image.shape[-3] <= 4, "the number of channels C", image.shape[-3], "1 to 4")
+        images = [from_pixel_values(image) for image in (images if listed else images[0])]
         if original_sizes is not None:
-            images = [image[:height, :width] for image, (height, width) in zip(images, original_sizes, strict=True)]
+            images = [
+                image[:height, :width]
+                for image, (height, width) in zip(images, _checked_sizes(original_sizes, images), strict=True)
+            ]
         return [image_of(image) for image in images]
 
     def _settings(self, given: Mapping[str, Any]) -> ImageSettings:
@@ -117,7 +134,7 @@ class VPImageProcessor(BaseImageProcessor):
         names = ImageSettings.__annotations__
         for name in given:
             require_name("argument", name, names)
-        settings = {name: getattr(self, name) for name in names} | dict(given)
+        settings = {name: getattr(self, name) for name in names} | {name: plain(given[name]) for name in given}
         require(settings["to_multiple"] in ("pad", "crop"), "to_multiple", settings["to_multiple"], "'pad' or 'crop'")
         shortest, size = settings["shortest_side"], settings["crop_size"]
         for name in ("shortest_side", "crop_size"):
@@ -159,8 +176,26 @@ class VPImageProcessor(BaseImageProcessor):
 
 def _listed(images: Any) -> Sequence[Any]:
     """Images one by one."""
-    if isinstance(images, list | tuple):
-        if not images:
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        if not len(images):
             raise ValueError("there must be at least one image, got none")
-        return images
-    return list(images) if isinstance(images, np.ndarray | Tensor) and images.ndim == 4 else [images]
+        return list(images)
+    are_several = isinstance(images, np.ndarray | Tensor) and (images.ndim == 4 or images.dtype == object)
+    return list(images) if are_several else [images]
+
+
+def _checked_sizes(sizes: Any, images: Sequence[np.ndarray]) -> list[list[int]]:
+    """[B, 2] of images [H, W, C]."""
+    sizes = as_tensor(sizes, "original_sizes")
+    if sizes.is_floating_point() or sizes.shape != (len(images), 2):
+        raise ValueError(
+            f"original_sizes must be integers [{len(images)}, 2], the height and width of each image, got "
+            f"{sizes.dtype} of shape {tuple(sizes.shape)}"
+        )
+    for (height, width), image in zip(sizes.tolist(), images, strict=True):
+        if not (1 <= height <= image.shape[0] and 1 <= width <= image.shape[1]):
+            raise ValueError(
+                f"an original size of {height} x {width} does not lie within an image of {image.shape[0]} x "
+                f"{image.shape[1]}; give the sizes that came with these images"
+            )
+    return sizes.tolist()

@@ -18,12 +18,9 @@ from torch import Tensor, nn
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
 from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
 from vpvae_hf.renamed import FormerMethod
-from vpvae_hf.tensors import as_tensor, device_for, is_tracing, kept_for_training
+from vpvae_hf.tensors import LARGEST_SIGNAL, as_tensor, device_for, is_tracing, kept_for_training
 
 from .persistence import Persistence
-
-# Noise of a smoke test stays far below this, pixels in 0..255 and samples of 16 bits do not.
-_LARGEST_SIGNAL = 10
 
 
 class Tokenizer(Persistence, ABC):
@@ -234,9 +231,9 @@ def require_finite(values: Tensor, what: str, remedy: str = "", scaling: str | N
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int((~torch.isfinite(values)).sum())
         raise ValueError(f"{bad} of {values.numel()} {what} are NaN or infinite{remedy}")
-    if scaling is not None and max(-low, high) > _LARGEST_SIGNAL:
+    if scaling is not None and max(-low, high) > LARGEST_SIGNAL:
         raise ValueError(
-            f"{what} reach from {low:.4g} to {high:.4g}, beyond the limit of {_LARGEST_SIGNAL}{remedy}; {scaling}"
+            f"{what} reach from {low:.4g} to {high:.4g}, beyond the limit of {LARGEST_SIGNAL}{remedy}; {scaling}"
         )
 
 
