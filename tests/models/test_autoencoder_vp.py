@@ -134,7 +134,7 @@ def test_pictures_are_prepared_as_the_preprocessor_does(vae):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (torch.zeros(1, 3, 30, 32), ValueError, r"multiples of 4, got 30 x 32; crop to 28 x 32 or pad"),
+        (torch.zeros(1, 3, 30, 32), ValueError, r"multiples of 4, got 30 x 32; pad to 32 x 32 or crop"),
         (torch.zeros(1, 3, 0, 32), ValueError, r"the batch is empty: images of shape \(1, 3, 0, 32\)"),
         (torch.zeros(0, 3, 32, 32).numpy(), ValueError, r"the batch is empty: images of shape \(0, 3, 32, 32\)"),
         (torch.zeros(3, 32, 32), ValueError, r"images must be \[B, 3, H, W\].*of one image give x\[None\]"),
