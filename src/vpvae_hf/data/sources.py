@@ -67,21 +67,25 @@ class Source:
         name: hub id or local path.
         rows: a `datasets.IterableDataset`, or `JoinedRows` of several.
         column: name of the column with the files, which `file` takes.
-        folder: what paths in the column are relative to.
+        folder: what paths in a column that other programs wrote are relative to; None if `datasets` knows its type.
     """
 
     name: str
     rows: Any
     column: str
-    folder: str = ""
+    folder: str | None = None
 
-    def file(self, value: Mapping | bytes | str | None) -> Mapping | None:
-        """A value of the column as a mapping of "bytes" and "path"."""
+    def file(self, value: Any) -> Any:
+        """A value of the column as a transform takes it: None or a mapping of "bytes" and "path"."""
+        if self.folder is None or value is None:
+            return value
         if isinstance(value, bytes):
             return {"bytes": value, "path": None}
-        if isinstance(value, str):
-            return {"bytes": None, "path": value if "://" in value else os.path.join(self.folder, value)}
-        return value if value is None else {"bytes": None, "path": None, **value}
+        file = {"path": value} if isinstance(value, str) else value
+        path = file.get("path")
+        if path is not None and "://" not in path:
+            path = os.path.join(self.folder, path)
+        return {"bytes": file.get("bytes"), "path": path}
 
 
 def open_images(name: str | os.PathLike, **options) -> Source:
@@ -169,8 +173,9 @@ def open_source(
             raise ValueError(f"data set {name} cannot be used: its split {split!r} is empty")
         shards = len(rows) // (1 if files is None else _FILES_PER_SHARD)
         rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, shards)))
-    folder = "" if path is None else os.path.abspath(path if path.is_dir() else path.parent)
-    return Source(name, rows, column, folder)
+    if column in typed:
+        return Source(name, rows, column)
+    return Source(name, rows, column, "" if path is None else os.path.abspath(path if path.is_dir() else path.parent))
 
 
 def _column(kind: str, name: str, features: Mapping[str, Any], typed: list[str], column: str | None) -> str:
