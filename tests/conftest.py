@@ -15,6 +15,8 @@ torch.set_num_threads(1)
 # The `datasets` library has a cache of this run alone, also in processes that tests start. Read when it is imported.
 _CACHE = tempfile.TemporaryDirectory(prefix="datasets-", ignore_cleanup_errors=True)
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+# Its counter of downloads looks up the name of a server, which takes seconds where there is no network.
+os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
 # Without a GPU the CUDA kernels run in triton's interpreter, which must be chosen before anything imports them.
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
