@@ -152,7 +152,7 @@ def test_progress_is_shown(vae, capsys):
     ("batch", "size", "message"),
     [
         ([torch.zeros(1, 3, 32, 32)], 5000, "codebook_size=5000 is larger than the number of latents, 256"),
-        ([torch.zeros(8, 3, 32, 32)], 1, "codebook_size must be at least 2, got 1"),
+        ([torch.zeros(8, 3, 32, 32)], 1, "codebook_size must be an integer of at least 2, got 1"),
         ([], None, "no batches"),
         ([{"labels": torch.zeros(1)}], None, "hold one of pixel_values, input_values; it holds labels"),
         ([torch.full((1, 3, 32, 32), torch.nan)], None, "NaN or infinite"),
