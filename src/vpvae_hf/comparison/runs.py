@@ -191,7 +191,7 @@ def _measured(config: TrainingConfig, model: Tokenizer, split: DataSplit) -> dic
     modality = modality_of(model)
     batches = Batches(modality, model, data, batch_size=config.train_batch_size)
     # With those that need a network only if training lowers them, as in domain.
-    extra = [name for name in modality.extra_metrics if config.loss_weights.get(name, 0) > 0]
+    extra = modality.lowered_metrics(config)
     return modality.evaluate(model, batches.evaluation(), extra=extra).metrics
 
 

@@ -135,6 +135,10 @@ class Modality(ABC):
     def metric_fn(self, model: Tokenizer, extra: Collection[str] = ()) -> MetricFn:
         """How reconstructions are measured, with some of `extra_metrics`; an ImportError if a library is missing."""
 
+    def lowered_metrics(self, config: TrainingConfig) -> list[str]:
+        """Those of `extra_metrics` that are also losses of a run."""
+        return [name for name in self.extra_metrics if config.loss_weights.get(name, 0) > 0]
+
     def evaluate(
         self,
         model: Tokenizer,

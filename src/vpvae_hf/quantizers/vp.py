@@ -258,8 +258,7 @@ class VectorPerturbation(Quantizer):
             return True
         self.config = config
         if config.codebook_size != present.codebook_size:
-            with torch.inference_mode(False):  # a buffer made within it could not be loaded into later
-                self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
+            self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
         self.queue.resize(config.queue_size)
         if _scale_settings(config) == _scale_settings(present):
             self.scale.forget()

@@ -37,7 +37,7 @@ class Validation:
         self._modality, self._model, self._batches = modality, model, batches
         self._output, self._config, self._accelerator = output, config, accelerator
         # Those that training lowers; they need a network, so they are measured at the end only.
-        self._extra = [name for name in modality.extra_metrics if config.loss_weights.get(name, 0) > 0]
+        self._extra = modality.lowered_metrics(config)
         self._shown = None
         if batches.validates:
             modality.metric_fn(model, self._extra)  # so that a missing library shows before training
