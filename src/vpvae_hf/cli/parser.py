@@ -198,8 +198,8 @@ def _add_command(
 
 
 def _add_share_option(parser: argparse.ArgumentParser) -> None:
-    share = "share of a local folder without splits that is its split validation, as in training"
-    parser.add_argument("--validation-share", type=float, default=0.05, help=share)
+    share = "share of a local folder without splits that is its split validation; default: that of the recipes"
+    parser.add_argument("--validation-share", type=float, help=share)
 
 
 def _add_data_options(parser: argparse.ArgumentParser, split: str | None, split_help: str = "split to read") -> None:
