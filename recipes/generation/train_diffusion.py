@@ -231,7 +231,7 @@ def build_unet(config: DiffusionConfig, vae: AutoencoderVP) -> UNet2DModel:
 @torch.no_grad()
 def latents_of(vae: AutoencoderVP, pixel_values: Tensor) -> Tensor:
     """[B, d, h, w] continuous latents of unit variance."""
-    return vae.encode(pixel_values.to(vae.device)).latents * vae.config.scaling_factor
+    return vae.encode(pixel_values).latents * vae.config.scaling_factor
 
 
 def denoising_loss(

@@ -131,9 +131,14 @@ def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def to_pixel_values(images: np.ndarray | Tensor) -> Tensor:
-    """[B, C, H, W] float32 in [-1, 1] from [B, H, W, C] uint8."""
-    values = images.float() if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
-    return values.movedim(-1, 1) / 127.5 - 1
+    """[B, C, H, W] float32 in [-1, 1], contiguous, from [B, H, W, C] uint8; a tensor stays on its device.
+
+    All devices give the same values to the bit.
+    """
+    images = images if isinstance(images, Tensor) else torch.from_numpy(images.copy())
+    values = images.movedim(-1, 1).contiguous().float()
+    # CUDA multiplies by the reciprocal of a number of Python, which rounds otherwise than a division.
+    return values / values.new_full((), 127.5) - 1
 
 
 def from_pixel_values(pixel_values: Tensor) -> np.ndarray:

@@ -51,6 +51,8 @@ def test_pixel_values_span_minus_one_to_one():
     assert values.shape == (1, 3, 2, 2)
     assert values.dtype == torch.float32
     assert values[0, 2].flatten().tolist() == pytest.approx([-1, -0.6, -0.2, 1])
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_pixel_values(every.view(1, 16, 16, 1)).flatten(), every.float() / 127.5 - 1)
 
 
 def test_pixel_values_of_views(images):

@@ -78,7 +78,7 @@ class Validation:
 
     def _reconstructed(self, codebook: Tensor | None) -> tuple[Tensor, np.ndarray]:
         """What is shown, from codes, and a picture: originals, then without quantization, then from codes."""
-        made = reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
+        made = reconstruct(self._model, self._shown, codebook)
         return made.quantized, self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
 
 
