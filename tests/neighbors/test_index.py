@@ -136,6 +136,13 @@ def test_no_queries(backend):
     assert search(normal(100, 4), backend, torch.empty(0, 4), RANKS).shape == (0, 3)
 
 
+def test_unchecked_distances_are_the_same(backend):
+    queries = affordable(normal(20, 4, seed=1), backend).to(KERNEL_DEVICE if backend == "triton" else "cpu")
+    index = build_index(normal(100, 4).to(queries.device), backend)
+    assert (index.size, index.dim, index.device.type) == (100, 4, queries.device.type)
+    assert torch.equal(index.distances_unchecked(queries, (8, 1)), index.distances(queries, [8, 1]))
+
+
 def test_points_that_need_gradients_or_are_half_precision(backend):
     points, queries = normal(100, 4).bfloat16(), affordable(normal(20, 4, seed=1), backend).requires_grad_()
     found = search(points.requires_grad_(), backend, queries, (1, 8))

@@ -22,38 +22,49 @@ class NeighborIndex(ABC):
     Args:
         points: [S, d], finite. Kept by reference where the backend allows.
 
+    Attributes:
+        size, dim: S and d.
+        device: where the points lie.
+
     Raises:
         ValueError: points or queries that are not a finite matrix, no points, or a rank outside 1..S.
     """
 
     def __init__(self, points: Tensor):
-        points = as_real(points, "points")
         if points.ndim != 2 or points.shape[0] == 0:
             raise ValueError(f"points must be [S, d] with S >= 1, got shape {tuple(points.shape)}")
         if not torch.isfinite(points).all():
             raise ValueError("points contain NaN or infinite values; remove them before building an index")
-        self.points = points.detach().float()
+        self.size, self.dim = points.shape
+        self.device = points.device
 
     def distances(self, queries: Tensor, ranks: Sequence[int]) -> Tensor:
         """Euclidean distances [N, R] float32 from queries [N, d] to their ranks[r]-th nearest points, 1 the nearest."""
-        size, dim = self.points.shape
         queries = as_real(queries, "queries")
-        if queries.ndim != 2 or queries.shape[1] != dim:
-            raise ValueError(f"queries must be [N, {dim}] like the points, got shape {tuple(queries.shape)}")
-        if not ranks or min(ranks) < 1 or max(ranks) > size:
-            raise ValueError(f"ranks must lie in 1..{size} (the number of points), got {tuple(ranks)}")
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ValueError(f"queries must be [N, {self.dim}] like the points, got shape {tuple(queries.shape)}")
+        if not ranks or min(ranks) < 1 or max(ranks) > self.size:
+            raise ValueError(f"ranks must lie in 1..{self.size} (the number of points), got {tuple(ranks)}")
         if not torch.isfinite(queries).all():
             raise ValueError("queries contain NaN or infinite values, which have no nearest neighbour")
-        return self._distances(queries.detach().float(), tuple(ranks))
+        return self.distances_unchecked(queries.detach().float(), tuple(ranks))
 
     @abstractmethod
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor: ...
+    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+        """As `distances`, for detached float32 queries and ranks that are valid; it looks at no values.
+
+        So a search on a GPU needs no synchronization. A query that is not finite gets distances without meaning.
+        """
 
 
 class TorchIndex(NeighborIndex):
     """Every distance, block by block: exact, on any device, and the slowest."""
 
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+    def __init__(self, points: Tensor):
+        super().__init__(points)
+        self.points = points.detach().float()
+
+    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         blocks = self.points.to(queries.device).split(_POINT_BLOCK)
         columns = torch.tensor(ranks, device=queries.device) - 1
         rows = []

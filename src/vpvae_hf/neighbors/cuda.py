@@ -44,6 +44,7 @@ class TritonIndex(NeighborIndex):
 
     def __init__(self, points: Tensor):
         super().__init__(points)
+        self.points = points.detach().float()
         if not runs_kernels(self.points.device):
             missing = "triton is not installed" if not has_triton() else f"the points are on {self.points.device}"
             raise ValueError(
@@ -52,11 +53,11 @@ class TritonIndex(NeighborIndex):
             )
         self._leaves = kd_leaves(self.points, _LEAF_SIZE)
 
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         ascending = sorted(set(ranks))
         capacity = max(_LEAST_CAPACITY, 4 << (ascending[-1] - 1).bit_length())
         if capacity > _MOST_CAPACITY:
-            return TorchIndex(self.points)._distances(queries, ranks)
+            return TorchIndex(self.points).distances_unchecked(queries, ranks)
         columns = [ascending.index(rank) for rank in ranks]
         if not len(queries):
             return queries.new_empty(0, len(ranks))

@@ -310,7 +310,7 @@ class VectorPerturbation(Quantizer):
             latents,
             index,
             density_rank=self.config.density_rank,
-            mass_rank=math.ceil(len(index.points) / self.codebook_size),
+            mass_rank=math.ceil(index.size / self.codebook_size),
             eta=eta,
             always_accept=self.config.perturbation == "always_accept",
             generator=generator,
@@ -326,7 +326,7 @@ class VectorPerturbation(Quantizer):
     @kept_for_training()
     def _current_index(self, device: torch.device) -> NeighborIndex:
         index, changed = self._index, self.queue.pushed - self._indexed_at
-        if index is None or index.points.device != device or changed > self.config.index_refresh * len(self.queue):
+        if index is None or index.device != device or changed > self.config.index_refresh * len(self.queue):
             self._index = build_index(self.queue.latents().to(device), self.config.search_backend)
             self._indexed_at = self.queue.pushed
         return self._index
