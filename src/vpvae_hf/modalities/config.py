@@ -132,7 +132,9 @@ class RunConfig:
     adam_beta2: float = option(0.99, "AdamW's beta2")
     adam_weight_decay: float = option(1e-4, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "null: as accelerate is configured")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "null: as accelerate is configured, otherwise bf16 on a CUDA GPU that has it; no: float32"
+    )
     gradient_checkpointing: bool = option(False, "save memory by computing activations twice")
     seed: int = option(0, "seed of the weights, the order of the data, and all random numbers of training")
     logging_steps: int = option(10, "steps that a row of metrics averages over")
@@ -198,7 +200,9 @@ class TrainingConfig(LoopConfig):
     )
     losses: dict[str, float] = option({}, loss_help(()))
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
-    torch_compile: bool = option(False, "compile encoder and decoder")
+    torch_compile: bool | None = option(
+        None, "compile encoder and decoder for training; null: on a CUDA GPU, if triton is installed"
+    )
     validation_pictures: int = option(8, "images or clips shown at each validation")
 
     def __post_init__(self):

@@ -9,9 +9,11 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.progress import progress_bar
 
 from .checkpoints import load_checkpoint, save_checkpoint
+from .hardware import find_hardware, fuses_adamw, mixed_precision
 from .trackers import installed_trackers
 
 _log = logging.getLogger(__name__)
@@ -49,7 +52,8 @@ class Trainer:
 
     Attributes:
         log: `MetricsLog` of all rows.
-        step: optimizer steps that were taken.
+        step: optimizer steps so far, also those that the scaler of fp16 skipped; these change neither the learning rate
+            nor the moving average.
         examples: how many items all ranks together were trained on.
     """
 
@@ -82,13 +86,18 @@ class Trainer:
             checkpoint_activations(model)
         betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
         trained = [weights for weights in model.parameters() if weights.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=betas, weight_decay=decay)
-        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
-        # Not prepared: Accelerate would step it once for each rank.
+        how = {"betas": betas, "fused": fuses_adamw(accelerator) or None}
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=decay, **how)
+        # Not prepared: Accelerate would step it once for each rank. Made first: it watches the optimizer's `step`, which
+        # Accelerate replaces in fp16.
         lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
         self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
-        self._adversary = None if adversarial is None else _Adversary(*adversarial, betas, accelerator)
-        self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
+        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        self._adversary = None if adversarial is None else _Adversary(*adversarial, how, accelerator)
+        self._ema = None
+        if config.use_ema:
+            on_cuda = accelerator.device.type == "cuda"
+            self._ema = EMAModel(model.parameters(), decay=config.ema_decay, foreach=on_cuda)
         for part in (self, self._schedule, self._ema, model.quantize.training_state):
             if part is not None:
                 accelerator.register_for_checkpointing(part)
@@ -196,7 +205,7 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             if adversary is not None:
                 metrics["loss/discriminator"] = adversary.train_step(original, output.sample)
-        if accelerator.sync_gradients:
+        if accelerator.sync_gradients and not self._optimizer.step_was_skipped:
             self._schedule.step()
             if self._ema is not None:
                 self._ema.step(self.model.parameters())
@@ -222,13 +231,19 @@ class Trainer:
 
 def accelerator_for(config: RunConfig) -> Accelerator:
     """An Accelerator with a run's settings."""
+    hardware = find_hardware()
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if hardware.device == "cuda" and "LOCAL_RANK" in os.environ:
+        # What lies in main memory, such as counts, travels without the GPU.
+        handlers.append(InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl"))
     return Accelerator(
         # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
+        mixed_precision=mixed_precision(config, hardware),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=installed_trackers(config) or None,
         project_dir=config.output_dir,
+        kwargs_handlers=handlers,
     )
 
 
@@ -322,10 +337,10 @@ class _Adversary:
     """A discriminator that is trained together with the tokenizer. It and its optimizer are parts of checkpoints."""
 
     def __init__(
-        self, config: AdversarialConfig, discriminator: nn.Module, betas: tuple[float, float], accelerator: Accelerator
+        self, config: AdversarialConfig, discriminator: nn.Module, how: Mapping[str, Any], accelerator: Accelerator
     ):
         self.config, self._accelerator = config, accelerator
-        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, betas=betas)
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, **how)
         self.discriminator, self._optimizer = accelerator.prepare(discriminator, optimizer)
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
