@@ -48,6 +48,7 @@ class ImageDataConfig(DataConfig):
     shortest_side: int | None = option(256, "length that each image's shortest side is scaled to; null: no scaling")
     crop: Literal["random", "center"] = option("center", "where crops are taken")
     flip: bool = option(False, "mirror half of the images")
+    draft: bool = option(False, "decode large training images to a fraction of their size: faster, other pixels")
     validation_size: int | None = option(None, "side of a validation crop, pixels; null: as in training")
 
     def __post_init__(self):
@@ -116,9 +117,8 @@ class ImageModality(Modality):
 
     def train_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
         channels = _channels(model)
-        return ImageCrop(
-            size=data.size, shortest_side=data.shortest_side, crop=data.crop, flip=data.flip, channels=channels
-        )
+        how = {"crop": data.crop, "flip": data.flip, "draft": data.draft}
+        return ImageCrop(size=data.size, shortest_side=data.shortest_side, channels=channels, **how)
 
     def eval_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
         side, size, channels = data.shortest_side, data.validation_size, _channels(model)

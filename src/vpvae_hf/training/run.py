@@ -61,7 +61,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         loss_weights=config.loss_weights,
         adversarial=modality.adversarial(config, model),
         accelerator=accelerator,
-        workers=config.data.workers,
+        workers=config.data.loader_workers,
         output=output,
         validate=validation.measure if batches.validates else None,
         headline_metrics=modality.headline_metrics,
@@ -134,7 +134,8 @@ def _beginning(
     line = (
         f"{weights / 1e6:.1f} million weights, {modality.resolution(model)}, {model.quantize.config.kind} with "
         f"{model.quantize.codebook_size or 'no'} codes of {model.quantize.latent_dim} dimensions; {examples} "
-        f"{modality.train_items} per step on {accelerator.num_processes} x {accelerator.device.type}; "
+        f"{modality.train_items} per step on {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{config.data.loader_workers} loader processes each; "
         f"results in {config.output_dir}"
     )
     return line if checkpoint is None else f"{line}\ngoing on from {checkpoint}"

@@ -88,8 +88,8 @@ class Trainer:
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         how = {"betas": betas, "fused": fuses_adamw(accelerator) or None}
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=decay, **how)
-        # Not prepared: Accelerate would step it once for each rank. Made first: it watches the optimizer's `step`, which
-        # Accelerate replaces in fp16.
+        # Not prepared: Accelerate would step it once for each rank. Made before Accelerate, in fp16, replaces the
+        # optimizer's `step`.
         lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
         self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
@@ -124,9 +124,11 @@ class Trainer:
             self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
         if position is None or position["readers"] != self._readers:
             _log.warning(
-                "%s was made with other ranks or loader workers than now (%d readers): weights and all other states "
-                "go on, the data set starts again from its beginning",
+                "%s was made with other ranks or loader workers than now (ranks times workers were %s, now %d): the "
+                "data set starts again from its beginning, weights and all other states go on; with the same ranks and "
+                "--data.workers it would go on, too",
                 folder,
+                "unknown" if position is None else position["readers"],
                 self._readers,
             )
         elif position["state"] is not None:
