@@ -84,7 +84,7 @@ class Batches:
     def _first(self, transform: Transform, batch_size: int, left: int | None) -> Iterator[Tensor]:
         """Batches in order, until none is left."""
         stream = ItemStream(self._held_out, transform, **self._part)
-        for batch in self._loader(stream, batch_size, min(1, self._data.workers)):
+        for batch in self._loader(stream, batch_size, min(1, self._data.loader_workers)):
             yield batch[:left]
             left = None if left is None else left - len(batch)
             if left is not None and left <= 0:
@@ -93,7 +93,7 @@ class Batches:
     def _shuffled(self, transform: Transform, seed: int, passes: int | None) -> ItemLoader:
         how = {"shuffle_buffer": self._data.shuffle_buffer, "passes": passes, "seed": seed}
         stream = ItemStream(self._train, transform, **how, **self._part)
-        return self._loader(stream, self._batch_size, self._data.workers)
+        return self._loader(stream, self._batch_size, self._data.loader_workers)
 
     def _loader(self, stream: ItemStream, batch_size: int, workers: int) -> ItemLoader:
         device = next(self._model.parameters()).device
