@@ -1,16 +1,17 @@
 """What people hand over in Python, as tensors: arrays of numpy and of what can be made one, and lists of these.
 
-In addition, what holds for all code that computes with tensors: checks of values, graphs, and inference mode.
+In addition, what holds for all code that computes with tensors: checks of values, graphs, inference mode, and copies
+to and from a GPU.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache
 from itertools import chain
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 LARGEST_SIGNAL = 10
 # Of keys and shapes a message names at most so many.
 _NAMED = 5
+T = TypeVar("T")
 
 
 def as_tensor(values: Any, what: str, device: torch.device | None = None) -> Tensor:
@@ -210,6 +212,35 @@ def kept_for_training() -> Iterator[None]:
 @kept_for_training()
 def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device; a copy to a CUDA device is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def fetched_late(issued: Iterable[tuple[Tensor, T]]) -> Iterator[tuple[Tensor, T]]:
+    """Results on the CPU with what belongs to each. One is waited for only after the next has been issued, so that a
+    GPU has work while the CPU uses what it gave.
+    """
+    waiting: tuple[Tensor, torch.cuda.Event | None, T] | None = None
+    for result, belonging in issued:
+        event = torch.cuda.Event() if result.is_cuda else None
+        # Enqueued before the next batch: later it would wait for that one, too.
+        copy = result.to("cpu", non_blocking=event is not None)
+        if event is not None:
+            event.record()
+        if waiting is not None:
+            yield _fetched(*waiting)
+        waiting = copy, event, belonging
+    if waiting is not None:
+        yield _fetched(*waiting)
+
+
+def _fetched(copy: Tensor, event: torch.cuda.Event | None, belonging: T) -> tuple[Tensor, T]:
+    if event is not None:
+        event.synchronize()
+    return copy, belonging
 
 
 def shapes_of(tensors: Sequence[Tensor]) -> str:

@@ -10,7 +10,7 @@ from vpvae_hf.metric_labels import metric_label, metric_notes, sort_metrics
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 
-from .inputs import data_config
+from .inputs import data_config, execution_of
 
 
 def run(options: argparse.Namespace) -> None:
@@ -18,10 +18,11 @@ def run(options: argparse.Namespace) -> None:
     folder = Path(options.tokenizer)
     if options.save and not folder.is_dir():
         raise FileNotFoundError(f"--save needs a local folder, got {options.tokenizer}; download the tokenizer first")
-    model = load_tokenizer(options.tokenizer)
+    execution = execution_of(options)
+    model = execution.prepare(load_tokenizer(options.tokenizer, device=execution.find_device()))
     modality = modality_of(model)
     batches = Batches(modality, model, data_config(options, model), batch_size=options.batch_size)
-    quality = modality.evaluate(model, batches.evaluation(), extra=["lpips"] if options.lpips else [])
+    quality = modality.evaluate(model, batches.evaluation(options.limit), extra=["lpips"] if options.lpips else [])
     print(f"{options.dataset}, {options.split}: {quality.items} {modality.items}, {quality.tokens} tokens")
     _print_metrics(quality)
     if options.save:
@@ -29,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         results = read_results(folder)
         others = [old for old in results.get("evaluation", []) if not _is_of(old, options)]
         measured = {name: getattr(quality, name) for name in ("tokens", "metrics", "undefined")}
-        results["evaluation"] = [*others, entry | measured]
+        results["evaluation"] = [*others, entry | measured | {"execution": execution.record()}]
         write_results(folder, results)
         print(f"added to the results and the model card in {folder}")
 

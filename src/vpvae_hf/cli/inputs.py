@@ -1,8 +1,10 @@
-"""Options that name a data set, for the commands that read one for a tokenizer."""
+"""Options of the commands that run a tokenizer over a data set: which data, and how it is run."""
 
 import argparse
 
-from vpvae_hf.modalities import modality_of
+import torch
+
+from vpvae_hf.modalities import Execution, modality_of
 from vpvae_hf.modalities.config import DataConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 
@@ -20,3 +22,16 @@ def data_config(options: argparse.Namespace, model: Tokenizer, *, streaming: boo
     data.split, data.validation_split = options.split or "train", options.split or "validation"
     data.column, data.streaming, data.workers = options.column, streaming, 1
     return data
+
+
+def execution_of(options: argparse.Namespace, own: torch.device | None = None) -> Execution:
+    """How the options have a tokenizer run.
+
+    Args:
+        own: this rank's device, which it takes unless the options name one that is of another type or has a number.
+    """
+    device = options.device
+    if own is not None and device in (None, own.type):
+        device = str(own)
+    exact = getattr(options, "exact", False)
+    return Execution(dtype=options.dtype, compile=options.compile, device=device, exact=exact)

@@ -86,6 +86,7 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
     _add_data_options(parser, None, split)
     _add_share_option(parser)
+    _add_execution_options(parser, "read at most so many images or clips")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -101,6 +102,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
     _add_data_options(parser, "validation")
     _add_share_option(parser)
+    _add_execution_options(parser, "measure the first so many images or clips")
 
 
 def _add_tokenize(commands: argparse._SubParsersAction) -> None:
@@ -118,6 +120,9 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
     _add_data_options(parser, "train")
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
+    _add_execution_options(parser, "encode the first so many images or clips, unreadable ones among them")
+    exact = "codes that depend on the device as little as they can: float32 without TF32, deterministic kernels"
+    parser.add_argument("--exact", action="store_true", help=exact)
 
 
 def _add_encode(commands: argparse._SubParsersAction) -> None:
@@ -216,6 +221,16 @@ def _add_data_options(parser: argparse.ArgumentParser, split: str | None, split_
     images.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
     images.add_argument("--shortest-side", type=int, help="images are scaled to it; default: the side of a crop")
     _add_audio_options(parser.add_argument_group("for audio"))
+
+
+def _add_execution_options(parser: argparse.ArgumentParser, limit_help: str) -> None:
+    """Options that say how the tokenizer is run, and over how much."""
+    parser.add_argument("--limit", type=_positive, help=limit_help)
+    dtypes = ("float32", "bfloat16", "float16")
+    precision = "what encoder and decoder compute in; the quantizer computes in float32"
+    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help=precision)
+    parser.add_argument("--compile", action="store_true", help="compile encoder and decoder with torch.compile")
+    parser.add_argument("--device", help="e.g. cpu, cuda or cuda:1; default: a GPU if there is one")
 
 
 def _add_audio_options(parser: argparse._ActionsContainer) -> None:

@@ -9,18 +9,43 @@ from accelerate import PartialState
 
 from vpvae_hf import CodebookNotFittedError
 from vpvae_hf.data import CodeFiles, claim_code_folder, write_totals
-from vpvae_hf.modalities import load_tokenizer, modality_of
+from vpvae_hf.modalities import Execution, load_tokenizer, modality_of
 from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import NoCodesError
 
-from .inputs import data_config
+from .inputs import data_config, execution_of
 
 
 def run(options: argparse.Namespace) -> None:
     """Write this rank's share of the files; the first rank prints."""
     # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
-    ranks = PartialState(cpu=not torch.accelerator.is_available())
-    model = load_tokenizer(options.tokenizer, options.revision, ranks.device)
+    ranks = PartialState(cpu=options.device == "cpu" or not torch.accelerator.is_available())
+    execution = execution_of(options, ranks.device)
+    with execution.running():
+        files, items = open_code_files(options, execution)
+        if ranks.is_main_process and files.count < ranks.num_processes:
+            idle = ranks.num_processes - files.count
+            print(
+                f"the data set has {files.count} shards for {ranks.num_processes} ranks: {idle} have nothing to do; "
+                "with --no-streaming it is split into up to 256"
+            )
+        _write(files, ranks, options.batch_size, items)
+    told = finish(options, files, items)  # on the rank that comes last
+    if ranks.is_main_process:
+        print(told)
+    ranks.destroy_process_group()
+
+
+def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[CodeFiles, str]:
+    """Claim the output folder for a run; call it within `execution.running()`.
+
+    Args:
+        options: those of `vpvae tokenize`.
+
+    Returns:
+        What writes its files, and what they hold codes of, e.g. "images".
+    """
+    model = execution.prepare(load_tokenizer(options.tokenizer, options.revision, execution.find_device()))
     if not model.quantize.config.fitted:
         raise CodebookNotFittedError(
             f"{options.tokenizer} has no fitted codebook; run `vpvae fit {options.tokenizer} --dataset NAME` first"
@@ -42,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
         features=modality.code_features(data, model),
         encode=partial(modality.code_rows, transform=transform, model=model),
         batches_decoded=modality.batches_decoded,
+        limit=options.limit,
     )
     claim_code_folder(
         options.output,
@@ -53,32 +79,29 @@ def run(options: argparse.Namespace) -> None:
             "codebook_size": model.quantize.codebook_size,
             "code_groups": model.quantize.code_groups,
             **modality.code_settings(data, model),
+            **execution.record(),
+            "batch_size": options.batch_size,
             "dataset": options.dataset,
             "dataset_config": options.dataset_config,
             "dataset_revision": options.dataset_revision,
             "split": options.split,
             "column": source.column,
             "streaming": data.streaming,
+            "limit": options.limit,
             "files": files.count,
         },
     )
-    if ranks.is_main_process and files.count < ranks.num_processes:
-        idle = ranks.num_processes - files.count
-        print(
-            f"the data set has {files.count} shards for {ranks.num_processes} ranks: {idle} have nothing to do; "
-            "with --no-streaming it is split into up to 256"
-        )
-    _write(files, ranks, options.batch_size, modality.items)
+    return files, modality.items
+
+
+def finish(options: argparse.Namespace, files: CodeFiles, items: str) -> str:
+    """Write the counts into the manifest if no file is left to write. Returns how far the run is."""
     left = len(files.unfinished())
-    if left == 0:  # on the rank that comes last
-        done, unreadable = files.totals()
-        write_totals(options.output, done, unreadable)
-    if ranks.is_main_process and left:
-        print(f"{files.count - left} of {files.count} files in {options.output}; other ranks are at work on the rest")
-    elif ranks.is_main_process:
-        items = modality.items
-        print(f"{done} {items} in {files.count} files in {options.output}; {unreadable} unreadable {items} left out")
-    ranks.destroy_process_group()
+    if left:
+        return f"{files.count - left} of {files.count} files in {options.output}; other ranks are at work on the rest"
+    done, unreadable = files.totals()
+    write_totals(options.output, done, unreadable)
+    return f"{done} {items} in {files.count} files in {options.output}; {unreadable} unreadable {items} left out"
 
 
 def _write(files: CodeFiles, ranks: PartialState, batch_size: int, items: str) -> None:

@@ -20,8 +20,10 @@ from .streams import ShardReader, shard_groups
 
 # Beside the files: what made them, so that they are never mixed with those of another run.
 MANIFEST = "tokenizer.json"
-# Where the tokenizer lies may change, what it is may not.
-_MAY_DIFFER = ("tokenizer", "tokenizer_revision")
+# Where the tokenizer lies may change, what it is may not; nor may precision, which decides some of the codes.
+_MAY_DIFFER = ("tokenizer", "tokenizer_revision", "device_type", "torch", "batch_size")
+# What manifests of an older version do not say.
+_UNSAID = {"dtype": "float32", "compiled": False, "exact": False, "limit": None}
 _ROWS_AT_ONCE = 1000
 _SKIPPED, _REASONS = b"vpvae_hf.skipped", b"vpvae_hf.skipped_reasons"
 
@@ -41,8 +43,10 @@ class CodeFiles:
         folder: the folder that holds "data".
         split: part of the files' names.
         features: the columns of codes, as `datasets` describes them.
-        encode: gives the values of these columns for a list of items, encoding `batch_size` of them together.
+        encode: gives the values of these columns for the items of each list, list by list, encoding `batch_size` items
+            together.
         batches_decoded: for how many batches files are decoded before they are encoded.
+        limit: the first so many of the data set's files, unreadable ones among them; None for all.
 
     Attributes:
         count: number of files.
@@ -56,15 +60,18 @@ class CodeFiles:
         split: str,
         transform: Transform,
         features: Mapping[str, Any],
-        encode: Callable[..., list[dict[str, Any]]],
+        encode: Callable[..., Iterator[list[dict[str, Any]]]],
         batches_decoded: int = 1,
+        limit: int | None = None,
     ):
         for column in features:
             if column in source.rows.features:
                 raise ValueError(f'data set {source.name} has a column "{column}" already; rename it there')
         self._source, self._folder, self._split, self._transform = source, folder / "data", split, transform
         self._code_features, self._encode, self._batches_decoded = features, encode, batches_decoded
-        self.count = shard_groups(source.rows)
+        self._groups = shard_groups(source.rows)
+        self._lengths = [None] * self._groups if limit is None else self._first_lengths(limit)
+        self.count = len(self._lengths)
 
     def unfinished(self, rank: int = 0, world_size: int = 1) -> list[int]:
         """Numbers of the files that this rank still has to write."""
@@ -74,7 +81,7 @@ class CodeFiles:
         """Write a file, encoding `batch_size` items together; a ValueError if a shard or a file is not allowed.
 
         Args:
-            progress: called with the number of the data set's files that were encoded since the last call.
+            progress: called with the number of the data set's files that were decoded since the last call.
         """
         from datasets import Features
         from pyarrow.parquet import ParquetWriter
@@ -84,14 +91,10 @@ class CodeFiles:
         path = self._path(number)
         with write_atomically(path) as aside, ParquetWriter(aside, features.arrow_schema) as writer:
             written: list[dict[str, Any]] = []
-            for rows, items in self._decoded(number, batch_size * self._batches_decoded):
-                pairs = list(zip(rows, items, strict=True))
-                readable = [(row, item) for row, item in pairs if isinstance(item, Tensor)]
-                reasons = [str(item) for _, item in pairs if not isinstance(item, Tensor)]
-                skipped.add(reasons, len(reasons))
-                columns = self._encode([item for _, item in readable], batch_size=batch_size)
-                written += [{**codes, **row} for codes, (row, _) in zip(columns, readable, strict=True)]
-                progress(len(rows))
+            waiting: deque = deque()
+            items = self._readable(number, batch_size * self._batches_decoded, skipped, waiting, progress)
+            for columns in self._encode(items, batch_size=batch_size):
+                written += [{**codes, **row} for codes, row in zip(columns, waiting.popleft(), strict=True)]
                 if len(written) >= _ROWS_AT_ONCE:
                     writer.write_table(_table(written, features))
                     written = []
@@ -119,11 +122,34 @@ class CodeFiles:
     def _path(self, number: int) -> Path:
         return self._folder / f"{self._split}-{number:05d}-of-{self.count:05d}.parquet"
 
+    def _first_lengths(self, limit: int) -> list[int]:
+        """How many rows each of the files has that hold the first `limit` rows."""
+        lengths: list[int] = []
+        while sum(lengths) < limit and len(lengths) < self._groups:
+            rows = ShardReader(self._source.rows.decode(False), len(lengths), self._groups, seed=None, passes=1)
+            lengths.append(sum(1 for _ in itertools.islice(rows, limit - sum(lengths))))
+        return lengths
+
+    def _readable(
+        self, number: int, count: int, skipped: SkippedFiles, waiting: deque, progress: Callable[[int], None]
+    ) -> Iterator[list[Tensor]]:
+        """Items, so many at a time without the unreadable ones; the rows of each list go to `waiting`."""
+        for rows, items in self._decoded(number, count):
+            pairs = list(zip(rows, items, strict=True))
+            readable = [(row, item) for row, item in pairs if isinstance(item, Tensor)]
+            reasons = [str(item) for _, item in pairs if not isinstance(item, Tensor)]
+            skipped.add(reasons, len(reasons))
+            progress(len(pairs))
+            if readable:
+                waiting.append([row for row, _ in readable])
+                yield [item for _, item in readable]
+
     def _decoded(self, number: int, count: int) -> Iterator[tuple[list[dict], Iterable[Tensor | UnreadableFileError]]]:
         """So many rows at a time and their items or errors; threads decode some while the ones before are encoded."""
         # Other columns go from file to file as they are, images and audio among them.
         undecoded = self._source.rows.decode(False)
-        rows = iter(ShardReader(undecoded, number, self.count, seed=None, passes=1))
+        rows = ShardReader(undecoded, number, self._groups, seed=None, passes=1)
+        rows = itertools.islice(rows, self._lengths[number])
         waiting: deque = deque()
         with ThreadPoolExecutor() as threads:
             for some in iter(lambda: list(itertools.islice(rows, count)), []):
@@ -164,8 +190,10 @@ def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
         _write_claim(folder, settings)
     # Before the manifest is read: a rank that has written a file has claimed the folder for this run.
     written = sorted(file.name for file in (folder / "data").glob("*"))
-    held = read_json(folder / MANIFEST)
-    differs = next((name for name, value in settings.items() if not _agree(name, held.get(name), value)), None)
+    held = _UNSAID | read_json(folder / MANIFEST)
+    # Nor do they say whether TF32 was on.
+    compared = settings if "tf32" in held else {name: settings[name] for name in settings if name != "tf32"}
+    differs = next((name for name, value in compared.items() if not _agree(name, held.get(name), value)), None)
     if differs is None:
         return
     if written and not any(name.endswith(".parquet") for name in written):

@@ -40,6 +40,8 @@ def code_statistics(counts: Tensor) -> dict[str, float]:
 
 
 def sum_of_defined(values: Tensor) -> Tensor:
-    """[3] float64: the sum of the values that are not NaN, the number of these, and of all."""
-    defined = values[~values.isnan()].double()
-    return torch.tensor([float(defined.sum()), len(defined), values.numel()], device="cpu", dtype=torch.float64)
+    """[3] float64 on the values' device: the sum of the values that are not NaN, the number of these, and of all."""
+    missing = values.isnan()
+    total = values.double().masked_fill(missing, 0).flatten().sum()
+    count = torch.full((), values.numel(), device=values.device, dtype=torch.float64)
+    return torch.stack([total, count - missing.sum(), count])

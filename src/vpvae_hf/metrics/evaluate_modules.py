@@ -159,7 +159,7 @@ class MeanOverItems(RunningTotals):
             if not tensor.is_floating_point():
                 raise ValueError(f"{self.name} takes floats in [-1, 1], got {name} of {tensor.dtype}: scale them first")
         values = self.metric_fn(predictions, references, **numbers)
-        return sum_of_defined(values[self.name] if isinstance(values, dict) else values)
+        return sum_of_defined(values[self.name] if isinstance(values, dict) else values).cpu()
 
     def summary(self, totals: Tensor) -> dict[str, float]:
         total, defined, items = totals

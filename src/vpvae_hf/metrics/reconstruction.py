@@ -73,19 +73,20 @@ def evaluate_reconstruction(
     if codebook is not None:
         codebook = as_real(codebook, "codebook")
         groups, size = 1, len(codebook)
-    measured = []
-    counts = torch.zeros(groups * size, device="cpu", dtype=torch.long)
+    # On the device until the end: to fetch them after each batch would leave a GPU without work meanwhile.
+    totals: dict[str, Tensor] = {}
+    counts = torch.zeros(groups * size, device=device, dtype=torch.long)
     with distributed.failing_together(across_ranks):
         for batch in check_batches(batches):
             batch, mask = batch_inputs(model, batch)
             if mask is not None and not mask.all():
                 raise ValueError("padding would be measured as signal; give signals of different lengths one by one")
             made = reconstruct(model, batch, codebook)
-            measured.append(_measured(made, batch, metric_fn, unquantized))
+            totals = _added_up([totals, _measured(made, batch, metric_fn, unquantized)])
             if made.codes is not None:
-                apart = made.codes.reshape(-1, groups) + size * torch.arange(groups, device=device)
-                counts += torch.bincount(apart.flatten(), minlength=groups * size).cpu()
-    totals = _added_up(measured)
+                apart = (made.codes.reshape(-1, groups) + size * torch.arange(groups, device=device)).flatten()
+                counts.index_add_(0, apart, torch.ones_like(apart))
+    totals, counts = {name: sums.cpu() for name, sums in totals.items()}, counts.cpu()
     if across_ranks:
         # A rank without batches does not know the names.
         totals = _added_up(distributed.objects_of_all_ranks(totals))

@@ -14,9 +14,10 @@ from .audio import AudioModality
 from .base import Modality
 from .batches import Batches
 from .config import TrainingConfig
+from .execution import Execution
 from .image import ImageModality
 
-__all__ = ["MODALITIES", "Batches", "Modality", "load_tokenizer", "modality_of"]
+__all__ = ["MODALITIES", "Batches", "Execution", "Modality", "load_tokenizer", "modality_of"]
 
 MODALITIES: dict[str, Modality] = {"image": ImageModality(), "audio": AudioModality()}
 
@@ -60,5 +61,5 @@ def load_tokenizer(
             f"{name} is no saved tokenizer: its config.json is of the class {recorded}; known: {', '.join(classes)}"
         )
     where = {} if revision is None else {"revision": revision}
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or Execution().find_device()
     return classes[recorded].from_pretrained(name, **where).eval().to(device)

@@ -3,7 +3,7 @@
 Shapes: T samples of a clip, n = ceil(T / hop) codes; S samples of a training segment, a multiple of the hop.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from vpvae_hf.losses import Loss, audio_losses, build_losses
 from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 from vpvae_hf.settings import require
+from vpvae_hf.tensors import to_device
 
 from .base import Modality
 from .config import DataConfig, TrainingConfig, loss_help, option
@@ -103,19 +104,19 @@ class AudioModality(Modality):
         codes = codes if model.quantize.code_groups == 1 else List(codes)
         return {"codes": codes, "num_samples": Value("int64")}
 
-    def code_rows(
-        self, items: list[Tensor], transform: AudioClip, model: VPCodecModel, batch_size: int
-    ) -> list[dict[str, Any]]:
-        by_length = sorted(range(len(items)), key=lambda place: len(items[place]))
-        rows: dict[int, dict[str, Any]] = {}
-        for start in range(0, len(items), batch_size):
-            places = by_length[start : start + batch_size]
-            codes = _codes([items[place] for place in places], transform, model)
-            for place, clip_codes in zip(places, codes, strict=True):
-                length = len(items[place])
-                count = -(-length // model.config.hop_length)
-                rows[place] = {"codes": clip_codes[..., :count], "num_samples": length}
-        return [rows[place] for place in range(len(items))]
+    def code_order(self, items: list[Tensor]) -> Sequence[int]:
+        """By length, so that little of a batch is padding."""
+        return sorted(range(len(items)), key=lambda place: len(items[place]))
+
+    def encode(self, items: list[Tensor], transform: AudioClip, model: VPCodecModel) -> Tensor:
+        lengths = torch.tensor([len(clip) for clip in items])
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        audio = to_device(pad_sequence(items, batch_first=True), model.device)
+        return model.tokenize(transform.model_input(audio), to_device(mask, model.device))
+
+    def code_row(self, item: Tensor, codes: np.ndarray, model: VPCodecModel) -> dict[str, Any]:
+        codes = codes[: -(-len(item) // model.config.hop_length)]
+        return {"codes": codes if codes.ndim == 1 else codes.T, "num_samples": len(item)}
 
     def code_settings(self, data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
         return {"hop_length": model.config.hop_length, **_reading(data, model)}
@@ -142,13 +143,3 @@ def _segment(data: AudioDataConfig, model: VPCodecModel) -> int:
 
 def _reading(data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
     return {"sampling_rate": model.config.sampling_rate, "resample": data.resample, "downmix": data.downmix}
-
-
-def _codes(clips: list[Tensor], transform: AudioClip, model: VPCodecModel) -> np.ndarray:
-    """[B, n] or [B, G, n] of the longest clip."""
-    audio = transform.model_input(pad_sequence(clips, batch_first=True))
-    lengths = torch.tensor([len(clip) for clip in clips])
-    mask = (torch.arange(audio.shape[-1]) < lengths[:, None]).long()
-    codes = model.tokenize(audio.to(model.device), mask.to(model.device))
-    codes = codes if model.quantize.code_groups == 1 else codes.mT
-    return codes.cpu().numpy().astype(code_dtype(model.quantize.codebook_size))

@@ -1,17 +1,18 @@
 """What differs between images, audio and any other kind of signal: a subclass and a line in `MODALITIES` for each."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from vpvae_hf.data import Source, Transform, check_readable
+from vpvae_hf.data import Source, Transform, check_readable, code_dtype
 from vpvae_hf.losses import Loss
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.tensors import fetched_late, to_device
 
 from .config import AdversarialConfig, DataConfig, TrainingConfig
 
@@ -159,14 +160,42 @@ class Modality(ABC):
     def code_features(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:
         """The columns of codes, as `datasets` describes them; "codes" is one of them."""
 
-    @abstractmethod
     def code_rows(
-        self, items: list[Tensor], transform: Transform, model: Tokenizer, batch_size: int
-    ) -> list[dict[str, Any]]:
-        """The values of those columns for each item that `transform`, the `eval_transform`, read.
+        self, blocks: Iterable[list[Tensor]], transform: Transform, model: Tokenizer, batch_size: int
+    ) -> Iterator[list[dict[str, Any]]]:
+        """The values of those columns for each item of each block, block by block; no block may be empty.
 
-        The model is fitted and in eval mode; `batch_size` items are encoded together.
+        Items are what `transform`, the `eval_transform`, reads. The model is fitted and in eval mode. At most
+        `batch_size` items of a block are encoded together; their codes are fetched when the next have been issued.
         """
+
+        def issued() -> Iterator[tuple[Tensor, tuple]]:
+            for items in blocks:
+                rows: dict[int, dict[str, Any]] = {}
+                order = self.code_order(items)
+                for start in range(0, len(items), batch_size):
+                    places = order[start : start + batch_size]
+                    yield self.encode([items[place] for place in places], transform, model), (items, places, rows)
+
+        for codes, (items, places, rows) in fetched_late(issued()):
+            values = codes.numpy().astype(code_dtype(model.quantize.codebook_size))
+            for place, of_item in zip(places, values, strict=True):
+                rows[place] = self.code_row(items[place], of_item, model)
+            if len(rows) == len(items):
+                yield [rows[place] for place in range(len(items))]
+
+    def code_order(self, items: list[Tensor]) -> Sequence[int]:
+        """The places of a block's items in the order in which they are batched."""
+        return range(len(items))
+
+    def encode(self, items: list[Tensor], transform: Transform, model: Tokenizer) -> Tensor:
+        """Codes of a batch, on the model's device: [B, *grid] or [B, *grid, G]."""
+        batch = to_device(transform.collate(items), next(model.parameters()).device)
+        return model.tokenize(transform.model_input(batch))
+
+    def code_row(self, item: Tensor, codes: np.ndarray, model: Tokenizer) -> dict[str, Any]:
+        """The values of an item's columns, from its codes as `encode` gives them, in the type of files."""
+        return {"codes": codes}
 
     @abstractmethod
     def code_settings(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:

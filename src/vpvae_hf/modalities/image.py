@@ -142,16 +142,6 @@ class ImageModality(Modality):
         dtype = code_dtype(model.quantize.codebook_size)
         return {"codes": Array2D((side, side), dtype) if groups == 1 else Array3D((side, side, groups), dtype)}
 
-    def code_rows(
-        self, items: list[Tensor], transform: ImageCrop, model: AutoencoderVP, batch_size: int
-    ) -> list[dict[str, Any]]:
-        rows = []
-        for start in range(0, len(items), batch_size):
-            pixel_values = transform.model_input(transform.collate(items[start : start + batch_size]))
-            codes = model.tokenize(pixel_values.to(model.device)).cpu().numpy()
-            rows += [{"codes": each} for each in codes.astype(code_dtype(model.quantize.codebook_size))]
-        return rows
-
     def code_settings(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
         crop = {"size": data.size, "shortest_side": data.shortest_side}
         return {"downsample_factor": model.downsample_factor, **crop}
