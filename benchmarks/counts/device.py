@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 if "torch" in sys.modules:
     raise ImportError("import device before torch, which looks for devices only once")
@@ -297,9 +298,9 @@ def _launch(self, *arguments, grid, warmup=False, **settings):
         raise NotImplementedError(f"say here what the kernel {self.fn.__name__}{tuple(self.arg_names)} gives")
     squares = torch.cdist(named["queries"], named["points"].T).square()
     if "indices" in named:
-        least = squares.min(dim=1)
-        named["squares"].copy_(least.values)
-        named["indices"].copy_(least.indices)
+        least, parts = squares.min(dim=1), [1] * (named["squares"].ndim - 1)
+        named["squares"].copy_(least.values.view(-1, *parts).expand_as(named["squares"]))
+        named["indices"].copy_(least.indices.view(-1, *parts).expand_as(named["indices"]))
     else:  # the nearest ones, not those of the ranks: finite, ascending distances
         named["squares"].copy_(squares.topk(named["squares"].shape[1], largest=False).values)
 
@@ -333,6 +334,7 @@ def enter() -> _Mode:
     torch.cuda._lazy_init = lambda: None
     torch.cuda.current_device = lambda: 0
     torch.cuda.set_device = torch.cuda._exchange_device = torch.cuda._maybe_exchange_device = lambda device: 0
+    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
     torch.cuda.synchronize = lambda device=None: counter.add("sync", "torch.cuda.synchronize")
     torch.cuda.current_stream = torch.cuda.Event = torch.cuda.Stream = _Waiting
     torch.cuda.stream = lambda stream: contextlib.nullcontext()
