@@ -59,7 +59,7 @@ class TorchIndex(NeighborIndex):
         nearest = distances.topk(count, largest=False).values  # sorted
         if keys.shape[1] == self.size:
             return nearest, torch.ones_like(keys[:, 0], dtype=torch.bool)
-        # A key is at most |x - p|^2 - |x|^2 + (d + 7) u |x|^2, in the units u of rounding: its product sums d + 1 terms,
+        # A key is at most |x - p|^2 - |x|^2 + (d + 7) u |x|^2, in units u of rounding: its product sums d + 1 terms,
         # whose sizes add up to |p|^2 + 2|x||p| <= 2|p|^2 + |x|^2, and errs by d + 1 units of that; |p|^2 itself errs by
         # d + 1 units, and centering by 2 (|x| + |p|)^2. All that regards |p|^2, 3d + 7 units, was taken off the key.
         squares, greatest = centered.square().sum(dim=1), keys.amax(dim=1)
