@@ -1,26 +1,22 @@
-"""What every search index can do, and the reference that the others are compared with: every distance.
+"""What every search index can do.
 
 Shapes: S points, N queries, R ranks, d dimensions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vpvae_hf.tensors import as_real
 
-# Entries of one block of the [queries x points] distance matrix: 64 MiB in float32.
-_BLOCK_ENTRIES = 1 << 24
-_POINT_BLOCK = 1 << 16
-
 
 class NeighborIndex(ABC):
     """A fixed set of points that finds how far a query's m-th nearest point is.
 
     Args:
-        points: [S, d], finite. Kept by reference where the backend allows.
+        points: [S, d], finite. The index copies what it keeps.
 
     Attributes:
         size, dim: S and d.
@@ -55,33 +51,3 @@ class NeighborIndex(ABC):
 
         So a search on a GPU needs no synchronization. A query that is not finite gets distances without meaning.
         """
-
-
-class TorchIndex(NeighborIndex):
-    """Every distance, block by block: exact, on any device, and the slowest."""
-
-    def __init__(self, points: Tensor):
-        super().__init__(points)
-        self.points = points.detach().float()
-
-    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
-        blocks = self.points.to(queries.device).split(_POINT_BLOCK)
-        columns = torch.tensor(ranks, device=queries.device) - 1
-        rows = []
-        for part in query_blocks(queries, len(blocks[0])):
-            nearest = part.new_empty(len(part), 0)
-            for block in blocks:
-                candidates = torch.cat([nearest, direct_distances(part, block)], dim=1)
-                nearest = candidates.topk(min(max(ranks), candidates.shape[1]), largest=False).values
-            rows.append(nearest)
-        return torch.cat(rows)[:, columns]
-
-
-def direct_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """[N, S] Euclidean distances; the matrix-multiply form of cdist loses half the digits of small ones."""
-    return torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def query_blocks(queries: Tensor, width: int) -> Iterator[Tensor]:
-    """Parts of the queries, whose distance matrix to `width` points stays within the limit of memory."""
-    return iter(queries.split(max(1, _BLOCK_ENTRIES // width)))

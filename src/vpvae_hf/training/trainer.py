@@ -10,9 +10,11 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from vpvae_hf.progress import progress_bar
 from vpvae_hf.tensors import DeferredChecks, deferred_checks
 
 from .checkpoints import load_checkpoint, save_checkpoint
+from .hardware import find_hardware, fuses_adamw, mixed_precision
 from .trackers import installed_trackers
 
 _log = logging.getLogger(__name__)
@@ -52,7 +55,8 @@ class Trainer:
 
     Attributes:
         log: `MetricsLog` of all rows.
-        step: optimizer steps that were taken.
+        step: optimizer steps so far, also those that the scaler of fp16 skipped; these change neither the learning rate
+            nor the moving average.
         examples: how many items all ranks together were trained on.
     """
 
@@ -85,17 +89,22 @@ class Trainer:
             checkpoint_activations(model)
         betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
         trained = [weights for weights in model.parameters() if weights.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=betas, weight_decay=decay)
+        how = {"betas": betas, "fused": fuses_adamw(accelerator) or None}
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=decay, **how)
+        # Not prepared: Accelerate would step it once for each rank. Made before Accelerate, in fp16, replaces the
+        # optimizer's `step`.
+        lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
+        self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         if isinstance(self._wrapped, DistributedDataParallel):
             # No step changes a buffer on one rank alone. Not an argument, which would leave out the broadcast that
             # starts the ranks equal.
             self._wrapped.broadcast_buffers = False
-        # Not prepared: Accelerate would step it once for each rank.
-        lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
-        self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
-        self._adversary = None if adversarial is None else _Adversary(*adversarial, betas, accelerator)
-        self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
+        self._adversary = None if adversarial is None else _Adversary(*adversarial, how, accelerator)
+        self._ema = None
+        if config.use_ema:
+            on_cuda = accelerator.device.type == "cuda"
+            self._ema = EMAModel(model.parameters(), decay=config.ema_decay, foreach=on_cuda)
         for part in (self, self._schedule, self._ema, model.quantize.training_state):
             if part is not None:
                 accelerator.register_for_checkpointing(part)
@@ -122,9 +131,11 @@ class Trainer:
             self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
         if position is None or position["readers"] != self._readers:
             _log.warning(
-                "%s was made with other ranks or loader workers than now (%d readers): weights and all other states "
-                "go on, the data set starts again from its beginning",
+                "%s was made with other ranks or loader workers than now (ranks times workers were %s, now %d): the "
+                "data set starts again from its beginning, weights and all other states go on; with the same ranks and "
+                "--data.workers it would go on, too",
                 folder,
+                "unknown" if position is None else position["readers"],
                 self._readers,
             )
         elif position["state"] is not None:
@@ -211,7 +222,7 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             if adversary is not None:
                 metrics["loss/discriminator"] = adversary.train_step(original, output.sample)
-        if accelerator.sync_gradients:
+        if accelerator.sync_gradients and not self._optimizer.step_was_skipped:
             self._schedule.step()
             if self._ema is not None:
                 self._ema.step(self.model.parameters())
@@ -240,13 +251,19 @@ class Trainer:
 
 def accelerator_for(config: RunConfig) -> Accelerator:
     """An Accelerator with a run's settings."""
+    hardware = find_hardware()
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if hardware.device == "cuda" and "LOCAL_RANK" in os.environ:
+        # What lies in main memory, such as counts, travels without the GPU.
+        handlers.append(InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl"))
     return Accelerator(
         # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
+        mixed_precision=mixed_precision(config, hardware),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=installed_trackers(config) or None,
         project_dir=config.output_dir,
+        kwargs_handlers=handlers,
     )
 
 
@@ -356,10 +373,10 @@ class _Adversary:
     """A discriminator that is trained together with the tokenizer. It and its optimizer are parts of checkpoints."""
 
     def __init__(
-        self, config: AdversarialConfig, discriminator: nn.Module, betas: tuple[float, float], accelerator: Accelerator
+        self, config: AdversarialConfig, discriminator: nn.Module, how: Mapping[str, Any], accelerator: Accelerator
     ):
         self.config, self._accelerator = config, accelerator
-        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, betas=betas)
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, **how)
         self.discriminator, self._optimizer = accelerator.prepare(discriminator, optimizer)
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
