@@ -1,13 +1,16 @@
-"""What counts as a tensor."""
+"""What counts as a tensor, checks of its values, and constants."""
+
+import contextlib
 
 import datasets
 import numpy as np
 import pyarrow
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tiny import arrays_like
-from vpvae_hf.tensors import as_codes, as_floating, as_real, as_tensor
+from vpvae_hf.tensors import as_codes, as_floating, as_real, as_tensor, constant, deferred_checks, require_finite
 
 VALUES = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
 CODES = torch.arange(24).reshape(2, 3, 4)
@@ -81,3 +84,59 @@ def test_kinds_of_numbers():
             as_real(values, "latents")
     with pytest.raises(TypeError, match=r"latents must be floating point, got torch.int64; scale them to \[-1, 1\]"):
         as_floating(CODES, "latents")
+
+
+@pytest.mark.parametrize(
+    ("values", "scaling", "message"),
+    [
+        ([0.0, torch.nan, torch.inf], None, "of 3 samples are NaN or infinite; look"),
+        ([0.0, -torch.inf], "divide", "of 2 samples are NaN or infinite; look"),
+        ([-37.5, 2.0], "divide", "samples reach from -37.5 to 2, beyond the limit of 10; look; divide"),
+        ([-37.5, 2.0], None, None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_bad_values_are_told_at_once_or_later(values, scaling, message, dtype):
+    values = torch.tensor(values, dtype=dtype)
+
+    def told():
+        return pytest.raises(ValueError, match=message) if message else contextlib.nullcontext()
+
+    with told():
+        require_finite(values, "samples", "; look", scaling)
+    with deferred_checks() as checks:
+        require_finite(torch.zeros(2), "zeros")
+        with deferred_checks() as inner:
+            require_finite(torch.full((1,), torch.nan), "others")
+        require_finite(values, "samples", "; look", scaling)
+    with told():
+        checks.raise_failed()
+    with pytest.raises(ValueError, match=r"step 3: some of 1 others"):
+        inner.raise_failed("step 3: ")
+
+
+@pytest.mark.parametrize("first", ["fake", "inference", "compiled", "eager"])
+def test_constants_are_made_once_and_never_in_a_graph(first):
+    numbers = (len(first), 5.0)  # made by no other test
+    like, weights = torch.zeros(2), torch.ones(2, requires_grad=True)
+
+    def scaled(x):
+        return constant(numbers, torch.float32, x) * x
+
+    def run(how):
+        if how == "fake":
+            with FakeTensorMode() as mode:
+                assert isinstance(constant(numbers, torch.float32, mode.from_tensor(like)), FakeTensor)
+        elif how == "inference":
+            with torch.inference_mode():
+                constant(numbers, torch.float32, like)
+        else:
+            torch._dynamo.reset()
+            function = torch.compile(scaled, backend="eager", fullgraph=True) if how == "compiled" else scaled
+            (gradient,) = torch.autograd.grad(function(weights).sum(), weights)
+            assert gradient.tolist() == list(numbers)
+
+    for how in (first, "eager", "compiled", "fake", "inference", "eager"):
+        run(how)
+    assert constant(numbers, torch.float32, like) is constant(numbers, torch.float32, torch.ones(7))
+    assert type(constant(numbers, torch.float32, like)) is torch.Tensor

@@ -183,7 +183,7 @@ def constant(numbers: tuple[float, ...], dtype: torch.dtype, like: Tensor) -> Te
 
     It must not be written to.
     """
-    if is_tracing() or type(like) is not Tensor:  # what a graph or a fake tensor is made with has no values
+    if is_tracing() or hasattr(like, "fake_mode"):  # what is made in a graph or of fake tensors is of no use later
         return torch.tensor(numbers, dtype=dtype, device=like.device)
     return _constant(numbers, dtype, like.device)
 

@@ -14,6 +14,7 @@ from vpvae_hf import CodebookNotFittedError, build_quantizer
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality
 from vpvae_hf.quantizers import QUANTIZERS, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput
+from vpvae_hf.tensors import deferred_checks
 
 # Kinds that displace latents and let no gradient through the displacement: training gives no codes.
 PERTURBING = ("vp", "fsp")
@@ -218,6 +219,36 @@ class QuantizerContract:
             with pytest.raises(ValueError, match="NaN or infinite"):
                 quantizer.encode(features[:, : quantizer.latent_dim])
         assert torch.isfinite(quantizer.train()(features_for(quantizer, 64)).latents).all()  # nothing bad was kept
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_deferred_checks_raise_later(self, quantizer, training):
+        features = features_for(quantizer, 10)
+        with deferred_checks() as checks:
+            quantizer.train()(features_for(quantizer, 10))
+        checks.raise_failed()
+        features[4] = float("nan")
+        features[5, 0] = float("inf")
+        with deferred_checks() as checks:
+            quantizer.train(training)(features)
+        with pytest.raises(ValueError, match=f"^step 7: some of {features.numel()} values of the features are NaN or"):
+            checks.raise_failed("step 7: ")
+        assert torch.isfinite(quantizer.train()(features_for(quantizer, 64)).latents).all()
+        assert quantizer.recent_latents() is None or torch.isfinite(quantizer.recent_latents()).all()
+
+    @pytest.mark.parametrize("compiled_first", [True, False])
+    def test_a_graph_of_training_is_whole_and_leaves_nothing_behind(self, quantizer, compiled_first):
+        """But for what VP does with its queue, and the library of VQ."""
+        if quantizer.config.kind == "vq":
+            pytest.skip("the library asks for values, such as whether its codebook has started")
+        features = features_for(quantizer, 64)
+        torch._dynamo.reset()
+        whole = quantizer.config.kind != "vp"
+        compiled = torch.compile(quantizer, backend="eager", fullgraph=whole)
+        calls = [compiled, quantizer] if compiled_first else [quantizer, compiled]
+        states = [torch.Generator().manual_seed(0).get_state()] * 2
+        for call in calls:
+            torch.set_rng_state(states[0])
+            assert torch.isfinite(call(features).latents).all()
 
     def test_wrong_dimension_dtype_and_range_are_refused(self, discrete_quantizer):
         quantizer, dim = discrete_quantizer, discrete_quantizer.latent_dim

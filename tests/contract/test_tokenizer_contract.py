@@ -64,6 +64,20 @@ def test_codes_are_those_of_the_latent_vectors(build, inputs, quantizer):
     assert torch.equal(model.detokenize(narrow), model.detokenize(codes))
 
 
+def test_autocast_does_not_round_latents(build, inputs):
+    """bfloat16 would leave 8 bits of them."""
+    model = build()
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors, codes = model.latent_vectors(inputs), model.tokenize(inputs)
+        trained = model.train()(inputs).latents
+    for latents in (vectors, trained):
+        assert latents.dtype == torch.float32
+        assert (latents != latents.bfloat16().float()).float().mean() > 0.9
+    assert torch.equal(codes, model.eval().quantize.encode(vectors))
+    half = model.bfloat16().latent_vectors(inputs.bfloat16())
+    assert torch.equal(half, half.bfloat16().float())
+
+
 def test_inputs_have_the_names_that_processors_give_them(build, inputs, modality):
     model, named = build(), {{"image": "pixel_values", "audio": "input_values"}[modality]: inputs}
     assert torch.equal(model.tokenize(**named), model.tokenize(inputs))

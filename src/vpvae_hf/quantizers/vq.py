@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 from vpvae_hf import distributed
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import is_number, require, require_name, require_weight
-from vpvae_hf.tensors import is_tracing
+from vpvae_hf.tensors import is_tracing, without_bad_values
 
 from .base import CodebookNotFittedError, HoldsValues, QuantizerOutput
 from .baselines import LearnedCodebook, LearnedCodebookConfig, library
@@ -76,7 +76,8 @@ class VectorQuantization(LearnedCodebook):
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         with seeded_by(generator, features.device):  # the library takes no generator
-            latents, codes, _ = self.library(features.reshape(1, -1, self.latent_dim))
+            # Whose moving averages would keep NaN for good.
+            latents, codes, _ = self.library(without_bad_values(features).reshape(1, -1, self.latent_dim))
         loss = self.config.commitment_weight * mse_loss(features, latents.view(features.shape).detach())
         if self.config.update == "gradient":
             loss = loss + mse_loss(self.codebook[codes.view(features.shape[:-1])], features.detach())

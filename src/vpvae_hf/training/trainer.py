@@ -161,7 +161,7 @@ class Trainer:
                 if not self.accelerator.sync_gradients:
                     continue
                 self.step += 1
-                if self.accelerator.optimizer_step_was_skipped:  # float16 overflowed, and its scale was lowered
+                if self._optimizer.step_was_skipped:  # float16 overflowed, and its scale was lowered
                     interval.excuse(self.step)
                 bar.update()
                 ends = self.step == last

@@ -1,0 +1,145 @@
+"""How often models look at values, for which a GPU would have to be waited for."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from tiny import FSP, FSQ, GROUPED, LENGTHS, NONE, VP, batch_of, noise, noise_images, tiny_codec, tiny_vae
+from vpvae_hf.neighbors import BACKENDS, nearest_in_graph
+from vpvae_hf.quantizers import vp_moves
+from vpvae_hf.tensors import deferred_checks
+
+_ATEN = torch.ops.aten
+# What waits for a GPU; a value that is read, a size that depends on values, and a tensor that is made of numbers.
+_WAITING = {
+    *(_ATEN._local_scalar_dense, _ATEN.equal, _ATEN.nonzero, _ATEN.masked_select, _ATEN.bincount),
+    *(_ATEN._unique2, _ATEN.unique_dim, _ATEN.lift_fresh),
+}
+METROPOLIS = VP | {"search_backend": "torch", "index_refresh": 1.0, "queue_share": 0.01}
+TRAINED = {
+    "metropolis": METROPOLIS,
+    "always_accept": METROPOLIS | {"perturbation": "always_accept"},
+    "random_codebook": VP | {"perturbation": "random_codebook"},
+    "fsp": FSP,
+    "fsq": FSQ,
+    "simvq": {"kind": "simvq", "codebook_size": 16, "latent_dim": 3},
+    "token_bridge": GROUPED,
+    "none": NONE,
+}
+INPUTS = {"image": noise_images(2, 16, 16), "audio": noise(2, 20 * 96)}
+
+
+class Waits(TorchDispatchMode):
+    """Names of the operations that wait, in order; "tolist" passes by the dispatcher on a CPU."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        super().__init__()
+        self.found: list[str] = []
+        self.counts = False
+        tolist = Tensor.tolist
+
+        def counted(tensor):
+            if self.counts:
+                self.found.append("tolist")
+            return tolist(tensor)
+
+        patch.setattr(Tensor, "tolist", counted)
+
+    def __enter__(self):
+        self.counts = True
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.counts = False
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, operation, types, arguments=(), settings=None):
+        masks = operation.overloadpacket in (_ATEN.index, _ATEN.index_put, _ATEN.index_put_) and any(
+            index is not None and index.dtype == torch.bool for index in arguments[1]
+        )
+        if operation.overloadpacket in _WAITING or masks:
+            self.found.append(operation.overloadpacket.__name__)
+        return operation(*arguments, **(settings or {}))
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    # Searches on a GPU are kernels, which are tested by themselves; on a CPU they look at values.
+    monkeypatch.setattr(vp_moves, "nearest_point", lambda queries, points: (None, nearest_in_graph(queries, points)))
+    brute_force = BACKENDS["torch"]
+    search = brute_force.distances_unchecked
+
+    def uncounted(*arguments):
+        with _disable_current_modes():
+            return search(*arguments)
+
+    monkeypatch.setattr(brute_force, "distances_unchecked", uncounted)
+    return Waits(monkeypatch)
+
+
+def model_of(modality, quantizer):
+    return {"image": tiny_vae, "audio": tiny_codec}[modality](quantizer)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("modality", INPUTS)
+def test_a_training_forward_waits_for_nothing(modality, kind, waits):
+    model, inputs = model_of(modality, TRAINED[kind]).train(), INPUTS[modality]
+    for _ in range(4):  # until the perturbation is measured, and constants are made
+        model(inputs)
+    with deferred_checks() as checks, waits:
+        model(inputs)
+    assert waits.found == []
+    checks.raise_failed()
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "deferred", "expected"),
+    [
+        ("image", "tokenize", False, 2),  # pixels, latents
+        ("image", "tokenize", True, 0),
+        ("image", "forward", False, 2),
+        ("image", "detokenize", False, 1),  # the range of codes
+        ("image", "decode_vectors", False, 1),
+        ("audio", "tokenize", False, 2),
+        ("audio", "tokenize", True, 0),
+        ("audio", "detokenize", False, 1),
+    ],
+)
+def test_methods_wait_once_for_each_check(modality, name, deferred, expected, waits, no_gradients):
+    model = model_of(modality, FSP)
+    latents = model.latent_vectors(INPUTS[modality])
+    given = {"detokenize": model.quantize.encode(latents), "decode_vectors": latents}.get(name, INPUTS[modality])
+    method = getattr(model, name)
+    method(given)
+    if deferred:
+        with deferred_checks() as checks, waits:
+            method(given)
+        checks.raise_failed()
+    else:
+        with waits:
+            method(given)
+    assert len(waits.found) == expected, waits.found
+
+
+def test_a_padding_mask_is_fetched_once(waits, no_gradients):
+    """In addition, transformers asks in the encoder and in the decoder whether nothing is masked."""
+    codec, batch = tiny_codec(FSP), batch_of(LENGTHS)
+    codec(*batch)
+    with deferred_checks(), waits:
+        codec(*batch)
+    assert waits.found.count("tolist") == 1
+    assert len(waits.found) <= 3
+
+
+def test_a_codebook_is_looked_at_once_until_it_is_written_to(waits, no_gradients):
+    quantizer = tiny_vae(VP).quantize
+    codes = torch.zeros(4, dtype=torch.long)
+    quantizer.decode(codes)
+    with waits:
+        quantizer.decode(codes)
+    assert waits.found == ["tolist"]  # the range of codes
+    quantizer.codebook.zero_()
+    with pytest.raises(RuntimeError, match="it holds only zeros"):
+        quantizer.decode(codes)
