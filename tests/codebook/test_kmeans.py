@@ -78,7 +78,7 @@ def test_clusters_that_stay_empty_raise(monkeypatch):
     monkeypatch.setattr(kmeans, "_REPAIR_ROUNDS", 0)
     latents = laplace(100, 2)
     with pytest.raises(RuntimeError, match="1 of 4 clusters stayed empty after 0 repairs"):
-        kmeans._Lloyd(latents).settle(torch.cat([latents[:3], torch.full((1, 2), 1000.0)]))
+        kmeans._Lloyd(latents, latents.device).settle(torch.cat([latents[:3], torch.full((1, 2), 1000.0)]))
 
 
 @pytest.mark.parametrize("size", [1, 300])
@@ -114,7 +114,7 @@ def test_seeds_are_as_good_as_those_of_k_means_plus_plus(sample):
 
     rng = np.random.default_rng(0)
     latents = torch.from_numpy(getattr(rng, sample)(size=(8000, 4))).float()
-    lloyd = kmeans._Lloyd(latents)
+    lloyd = kmeans._Lloyd(latents, latents.device)
     distortions = {"ours": [], "theirs": []}
     for seed in range(4):
         theirs, _ = kmeans_plusplus(latents.numpy(), 256, random_state=seed, n_local_trials=1)
@@ -130,7 +130,7 @@ def test_256_latents_per_code_are_drawn_from_more():
     latents, others = (torch.from_numpy(rng.normal(size=(64 * 1500, 3))).float() for _ in range(2))
     assert len(kmeans._gathered(latents, 64, 256, 0, across_ranks=False)) == 64 * 256
     drawn = fit_kmeans(latents, 64).centroids
-    whole, _ = kmeans._Lloyd(latents).iterate(drawn, 50, 1e-4, latents)
+    whole, _ = kmeans._Lloyd(latents, latents.device).iterate(drawn, 50, 1e-4, latents)
     few, many = (float(nearest_point(others, centroids)[0].square().mean()) for centroids in (drawn, whole))
     assert few < 1.03 * many
 

@@ -325,9 +325,13 @@ class VectorPerturbation(Quantizer):
 
     @kept_for_training()
     def _current_index(self, device: torch.device) -> NeighborIndex:
-        index, changed = self._index, self.queue.pushed - self._indexed_at
-        if index is None or index.device != device or changed > self.config.index_refresh * len(self.queue):
-            self._index = build_index(self.queue.latents().to(device), self.config.search_backend)
+        changed = self.queue.pushed - self._indexed_at
+        if self._index is not None and (
+            self._index.device != device or changed > self.config.index_refresh * len(self.queue)
+        ):
+            self._index = None  # so that two are never held
+        if self._index is None:
+            self._index = build_index(self.queue.unordered().to(device), self.config.search_backend)
             self._indexed_at = self.queue.pushed
         return self._index
 

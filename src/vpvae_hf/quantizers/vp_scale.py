@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.codebook import TooFewDistinctError, fit_kmeans
 from vpvae_hf.neighbors import nearest_point
 
 Displacement: TypeAlias = Callable[[float], float]
@@ -75,11 +75,10 @@ class PerturbationScale:
         self._measured_at = pushed
 
     def _measure(self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Displacement) -> None:
-        order = torch.randperm(len(queue), generator=torch.Generator("cpu").manual_seed(pushed), device="cpu")
-        held_out, fitted = queue[order.to(queue.device)].tensor_split([len(queue) // _HELD_OUT_PART])
-        distinct = len(torch.unique(fitted, dim=0))
-        codebook = fit_kmeans(fitted, min(codebook_size, distinct), max_iterations=_MEASURING_ITERATIONS).centroids
-        errors, _ = nearest_point(held_out, codebook)
+        generator = torch.Generator(queue.device).manual_seed(pushed)
+        order = torch.randperm(len(queue), generator=generator, device=queue.device)
+        held_out, fitted = queue[order].tensor_split([len(queue) // _HELD_OUT_PART])
+        errors, _ = nearest_point(held_out, _fitted_codebook(fitted, codebook_size))
         self.error_ms = float(errors.square().mean())
         if self.automatic and not self._proportional:
             if self._bounds is not None and self._bounds[0] < self.value < self._bounds[1]:
@@ -130,3 +129,11 @@ class PerturbationScale:
         self.error_ms, self._measured_at = state["error_ms"], state["measured_at"]
         if self.automatic:
             self.value, self._bounds = state["value"], state["bounds"]
+
+
+def _fitted_codebook(latents: Tensor, codebook_size: int) -> Tensor:
+    """Of as many codes as there are distinct latents, if those are fewer than K."""
+    try:
+        return fit_kmeans(latents, codebook_size, max_iterations=_MEASURING_ITERATIONS).centroids
+    except TooFewDistinctError as error:
+        return _fitted_codebook(latents, error.distinct)
