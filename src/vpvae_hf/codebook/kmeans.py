@@ -274,7 +274,7 @@ class _Lloyd:
             errors.append((chunk - centroids[codes]).square().sum(dim=1))
             total += errors[-1].double().sum()
             sums.index_add_(0, codes, ((chunk.double() - self._center) / self._grid_step).round_())
-            counts.index_add_(0, codes, torch.ones_like(codes))  # bincount would wait for the device
+            counts.scatter_add_(0, codes, torch.ones_like(codes))  # bincount would wait for the device
         empty = counts == 0
         total, empty_count = torch.stack([total, empty.sum().double()]).tolist()
         means = (sums / counts.double().unsqueeze(1) * self._grid_step + self._center).float()
