@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from tiny import arrays_like
 from vpvae_hf.codebook import fit_kmeans, kmeans
 from vpvae_hf.neighbors import nearest_point
+from waits import waits
 
 
 def laplace(count: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -78,7 +81,7 @@ def test_clusters_that_stay_empty_raise(monkeypatch):
     monkeypatch.setattr(kmeans, "_REPAIR_ROUNDS", 0)
     latents = laplace(100, 2)
     with pytest.raises(RuntimeError, match="1 of 4 clusters stayed empty after 0 repairs"):
-        kmeans._Lloyd(latents).settle(torch.cat([latents[:3], torch.full((1, 2), 1000.0)]))
+        kmeans._Lloyd(latents, latents.device).settle(torch.cat([latents[:3], torch.full((1, 2), 1000.0)]))
 
 
 @pytest.mark.parametrize("size", [1, 300])
@@ -114,7 +117,7 @@ def test_seeds_are_as_good_as_those_of_k_means_plus_plus(sample):
 
     rng = np.random.default_rng(0)
     latents = torch.from_numpy(getattr(rng, sample)(size=(8000, 4))).float()
-    lloyd = kmeans._Lloyd(latents)
+    lloyd = kmeans._Lloyd(latents, latents.device)
     distortions = {"ours": [], "theirs": []}
     for seed in range(4):
         theirs, _ = kmeans_plusplus(latents.numpy(), 256, random_state=seed, n_local_trials=1)
@@ -130,9 +133,36 @@ def test_256_latents_per_code_are_drawn_from_more():
     latents, others = (torch.from_numpy(rng.normal(size=(64 * 1500, 3))).float() for _ in range(2))
     assert len(kmeans._gathered(latents, 64, 256, 0, across_ranks=False)) == 64 * 256
     drawn = fit_kmeans(latents, 64).centroids
-    whole, _ = kmeans._Lloyd(latents).iterate(drawn, 50, 1e-4, latents)
+    whole, _ = kmeans._Lloyd(latents, latents.device).iterate(drawn, 50, 1e-4, latents)
     few, many = (float(nearest_point(others, centroids)[0].square().mean()) for centroids in (drawn, whole))
     assert few < 1.03 * many
+
+
+def test_a_pass_waits_for_its_device_once(monkeypatch):
+    """However many parts it has (to fetch a list from the CPU is no operation); and parts change no sum."""
+    latents, centroids = laplace(2000, 4), laplace(8, 4, seed=1)
+    lloyd = kmeans._Lloyd(latents, latents.device)
+    monkeypatch.setattr(lloyd, "_codes", lambda chunk, points, _: torch.cdist(chunk, points).argmin(dim=1))
+    whole = lloyd._assign(latents, centroids, exact=False)
+    monkeypatch.setattr(kmeans, "_CHUNK_LATENTS", 300)
+    assert waits(lambda: lloyd._assign(latents, centroids, exact=False)) == []
+    parts = lloyd._assign(latents, centroids, exact=False)
+    assert torch.equal(parts.means, whole.means)
+    assert parts.distortion == pytest.approx(whole.distortion, rel=1e-12)
+
+
+def test_latents_in_main_memory_travel_from_pinned_memory(monkeypatch):
+    latents, pinned = laplace(10, 2), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda chunk: pinned.append(chunk) or chunk)
+    assert kmeans._moved(latents, torch.device("meta")).device.type == "meta"
+    assert pinned[0] is latents
+    assert kmeans._moved(latents, latents.device) is latents
+    assert len(pinned) == 1
+
+
+def test_the_device_may_be_named():
+    latents = laplace(300, 2)
+    assert torch.equal(fit_kmeans(latents, 8, device="cpu").centroids, fit_kmeans(latents, 8).centroids)
 
 
 def test_latents_may_be_an_array(tmp_path):
@@ -160,6 +190,14 @@ def test_latents_may_be_an_array(tmp_path):
 def test_what_cannot_be_clustered_raises(latents, size, message):
     with pytest.raises(ValueError, match=message):
         fit_kmeans(latents, size)
+
+
+def test_too_few_distinct_latents_are_counted():
+    with pytest.raises(kmeans.TooFewDistinctError) as caught:
+        fit_kmeans(laplace(10, 4).repeat(5, 1), 11)
+    assert caught.value.distinct == 10
+    again = pickle.loads(pickle.dumps(caught.value))  # as it travels between ranks
+    assert (again.distinct, str(again)) == (10, str(caught.value))
 
 
 def test_seeds_are_spread_by_squared_distance():

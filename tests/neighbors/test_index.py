@@ -12,9 +12,11 @@ from point_sets import (
     search,
 )
 
+from vpvae_hf.neighbors import brute_force as torch_search
 from vpvae_hf.neighbors import build_index, cuda
 from vpvae_hf.neighbors.brute_force import TorchIndex
 from vpvae_hf.neighbors.cpu import KDTreeIndex
+from waits import waits
 
 RANKS = (1, 8, 64)
 
@@ -49,15 +51,144 @@ def test_few_points(exact, size):
     assert_equals_brute_force(exact, normal(size, 4), queries, sorted({1, (size + 1) // 2, size}))
 
 
-def test_several_blocks_of_points(exact):
-    points = normal(70_000, 3)
+def test_several_blocks_of_points(monkeypatch):
+    monkeypatch.setattr(torch_search, "_POINT_BLOCK", 1000)
+    points = normal(7001, 3)
     points = points[points[:, 0].argsort()]  # the nearest of some queries lie in the last block alone
-    assert_equals_brute_force(exact, points, affordable(normal(300, 3, seed=1), exact), RANKS)
+    assert_equals_brute_force("torch", points, normal(300, 3, seed=1), RANKS)
 
 
 def test_several_blocks_of_queries(exact, monkeypatch):
     monkeypatch.setattr("vpvae_hf.neighbors.brute_force._CPU_BLOCK_ENTRIES", 1024)  # two queries of the kernel
     assert_equals_brute_force(exact, normal(200, 4), normal(5, 4, seed=1), RANKS)
+
+
+GROUPED = {
+    "normal": (normal(3000, 2), normal(2, 2, seed=1)),
+    "copies": (normal(40, 3).repeat(60, 1), normal(40, 3)[:2]),
+    "clusters": (1e-3 * normal(3000, 1) + normal(3000, 1, seed=3).sign(), torch.tensor([[0.9999], [30.0]])),
+    "grid": ((4 * normal(2500, 3)).round(), normal(1, 3, seed=1).round()),
+    "more groups than lanes": (torch.cat([normal(35_000, 2), 9 + normal(30_600, 2)]), torch.tensor([[4.5, 4.5]])),
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("case", GROUPED)
+def test_many_leaves(case, monkeypatch):
+    """Leaves of 16, so that few points make several groups of 64 leaves."""
+    monkeypatch.setattr(cuda, "_LEAF_SIZE", 16)
+    assert cuda.kd_leaves(GROUPED[case][0], 16).leaf_count > 64
+    assert_equals_brute_force("triton", *GROUPED[case], (1, 8, 64))
+
+
+class FailingKernel:
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, grid):
+        def launch(*_, **__):
+            raise self.error
+
+        return launch
+
+
+@needs_triton
+def test_kernels_that_cannot_be_launched_are_replaced(monkeypatch):
+    from vpvae_hf.neighbors import triton_kernels
+
+    monkeypatch.setattr(cuda, "_kernels_fail", False)
+    monkeypatch.setattr(triton_kernels, "ranked_kernel", FailingKernel(RuntimeError("ptxas is too old")))
+    points, queries = normal(300, 4), normal(20, 4, seed=1)
+    with pytest.warns(UserWarning, match=r"cannot be used here, .* replace them: RuntimeError: ptxas is too old"):
+        first = search(points, "triton", queries, RANKS)
+    second = search(points, "triton", queries, RANKS)  # without a warning, which would be an error
+    np.testing.assert_allclose(first, brute_force(queries, points, RANKS), rtol=1e-6)
+    assert torch.equal(first, second)
+    assert cuda.nearest_point_fused(queries, points) is None
+    assert not cuda.runs_kernels(torch.device("cuda"))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory")]
+)
+def test_lack_of_memory_is_not_taken_for_a_failing_kernel(error, monkeypatch):
+    from vpvae_hf.neighbors import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "ranked_kernel", FailingKernel(error))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        search(normal(300, 4), "triton", normal(20, 4), RANKS)
+    assert not cuda._kernels_fail
+
+
+@needs_triton
+def test_kernels_are_launched_without_waiting(monkeypatch):
+    points, queries = normal(1000, 4).to(KERNEL_DEVICE), normal(20, 4, seed=1).to(KERNEL_DEVICE)
+    index = build_index(points, "triton")
+    index.distances_unchecked(queries[:1], (64, 8, 8))  # uploads the ranks
+    monkeypatch.setattr(cuda, "_launch", lambda *_, **__: True)
+    assert waits(lambda: index.distances_unchecked(queries, (64, 8, 8))) == []
+    assert waits(lambda: cuda.nearest_point_fused(queries, points)) == []
+
+
+def test_torch_waits_once_to_know_whether_its_candidates_suffice():
+    index, queries = build_index(normal(2000, 16), "torch"), normal(20, 16, seed=1)
+    assert waits(lambda: index.distances_unchecked(queries, (8, 64))) == ["_local_scalar_dense"]
+
+
+UNPROVEN = {
+    "dense clusters": (1e-4 * normal(2000, 16) + normal(4, 16, seed=2).repeat(500, 1), slice(None)),
+    "copies": (normal(20, 12).repeat_interleave(100, dim=0), slice(None)),
+    "one of two": (torch.cat([normal(1000, 11), 100 + 1e-4 * normal(1000, 11)]), slice(998, 1002)),
+    "overflow": (torch.cat([normal(300, 11), torch.full((1, 11), 3e38), torch.full((1, 11), -2e38)]), slice(None, 9)),
+}
+
+
+@pytest.mark.parametrize("case", UNPROVEN)
+def test_queries_whose_candidates_may_be_wrong_are_compared_with_all(case, monkeypatch):
+    compared, whole = [], torch_search.TorchIndex._of_all
+    monkeypatch.setattr(
+        torch_search.TorchIndex, "_of_all", lambda self, *given: compared.append(len(given[0])) or whole(self, *given)
+    )
+    points, some = UNPROVEN[case]
+    queries = points[some][:: max(1, len(points[some]) // 20)] * (1 + 2**-20)
+    assert_equals_brute_force("torch", points, queries, (1, 8, 64))
+    assert compared
+    assert_equals_brute_force("torch", normal(2000, 11), normal(20, 11, seed=1), (1, 8, 64))
+    assert len(compared) == 1
+
+
+def test_products_are_exact_whatever_the_settings():
+    """Points close together, whose products in bfloat16 or TF32 are equal."""
+    index, queries = build_index(1 + 1e-3 * normal(2000, 11), "torch"), 1 + 1e-3 * normal(20, 11, seed=1)
+    expected = index.distances(queries, RANKS)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(index.distances(queries, RANKS), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_index_keeps_points_that_change_later(backend):
+    points, queries = normal(200, 4).to(KERNEL_DEVICE if backend == "triton" else "cpu"), normal(2, 4, seed=1)
+    index = build_index(points, backend)
+    before = index.distances(queries, (1, 8))
+    points.zero_()
+    assert torch.equal(index.distances(queries, (1, 8)), before)
+
+
+def test_unchecked_queries_may_be_not_finite(backend):
+    """The others' distances are right; so a caller may look later."""
+    points, queries = normal(200, 4), normal(3, 4, seed=1)
+    expected = search(points, backend, queries, (1, 8))
+    index = build_index(points.to(KERNEL_DEVICE if backend == "triton" else "cpu"), backend)
+    queries[0], queries[1, 2] = torch.nan, torch.inf
+    with np.errstate(invalid="ignore"):  # in the interpreter
+        found = index.distances_unchecked(queries, (1, 8))
+    assert torch.equal(found[2], expected[2])
 
 
 @pytest.mark.parametrize("ranks", [(8, 1, 64), (5,), (3, 3), (100, 1, 100)])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from point_sets import KERNEL_DEVICE, all_distances, needs_triton, normal
 
-from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.neighbors import cuda, nearest_point
 from vpvae_hf.neighbors.cuda import nearest_point_fused
 
 
@@ -50,6 +50,17 @@ def test_kernel_finds_the_first_of_equals(copies):
     """Both in one tile and in several; integer coordinates tie exactly."""
     points = (2 * normal(70, 2)).round().repeat(copies, 1)
     queries = (2 * normal(40, 2, seed=1)).round()
+    assert_first_of_equals(fused(queries, points), queries, points)
+
+
+@needs_triton
+@pytest.mark.parametrize("points", [400, 1000, 1025])
+def test_kernel_searches_parts_of_the_points_for_few_queries(points, monkeypatch):
+    """As on a GPU of ten processors; nearest points lie in all parts, and some twice."""
+    monkeypatch.setattr(cuda, "_processors", lambda _: 10)
+    monkeypatch.setattr(cuda, "_LEAST_PART", 128)
+    points = (4 * normal(points, 2)).round()
+    queries = torch.cat([points[::50], points[-1:]])
     assert_first_of_equals(fused(queries, points), queries, points)
 
 

@@ -1,6 +1,13 @@
 """Codebooks and how they are made."""
 
-from .kmeans import KMeansResult, fit_kmeans
+from .kmeans import KMeansResult, TooFewDistinctError, fit_kmeans
 from .scalar_grid import ScalarGrid, complete_levels, levels_for_codebook_size
 
-__all__ = ["KMeansResult", "ScalarGrid", "complete_levels", "fit_kmeans", "levels_for_codebook_size"]
+__all__ = [
+    "KMeansResult",
+    "ScalarGrid",
+    "TooFewDistinctError",
+    "complete_levels",
+    "fit_kmeans",
+    "levels_for_codebook_size",
+]

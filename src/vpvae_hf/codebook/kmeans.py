@@ -35,6 +35,17 @@ _EXACT_BITS = 53
 _MOST_SQUARE = 1e37
 
 
+class TooFewDistinctError(ValueError):
+    """Fewer distinct latents than codes; `distinct` says how many there are."""
+
+    def __init__(self, message: str, distinct: int):
+        super().__init__(message, distinct)
+        self.distinct = distinct
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
 @dataclass(frozen=True)
 class KMeansResult:
     """What K-means found.
@@ -59,12 +70,14 @@ def fit_kmeans(
     tolerance: float = 1e-4,
     seed: int = 0,
     across_ranks: bool = False,
+    device: torch.device | str | None = None,
     progress: bool = False,
 ) -> KMeansResult:
     """Cluster latents into a codebook: seeds spread by squared distance, then Lloyd iterations; no cluster ends empty.
 
     The same latents and seed give the same centroids to the bit, even if ranks share the latents, as long as none
-    need be drawn. Computes on CUDA for latents that lie there, otherwise on the CPU.
+    need be drawn. There is no need to cluster all of a thousand million latents: draw 256 for each code, evenly from
+    all of the data, as `latents_per_code` does with latents that fit into memory.
 
     Args:
         latents: [N, d], finite, at least `codebook_size` of them distinct.
@@ -75,11 +88,15 @@ def fit_kmeans(
         tolerance: stop when an iteration lowers the distortion by less than this share of it.
         across_ranks: the first rank clusters the latents of all ranks together. Every rank of a distributed job must
             make this call, and every rank gets the same result.
+        device: the CPU, or a CUDA device, which clusters latents in main memory, too: each pass copies them there in
+            parts of 5 MB (at 5 dimensions), and waits for it once. By default where latents on CUDA lie, otherwise
+            the CPU.
         progress: show a bar on stderr, on the first rank.
 
     Raises:
         TypeError: no numbers.
-        ValueError: not a matrix of finite values, fewer distinct latents than K, no iterations.
+        ValueError: not a matrix of finite values, fewer latents than K, no iterations.
+        TooFewDistinctError: a ValueError; fewer distinct latents than K.
         RuntimeError: latents so close together that K of them cannot be told apart in float32; another rank failed.
     """
     require_integer("max_iterations", max_iterations, 1)
@@ -89,12 +106,14 @@ def fit_kmeans(
     result = None
     with torch.no_grad():
         latents = _gathered(latents, codebook_size, latents_per_code, seed, across_ranks)
+        device = latents.device if device is None else torch.empty(0, device=device).device
+        latents = latents if latents.device.type == "cpu" else latents.to(device)
         with distributed.failing_together(across_ranks):
             if not across_ranks or distributed.rank() == 0:
                 description = f"K-means K={codebook_size}"
                 how = {"desc": description, "unit": "iteration", "shown": progress}
                 with progress_bar(total=max_iterations, **how) as bar:
-                    result = _cluster(latents, codebook_size, max_iterations, tolerance, seed, bar)
+                    result = _cluster(latents, codebook_size, max_iterations, tolerance, seed, device, bar)
                     bar.total = result.iterations  # fewer than the limit if it converged
     return distributed.objects_of_all_ranks(result)[0] if across_ranks else result
 
@@ -132,27 +151,31 @@ def _gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: in
     return distributed.rows_of_all_ranks(latents) if across_ranks else latents
 
 
-def _cluster(latents: Tensor, size: int, max_iterations: int, tolerance: float, seed: int, bar: tqdm) -> KMeansResult:
-    sample = _drawn(latents, _SAMPLED_PER_CODE * size, seed)
-    lloyd = _Lloyd(latents)
-    if _by_tree(size, latents):
-        sample, lloyd.latents = in_tree_order(sample), in_tree_order(latents)
-    centroids = _seeds(sample, size, seed).cpu()
+def _cluster(
+    latents: Tensor, size: int, max_iterations: int, tolerance: float, seed: int, device: torch.device, bar: tqdm
+) -> KMeansResult:
+    sample = _drawn(latents, _SAMPLED_PER_CODE * size, seed).to(device)
+    lloyd = _Lloyd(latents, device)
+    if _by_tree(size, sample):
+        sample, lloyd.latents = in_tree_order(sample), in_tree_order(latents.to(device))
+    centroids = _seeds(sample, size, seed)
     if len(centroids) < size:
         # The sample holds too few distinct latents; all of them together may have enough.
         distinct = torch.unique(latents.cpu(), dim=0)
         if len(distinct) < size:
-            raise ValueError(
+            raise TooFewDistinctError(
                 f"codebook_size={size} is larger than the number of distinct latents, {len(distinct)} of "
-                f"{len(latents)}; give more varied data, ask for a smaller codebook, or look for a collapsed encoder"
+                f"{len(latents)}; give more varied data, ask for a smaller codebook, or look for a collapsed encoder",
+                len(distinct),
             )
-        centroids = _distinct_rows(torch.cat([centroids, distinct]), size)
+        centroids = _distinct_rows(torch.cat([centroids.cpu(), distinct]), size).to(device)
     # A few iterations on the sample cost little and save some on all latents (Bradley and Fayyad 1998).
     if len(sample) < len(latents):
         part = sample[:: math.ceil(_REFINING_PART * len(sample) / len(latents))]
         centroids, _ = lloyd.iterate(centroids, _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE, part)
     centroids, iterations = lloyd.iterate(centroids, max_iterations, tolerance, lloyd.latents, bar)
-    return KMeansResult(*lloyd.settle(centroids), iterations)
+    centroids, distortion = lloyd.settle(centroids)
+    return KMeansResult(centroids.cpu(), distortion, iterations)
 
 
 def _drawn(rows: Tensor, size: int, seed: int) -> Tensor:
@@ -193,8 +216,9 @@ class _Assigned(NamedTuple):
 
     means: Tensor  # [K, d] float32: of each cluster's latents
     empty: Tensor  # [K] bool
+    empty_count: int
     distortion: float
-    farthest: Tensor  # [., d]: latents that lie far from their centroids, the farthest first
+    farthest: Tensor  # [., d]: if clusters are empty, latents far from their centroids, the farthest first
 
 
 class _Lloyd:
@@ -202,13 +226,13 @@ class _Lloyd:
     # float64 are exact, hence the same in any order, also on CUDA, and still fine: the rounding is at most 2^-53 N of
     # the dimension's range, so a million latents keep 33 bits of it.
 
-    def __init__(self, latents: Tensor):
-        self.latents = latents
+    def __init__(self, latents: Tensor, device: torch.device):
+        self.latents, self._device = latents, device
         lower, upper = latents.amin(dim=0).cpu().double(), latents.amax(dim=0).cpu().double()
         center, summands = (lower + upper) / 2, math.ceil(math.log2(len(latents)))
         reach = upper - center
         grid_step = torch.where(reach > 0, 2 ** (reach.log2().ceil() + summands - _EXACT_BITS), 1.0)
-        self._center, self._grid_step = center.to(latents.device), grid_step.to(latents.device)
+        self._center, self._grid_step = center.to(device), grid_step.to(device)
 
     def iterate(
         self, centroids: Tensor, most: int, tolerance: float, latents: Tensor, bar: tqdm | None = None
@@ -230,31 +254,35 @@ class _Lloyd:
         """Centroids of which none is empty in an exact search, and their distortion."""
         for repairs in range(_REPAIR_ROUNDS + 1):
             assigned = self._assign(self.latents, centroids, exact=True)
-            empty = int(assigned.empty.sum())
-            if not empty:
+            if not assigned.empty_count:
                 return centroids, assigned.distortion
             if repairs == _REPAIR_ROUNDS or not len(assigned.farthest):
                 break
             centroids = _filled(centroids, assigned)
         raise RuntimeError(
-            f"{empty} of {len(centroids)} clusters stayed empty after {repairs} repairs; "
+            f"{assigned.empty_count} of {len(centroids)} clusters stayed empty after {repairs} repairs; "
             "the latents lie too close together for float32, ask for a smaller codebook"
         )
 
     def _assign(self, latents: Tensor, centroids: Tensor, exact: bool) -> _Assigned:
-        size, here = len(centroids), centroids.to(latents.device)
-        sums, counts = torch.zeros_like(here, dtype=torch.float64), here.new_zeros(size, dtype=torch.long)
-        total, errors = 0.0, []
-        for chunk in latents.split(_CHUNK_LATENTS):
-            codes = self._codes(chunk, here, exact)
-            errors.append((chunk - here[codes]).square().sum(dim=1))
-            total += float(errors[-1].double().sum())
+        size = len(centroids)
+        sums, counts = torch.zeros_like(centroids, dtype=torch.float64), centroids.new_zeros(size, dtype=torch.long)
+        total, errors = centroids.new_zeros((), dtype=torch.float64), []
+        for part in latents.split(_CHUNK_LATENTS):
+            chunk = _moved(part, self._device)
+            codes = self._codes(chunk, centroids, exact)
+            errors.append((chunk - centroids[codes]).square().sum(dim=1))
+            total += errors[-1].double().sum()
             sums.index_add_(0, codes, ((chunk.double() - self._center) / self._grid_step).round_())
-            counts += torch.bincount(codes, minlength=size)
-        means = sums / counts.double().unsqueeze(1) * self._grid_step + self._center
-        worst = torch.cat(errors).topk(min(size, _FARTHEST, len(latents)))
-        farthest = latents[worst.indices[worst.values > 0]]
-        return _Assigned(means.float().cpu(), (counts == 0).cpu(), total / len(latents), farthest.cpu())
+            counts.scatter_add_(0, codes, torch.ones_like(codes))  # bincount would wait for the device
+        empty = counts == 0
+        total, empty_count = torch.stack([total, empty.sum().double()]).tolist()
+        means = (sums / counts.double().unsqueeze(1) * self._grid_step + self._center).float()
+        farthest = centroids[:0]
+        if empty_count:
+            worst = torch.cat(errors).topk(min(size, _FARTHEST, len(latents)))
+            farthest = latents[worst.indices[worst.values > 0].to(latents.device)]
+        return _Assigned(means, empty, int(empty_count), total / len(latents), farthest)
 
     def _codes(self, chunk: Tensor, centroids: Tensor, exact: bool) -> Tensor:
         if exact or chunk.device.type != "cpu" or _by_tree(len(centroids), chunk):
@@ -267,6 +295,11 @@ class _Lloyd:
         return torch.from_numpy(codes[:, 0])
 
 
+def _moved(chunk: Tensor, device: torch.device) -> Tensor:
+    """A chunk on a device, to which it is copied while the device computes and this process goes on."""
+    return chunk if chunk.device == device else chunk.pin_memory().to(device, non_blocking=True)
+
+
 def _by_tree(codebook_size: int, latents: Tensor) -> bool:
     """Whether a tree finds nearest centroids sooner than the comparison of all pairs by faiss."""
     return latents.device.type == "cpu" and latents.shape[1] <= _TREE_DIMENSIONS and codebook_size >= _TREE_CODES
@@ -274,11 +307,10 @@ def _by_tree(codebook_size: int, latents: Tensor) -> bool:
 
 def _filled(centroids: Tensor, assigned: _Assigned) -> Tensor:
     """Centroids, of which those that no latent chooses lie on latents that were far from theirs."""
-    if not assigned.empty.any():
+    if not assigned.empty_count:
         return centroids
-    places = assigned.empty.nonzero()[:, 0]
-    onto = _distinct_rows(assigned.farthest, len(places))
-    return centroids.index_copy(0, places[: len(onto)], onto)
+    onto = _distinct_rows(assigned.farthest.cpu(), assigned.empty_count).to(centroids.device)
+    return centroids.index_copy(0, assigned.empty.nonzero()[: len(onto), 0], onto)
 
 
 def _distinct_rows(rows: Tensor, count: int) -> Tensor:

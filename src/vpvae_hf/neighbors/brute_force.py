@@ -59,9 +59,9 @@ class TorchIndex(NeighborIndex):
         nearest = distances.topk(count, largest=False).values  # sorted
         if keys.shape[1] == self.size:
             return nearest, torch.ones_like(keys[:, 0], dtype=torch.bool)
-        # A key is at most |x - p|^2 - |x|^2 + (d + 7) u |x|^2, in units u of rounding: its product sums d + 1 terms,
+        # A key is at most |x - p|^2 - |x|^2 + (d + 7) u |x|^2, u the unit of rounding: its product sums d + 1 terms,
         # whose sizes add up to |p|^2 + 2|x||p| <= 2|p|^2 + |x|^2, and errs by d + 1 units of that; |p|^2 itself errs by
-        # d + 1 units, and centering by 2 (|x| + |p|)^2. All that regards |p|^2, 3d + 7 units, was taken off the key.
+        # d + 1 units, and centering by 2 (|x| + |p|)^2. What regards |p|^2, 3d + 7 units, was taken off the key.
         squares, greatest = centered.square().sum(dim=1), keys.amax(dim=1)
         rounding = (2 * self.dim + 9) * squares + 4 * (greatest.abs() + squares)
         least_left_out = greatest + squares - _UNIT * rounding - _TINY

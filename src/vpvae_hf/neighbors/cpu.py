@@ -18,7 +18,7 @@ class KDTreeIndex(NeighborIndex):
         self._tree = _tree(points.detach().float().cpu().numpy())
 
     def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
-        here = queries.cpu().numpy()
+        here = queries.cpu().nan_to_num().numpy()  # scipy refuses what is not finite
         # As in `in_tree_order`.
         order = _tree(here).indices if len(here) else slice(None)
         found = np.empty((len(here), len(ranks)), dtype=np.float32)

@@ -79,7 +79,9 @@ class TritonIndex(NeighborIndex):
         if not len(queries):
             return queries.new_empty(0, len(ranks))
         found = []
-        for block in query_blocks(queries.to(self.device), capacity):
+        # What is infinitely far visits no leaf, whereas NaN would visit leaves that do not exist.
+        here = queries.to(self.device).nan_to_num(torch.inf, torch.inf, -torch.inf)
+        for block in query_blocks(here, capacity):
             squares = self._squares(block.contiguous(), ranks, capacity)
             if squares is None:
                 return self._all_points.distances_unchecked(queries, ranks)

@@ -345,10 +345,12 @@ class VectorPerturbation(Quantizer):
 
     @kept_for_training()
     def _current_index(self, device: torch.device) -> NeighborIndex:
-        index, changed, refresh = self._index, self.queue.pushed - self._indexed_at, self.config.index_refresh
+        changed, refresh = self.queue.pushed - self._indexed_at, self.config.index_refresh
         most = min(refresh * distributed.world_size(), max(refresh, _STALEST_INDEX)) * len(self.queue)
-        if index is None or index.device != device or changed > most:
-            self._index = build_index(self.queue.latents().to(device), self.config.search_backend)
+        if self._index is not None and (self._index.device != device or changed > most):
+            self._index = None  # so that two are never held
+        if self._index is None:
+            self._index = build_index(self.queue.unordered().to(device), self.config.search_backend)
             self._indexed_at = self.queue.pushed
         return self._index
 

@@ -55,6 +55,10 @@ class LatentQueue:
             return self._storage[: self._size].clone()
         return self._storage.roll(-self._next, dims=0)
 
+    def unordered(self) -> Tensor:
+        """The content, [len(self), d], in no certain order: a view, which the next push changes."""
+        return self.latents() if self._storage is None else self._storage[: self._size]
+
     @kept_for_training()
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Different latents drawn at random, [count, d]: one from each of `count` equal stretches of its age.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.codebook import TooFewDistinctError, fit_kmeans
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.tensors import kept_for_training, precise_dtype
 
@@ -88,11 +88,10 @@ class PerturbationScale:
         self._measured_at = pushed
 
     def _measure(self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Displacement) -> None:
-        order = torch.randperm(len(queue), generator=torch.Generator("cpu").manual_seed(pushed), device="cpu")
-        held_out, fitted = queue[order.to(queue.device)].tensor_split([len(queue) // _HELD_OUT_PART])
-        distinct = len(torch.unique(fitted, dim=0))
-        codebook = fit_kmeans(fitted, min(codebook_size, distinct), max_iterations=_MEASURING_ITERATIONS).centroids
-        errors, _ = nearest_point(held_out, codebook)
+        generator = torch.Generator(queue.device).manual_seed(pushed)
+        order = torch.randperm(len(queue), generator=generator, device=queue.device)
+        held_out, fitted = queue[order].tensor_split([len(queue) // _HELD_OUT_PART])
+        errors, _ = nearest_point(held_out, _fitted_codebook(fitted, codebook_size))
         self.error_ms = float(errors.square().mean())
         if self.automatic and not self._proportional:
             value = float(self.value)
@@ -144,3 +143,11 @@ class PerturbationScale:
 
 def _number(value: float) -> Tensor:
     return torch.tensor(value, device="cpu", dtype=torch.float64)
+
+
+def _fitted_codebook(latents: Tensor, codebook_size: int) -> Tensor:
+    """Of as many codes as there are distinct latents, if those are fewer than K."""
+    try:
+        return fit_kmeans(latents, codebook_size, max_iterations=_MEASURING_ITERATIONS).centroids
+    except TooFewDistinctError as error:
+        return _fitted_codebook(latents, error.distinct)
