@@ -80,8 +80,10 @@ def test_many_shards_are_dealt_out_in_groups(modality, tmp_path, monkeypatch, li
     assert modality.OPEN(name, split="train").rows.num_shards == 8
 
 
-def test_without_a_shuffle_buffer_items_come_in_order_in_full_batches(modality, counted, request):
-    batches = list(modality.loader_of(counted[request.node.callspec.params["modality"]], batch_size=6))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_without_a_shuffle_buffer_items_come_in_order_in_full_batches(modality, counted, request, threads):
+    name = counted[request.node.callspec.params["modality"]]
+    batches = list(modality.loader_of(name, batch_size=6, threads=threads))
     assert modality.numbers_of(batches) == list(range(15))
     assert [len(batch) for batch in batches] == [6, 6, 3]
 
@@ -154,6 +156,12 @@ def test_an_endless_stream_has_another_order_in_each_pass(modality, tmp_path, wo
     assert len({tuple(number // 2 for number in numbers) for numbers in passes}) > 1
 
 
+def test_threads_change_no_item(fifteen):
+    modality, name = fifteen
+    loaders = [random_loader(modality, name, batch_size=2, threads=threads) for threads in (1, 3)]
+    equal(*(some(loader, 12) for loader in loaders))
+
+
 def test_order_and_items_depend_on_the_seed_alone(fifteen):
     modality, name = fifteen
 
@@ -223,13 +231,13 @@ def test_ranks_that_share_a_shard_resume(modality, tmp_path, rank):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("shuffle_buffer", [1, 4])
-def test_unreadable_files_are_skipped_and_counted(modality, tmp_path, workers, shuffle_buffer, caplog):
+@pytest.mark.parametrize("how", [{}, {"shuffle_buffer": 4}, {"threads": 2}], ids=str)
+def test_unreadable_files_are_skipped_and_counted(modality, tmp_path, workers, how, caplog):
     """First, last, and several in a row; the last have no readable file after them."""
     good, corrupt = [modality.file(number) for number in range(5)], modality.CORRUPT
     shards = [[corrupt, good[0], b"", corrupt, good[1]], [good[2], good[3], good[4], corrupt, corrupt], [corrupt]]
     name = modality.write_shards(tmp_path, shards)
-    loader = modality.loader_of(name, batch_size=2, workers=workers, shuffle_buffer=shuffle_buffer)
+    loader = modality.loader_of(name, batch_size=2, workers=workers, **how)
     assert sorted(modality.numbers_of(loader)) == list(range(5))
     assert loader.skipped == 6
     reason = {"image": "it is no image", "audio": "Format not recognised"}[modality.KIND.split()[0]]

@@ -83,8 +83,11 @@ class Batches:
 
     def _first(self, transform: Transform, batch_size: int, left: int | None) -> Iterator[Tensor]:
         """Batches in order, until none is left."""
-        stream = ItemStream(self._held_out, transform, **self._part)
-        for batch in self._loader(stream, batch_size, min(1, self._data.loader_workers)):
+        workers = self._data.loader_workers
+        # Threads of one process keep the order. Whole clips, which may be long, are measured slower than decoded.
+        threads = 1 if self._modality.one_by_one else max(1, workers)
+        stream = ItemStream(self._held_out, transform, **self._part, threads=threads)
+        for batch in self._loader(stream, batch_size, min(1, workers)):
             yield batch[:left]
             left = None if left is None else left - len(batch)
             if left is not None and left <= 0:
