@@ -1,0 +1,242 @@
+"""Stages about the machine and the kernels: environment, correctness, search, index."""
+
+import importlib.metadata
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from measuring import Session
+
+_ROOT = Path(__file__).parents[2]
+_PACKAGES = ("torch", "triton", "transformers", "accelerate", "diffusers", "datasets", "pykdtree", "flash-kmeans")
+
+
+def environment(session: Session) -> None:
+    """Versions, and the ceilings that other figures are held to."""
+    for name in _PACKAGES:
+        session.figure(f"version of {name}", "", lambda name=name: importlib.metadata.version(name))
+    session.figure("device", "", lambda: _device(session))
+    count = session.pick(1 << 28, 1 << 16)
+    milliseconds = session.time("copy of 1 GiB", lambda: _copy(session, count))
+    session.figure("copy, read and write", "GB/s", lambda: 8e-6 * count / milliseconds)
+    side = session.pick(8192, 64)
+    shape = {"device": session.device, "dtype": torch.bfloat16}
+    left, right = torch.randn(4, side, side, **shape), torch.randn(side, side, **shape)
+    milliseconds = session.time(f"bf16 product of {side} x {side}", lambda: lambda turn: left[turn % 4] @ right)
+    session.figure("bf16 product", "TFLOP/s", lambda: 2e-9 * side**3 / milliseconds)
+
+
+def _copy(session: Session, count: int):
+    source, target = torch.ones(count, device=session.device), torch.empty(count, device=session.device)
+    return lambda turn: target.copy_(source)
+
+
+def _device(session: Session) -> str:
+    if not session.on_cuda:
+        return str(session.device)
+    properties = torch.cuda.get_device_properties(session.device)
+    size = f"{properties.multi_processor_count} multiprocessors, {properties.total_memory / 2**30:.0f} GiB"
+    return f"{properties.name}, sm_{properties.major}{properties.minor}, {size}, CUDA {torch.version.cuda}"
+
+
+def correctness(session: Session) -> None:
+    """The GPU gives what the CPU gives: the package's own tests of it, and each kind of quantizer."""
+    if not session.quick:
+        session.figure("tests/neighbors/test_cuda.py", "", lambda: _tests("tests/neighbors/test_cuda.py"))
+        session.figure("compute-sanitizer on one search", "", lambda: _sanitized())
+    sys.path.insert(0, str(_ROOT / "tests"))
+    session.figure("codes that differ from the CPU's", "", lambda: _quantizers(session))
+    session.figure("training forwards that are finite", "", lambda: _training_forwards(session))
+
+
+def _tests(file: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", file]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, timeout=240)
+    print(done.stdout[-6000:], done.stderr[-2000:])
+    return (done.stdout.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+
+def _sanitized() -> str:
+    program = (
+        "import torch; from vpvae_hf.neighbors import build_index; p = torch.randn(4096, 4, device='cuda'); "
+        "print(build_index(p).distances(p[:64], (8, 64)).sum())"
+    )
+    command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    print(done.stdout[-3000:])
+    return f"exit status {done.returncode}"
+
+
+def _quantizers(session: Session) -> dict[str, int]:
+    """By variant, of 50,000 latents."""
+    from tiny import QUANTIZER_SETTINGS
+    from vpvae_hf import build_quantizer
+
+    count, found = session.pick(50_000, 500), {}
+    for name, settings in QUANTIZER_SETTINGS.items():
+        torch.manual_seed(0)
+        quantizer = build_quantizer(settings).eval()
+        if not quantizer.has_codes or settings.get("kmeans_start"):
+            continue
+        latents = torch.randn(count, quantizer.latent_dim)
+        if quantizer.needs_fitting:
+            quantizer.set_codebook(torch.randn(quantizer.codebook_size, quantizer.latent_dim))
+        codes = quantizer.encode(latents)
+        there = quantizer.to(session.device).encode(latents.to(session.device))
+        found[name] = int((there.cpu() != codes).sum())
+    return found
+
+
+def _training_forwards(session: Session) -> str:
+    from tiny import QUANTIZER_SETTINGS
+    from vpvae_hf import build_quantizer
+
+    good = 0
+    for settings in QUANTIZER_SETTINGS.values():
+        torch.manual_seed(0)
+        quantizer = build_quantizer(settings).to(session.device).train()
+        for turn in range(3):
+            features = session.normal(512, quantizer.config.feature_dim, seed=turn).requires_grad_()
+            output = quantizer(features)
+            (output.latents.square().mean() + output.loss).backward()
+        good += bool(torch.isfinite(output.latents).all() and torch.isfinite(features.grad).all())
+    return f"{good} of {len(QUANTIZER_SETTINGS)}"
+
+
+def search(session: Session) -> None:
+    """Distances at the ranks 8 and M = 16 d in a queue of 16 d K latents, and the nearest of K codes."""
+    sizes = session.pick((1024, 4096, 16384, 65536, 262144), (64,))
+    dims = session.pick((3, 4, 5, 8, 16), (4,))
+    for size, dim in itertools.product(sizes, dims):
+        _ranked(session, size, dim, session.pick(8192, 64), "normal")
+        _nearest(session, size, dim, session.pick(8192, 64))
+    for size, dim in session.pick(((1024, 4), (16384, 5), (65536, 5)), ((64, 4),)):
+        for queries in session.pick((1024, 32768), (32,)):
+            _ranked(session, size, dim, queries, "normal")
+            _nearest(session, size, dim, queries)
+        for points in ("clustered", "shifted", "rounded to bf16", "half a queue"):
+            _ranked(session, size, dim, session.pick(8192, 64), points)
+    for size, dim in session.pick(((1024, 4), (1024, 16), (16384, 5)), ((64, 4),)):
+        _other_ways(session, size, dim, session.pick(8192, 64))
+
+
+def _points(session: Session, size: int, dim: int, how: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A queue, and four times 2^15 queries like it."""
+    count = 16 * dim * size // (2 if how == "half a queue" else 1)
+    points, queries = session.normal(count, dim), session.normal(4 << 15, dim, seed=1)
+    if how == "clustered":
+        centers = 3 * session.normal(64, dim, seed=2)
+        points, queries = (0.1 * each + centers[torch.arange(len(each)) % 64] for each in (points, queries))
+    if how == "shifted":
+        queries = queries + 1.5
+    if how == "rounded to bf16":
+        points, queries = points.bfloat16().float(), queries.bfloat16().float()
+    return points, queries
+
+
+def _ranked(session: Session, size: int, dim: int, count: int, how: str) -> None:
+    def make():
+        from vpvae_hf.neighbors import build_index
+
+        points, queries = _points(session, size, dim, how)
+        index, parts = build_index(points), queries.split(count)
+        return lambda turn: index.distances(parts[turn % 4], (8, 16 * dim))
+
+    session.time(f"ranked, K={size} d={dim}, {count} queries, {how}", make)
+
+
+def _nearest(session: Session, size: int, dim: int, count: int) -> None:
+    def make():
+        from vpvae_hf.neighbors import nearest_point
+
+        points, queries = session.normal(size, dim), session.normal(4, count, dim, seed=1)
+        return lambda turn: nearest_point(queries[turn % 4], points)
+
+    session.time(f"nearest, K={size} d={dim}, {count} queries", make)
+
+
+def _other_ways(session: Session, size: int, dim: int, count: int) -> None:
+    """What else one could run, on the same points: blocks of 1,024 queries, of which the distances fit into memory."""
+    points, queries = _points(session, size, dim, "normal")
+    codes, rank, squares = points[:size], 16 * dim, points.square().sum(dim=1)
+    where = f"K={size} d={dim}, {count} queries"
+
+    def in_blocks(one_block):
+        return lambda: lambda turn: [one_block(part) for part in queries[(turn % 4) * count :][:count].split(1024)]
+
+    def product(part):
+        return (squares - 2 * part @ points.T).topk(rank, largest=False)
+
+    def torch_index():
+        from vpvae_hf.neighbors import build_index
+
+        index = build_index(points, "torch")
+        return lambda turn: index.distances(queries[(turn % 4) * count :][:count], (8, rank))
+
+    def flash_kmeans():
+        from flash_kmeans import euclid_assign
+
+        return lambda turn: euclid_assign(queries[None, :count].contiguous(), codes[None].contiguous())
+
+    session.time(f"ranked by TorchIndex, {where}", torch_index)
+    session.time(
+        f"ranked by cdist + topk, {where}", in_blocks(lambda part: torch.cdist(part, points).topk(rank, largest=False))
+    )
+    session.time(f"ranked by product + topk, {where}", in_blocks(product))
+    session.time(f"nearest by cdist, {where}", in_blocks(lambda part: torch.cdist(part, codes).min(dim=1)))
+    session.time(f"nearest by flash-kmeans, {where}", flash_kmeans)
+
+
+def index(session: Session) -> None:
+    """Making the index, what the queue costs in a step, and the memory of both."""
+    for size, dim in session.pick(((1024, 4), (16384, 5), (65536, 5), (65536, 16)), ((64, 4),)):
+        where = f"K={size} d={dim}"
+        session.time(f"build of the index, {where}", lambda size=size, dim=dim: _build(session, size, dim))
+        session.figure(
+            f"peak memory of a build, {where}",
+            "MiB above the queue",
+            lambda size=size, dim=dim: session.peak_mib(lambda: _build(session, size, dim)(0)),
+        )
+        session.figure(
+            f"measuring the quantization error, {where}", "s", lambda size=size, dim=dim: _measuring(session, size, dim)
+        )
+        for name in ("push", "latents", "draw"):
+            session.time(
+                f"queue, {name}, {where}", lambda name=name, size=size, dim=dim: _queue(session, name, size, dim)
+            )
+
+
+def _build(session: Session, size: int, dim: int):
+    from vpvae_hf.neighbors import build_index
+
+    points = session.normal(16 * dim * size, dim)
+    return lambda turn: build_index(points)
+
+
+def _measuring(session: Session, size: int, dim: int) -> float:
+    from vpvae_hf import build_quantizer
+
+    scale = build_quantizer({"kind": "vp", "codebook_size": size, "latent_dim": dim}).scale
+    queue = session.normal(16 * dim * size, dim)
+    session.wait()
+    started = time.perf_counter()
+    scale.measure(queue, size, len(queue), lambda eta: 1.0)
+    session.wait()
+    return time.perf_counter() - started
+
+
+def _queue(session: Session, name: str, size: int, dim: int):
+    from vpvae_hf import build_quantizer
+
+    queue = build_quantizer({"kind": "vp", "codebook_size": size, "latent_dim": dim}).queue
+    queue.push(session.normal(queue.capacity, dim))
+    new = session.normal(328, dim, seed=1)
+    ways = {
+        "push": lambda turn: queue.push(new),
+        "latents": lambda turn: queue.latents(),
+        "draw": lambda turn: queue.draw(size, session.device),
+    }
+    return ways[name]
