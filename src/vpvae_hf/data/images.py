@@ -52,7 +52,11 @@ class ImageCrop(Transform):
         require(side is None or side >= self.size, "shortest_side", side, f"at least the size of a crop, {self.size}")
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        image = scaled_for_crop(read_pixels(file, self.channels), self.size, self.shortest_side)
+        return self.cut(read_pixels(file, self.channels), rng)
+
+    def cut(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """The item of pixels [H, W, C] uint8."""
+        image = scaled_for_crop(pixels, self.size, self.shortest_side)
         if self.crop == "center":
             crop = center_crop(image, self.size, self.size)
         else:
