@@ -26,10 +26,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def ray():
-    """As small as it can be; nothing of it is left behind."""
+    """Small; nothing of it is left behind. Two of its cores are for actors, the others for what reads for them."""
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
+    ray.init(num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
     yield ray
     ray.shutdown()
 
@@ -113,7 +113,7 @@ def test_the_recipe_writes_what_vpvae_tokenize_writes_though_a_worker_is_killed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "3"], "the cluster has 2 CPU cores and 0 GPUs, enough for 2 of one core and 0 GPUs"),
+        (["--workers", "5"], "the cluster has 4 CPU cores and 0 GPUs, enough for 4 of one core and 0 GPUs"),
         (["--gpus-per-worker", "1"], "enough for 0 of one core and 1 GPUs"),
         (["--split", "test"], "has no split 'test'"),
     ],
