@@ -9,6 +9,7 @@ extras = {
     # To test the CUDA kernels without a GPU, in triton's interpreter (1 GB). Torch for CUDA brings its own triton.
     "interpreter": ["triton==3.9.0"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
+    "ray": ["ray[data]>=2.50", "datasets>=4.0"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
     # What tests put beside the package, as users do: adapters, exported graphs, trackers.
     "dev": [
@@ -16,7 +17,7 @@ extras = {
         *("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "peft>=0.18", "trackio>=0.10", "wandb>=0.22"),
     ],
 }
-used = ("train", "eval", "audio", "demo", "baselines")
+used = ("train", "eval", "audio", "demo", "baselines", "ray")
 extras["dev"] += sorted({requirement for name in used for requirement in extras[name]})
 
 setup(

@@ -49,59 +49,61 @@ def test_every_public_name_is_listed_and_found():
         from vpvae_hf.models import VPCodec  # noqa: F401
 
 
-def test_audio_needs_no_diffusers(folders):
-    script = (
-        "import torch; from vpvae_hf import VPCodecModel; codec = VPCodecModel.from_pretrained(sys.argv[1])\n"
-        "codes = codec.encode(torch.zeros(1, 1, 960)).audio_codes; codec.decode(codes)\n"
-        "print(tuple(codes.shape), loaded('diffusers'))"
-    )
-    assert in_a_fresh_process(script, folders / "audio") == "(1, 1, 10) []"
-
-
-def test_images_need_no_audio_model(folders):
-    """Of transformers' models they import only those that diffusers' own autoencoders import."""
-    script = (
-        "import torch; from diffusers import VQModel; before = loaded('transformers.models')\n"
-        "from vpvae_hf import AutoencoderVP; vae = AutoencoderVP.from_pretrained(sys.argv[1])\n"
-        "codes = vae.tokenize(torch.zeros(1, 3, 8, 8)); vae.detokenize(codes)\n"
-        "print(tuple(codes.shape), [each for each in loaded('vpvae_hf.models') if 'codec' in each])\n"
-        "print([each for each in loaded('transformers.models') if '.modeling_' in each and each not in before])"
-    )
-    assert in_a_fresh_process(script, folders / "images").splitlines() == ["(1, 2, 2) []", "[]"]
-
-
 LOADED_BY_AUTO_CLASSES = """
+import vpvae_hf
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoModelForAudioTokenization
-assert type(AutoImageProcessor.from_pretrained(sys.argv[1])) is vpvae_hf.VPImageProcessor
-assert type(AutoFeatureExtractor.from_pretrained(sys.argv[2])).__name__ == "VPCodecFeatureExtractor"
-model = AutoModelForAudioTokenization.from_pretrained(sys.argv[2])
-assert type(model) is type(AutoModel.from_pretrained(sys.argv[2])) is vpvae_hf.VPCodecModel
-assert type(AutoModel.from_config(AutoConfig.from_pretrained(sys.argv[2]))) is vpvae_hf.VPCodecModel
+assert type(AutoImageProcessor.from_pretrained(images)) is vpvae_hf.VPImageProcessor
+assert type(AutoFeatureExtractor.from_pretrained(audio)).__name__ == "VPCodecFeatureExtractor"
+model = AutoModelForAudioTokenization.from_pretrained(audio)
+assert type(model) is type(AutoModel.from_pretrained(audio)) is vpvae_hf.VPCodecModel
+assert type(AutoModel.from_config(AutoConfig.from_pretrained(audio))) is vpvae_hf.VPCodecModel
 assert type(AutoConfig.for_model("vp_codec")) is vpvae_hf.VPCodecConfig
 assert AutoModel._model_mapping[vpvae_hf.VPCodecConfig] is vpvae_hf.VPCodecModel
 """
 LOADED_BY_DIFFUSERS = """
-assert type(diffusers.AutoModel.from_pretrained(sys.argv[1])) is vpvae_hf.AutoencoderVP
-pipeline = diffusers.DiffusionPipeline.from_pretrained(sys.argv[3])
-assert type(pipeline.vqvae) is vpvae_hf.AutoencoderVP
+import diffusers, vpvae_hf
+assert type(diffusers.AutoModel.from_pretrained(images)) is vpvae_hf.AutoencoderVP
+assert type(diffusers.DiffusionPipeline.from_pretrained(pipeline).vqvae) is vpvae_hf.AutoencoderVP
 assert diffusers.AutoencoderVP is vpvae_hf.AutoencoderVP
 assert not hasattr(diffusers, "VPCodecModel")
 """
+# Scripts and what they print.
+THE_LIBRARIES = (
+    "from transformers import AutoModel, AutoFeatureExtractor; from diffusers import AutoModel, DiffusionPipeline",
+    [],
+)
+AUDIO_WITHOUT_DIFFUSERS = (
+    "import torch; from vpvae_hf import VPCodecModel; codec = VPCodecModel.from_pretrained(audio)\n"
+    "codes = codec.encode(torch.zeros(1, 1, 960)).audio_codes; codec.decode(codes)\n"
+    "print(tuple(codes.shape), loaded('diffusers'))",
+    ["(1, 1, 10) []"],
+)
+# Of transformers' models those alone that diffusers' own autoencoders import.
+IMAGES_WITHOUT_AUDIO_MODELS = (
+    "import torch; from diffusers import VQModel; before = loaded('transformers.models')\n"
+    "from vpvae_hf import AutoencoderVP; vae = AutoencoderVP.from_pretrained(images)\n"
+    "codes = vae.tokenize(torch.zeros(1, 3, 8, 8)); vae.detokenize(codes)\n"
+    "print(tuple(codes.shape), [each for each in loaded('vpvae_hf.models') if 'codec' in each])\n"
+    "print([each for each in loaded('transformers.models') if '.modeling_' in each and each not in before])",
+    ["(1, 2, 2) []", "[]"],
+)
 
 
 @pytest.mark.parametrize(
-    "imports",
+    ("first", "diffusers_first"),
     [
-        "import vpvae_hf, diffusers, transformers",
-        "from transformers import AutoModel, AutoFeatureExtractor; from diffusers import AutoModel, DiffusionPipeline",
-        "from vpvae_hf import VPCodecModel",
-        "from vpvae_hf import CodeVocabulary",
+        (THE_LIBRARIES, False),
+        (AUDIO_WITHOUT_DIFFUSERS, True),
+        (IMAGES_WITHOUT_AUDIO_MODELS, False),
     ],
+    ids=["the libraries", "audio", "images"],
 )
-def test_the_libraries_find_our_classes(imports, folders):
+def test_what_is_imported_and_that_the_libraries_find_our_classes(first, diffusers_first, folders):
     """Whatever was imported first, and although nothing has been asked for but `import vpvae_hf`."""
+    script, printed = first
     loading = [LOADED_BY_AUTO_CLASSES, LOADED_BY_DIFFUSERS]
-    if "transformers" not in imports:
+    if diffusers_first:
         loading.reverse()
-    script = "\n".join([imports, "import diffusers, vpvae_hf", *loading])
-    in_a_fresh_process(script, folders / "images", folders / "audio", folders / "pipeline")
+    script = "\n".join(["images, audio, pipeline = sys.argv[1:]", script, *loading])
+    found = in_a_fresh_process(script, folders / "images", folders / "audio", folders / "pipeline")
+    assert found.splitlines() == printed

@@ -33,6 +33,7 @@ from vpvae_hf.progress import progress_bar
 from vpvae_hf.settings import require
 from vpvae_hf.training.checkpoints import load_checkpoint, prepare_output, resume_hint, save_checkpoint
 from vpvae_hf.training.config import LoopConfig, option, require_settings, run_recipe
+from vpvae_hf.training.hardware import describe, fuses_adamw, tuned
 from vpvae_hf.training.trackers import start_trackers
 from vpvae_hf.training.trainer import MetricsLog, accelerator_for
 
@@ -97,17 +98,19 @@ def train(config: DiffusionConfig) -> Path:
         MODALITIES["image"], vae, config.data, batch_size=config.train_batch_size, rank=rank, world_size=ranks
     )
     batches.open()
-    loader, readers = batches.training(config.seed), ranks * max(1, config.data.workers)
+    loader, readers = batches.training(config.seed), ranks * max(1, config.data.loader_workers)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, betas=betas, weight_decay=decay)
-    model, optimizer = accelerator.prepare(unet, optimizer)
+    how = {"betas": betas, "weight_decay": decay, "fused": fuses_adamw(accelerator) or None}
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, **how)
     # Not prepared: Accelerate would step it once for each rank.
     schedule = get_scheduler(
         config.lr_scheduler, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=last
     )
-    ema = EMAModel(unet.parameters(), decay=config.ema_decay) if config.use_ema else None
+    model, optimizer = accelerator.prepare(unet, optimizer)
+    on_cuda = accelerator.device.type == "cuda"
+    ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=on_cuda) if config.use_ema else None
     progress, log = Progress(), MetricsLog(output / "metrics.jsonl" if accelerator.is_main_process else None)
     for part in (progress, schedule, *([ema] if ema else [])):
         accelerator.register_for_checkpointing(part)
@@ -124,6 +127,7 @@ def train(config: DiffusionConfig) -> Path:
     weights = sum(parameter.numel() for parameter in unet.parameters())
     start = "" if checkpoint is None else f"; going on from {checkpoint}"
     accelerator.print(f"{weights / 1e6:.1f} million weights, scaling_factor {vae.config.scaling_factor:.4g}{start}")
+    accelerator.print(describe(accelerator))
     start_trackers(accelerator, config, progress.step)
 
     def record(metrics: dict[str, float]) -> None:
@@ -133,7 +137,7 @@ def train(config: DiffusionConfig) -> Path:
     where = {"desc": "Training", "unit": "step", "initial": progress.step}
     bar = progress_bar(total=last, **where, shown=progress.step < last)
     losses, norms, examples, began = [], [], 0, time.monotonic()
-    with resume_hint(output, lambda: progress.step):
+    with resume_hint(output, lambda: progress.step), tuned(accelerator.device):
         for pixel_values in loader if progress.step < last else ():
             with accelerator.accumulate(model):
                 loss = denoising_loss(model, scheduler, latents_of(vae, pixel_values))
@@ -146,9 +150,10 @@ def train(config: DiffusionConfig) -> Path:
             examples += len(pixel_values) * ranks
             if not accelerator.sync_gradients:
                 continue
-            schedule.step()
-            if ema is not None:
-                ema.step(unet.parameters())
+            if not optimizer.step_was_skipped:  # as fp16's scaler does if a gradient overflows
+                schedule.step()
+                if ema is not None:
+                    ema.step(unet.parameters())
             progress.step += 1
             bar.update()
             ends = progress.step == last
@@ -231,7 +236,7 @@ def build_unet(config: DiffusionConfig, vae: AutoencoderVP) -> UNet2DModel:
 @torch.no_grad()
 def latents_of(vae: AutoencoderVP, pixel_values: Tensor) -> Tensor:
     """[B, d, h, w] continuous latents of unit variance."""
-    return vae.encode(pixel_values.to(vae.device)).latents * vae.config.scaling_factor
+    return vae.encode(pixel_values).latents * vae.config.scaling_factor
 
 
 def denoising_loss(

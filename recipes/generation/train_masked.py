@@ -39,6 +39,7 @@ from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.settings import require
 from vpvae_hf.training.checkpoints import prepare_output, resume_hint
 from vpvae_hf.training.config import RunConfig, option, require_settings, run_recipe
+from vpvae_hf.training.hardware import find_hardware, mixed_precision
 from vpvae_hf.training.trackers import PROJECT, installed_trackers
 from vpvae_hf.training.trainer import checkpoint_activations
 
@@ -134,7 +135,7 @@ class CodeTrainer(Trainer):
 
 def training_arguments(config: MaskedConfig) -> TrainingArguments:
     """The run's settings as transformers names them."""
-    validates = config.data.validation_tokens is not None
+    validates, precision = config.data.validation_tokens is not None, mixed_precision(config, find_hardware())
     arguments = TrainingArguments(
         output_dir=config.output_dir,
         max_steps=config.max_train_steps,
@@ -143,8 +144,8 @@ def training_arguments(config: MaskedConfig) -> TrainingArguments:
         warmup_steps=config.lr_warmup_steps,
         weight_decay=config.adam_weight_decay,
         **{name: getattr(config, name) for name in SAME_NAMES},
-        fp16=config.mixed_precision == "fp16",
-        bf16=config.mixed_precision == "bf16",
+        fp16=precision == "fp16",
+        bf16=precision == "bf16",
         eval_strategy="steps" if validates else "no",
         eval_steps=config.validation_steps if validates else None,
         save_steps=config.checkpointing_steps,
@@ -157,8 +158,8 @@ def training_arguments(config: MaskedConfig) -> TrainingArguments:
         dataloader_pin_memory=torch.accelerator.is_available(),
         remove_unused_columns=False,
     )
-    if config.mixed_precision is not None:
-        arguments.mixed_precision = config.mixed_precision  # fp16=bf16=False alone would leave accelerate's own "bf16"
+    if precision is not None:
+        arguments.mixed_precision = precision  # fp16=bf16=False alone would leave accelerate's own "bf16"
     return arguments
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 T = TypeVar("T")
 
@@ -62,6 +63,25 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
     received = [torch.empty_like(sent) for _ in counts]
     dist.all_gather(received, sent)
     return torch.cat([part[:count] for part, count in zip(received, counts.tolist(), strict=True)]).to(rows.device)
+
+
+def gather_rows(rows: Tensor, room: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Every rank's first `room` rows and its numbers, on every rank, by one collective that no rank's host waits for.
+
+    Args:
+        rows: [n, d]; n may differ between ranks, and what it lacks for `room` is filled up with zeros.
+        room: the same on every rank.
+        numbers: [k] of a dtype as wide as that of the rows, or a multiple of it.
+
+    Returns:
+        Rows [W, room, d] and numbers [W, k] of W ranks.
+    """
+    padded = pad(rows[:room], (0, 0, 0, max(0, room - len(rows))))
+    sent = _sendable(torch.cat([padded.flatten(), numbers.view(rows.dtype)]))
+    received = [torch.empty_like(sent) for _ in range(world_size())]
+    dist.all_gather(received, sent)
+    parts, tails = torch.stack(received).to(rows.device).tensor_split([padded.numel()], dim=1)
+    return parts.unflatten(1, padded.shape), tails.contiguous().view(numbers.dtype)
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
@@ -191,5 +211,7 @@ def _reduced(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
 
 
 def _sendable(tensor: Tensor) -> Tensor:
-    # NCCL alone sends nothing that lies in main memory.
-    return tensor.cuda() if dist.get_backend() == "nccl" else tensor
+    # A backend of an accelerator, such as NCCL, sends nothing that lies in main memory; a job may have one for it, too.
+    if tensor.device.type != "cpu" or "cpu:" in dist.get_backend_config():
+        return tensor
+    return tensor.to(torch.accelerator.current_accelerator())

@@ -58,8 +58,13 @@ def require_channels(in_channels: int, out_channels: int) -> None:
         )
 
 
-def read_pixels(file: Mapping[str, Any] | None, channels: int = 3) -> np.ndarray:
+def read_pixels(file: Mapping[str, Any] | None, channels: int = 3, least_side: int | None = None) -> np.ndarray:
     """Pixels of a file, from its "bytes" or else from "path", a path or an address that fsspec knows.
+
+    Args:
+        channels: C.
+        least_side: a JPEG whose shorter side is at least two, four or eight times as long is decoded, much faster, to a
+            half, a quarter or an eighth of its size; None decodes all of it.
 
     Raises:
         UnreadableFileError: there is no file, no decoder can read it, or its depth is not told.
@@ -71,7 +76,7 @@ def read_pixels(file: Mapping[str, Any] | None, channels: int = 3) -> np.ndarray
         # A stream of image files on the hub gives only their addresses.
         opened = io.BytesIO(file["bytes"]) if file["bytes"] is not None else fsspec.open(file["path"], "rb")
         with opened as data:
-            return _decoded(data, channels)
+            return _decoded(data, channels, least_side)
     except ImportError:
         raise
     except Exception as error:  # decoders raise whatever a damaged file makes them run into
@@ -106,22 +111,29 @@ def pixels_of_array(array: np.ndarray | Tensor, channels: int = 3) -> np.ndarray
     return pixels_of_image(Image.fromarray(np.ascontiguousarray(array)), channels)
 
 
-def scaled(pixels: np.ndarray, shortest_side: int) -> np.ndarray:
-    """Pixels whose shorter side has that length; the other keeps the proportions."""
+def scaled(pixels: np.ndarray, shortest_side: int, reducing_gap: float | None = None) -> np.ndarray:
+    """Pixels whose shorter side has that length; the other keeps the proportions.
+
+    Args:
+        reducing_gap: average whole blocks of pixels first, as far as the result stays so many times larger than is
+            asked for, which is faster; None filters all pixels.
+    """
     height, width = pixels.shape[:2]
     if min(height, width) == shortest_side:
         return pixels
     scale = shortest_side / min(height, width)
     size = (max(shortest_side, round(width * scale)), max(shortest_side, round(height * scale)))
-    resized = np.asarray(image_of(pixels).resize(size, Image.Resampling.LANCZOS))
+    resized = np.asarray(image_of(pixels).resize(size, Image.Resampling.LANCZOS, reducing_gap=reducing_gap))
     return resized.reshape(*resized.shape[:2], pixels.shape[2])
 
 
-def scaled_for_crop(pixels: np.ndarray, size: int | None, shortest_side: int | None) -> np.ndarray:
+def scaled_for_crop(
+    pixels: np.ndarray, size: int | None, shortest_side: int | None, reducing_gap: float | None = None
+) -> np.ndarray:
     """Pixels `scaled` to `shortest_side`; if it is None, only those too small for a crop of `size`, to that."""
     if shortest_side is None and (size is None or min(pixels.shape[:2]) >= size):
         return pixels
-    return scaled(pixels, shortest_side or size)
+    return scaled(pixels, shortest_side or size, reducing_gap)
 
 
 def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -131,9 +143,14 @@ def center_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def to_pixel_values(images: np.ndarray | Tensor) -> Tensor:
-    """[B, C, H, W] float32 in [-1, 1] from [B, H, W, C] uint8."""
-    values = images.float() if isinstance(images, Tensor) else torch.from_numpy(images.astype(np.float32))
-    return values.movedim(-1, 1) / 127.5 - 1
+    """[B, C, H, W] float32 in [-1, 1], contiguous, from [B, H, W, C] uint8; a tensor stays on its device.
+
+    All devices give the same values to the bit.
+    """
+    images = images if isinstance(images, Tensor) else torch.from_numpy(images.copy())
+    values = images.movedim(-1, 1).contiguous().float()
+    # CUDA multiplies by the reciprocal of a number of Python, which rounds otherwise than a division.
+    return values / values.new_full((), 127.5) - 1
 
 
 def from_pixel_values(pixel_values: Tensor) -> np.ndarray:
@@ -152,21 +169,24 @@ def _array_of(tensor: Tensor) -> np.ndarray:
     return (tensor if known else tensor.float()).detach().cpu().numpy()  # numpy has no bfloat16
 
 
-def _decoded(data: io.IOBase, channels: int) -> np.ndarray:
+def _decoded(data: io.IOBase, channels: int, least_side: int | None) -> np.ndarray:
     try:
-        return _decoded_by_pillow(data, channels)
+        return _decoded_by_pillow(data, channels, least_side)
     except Exception:  # decoders raise whatever a damaged file makes them run into
         data.seek(0)
         with contextlib.suppress(Exception):
             file = without_metadata(data.read())
             decode = _decoded_jpeg if is_jpeg(file) else _decoded_by_pillow
-            return decode(io.BytesIO(file), channels)
+            return decode(io.BytesIO(file), channels, least_side)
         raise
 
 
-def _decoded_by_pillow(data: io.IOBase, channels: int) -> np.ndarray:
+def _decoded_by_pillow(data: io.IOBase, channels: int, least_side: int | None) -> np.ndarray:
     try:
         with _pillow_without_warnings(), Image.open(data) as image:
+            if least_side is not None:
+                factor = min(image.size) / least_side
+                image.draft(None, tuple(int(side / factor) for side in image.size))
             return pixels_of_image(image, channels)
     except UnidentifiedImageError:  # it names an object in memory
         raise ValueError(_why_unidentified(data)) from None
@@ -190,18 +210,18 @@ def _why_unidentified(data: io.IOBase) -> str:
     )
 
 
-def _decoded_jpeg(data: io.BytesIO, channels: int) -> np.ndarray:
+def _decoded_jpeg(data: io.BytesIO, channels: int, least_side: int | None) -> np.ndarray:
     """Pixels of a JPEG that may lack its end mark, but nothing else.
 
     A decoder takes whatever follows as the pixels that are missing. So none are if they do not depend on it.
     """
     file = data.getvalue()
     if b"\xff\xd9" in file[-64:] or not has_all_scans(file):
-        return _decoded_by_pillow(data, channels)
+        return _decoded_by_pillow(data, channels, least_side)
     file = file.rstrip(b"\xff")
     restarts = b"".join(bytes([0xFF, 0xD0 + number]) + b"\x55" * 32 for number in range(8))
     pixels = [
-        _decoded_by_pillow(io.BytesIO(file + more + b"\xff\xd9"), channels)
+        _decoded_by_pillow(io.BytesIO(file + more + b"\xff\xd9"), channels, least_side)
         for more in (b"", bytes(64), b"\x55" * 64, b"\xaa" * 64, restarts)
     ]
     if not all(np.array_equal(pixels[0], others) for others in pixels[1:]):

@@ -1,13 +1,17 @@
 """What people hand over in Python, as tensors: arrays of numpy and of what can be made one, and lists of these.
 
-In addition, what holds for all code that computes with tensors: graphs, inference mode, and copies to and from a GPU.
+In addition, what holds for all code that computes with tensors: checks of values, graphs, inference mode, and copies
+to and from a GPU.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from functools import cache
 from itertools import chain
 from numbers import Number
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -70,6 +74,125 @@ def device_for(module: nn.Module, values: Any) -> torch.device | None:
     return None if weights is None else weights.device
 
 
+class _Check(NamedTuple):
+    bounds: Tensor
+    count: int
+    what: str
+    remedy: str
+    scaling: str | None
+
+    def problem(self, low: float, high: float, bad: int | str) -> str | None:
+        """What is wrong with values between these bounds, both NaN if any value is; None if nothing is."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return f"{bad} of {self.count} {self.what} are NaN or infinite{self.remedy}"
+        if self.scaling is not None and max(-low, high) > LARGEST_SIGNAL:
+            return (
+                f"{self.what} reach from {low:.4g} to {high:.4g}, beyond the limit of {LARGEST_SIGNAL}{self.remedy}; "
+                f"{self.scaling}"
+            )
+        return None
+
+
+class DeferredChecks:
+    """Checks that were postponed by `deferred_checks`: what they are about lies on a device, not yet looked at."""
+
+    def __init__(self):
+        self._checks: list[_Check] = []
+
+    @property
+    def bounds(self) -> list[Tensor]:
+        """For each check [2] float32, the least and the greatest value; both NaN if any value is."""
+        return [check.bounds.float() for check in self._checks]
+
+    def raise_failed(self, where: str = "", bounds: Sequence[Sequence[float]] | None = None) -> None:
+        """Raise the ValueError of the first check that failed, in the order in which they were made.
+
+        Args:
+            where: what the message begins with, e.g. "step 12: ".
+            bounds: `self.bounds` as numbers, if they were fetched along with others; by default they are fetched here,
+                which waits for the device once.
+        """
+        if bounds is None:
+            bounds = torch.stack(self.bounds).tolist() if self._checks else []
+        for check, (low, high) in zip(self._checks, bounds, strict=True):
+            problem = check.problem(low, high, "some")
+            if problem is not None:
+                raise ValueError(where + problem)
+
+
+_deferred: ContextVar[DeferredChecks | None] = ContextVar("deferred checks of values", default=None)
+
+
+@contextlib.contextmanager
+def deferred_checks() -> Iterator[DeferredChecks]:
+    """Within this block models do not look at values, which would wait for the device; they note what to look at later.
+
+    So a training step needs no synchronization. NaN and infinite values, and signals far beyond [-1, 1], raise no error
+    until `raise_failed` of what the block gives is called. Other checks, such as those of shapes and codes, stay.
+
+    ```python
+    with deferred_checks() as checks:
+        output = model(images)
+    ...  # losses, backward pass, optimizer; and after some steps, but before the weights are saved:
+    checks.raise_failed()
+    ```
+    """
+    token = _deferred.set(DeferredChecks())
+    try:
+        yield _deferred.get()
+    finally:
+        _deferred.reset(token)
+
+
+def require_finite(values: Tensor, what: str, remedy: str = "", scaling: str | None = None) -> None:
+    """Raise a ValueError if values are empty, NaN or infinite; and if they are far beyond [-1, 1], given a `scaling`.
+
+    A graph does not look at values, and neither does a block of `deferred_checks`.
+
+    Args:
+        what: what messages call the values.
+        remedy: what they add to it.
+        scaling: of signals in [-1, 1], how others are scaled.
+    """
+    if is_tracing():
+        return
+    require_nonempty(values, what)
+    values, deferred = values.detach(), _deferred.get()
+    check = _Check(torch.stack(torch.aminmax(values)), values.numel(), what, remedy, scaling)
+    if deferred is not None:
+        deferred._checks.append(check)
+        return
+    low, high = check.bounds.tolist()
+    if check.problem(low, high, "") is not None:
+        raise ValueError(check.problem(low, high, int((~torch.isfinite(values)).sum())))
+
+
+def require_nonempty(values: Tensor, what: str) -> None:
+    """Raise a ValueError if a batch has no items, or items without content."""
+    if 0 in values.shape:
+        raise ValueError(f"the batch is empty: {what} of shape {tuple(values.shape)}; leave it out")
+
+
+def without_bad_values(values: Tensor) -> Tensor:
+    """The values, with zeros in place of those that a deferred check will complain about: NaN and infinite ones."""
+    return values.nan_to_num(0.0, 0.0, 0.0) if _deferred.get() is not None else values
+
+
+def constant(numbers: tuple[float, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """A tensor of numbers on another's device; it is made once per device, since making one waits for a GPU.
+
+    It must not be written to.
+    """
+    if is_tracing() or type(like) is not Tensor:  # what a graph or a fake tensor is made with has no values
+        return torch.tensor(numbers, dtype=dtype, device=like.device)
+    return _constant(numbers, dtype, like.device)
+
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def is_tracing() -> bool:
     """Whether torch is making a graph (compile, export or jit.trace), in which tensors have no values to look at."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -83,6 +206,12 @@ def kept_for_training() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+@cache
+@kept_for_training()
+def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

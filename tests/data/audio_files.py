@@ -38,12 +38,18 @@ def whole() -> AudioSegment:
 
 
 def loader_of(
-    name: str, transform: Transform | None = None, *, batch_size: int = 1, workers: int = 0, **settings
+    name: str,
+    transform: Transform | None = None,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    device: str = "cpu",
+    **settings,
 ) -> ItemLoader:
     """Of the split "train", of random segments of 50 samples unless told otherwise."""
     transform = transform or AudioSegment(length=50, sampling_rate=RATE)
     stream = ItemStream(open_audio(name, split="train"), transform, **settings)
-    return ItemLoader(stream, batch_size=batch_size, workers=workers)
+    return ItemLoader(stream, batch_size=batch_size, workers=workers, device=device)
 
 
 def numbers_of(batches: Iterable[Tensor]) -> list[int]:

@@ -51,12 +51,12 @@ def write_counted(folder: Path, *counts: int) -> str:
     return write_shards(folder, [[file(next(numbers)) for _ in range(count)] for count in counts])
 
 
-def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, **settings) -> ItemLoader:
+def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, device: str = "cpu", **settings) -> ItemLoader:
     """Of the split "train", of crops of 12 unless told otherwise; settings of the crop and of the stream."""
     names = settings.keys() & {"size", "shortest_side", "crop", "flip"}
     crop = ImageCrop(**{"size": 12, **{each: settings.pop(each) for each in names}})
     stream = ItemStream(open_images(name, split="train"), crop, **settings)
-    return ItemLoader(stream, batch_size=batch_size, workers=workers)
+    return ItemLoader(stream, batch_size=batch_size, workers=workers, device=device)
 
 
 def bytes_of(pixel_values: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ def test_pixel_values_span_minus_one_to_one():
     assert values.shape == (1, 3, 2, 2)
     assert values.dtype == torch.float32
     assert values[0, 2].flatten().tolist() == pytest.approx([-1, -0.6, -0.2, 1])
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_pixel_values(every.view(1, 16, 16, 1)).flatten(), every.float() / 127.5 - 1)
 
 
 def test_pixel_values_of_views(images):
@@ -176,6 +178,7 @@ def test_large_images_are_scaled_where_that_is_asked(tmp_path):
         ({"size": 12, "shortest_side": 32.0}, "shortest_side must be an integer of at least 1, or null, got 32.0"),
         ({"size": 12, "shortest_side": "32"}, "shortest_side must be an integer of at least 1, or null, got '32'"),
         ({"size": 12, "shortest_side": 11}, "shortest_side must be at least the size of a crop, 12, got 11"),
+        ({"size": 12, "draft": True}, "draft is for images that are scaled down; give a shortest_side"),
     ],
 )
 def test_crops_out_of_range(settings, message):
@@ -248,6 +251,35 @@ def test_the_first_readable_images_come_in_order(loaded, limit):
 def test_shortest_side(loaded, height, width, side, shape):
     (image,) = loaded(file_of(noise(height, width)), side=side)
     assert image.shape == shape
+
+
+@pytest.mark.parametrize("side", [31, 47, 48, 96, 200])
+@pytest.mark.parametrize("turn", [None, 6])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_draft_is_nearly_the_same(file_format, turn, side):
+    """Of an image of 384 x 288 pixels, and the same unless its sides are four times as long as those asked for."""
+    rows, columns = np.mgrid[:288, :384] / 20
+    colours = [np.sin(rows + columns), np.cos(rows - 2 * columns), np.sin(3 * rows)]
+    exif = Image.Exif()
+    if turn is not None:
+        exif[0x0112] = turn
+    image = Image.fromarray((np.stack(colours, axis=-1) * 100 + 128).astype(np.uint8))
+    file = {"bytes": file_of(image, file_format, exif=exif), "path": None}
+    rng = np.random.default_rng(0)
+    whole, draft = (
+        ImageCrop(size=30, shortest_side=side, draft=draft).read(file, rng).int() for draft in (False, True)
+    )
+    assert draft.shape == whole.shape == (30, 30, 3)
+    assert (draft - whole).abs().float().mean() < 2
+    assert torch.equal(draft, whole) == (side > 72)
+
+
+@pytest.mark.parametrize(
+    ("least_side", "decoded"), [(None, (90, 120)), (60, (90, 120)), (45, (45, 60)), (23, (45, 60)), (1, (12, 15))]
+)
+def test_a_draft_has_a_least_side(least_side, decoded):
+    file = {"bytes": file_of(noise(90, 120), "JPEG"), "path": None}
+    assert read_pixels(file, 3, least_side).shape == (*decoded, 3)
 
 
 def test_scaling_keeps_what_is_shown(loaded):

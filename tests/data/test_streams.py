@@ -86,6 +86,50 @@ def test_without_a_shuffle_buffer_items_come_in_order_in_full_batches(modality, 
     assert [len(batch) for batch in batches] == [6, 6, 3]
 
 
+@pytest.fixture
+def copies(monkeypatch):
+    """Copies to a pretended CUDA device: type, whether of pinned memory, and whether they are waited for."""
+    found, real_to = [], torch.Tensor.to
+
+    def pin(tensor):
+        pinned = tensor.clone()
+        pinned.lies_pinned = True
+        return pinned
+
+    def to(tensor, *where, non_blocking=False):
+        if where != (torch.device("cuda"),):
+            return real_to(tensor, *where)
+        found.append((tensor.dtype, hasattr(tensor, "lies_pinned"), not non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_travel_to_a_gpu_as_items_from_pinned_memory(modality, counted, request, workers, copies):
+    name, how = counted[request.node.callspec.params["modality"]], {"batch_size": 4, "workers": workers}
+    expected = some(random_loader(modality, name, **how), 6)
+    loader, resumed = (random_loader(modality, name, device="cuda", **how) for _ in range(2))
+    equal(some(loader, 2), expected[:2])
+    resumed.load_state_dict(loader.state_dict())
+    equal(some(resumed, 4), expected[2:])
+    items = torch.uint8 if modality is image_shards else torch.float32
+    assert set(copies) == {(items, True, False)}
+
+
+def test_batches_are_converted_on_their_device(modality, counted, request):
+    name = counted[request.node.callspec.params["modality"]]
+    (expected,), (batch,) = (modality.loader_of(name, batch_size=15, device=device) for device in ("cpu", "meta"))
+    assert batch.device.type == "meta"
+    assert (batch.shape, batch.stride(), batch.dtype) == (expected.shape, expected.stride(), torch.float32)
+    assert expected.is_contiguous()
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_finite_loader_gives_the_whole_pass_again_and_again(fifteen, workers):
     modality, name = fifteen

@@ -12,10 +12,9 @@ from point_sets import (
     search,
 )
 
-from vpvae_hf.neighbors import build_index
-from vpvae_hf.neighbors.base import TorchIndex
+from vpvae_hf.neighbors import build_index, cuda
+from vpvae_hf.neighbors.brute_force import TorchIndex
 from vpvae_hf.neighbors.cpu import KDTreeIndex
-from vpvae_hf.neighbors.cuda import TritonIndex
 
 RANKS = (1, 8, 64)
 
@@ -36,7 +35,7 @@ def assert_equals_brute_force(backend, points, queries, ranks, tolerance=1e-6):
     np.testing.assert_allclose(found, brute_force(queries, points, ranks), rtol=tolerance)
 
 
-@pytest.mark.parametrize("dim", [1, 4, 5, 16])
+@pytest.mark.parametrize("dim", [1, 4, 8, 16])
 def test_distances_equal_brute_force(exact, dim):
     """The number of points is no power of two, so that some of the kernel's leaves are padded."""
     queries = affordable(2 * normal(200, dim, seed=1), exact)
@@ -57,7 +56,7 @@ def test_several_blocks_of_points(exact):
 
 
 def test_several_blocks_of_queries(exact, monkeypatch):
-    monkeypatch.setattr("vpvae_hf.neighbors.base._BLOCK_ENTRIES", 1024)  # two queries of the kernel
+    monkeypatch.setattr("vpvae_hf.neighbors.brute_force._CPU_BLOCK_ENTRIES", 1024)  # two queries of the kernel
     assert_equals_brute_force(exact, normal(200, 4), normal(5, 4, seed=1), RANKS)
 
 
@@ -67,11 +66,11 @@ def test_columns_follow_the_order_of_the_ranks(exact, ranks):
 
 
 @needs_triton
-@pytest.mark.parametrize(("rank", "launches"), [(1024, 1), (1025, 0)])
-def test_kernel_leaves_ranks_above_1024_to_the_reference(rank, launches, monkeypatch):
+@pytest.mark.parametrize(("dim", "rank", "launches"), [(8, 256, 1), (8, 257, 0), (9, 1, 0)])
+def test_kernel_leaves_many_dimensions_and_great_ranks_to_torch(dim, rank, launches, monkeypatch):
     launched = []
-    monkeypatch.setattr(TritonIndex, "_squares", lambda _, queries, ranks, __: launched.append(ranks) or queries)
-    search(normal(1100, 1), "triton", normal(2, 1), (rank,))
+    monkeypatch.setattr(cuda, "_launch", lambda *_, **__: launched.append(True) or True)
+    search(normal(300, dim), "triton", normal(2, dim), (rank,))
     assert len(launched) == launches
 
 
@@ -88,14 +87,14 @@ POINT_AND_NEAR = torch.cat([POINT, NEAR])
 SPARSE = -50 - 50 * torch.rand(50, 1, generator=torch.Generator().manual_seed(0))
 ACROSS = torch.tensor([[0.0], [0.9], [-30.0]])
 CASES = {
-    "rank 1024": (normal(3000, 4), NEAR, (1024, 8)),
-    "rank 1025": (normal(3000, 4), NEAR, (1025, 8)),
+    "rank 256": (normal(3000, 4), NEAR, (256, 8)),
+    "rank 257": (normal(3000, 4), NEAR, (257, 8)),
     "more equals than candidates": (
         torch.cat([normal(77, 4), POINT.expand(1500, 4)]),
         torch.cat([POINT, NEAR]),
         (1, 64),
     ),
-    "all points equal": (POINT.expand(1500, 4), POINT_AND_NEAR, (1, 64, 1024)),
+    "all points equal": (POINT.expand(1500, 4), POINT_AND_NEAR, (1, 64, 256)),
     "candidates overflow": (torch.cat([SPARSE, 1 + torch.linspace(0, 0.1, 1550).unsqueeze(1)]), ACROSS, (1, 64)),
     "equal candidates overflow": (torch.cat([SPARSE, torch.ones(1550, 1)]), ACROSS, (1, 64)),
     "between two clusters": (torch.cat([normal(1500, 4), 20 + normal(1500, 4, seed=1)]), 10 + NEAR, (1, 64)),
@@ -134,6 +133,13 @@ def test_small_distances_far_from_the_origin_keep_their_digits(exact):
 
 def test_no_queries(backend):
     assert search(normal(100, 4), backend, torch.empty(0, 4), RANKS).shape == (0, 3)
+
+
+def test_unchecked_distances_are_the_same(backend):
+    queries = affordable(normal(20, 4, seed=1), backend).to(KERNEL_DEVICE if backend == "triton" else "cpu")
+    index = build_index(normal(100, 4).to(queries.device), backend)
+    assert (index.size, index.dim, index.device.type) == (100, 4, queries.device.type)
+    assert torch.equal(index.distances_unchecked(queries, (8, 1)), index.distances(queries, [8, 1]))
 
 
 def test_points_that_need_gradients_or_are_half_precision(backend):

@@ -34,7 +34,8 @@ def test_boxes_hold_all_points_and_fit_tightly(sizes, dim):
     points = normal(size, dim)
     leaves = kd_leaves(points, most)
     assert_each_point_has_one_place(leaves, points)
-    assert leaves.leaf_size <= most
+    assert leaves.leaf_size % 16 == 0
+    assert by_leaf(leaves).isfinite().all(dim=2).sum(dim=1).max() <= most
     assert leaves.leaf_count.bit_count() == 1
     assert leaves.points.shape == (dim, leaves.leaf_count * leaves.leaf_size)
     for box, lower, upper in zip(by_leaf(leaves), leaves.lower.T, leaves.upper.T, strict=True):

@@ -141,7 +141,7 @@ def test_mass_rank_follows_the_queue_and_the_codebook_size(monkeypatch):
     quantizer = build_quantizer({"kind": "vp", "codebook_size": 64, "latent_dim": 2, "queue_share": 1.0, "eta": 1.0})
 
     def recording(latents, index, *, mass_rank, **settings):
-        asked.append((len(index.points), mass_rank))
+        asked.append((index.size, mass_rank))
         return metropolis(latents, index, mass_rank=mass_rank, **settings)
 
     monkeypatch.setattr(vp, "metropolis", recording)

@@ -80,6 +80,32 @@ def test_a_share_is_set_aside_where_it_is_validated_on(given, share, held_out, t
     assert (data.share_set_aside, data.validation.share_set_aside) == (share, held_out)
 
 
+@pytest.mark.parametrize(
+    ("cores", "ranks", "given", "workers"),
+    [
+        (2, None, None, 2),
+        (1, None, None, 1),
+        (96, None, None, 8),
+        (96, "16", None, 6),
+        (2, "4", None, 1),
+        (2, "2", 0, 0),
+    ],
+)
+def test_loader_processes_are_as_many_as_a_rank_has_cores(cores, ranks, given, workers, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(cores), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert DataConfig(workers=given).loader_workers == workers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "compiled"), [([], None), (["--torch_compile"], True), (["--torch_compile", "false"], False)]
+)
+def test_a_switch_that_is_null_by_default(arguments, compiled):
+    assert parse(*arguments).torch_compile is compiled
+
+
 def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
     file = tmp_path / "vp.yaml"
     file.write_text("quantizer: {kind: vp, queue_share: 0.1, codebook_size: 64}\n")

@@ -177,13 +177,15 @@ def test_every_tracker_gets_metrics_pictures_and_settings(data, tmp_path, monkey
     assert SQLiteStorage.get_run_config("vpvae_hf", "run")["data.size"] == 16
 
 
-def test_gradient_checkpointing_trains_alike(data, tmp_path):
+def test_less_memory_and_another_layout_train_alike(data, tmp_path):
     values = settings(data, tmp_path / "plain", max_train_steps=3)
     train_tokenizer(configured(values))
-    saving = values | {"output_dir": str(tmp_path / "saving"), "gradient_checkpointing": True}
-    train_tokenizer(configured(saving))
-    plain, saved = metrics(tmp_path / "plain")[2], metrics(tmp_path / "saving")[2]
-    assert saved["loss/l1"] == pytest.approx(plain["loss/l1"], rel=1e-4)
+    other = {"output_dir": str(tmp_path / "other"), "gradient_checkpointing": True, "channels_last": True}
+    train_tokenizer(configured(values | other))
+    plain, others = metrics(tmp_path / "plain")[2], metrics(tmp_path / "other")[2]
+    assert others["loss/l1"] == pytest.approx(plain["loss/l1"], rel=1e-4)
+    train_tokenizer(configured(values | other | {"max_train_steps": 4, "resume_from_checkpoint": "latest"}))
+    assert metrics(tmp_path / "other")[-1]["step"] == 4
 
 
 def test_fine_tuning_on_other_images_raises_psnr_on_them(finished_run, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.settings import is_integer, require
+from vpvae_hf.tensors import constant
 
 # The paper's settings: the level counts recommended for finite scalar quantization.
 _PUBLISHED_LEVELS = {256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5), 16384: (8, 8, 8, 6, 5)}
@@ -37,16 +38,16 @@ class ScalarGrid:
 
     def to_cells(self, codes: Tensor) -> Tensor:
         """The inverse of `to_codes`: [..., d] int64 from [...]."""
-        levels = torch.tensor(self.levels, device=codes.device)
+        levels = constant(self.levels, torch.long, codes)
         return codes.unsqueeze(-1).div(self._radices(codes), rounding_mode="floor") % levels
 
     def levels_like(self, like: Tensor) -> Tensor:
         """[d] float32 levels, on a tensor's device."""
-        return torch.tensor(self.levels, device=like.device, dtype=torch.float32)
+        return constant(self.levels, torch.float32, like)
 
     def _radices(self, like: Tensor) -> Tensor:
-        radices = [math.prod(self.levels[:i]) for i in range(len(self.levels))]
-        return torch.tensor(radices, device=like.device)
+        radices = tuple(math.prod(self.levels[:i]) for i in range(len(self.levels)))
+        return constant(radices, torch.long, like)
 
 
 def complete_levels(levels: Sequence[int] | None, codebook_size: int | None, latent_dim: int | None) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
 from .sources import Transform, open_images
 
+# How many times larger than asked for a draft stays, before it is filtered: Pillow's own value for thumbnails.
+_DRAFT_GAP = 2
 # Real images without a download: the other images of scikit-image need one or are no photographs.
 _FROM_SKIMAGE = ("astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "rocket")
 _FROM_SKLEARN = ("china.jpg", "flower.jpg")
@@ -34,6 +36,7 @@ class ImageCrop(Transform):
         crop: "random" or "center".
         flip: mirror half of the images.
         channels: C, 1 for grey, 3 for RGB, 4 for RGBA; see `vpvae_hf.pixels`.
+        draft: decode and scale large images faster, with slightly other pixels; it takes a `shortest_side`.
     """
 
     kind: ClassVar[str] = "image"
@@ -43,6 +46,7 @@ class ImageCrop(Transform):
     crop: Literal["random", "center"] = "center"
     flip: bool = False
     channels: int = 3
+    draft: bool = False
 
     def __post_init__(self):
         require_integer("size", self.size, 1)
@@ -50,13 +54,15 @@ class ImageCrop(Transform):
         require_count("shortest_side", self.shortest_side)
         side = self.shortest_side
         require(side is None or side >= self.size, "shortest_side", side, f"at least the size of a crop, {self.size}")
+        if self.draft and side is None:
+            raise ValueError("draft is for images that are scaled down; give a shortest_side, or leave it out")
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        return self.cut(read_pixels(file, self.channels), rng)
+        return self.cut(read_pixels(file, self.channels, _DRAFT_GAP * self.shortest_side if self.draft else None), rng)
 
     def cut(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
         """The item of pixels [H, W, C] uint8."""
-        image = scaled_for_crop(pixels, self.size, self.shortest_side)
+        image = scaled_for_crop(pixels, self.size, self.shortest_side, _DRAFT_GAP if self.draft else None)
         if self.crop == "center":
             crop = center_crop(image, self.size, self.size)
         else:

@@ -56,7 +56,7 @@ class Transform(ABC):
 
     @abstractmethod
     def model_input(self, batch: Tensor) -> Tensor | dict[str, Tensor]:
-        """A collated batch as a model takes it."""
+        """A collated batch as a model takes it, on the batch's device."""
 
 
 @dataclass(frozen=True)

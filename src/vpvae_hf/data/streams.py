@@ -157,10 +157,13 @@ class ItemStream(IterableDataset):
 class ItemLoader:
     """Batches of an `ItemStream` as a model takes them, decoded by worker processes; its position can be saved.
 
+    Batches travel to the device in the items' form, e.g. as uint8, which is smaller than what a model takes.
+
     Args:
         stream: the items of one rank.
         batch_size: B.
         workers: number of worker processes; 0 for none.
+        device: where batches are to be. To a CUDA device they are copied while it computes.
 
     Attributes:
         skipped: number of unreadable files so far; it is logged with the first reasons, once there is one and when an
@@ -168,8 +171,9 @@ class ItemLoader:
         passes: how many passes over the data the batches so far are; 0 within the first.
     """
 
-    def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0):
+    def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0, device: str | torch.device = "cpu"):
         self._stream, self._batch_size, self._workers = stream, batch_size, workers
+        self._device = torch.device(device)
         self._loader: Any = None
         # Where the next iteration starts, and where the last one was left.
         self._resumed: dict[str, Any] | None = None
@@ -183,7 +187,7 @@ class ItemLoader:
         return self._unreadable.count
 
     def __iter__(self) -> Iterator[Tensor | dict[str, Tensor]]:
-        """What the transform's `model_input` gives; the last batch of a finite stream may be smaller.
+        """What the transform's `model_input` gives, on the device; the last batch of a finite stream may be smaller.
 
         Raises:
             ValueError: see `ItemStream`, or an endless stream's rank has no readable file.
@@ -201,7 +205,7 @@ class ItemLoader:
                     self._unreadable.tell()
                 self.passes = max(self.passes, passes)
                 if batch is not None:
-                    yield self._stream.transform.model_input(batch)
+                    yield self._stream.transform.model_input(batch.to(self._device, non_blocking=self._pins))
             if self._stream._passes is None:
                 raise ValueError(self._nothing_to_read())
         finally:
@@ -221,6 +225,11 @@ class ItemLoader:
         self._resumed = state["loader"]
         self._unreadable.load_state_dict(state)
 
+    @property
+    def _pins(self) -> bool:
+        """Whether batches lie in pinned memory, from which alone a copy need not be waited for."""
+        return self._device.type == "cuda"
+
     def _nothing_to_read(self) -> str:
         stream, reasons = self._stream, self._unreadable.reasons
         found = f"can be read (the first: {reasons[0]})" if reasons else "is there"
@@ -238,6 +247,7 @@ class ItemLoader:
                 self._stream,
                 batch_size=self._batch_size,
                 num_workers=self._workers,
+                pin_memory=self._pins,
                 collate_fn=partial(_collate, self._stream.transform.collate),
                 # Its own: making an iterator draws from it, and training's randomness must not depend on that.
                 generator=torch.Generator().manual_seed(0),

@@ -97,4 +97,6 @@ def load_lpips_loss() -> Callable[[Tensor, Tensor], Tensor]:
 def _network_on(device: torch.device) -> nn.Module:
     # Parameters made or moved in inference mode could not serve a later training step.
     with torch.inference_mode(False):
-        return load_lpips_network().to(device)
+        network = load_lpips_network()
+        # To ask a module to move walks through all of its parts, even if they are there.
+        return network if next(network.parameters()).device == device else network.to(device)

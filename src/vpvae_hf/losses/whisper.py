@@ -145,4 +145,6 @@ def whisper_loss(reconstruction: Tensor, original: Tensor, *, model: str) -> Ten
 def _network_on(device: torch.device, model: str) -> WhisperFeatures:
     # Parameters made or moved in inference mode could not serve a later training step.
     with torch.inference_mode(False):
-        return load_whisper_features(model).to(device)
+        network = load_whisper_features(model)
+        # To ask a module to move walks through all of its parts, even if they are there.
+        return network if next(network.parameters()).device == device else network.to(device)

@@ -17,6 +17,8 @@ from .config import DataConfig
 class Batches:
     """Batches of this rank's part of a training and a validation split, which are opened when they are first needed.
 
+    They lie on the model's device.
+
     Args:
         data: names the splits; no validation split if its `validation_split` is None.
         batch_size: items in a batch; 1 in evaluations if the modality measures one by one.
@@ -82,7 +84,7 @@ class Batches:
     def _first(self, transform: Transform, batch_size: int, left: int | None) -> Iterator[Tensor]:
         """Batches in order, until none is left."""
         stream = ItemStream(self._held_out, transform, **self._part)
-        for batch in ItemLoader(stream, batch_size=batch_size, workers=min(1, self._data.workers)):
+        for batch in self._loader(stream, batch_size, min(1, self._data.loader_workers)):
             yield batch[:left]
             left = None if left is None else left - len(batch)
             if left is not None and left <= 0:
@@ -91,4 +93,8 @@ class Batches:
     def _shuffled(self, transform: Transform, seed: int, passes: int | None) -> ItemLoader:
         how = {"shuffle_buffer": self._data.shuffle_buffer, "passes": passes, "seed": seed}
         stream = ItemStream(self._train, transform, **how, **self._part)
-        return ItemLoader(stream, batch_size=self._batch_size, workers=self._data.workers)
+        return self._loader(stream, self._batch_size, self._data.loader_workers)
+
+    def _loader(self, stream: ItemStream, batch_size: int, workers: int) -> ItemLoader:
+        device = next(self._model.parameters()).device
+        return ItemLoader(stream, batch_size=batch_size, workers=workers, device=device)

@@ -1,5 +1,6 @@
 """Settings of training that all modalities share: dataclasses with a default and a line of help for each field."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -7,6 +8,8 @@ from typing import Any, ClassVar, Literal
 from vpvae_hf.files import same_place
 from vpvae_hf.settings import require, require_count
 
+# More hold many blocks of examples in memory, and seldom does a GPU need them.
+_MOST_WORKERS = 8
 _Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
 
@@ -54,7 +57,10 @@ class DataConfig:
     column: str | None = option(None, "column that holds the images or the audio; null: the only one of that type")
     streaming: bool = option(True, "read the data set while training, without downloading it first")
     shuffle_buffer: int = option(1000, "examples that each loader worker shuffles at once")
-    workers: int = option(2, "loader processes per rank")
+    workers: int | None = option(
+        None,
+        "loader processes per rank; null: one for each core of the rank, 8 at most. The order of data depends on it",
+    )
     validation_name: str | None = option(None, "data set to validate on; null: the training one")
     validation_config: str | None = option(None, "configuration of validation_name")
     validation_column: str | None = option(None, "column of validation_name; null: the only one of that type")
@@ -67,10 +73,18 @@ class DataConfig:
     )
 
     def __post_init__(self):
-        require(self.workers >= 0, "data.workers", self.workers, "at least 0")
+        require(self.workers is None or self.workers >= 0, "data.workers", self.workers, "at least 0, or null")
         require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1")
         require_count("data.validation_examples", self.validation_examples)
         require(0 <= self.validation_share < 1, "data.validation_share", self.validation_share, "in [0, 1)")
+
+    @property
+    def loader_workers(self) -> int:
+        """`workers`, or what it is by default: the ranks of a machine share the cores that this process may use."""
+        if self.workers is not None:
+            return self.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return min(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), _MOST_WORKERS)
 
     @property
     def share_set_aside(self) -> float:
@@ -132,7 +146,9 @@ class RunConfig:
     adam_beta2: float = option(0.99, "AdamW's beta2")
     adam_weight_decay: float = option(1e-4, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "null: as accelerate is configured")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
+        None, "null: as accelerate is configured, otherwise bf16 on a CUDA GPU that has it; no: float32"
+    )
     gradient_checkpointing: bool = option(False, "save memory by computing activations twice")
     seed: int = option(0, "seed of the weights, the order of the data, and all random numbers of training")
     logging_steps: int = option(10, "steps that a row of metrics averages over")
@@ -198,7 +214,9 @@ class TrainingConfig(LoopConfig):
     )
     losses: dict[str, float] = option({}, loss_help(()))
     codebook: CodebookConfig = field(default_factory=CodebookConfig)
-    torch_compile: bool = option(False, "compile encoder and decoder")
+    torch_compile: bool | None = option(
+        None, "compile encoder and decoder for training; null: on a CUDA GPU, if triton is installed"
+    )
     validation_pictures: int = option(8, "images or clips shown at each validation")
 
     def __post_init__(self):

@@ -23,11 +23,11 @@ from vpvae_hf.hub import HubEntry
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 from vpvae_hf.quantizers.baselines import LearnedCodebook
 from vpvae_hf.settings import did_you_mean
-from vpvae_hf.tensors import as_floating, as_real, device_for
+from vpvae_hf.tensors import as_floating, as_real, device_for, require_finite, require_nonempty
 
 from .autoencoder_kl import AutoencoderKLStart
 from .tiling import apply_in_tiles
-from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape
+from .tokenizer import Tokenizer, in_full_precision, require_shape
 
 if TYPE_CHECKING:
     from .image_processing_vp import VPImageProcessor
@@ -178,7 +178,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
             latents = h.movedim(1, -1)
             as_it_is = self.config.force_not_quantize if force_not_quantize is None else force_not_quantize
             if self.quantize.has_codes and not as_it_is:
-                latents = self.quantize.decode(self.quantize.encode(latents))
+                latents, _ = self.quantize.nearest(latents)
         else:
             group = () if self.quantize.code_groups == 1 else (self.quantize.code_groups,)
             try:
@@ -325,7 +325,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
 
     def _features(self, x: Tensor) -> Tensor:
         """[B, h, w, F] of the quantizer, from [B, C, H, W]."""
-        return self.quant_conv(self.encoder(x)).movedim(1, -1)
+        return in_full_precision(self.encoder(x), self.quant_conv).movedim(1, -1)
 
     def _encode(self, x: Tensor) -> Tensor:
         """[B, h, w, d] from [B, C, H, W]."""

@@ -9,9 +9,7 @@ from transformers import BatchFeature, EncodecFeatureExtractor
 
 from vpvae_hf.resampling import resampled
 from vpvae_hf.settings import require_integer
-from vpvae_hf.tensors import as_floating
-
-from .tokenizer import require_finite
+from vpvae_hf.tensors import as_floating, require_finite
 
 SCALING = "divide samples of 16 bits by 32768, of another type by its range"
 

@@ -21,9 +21,9 @@ from vpvae_hf.pixels import (
     to_pixel_values,
 )
 from vpvae_hf.settings import plain, require, require_count, require_integer, require_name
-from vpvae_hf.tensors import as_floating, as_tensor
+from vpvae_hf.tensors import as_floating, as_tensor, require_finite
 
-from .tokenizer import require_finite, require_shape
+from .tokenizer import require_shape
 
 
 class ImageSettings(TypedDict, total=False):

@@ -22,11 +22,19 @@ from transformers.utils import ModelOutput
 
 from vpvae_hf.hub import HubEntry
 from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
-from vpvae_hf.tensors import as_floating, as_real, as_tensor, device_for, is_tracing
+from vpvae_hf.tensors import (
+    as_floating,
+    as_real,
+    as_tensor,
+    device_for,
+    is_tracing,
+    require_finite,
+    require_nonempty,
+)
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import SCALING, VPCodecFeatureExtractor, require_samples
-from .tokenizer import Tokenizer, require_finite, require_nonempty, require_shape, zero_beyond
+from .tokenizer import Tokenizer, in_full_precision, require_shape, zero_beyond
 from .vp_codec_layers import (
     CausalPadding,
     ConvolutionalDecoder,
@@ -147,7 +155,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         In eval mode the latents carry a gradient only if `input_values` requires one, so that a long recording does not
         hold the memory of a backward pass; in train mode they always do.
         """
-        audio, valid = self._checked(input_values, padding_mask)
+        audio, valid, _ = self._checked(input_values, padding_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or audio.requires_grad)):
             latents = self.quantize.to_latents(self._features(audio, valid))
         mask = None if valid is None else position_mask(valid, latents.shape[1])
@@ -178,13 +186,14 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         else:
             padding_mask = self._as_mask(padding_mask)
             frames, hop, length = latents.shape[1], self.config.hop_length, padding_mask.shape[-1]
-            lengths = _checked_padding(padding_mask, latents.shape[0], hop).to(latents.device)
+            lengths, known = _checked_padding(padding_mask, latents.shape[0], hop)
+            lengths = lengths.to(latents.device)
             if -(-length // hop) != frames:
                 raise ValueError(
                     f"padding_mask is {length} samples long, {frames} codes are of {(frames - 1) * hop + 1}.."
                     f"{frames * hop}; give the mask that the codes were made with"
                 )
-            audio = self._decoded(latents, self._frames_of(lengths, length))[..., :length]
+            audio = self._decoded(latents, self._frames_of(lengths, known, length))[..., :length]
             audio = audio.masked_fill(~position_mask(lengths, length)[:, None], 0)
         output = VPCodecDecoderOutput(audio_values=audio)
         return output if self._returns_dict(return_dict) else output.to_tuple()
@@ -202,10 +211,11 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             generator: source of the perturbation's randomness.
         """
         input_values, padding_mask = self.as_inputs(input_values), self._as_mask(padding_mask)
-        audio, valid = self._checked(input_values, padding_mask)
+        audio, valid, known = self._checked(input_values, padding_mask)
         features = self._features(audio, valid)
         mask = None if valid is None else position_mask(valid, features.shape[1])
-        quantized = self._quantized(features, mask, generator)
+        tokens = None if known is None else sum(-(-length // self.config.hop_length) for length in known)
+        quantized = self._quantized(features, mask, tokens, generator)
         reconstruction = self._decoded(quantized.latents, valid)[..., : input_values.shape[-1]]
         if padding_mask is not None:
             beyond = ~padding_mask.reshape(audio.shape[0], 1, -1).to(audio.device, torch.bool)
@@ -223,7 +233,8 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def latent_vectors(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Continuous latents [B, N, d] float32 of audio [B, 1, T]; `fit_codebook` clusters these."""
-        return self.quantize.to_latents(self._features(*self._checked(input_values, padding_mask))).float()
+        audio, valid, _ = self._checked(input_values, padding_mask)
+        return self.quantize.to_latents(self._features(audio, valid)).float()
 
     @torch.no_grad()
     def decode_vectors(self, vectors: Tensor) -> Tensor:
@@ -247,7 +258,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
         hop, padding_mask = self.config.hop_length, self._as_mask(padding_mask)
-        lengths = _checked_padding(padding_mask, padding_mask.shape[0], hop)
+        lengths, _ = _checked_padding(padding_mask, padding_mask.shape[0], hop)
         return position_mask(-(-lengths // hop), -(-padding_mask.shape[-1] // hop))
 
     def as_inputs(self, inputs: Any) -> Tensor:
@@ -292,22 +303,28 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         mask = as_tensor(padding_mask, "padding_mask", device_for(self, padding_mask))
         return mask[None] if mask.ndim == 1 else mask
 
-    def _checked(self, input_values: Any, padding_mask: Any) -> tuple[Tensor, Tensor | None]:
-        """Audio [B, 1, N * hop] in the model's dtype, zero where there is none, and frames of each sample [B]."""
+    def _checked(self, input_values: Any, padding_mask: Any) -> tuple[Tensor, Tensor | None, list[int] | None]:
+        """Audio [B, 1, N * hop] in the model's dtype, zero where there is none; frames of each sample [B]; its lengths.
+
+        Frames are None if no sample has fewer than others, and lengths without a mask or in a graph.
+        """
         hop = self.config.hop_length
         audio = checked_audio(self.as_inputs(input_values), hop).to(self.dtype)
-        valid = None
+        valid = known = None
         if padding_mask is not None:
             mask = self._as_mask(padding_mask)
-            lengths = _checked_padding(mask, audio.shape[0], hop, audio.shape[-1]).to(audio.device)
-            valid = self._frames_of(lengths, audio.shape[-1])
+            lengths, known = _checked_padding(mask, audio.shape[0], hop, audio.shape[-1])
+            lengths = lengths.to(audio.device)
+            valid = self._frames_of(lengths, known, audio.shape[-1])
             audio = audio.masked_fill(~position_mask(lengths, audio.shape[-1])[:, None], 0)
-        return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid
+        return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid, known
 
-    def _frames_of(self, lengths: Tensor, longest: int) -> Tensor | None:
+    def _frames_of(self, lengths: Tensor, known: list[int] | None, longest: int) -> Tensor | None:
         """[B] frames of samples of those lengths; None if all are known to have as many as the longest."""
-        frames, most = (-(-length // self.config.hop_length) for length in (lengths, longest))
-        return None if not is_tracing() and bool((frames == most).all()) else frames
+        hop = self.config.hop_length
+        if known is not None and min(-(-length // hop) for length in known) == -(-longest // hop):
+            return None
+        return -(-lengths // hop)
 
     def _features(self, audio: Tensor, valid: Tensor | None) -> Tensor:
         """[B, N, d] what the quantizer makes latents of, from audio [B, 1, N * hop]."""
@@ -350,7 +367,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     ) -> Tensor:
         """[B, N, d] from audio [B, 1, N * hop], unchecked; padding and past carry on a stream."""
         features = self.encoder(audio, padding).transpose(1, 2)
-        return self.quant_proj(self.quant_norm(self.encoder_transformer(features, valid, past)))
+        return in_full_precision(self.encoder_transformer(features, valid, past), self.quant_norm, self.quant_proj)
 
     def decode_part(
         self, latents: Tensor, padding: Padding, valid: Tensor | None = None, past: DynamicCache | None = None
@@ -359,8 +376,10 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         features = self.decoder_transformer(self.post_quant_proj(latents.to(self.dtype)), valid, past)
         return self.decoder(features.transpose(1, 2), padding)
 
-    def _quantized(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> QuantizerOutput:
-        """The quantizer on frames of audio alone, and zeros for the others."""
+    def _quantized(
+        self, features: Tensor, mask: Tensor | None, tokens: int | None, generator: torch.Generator | None
+    ) -> QuantizerOutput:
+        """The quantizer on frames of audio alone, which are `tokens` in all, and zeros for the others."""
         if mask is None:
             return self.quantize(features, generator=generator)
         if is_tracing() and not self.training:
@@ -368,13 +387,16 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             latents = output.latents.masked_fill(~mask[..., None], 0)
             codes = None if output.codes is None else zero_beyond(output.codes, mask)
             return dataclasses.replace(output, latents=latents, codes=codes, metrics={})
-        output = self.quantize(features[mask], generator=generator)
-        latents = output.latents.new_zeros(*mask.shape, output.latents.shape[-1])
-        latents = latents.masked_scatter(mask[..., None], output.latents)
-        codes = None if output.codes is None else output.codes.new_zeros(*mask.shape, *output.codes.shape[1:])
-        if codes is not None:
-            codes[mask] = output.codes
-        return dataclasses.replace(output, latents=latents, codes=codes)
+        # Indexing by the mask would wait for a GPU, to know how many there are.
+        places = mask.flatten().logical_not().byte().argsort(stable=True)[:tokens]
+        output = self.quantize(features.flatten(0, 1)[places], generator=generator)
+
+        def put(rows: Tensor) -> Tensor:
+            everywhere = rows.new_zeros(mask.numel(), *rows.shape[1:])
+            return everywhere.index_copy(0, places, rows).unflatten(0, mask.shape)
+
+        codes = None if output.codes is None else put(output.codes)
+        return dataclasses.replace(output, latents=put(output.latents), codes=codes)
 
     def codes_first(self, codes: Tensor) -> Tensor:
         """[B, G, N], as transformers has codes, from [B, N] or [B, N, G]."""
@@ -398,7 +420,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             return self.quantize.decode(self.codes_last(audio_codes))
         require_finite(audio_codes, "latent values")
         latents = audio_codes.transpose(1, 2)
-        return latents if force_not_quantize else self.quantize.decode(self.quantize.encode(latents))
+        return latents if force_not_quantize else self.quantize.nearest(latents)[0]
 
 
 def checked_audio(audio: Tensor, shortest: int) -> Tensor:
@@ -420,8 +442,13 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
     return audio
 
 
-def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None = None) -> Tensor:
-    """Length of each sample's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`."""
+def _checked_padding(
+    mask: Tensor, batch: int, shortest: int, length: int | None = None
+) -> tuple[Tensor, list[int] | None]:
+    """Length of each sample's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`.
+
+    Also as numbers, which are fetched once, if no graph is made.
+    """
     mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
     if mask.ndim != 2 or mask.shape[0] != batch or length not in (None, mask.shape[-1]):
         wanted = f"[{batch}, {'T' if length is None else length}]"
@@ -429,12 +456,14 @@ def _checked_padding(mask: Tensor, batch: int, shortest: int, length: int | None
     mask = mask.bool()
     lengths = mask.sum(dim=1)
     if is_tracing():
-        return lengths
-    if not torch.equal(mask, position_mask(lengths, mask.shape[-1])):
+        return lengths, None
+    in_front = (mask == position_mask(lengths, mask.shape[-1])).all(dim=1)
+    known, in_front = torch.stack([lengths, in_front]).tolist()
+    if not all(in_front):
         raise ValueError("padding_mask must be ones followed by zeros; pad at the end of each sample, not before it")
-    if bool((lengths < shortest).any()):
+    if min(known) < shortest:
         raise ValueError(
             f"each sample must have at least {shortest} audio samples, which one code stands for, got "
-            f"{int(lengths.min())}; leave it out, or count some of the padding as audio"
+            f"{min(known)}; leave it out, or count some of the padding as audio"
         )
-    return lengths
+    return lengths, known

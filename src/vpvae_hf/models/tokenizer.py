@@ -4,10 +4,10 @@ Shapes: B items of a batch, *grid the positions of an item's tokens, F features 
 codes. Codes are [B, *grid], or [B, *grid, G] if a token has G codes of its own.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
 from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
 from vpvae_hf.renamed import FormerMethod
-from vpvae_hf.tensors import LARGEST_SIGNAL, as_tensor, device_for, is_tracing, kept_for_training
+from vpvae_hf.tensors import as_tensor, device_for, kept_for_training
 
 from .persistence import Persistence
 
@@ -209,38 +209,23 @@ def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:
     tokenizer._sync_config()
 
 
+def in_full_precision(x: Tensor, *layers: nn.Module) -> Tensor:
+    """The layers one after the other, without autocast if their weights are float32.
+
+    Codes are told apart by differences of latents that half precision cannot hold.
+    """
+    device, autocast = x.device.type, torch.is_autocast_enabled(x.device.type)
+    full = autocast and next(layers[0].parameters()).dtype == torch.float32
+    with torch.autocast(device, enabled=False) if full else contextlib.nullcontext():
+        x = x.float() if full else x
+        for layer in layers:
+            x = layer(x)
+    return x
+
+
 def zero_beyond(codes: Tensor, mask: Tensor) -> Tensor:
     """Codes [B, *grid] or [B, *grid, G], 0 where the mask [B, *grid] is False."""
     return codes.masked_fill(~mask.view(*mask.shape, *[1] * (codes.ndim - mask.ndim)), 0)
-
-
-def require_finite(values: Tensor, what: str, remedy: str = "", scaling: str | None = None) -> None:
-    """Raise a ValueError if values are empty, NaN or infinite; and if they are far beyond [-1, 1], given a `scaling`.
-
-    A graph does not look at values.
-
-    Args:
-        what: what messages call the values.
-        remedy: what they add to it.
-        scaling: of signals in [-1, 1], how others are scaled.
-    """
-    if is_tracing():
-        return
-    require_nonempty(values, what)
-    low, high = torch.stack(torch.aminmax(values.detach())).tolist()  # both NaN if any value is
-    if not (math.isfinite(low) and math.isfinite(high)):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ValueError(f"{bad} of {values.numel()} {what} are NaN or infinite{remedy}")
-    if scaling is not None and max(-low, high) > LARGEST_SIGNAL:
-        raise ValueError(
-            f"{what} reach from {low:.4g} to {high:.4g}, beyond the limit of {LARGEST_SIGNAL}{remedy}; {scaling}"
-        )
-
-
-def require_nonempty(values: Tensor, what: str) -> None:
-    """Raise a ValueError if a batch has no items, or items without content."""
-    if 0 in values.shape:
-        raise ValueError(f"the batch is empty: {what} of shape {tuple(values.shape)}; leave it out")
 
 
 def require_shape(tensor: Tensor, what: str, wanted: Sequence[int | str], remedy: str = "") -> None:

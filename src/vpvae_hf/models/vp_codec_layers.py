@@ -21,6 +21,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.dac.modeling_dac import Snake1d
 from transformers.models.mimi.modeling_mimi import MimiTransformerModel
 
+from vpvae_hf.tensors import precise_dtype
+
 from .configuration_vp_codec import VPCodecConfig
 
 
@@ -265,7 +267,7 @@ class _RotaryEmbedding(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, N, head_dim] of positions [B, N], in the dtype of x."""
-        precision = torch.float32 if x.device.type == "mps" else torch.float64  # MPS knows no float64
+        precision = precise_dtype(x.device)
         powers = torch.arange(0, self._dim, 2, device=x.device, dtype=precision) / self._dim
         angles = position_ids[..., None].to(precision) * self._base**-powers
         angles = torch.cat((angles, angles), dim=-1)

@@ -1,76 +1,53 @@
-"""What every search index can do, and the reference that the others are compared with: every distance.
+"""What every search index can do.
 
 Shapes: S points, N queries, R ranks, d dimensions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from vpvae_hf.tensors import as_real
 
-# Entries of one block of the [queries x points] distance matrix: 64 MiB in float32.
-_BLOCK_ENTRIES = 1 << 24
-_POINT_BLOCK = 1 << 16
-
 
 class NeighborIndex(ABC):
     """A fixed set of points that finds how far a query's m-th nearest point is.
 
     Args:
-        points: [S, d], finite. Kept by reference where the backend allows.
+        points: [S, d], finite. The index copies what it keeps.
+
+    Attributes:
+        size, dim: S and d.
+        device: where the points lie.
 
     Raises:
         ValueError: points or queries that are not a finite matrix, no points, or a rank outside 1..S.
     """
 
     def __init__(self, points: Tensor):
-        points = as_real(points, "points")
         if points.ndim != 2 or points.shape[0] == 0:
             raise ValueError(f"points must be [S, d] with S >= 1, got shape {tuple(points.shape)}")
         if not torch.isfinite(points).all():
             raise ValueError("points contain NaN or infinite values; remove them before building an index")
-        self.points = points.detach().float()
+        self.size, self.dim = points.shape
+        self.device = points.device
 
     def distances(self, queries: Tensor, ranks: Sequence[int]) -> Tensor:
         """Euclidean distances [N, R] float32 from queries [N, d] to their ranks[r]-th nearest points, 1 the nearest."""
-        size, dim = self.points.shape
         queries = as_real(queries, "queries")
-        if queries.ndim != 2 or queries.shape[1] != dim:
-            raise ValueError(f"queries must be [N, {dim}] like the points, got shape {tuple(queries.shape)}")
-        if not ranks or min(ranks) < 1 or max(ranks) > size:
-            raise ValueError(f"ranks must lie in 1..{size} (the number of points), got {tuple(ranks)}")
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise ValueError(f"queries must be [N, {self.dim}] like the points, got shape {tuple(queries.shape)}")
+        if not ranks or min(ranks) < 1 or max(ranks) > self.size:
+            raise ValueError(f"ranks must lie in 1..{self.size} (the number of points), got {tuple(ranks)}")
         if not torch.isfinite(queries).all():
             raise ValueError("queries contain NaN or infinite values, which have no nearest neighbour")
-        return self._distances(queries.detach().float(), tuple(ranks))
+        return self.distances_unchecked(queries.detach().float(), tuple(ranks))
 
     @abstractmethod
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor: ...
+    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+        """As `distances`, for detached float32 queries and ranks that are valid; it looks at no values.
 
-
-class TorchIndex(NeighborIndex):
-    """Every distance, block by block: exact, on any device, and the slowest."""
-
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
-        blocks = self.points.to(queries.device).split(_POINT_BLOCK)
-        columns = torch.tensor(ranks, device=queries.device) - 1
-        rows = []
-        for part in query_blocks(queries, len(blocks[0])):
-            nearest = part.new_empty(len(part), 0)
-            for block in blocks:
-                candidates = torch.cat([nearest, direct_distances(part, block)], dim=1)
-                nearest = candidates.topk(min(max(ranks), candidates.shape[1]), largest=False).values
-            rows.append(nearest)
-        return torch.cat(rows)[:, columns]
-
-
-def direct_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """[N, S] Euclidean distances; the matrix-multiply form of cdist loses half the digits of small ones."""
-    return torch.cdist(queries, points, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def query_blocks(queries: Tensor, width: int) -> Iterator[Tensor]:
-    """Parts of the queries, whose distance matrix to `width` points stays within the limit of memory."""
-    return iter(queries.split(max(1, _BLOCK_ENTRIES // width)))
+        So a search on a GPU needs no synchronization. A query that is not finite gets distances without meaning.
+        """

@@ -15,9 +15,9 @@ class KDTreeIndex(NeighborIndex):
 
     def __init__(self, points: Tensor):
         super().__init__(points)
-        self._tree = _tree(self.points.cpu().numpy())
+        self._tree = _tree(points.detach().float().cpu().numpy())
 
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         here = queries.cpu().numpy()
         # As in `in_tree_order`.
         order = _tree(here).indices if len(here) else slice(None)
@@ -38,20 +38,19 @@ class FaissIndex(NeighborIndex):
         super().__init__(points)
         import faiss  # takes a second to load, and only this backend needs it
 
-        dim = self.points.shape[1]
-        here = self.points.cpu()
+        here = points.detach().float().cpu()
         # faiss compares |x|^2 - 2xy + |y|^2, which loses digits far from the origin.
         self._center = here.double().mean(dim=0).float()
         vectors = (here - self._center).contiguous().numpy()
         self._lists = max(1, int(len(vectors) ** 0.5))
-        self._index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, self._lists)
+        self._index = faiss.IndexIVFFlat(faiss.IndexFlatL2(self.dim), self.dim, self._lists)
         self._index.cp.niter = 5
         self._index.cp.min_points_per_centroid = 1
         self._index.cp.max_points_per_centroid = _TRAINING_POINTS_PER_LIST
         self._index.train(vectors)
         self._index.add(vectors)
 
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         vectors = (queries.cpu() - self._center).contiguous().numpy()
         columns = np.array(ranks) - 1
         found = np.empty((len(vectors), len(ranks)), dtype=np.float32)

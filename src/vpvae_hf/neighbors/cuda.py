@@ -4,22 +4,32 @@ import functools
 import importlib.util
 import math
 import os
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from .base import NeighborIndex, TorchIndex, query_blocks
+from .base import NeighborIndex
+from .brute_force import TorchIndex, query_blocks
 
-# Candidates that one program holds while it searches. More would spill its registers; the default queue needs
-# 512 of them at d = 4 and 1024 at d = 16.
-_LEAST_CAPACITY, _MOST_CAPACITY = 512, 4096
+# Above this a query visits most leaves, and a matrix product is faster.
+_MOST_DIMENSIONS = 8
+# Candidates that one program holds while it searches. More would spill its registers; the default queue needs 512.
+_LEAST_CAPACITY, _MOST_CAPACITY = 512, 1024
 _LEAF_SIZE = 128
-_LEAVES_AT_ONCE = 64
+# Places of a leaf are a multiple of this, so that loads are as wide as they can be, whatever the number of points.
+_PLACES = 16
+_LEAVES_PER_GROUP = 64
 # Larger tiles spill registers at d = 16.
 _QUERY_TILE, _POINT_TILE = 16, 64
+# With fewer points than this, merging the parts of a search costs more than the idle processors did.
+_LEAST_PART = 4096
 # Fused multiply-adds round differently from what the CPU computes, and a code must not depend on the device.
 _OPTIONS = {"enable_fp_fusion": False}
+
+_kernels_fail = False  # in this process, for good
 
 
 @functools.cache
@@ -30,13 +40,13 @@ def has_triton() -> bool:
 def runs_kernels(device: torch.device) -> bool:
     """Whether kernels can run on tensors of a device: on CUDA, and in triton's interpreter on any."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return has_triton() and (device.type == "cuda" or interpreted)
+    return not _kernels_fail and has_triton() and (device.type == "cuda" or interpreted)
 
 
 class TritonIndex(NeighborIndex):
     """Exact: points in the leaves of a k-d tree, of which each query visits only those that can hold a nearer point.
 
-    `TorchIndex` searches ranks above 1024.
+    `TorchIndex` searches in more than 8 dimensions, at ranks above 256, and where the kernel cannot be launched.
 
     Raises:
         ValueError: points on another device than CUDA, or triton is not installed.
@@ -44,58 +54,152 @@ class TritonIndex(NeighborIndex):
 
     def __init__(self, points: Tensor):
         super().__init__(points)
-        if not runs_kernels(self.points.device):
-            missing = "triton is not installed" if not has_triton() else f"the points are on {self.points.device}"
+        if not _kernels_fail and not runs_kernels(self.device):
+            missing = "triton is not installed" if not has_triton() else f"the points are on {self.device}"
             raise ValueError(
                 f'the "triton" search needs triton and points on a CUDA device, but {missing}; '
                 'use "kdtree" on a CPU, "torch" elsewhere, or "auto"'
             )
-        self._leaves = kd_leaves(self.points, _LEAF_SIZE)
+        points = points.detach().float()
+        if self.dim > _MOST_DIMENSIONS:
+            self._all_points = TorchIndex(points)
+        else:
+            self._leaves = kd_leaves(points, _LEAF_SIZE)
+            self._boxes = _boxes(self._leaves)
 
-    def _distances(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
-        ascending = sorted(set(ranks))
-        capacity = max(_LEAST_CAPACITY, 4 << (ascending[-1] - 1).bit_length())
-        if capacity > _MOST_CAPACITY:
-            return TorchIndex(self.points)._distances(queries, ranks)
-        columns = [ascending.index(rank) for rank in ranks]
+    @functools.cached_property
+    def _all_points(self) -> TorchIndex:
+        places = self._leaves.points
+        return TorchIndex(places[:, places[0].isfinite()].T)
+
+    def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
+        capacity = max(_LEAST_CAPACITY, 4 << (max(ranks) - 1).bit_length())
+        if self.dim > _MOST_DIMENSIONS or capacity > _MOST_CAPACITY:
+            return self._all_points.distances_unchecked(queries, ranks)
         if not len(queries):
             return queries.new_empty(0, len(ranks))
-        blocks = query_blocks(queries.to(self.points.device), capacity)
-        squares = torch.cat([self._squares(block.contiguous(), ascending, capacity) for block in blocks])
-        return squares[:, columns].sqrt().to(queries.device)
+        found = []
+        for block in query_blocks(queries.to(self.device), capacity):
+            squares = self._squares(block.contiguous(), ranks, capacity)
+            if squares is None:
+                return self._all_points.distances_unchecked(queries, ranks)
+            found.append(squares)
+        return torch.cat(found).sqrt().to(queries.device)
 
-    def _squares(self, queries: Tensor, ranks: list[int], capacity: int) -> Tensor:
-        """[N, R] squared distances, for ascending ranks."""
-        from .triton_kernels import ranked_kernel
-
-        leaves = self._leaves
+    def _squares(self, queries: Tensor, ranks: tuple[int, ...], capacity: int) -> Tensor | None:
+        """[N, R] squared distances; None if the kernel cannot be launched."""
+        leaves, last_rank = self._leaves, max(ranks)
         # Twice as many points as are wanted give a bound that few other leaves lie within.
-        first_leaves = 1 << (-(-2 * ranks[-1] // leaves.leaf_size) - 1).bit_length()
+        first_leaves = 1 << (-(-2 * last_rank // leaves.leaf_size) - 1).bit_length()
         squares, candidates = (queries.new_empty(len(queries), size) for size in (len(ranks), capacity))
-        ranks_there = torch.tensor(ranks, dtype=torch.int32, device=queries.device)
-        tensors = queries, leaves.points, leaves.lower, leaves.upper, ranks_there, squares, candidates
-        sizes = {"DIM": queries.shape[1], "RANKS": len(ranks), "CAPACITY": capacity}
-        tiles = {"PLACES": _LEAF_SIZE, "LEAVES": _LEAVES_AT_ONCE, "num_warps": max(1, capacity // 512)}
-        with torch.cuda.device_of(queries):
-            ranked_kernel[(len(queries),)](
-                *tensors, leaves.leaf_count, leaves.leaf_size, first_leaves, **sizes, **tiles, **_OPTIONS
-            )
-        return squares
+        launched = _launch(
+            "ranked_kernel",
+            (len(queries),),
+            queries,
+            leaves.points,
+            *self._boxes,
+            _on_device(ranks, self.device),
+            squares,
+            candidates,
+            last_rank,
+            leaves.points.shape[1],
+            leaves.leaf_size,
+            min(first_leaves, leaves.leaf_count),
+            self._boxes.lower.shape[1],
+            self._boxes.group_lower.shape[1],
+            DIM=self.dim,
+            RANKS=len(ranks),
+            CAPACITY=capacity,
+            PLACES=_LEAF_SIZE,
+            LEAVES=_LEAVES_PER_GROUP,
+            num_warps=capacity // 512,
+        )
+        return squares if launched else None
 
 
-def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """`nearest_point` by a kernel; of equally near points the first."""
-    squares = torch.empty(len(queries), dtype=torch.float32, device=queries.device)
-    indices = torch.empty(len(queries), dtype=torch.int32, device=queries.device)
-    if not len(queries):
-        return squares, indices.long()
-    from .triton_kernels import nearest_kernel
+def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`nearest_point` by a kernel; of equally near points the first. None if the kernel cannot be launched."""
+    blocks = -(-len(queries) // _QUERY_TILE)
+    # Few queries leave processors idle, unless several search for one query in a part of the points each.
+    parts = max(1, min(-(-_processors(queries.device) // max(1, blocks)), len(points) // _LEAST_PART))
+    part_size = -(-len(points) // (parts * _POINT_TILE)) * _POINT_TILE
+    squares = torch.empty(len(queries), parts, dtype=torch.float32, device=queries.device)
+    indices = torch.empty(len(queries), parts, dtype=torch.int32, device=queries.device)
+    launched = not len(queries) or _launch(
+        "nearest_kernel",
+        (blocks, parts),
+        queries.contiguous(),
+        points.to(queries.device).T.contiguous(),
+        squares,
+        indices,
+        len(queries),
+        len(points),
+        part_size,
+        DIM=queries.shape[1],
+        QUERIES=_QUERY_TILE,
+        POINTS=_POINT_TILE,
+    )
+    if not launched:
+        return None
+    least = squares.amin(dim=1)
+    # Parts are in the order of the points, so the first of equals has the least index.
+    indices = indices.masked_fill(squares > least.unsqueeze(1), len(points)).amin(dim=1) if parts > 1 else indices[:, 0]
+    return least.sqrt(), indices.long()
 
-    tensors = queries.contiguous(), points.to(queries.device).T.contiguous(), squares, indices
-    sizes = {"DIM": queries.shape[1], "QUERIES": _QUERY_TILE, "POINTS": _POINT_TILE}
-    with torch.cuda.device_of(queries):
-        nearest_kernel[(-(-len(queries) // _QUERY_TILE),)](*tensors, len(queries), len(points), **sizes, **_OPTIONS)
-    return squares.sqrt(), indices.long()
+
+def _launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: int) -> bool:
+    """Whether a kernel could be launched. If it could not, a warning says why, and none is tried again."""
+    global _kernels_fail
+    if _kernels_fail:
+        return False
+    try:
+        from . import triton_kernels
+
+        with torch.cuda.device_of(arguments[0]):
+            getattr(triton_kernels, kernel)[grid](*arguments, **constants, **_OPTIONS)
+    except Exception as error:  # of any kind: triton's own, of the driver, or of the C compiler that it calls
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            raise
+        _kernels_fail = True
+        warnings.warn(
+            f"the CUDA kernels of the search cannot be used here, so that slower operations of torch replace them: "
+            f"{type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    # Kept, since to copy them to a GPU waits until it has nothing else to do.
+    return torch.tensor(ranks, dtype=torch.int32, device=device)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+class Boxes(NamedTuple):
+    """Corners of the leaves' boxes and of the boxes around groups of 64 leaves, each [d, a multiple of 64]."""
+
+    lower: Tensor
+    upper: Tensor
+    group_lower: Tensor
+    group_upper: Tensor
+
+
+def _boxes(leaves: "KDLeaves") -> Boxes:
+    """Boxes that do not exist lie infinitely far from everywhere, so that the kernel need not count."""
+    boxes = []
+    for corners, nothing in ((leaves.lower, torch.inf), (leaves.upper, -torch.inf)):
+        corners = pad(corners, (0, -corners.shape[1] % _LEAVES_PER_GROUP), value=nothing)
+        groups = corners.unflatten(1, (-1, _LEAVES_PER_GROUP))
+        groups = groups.amin(dim=2) if nothing > 0 else groups.amax(dim=2)
+        boxes.append((corners, pad(groups, (0, -groups.shape[1] % _LEAVES_PER_GROUP), value=nothing)))
+    (lower, group_lower), (upper, group_upper) = boxes
+    return Boxes(lower, upper, group_lower, group_upper)
 
 
 class KDLeaves(NamedTuple):
@@ -104,7 +208,7 @@ class KDLeaves(NamedTuple):
     Attributes:
         points: [d, L * n], leaf after leaf; places that hold no point are infinite.
         lower, upper: [d, L] the corners of each leaf's box; an empty leaf lies infinitely far from everywhere.
-        leaf_size: n, the same for every leaf.
+        leaf_size: n, the same for every leaf, a multiple of 16.
     """
 
     points: Tensor
@@ -129,8 +233,9 @@ def kd_leaves(points: Tensor, most: int) -> KDLeaves:
         order = along.argsort(dim=1)  # padding last
         ordered = ordered.gather(1, order.unsqueeze(2).expand(-1, -1, dim))
         ordered = ordered.reshape(2 * len(ordered), -1, dim)
-    places, *corners = (rows.T.contiguous() for rows in (ordered.reshape(-1, dim), *_corners(ordered)))
-    return KDLeaves(places, *corners, leaf_size)
+    lower, upper = (corners.T.contiguous() for corners in _corners(ordered))
+    ordered = pad(ordered, (0, 0, 0, -leaf_size % _PLACES), value=torch.inf)
+    return KDLeaves(ordered.reshape(-1, dim).T.contiguous(), lower, upper, ordered.shape[1])
 
 
 def _corners(parts: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from vpvae_hf.tensors import as_real
 
-from .base import NeighborIndex, TorchIndex
+from .base import NeighborIndex
+from .brute_force import TorchIndex
 from .cpu import FaissIndex, KDTreeIndex
 from .cuda import TritonIndex, runs_kernels
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vpvae_hf.tensors import as_real
 
-from .base import direct_distances, query_blocks
+from .brute_force import direct_distances, query_blocks
 from .cuda import nearest_point_fused, runs_kernels
 
 
@@ -42,7 +42,7 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Find each query's nearest point by direct differences, never in a lower precision than float32.
 
     The answer for a query does not depend on the other queries, so a latent has the same code in every batch. On a CPU
-    a k-d tree finds it, on CUDA a fused kernel (without triton: blocks of the distance matrix, 64 MiB each).
+    a k-d tree finds it, on CUDA a fused kernel (without triton: blocks of the distance matrix, 256 MiB each).
 
     Args:
         queries, points: [N, d] and [K, d], finite.
@@ -63,8 +63,9 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     if queries.device.type == "cpu":
         return NearestPoint(points)(queries)
     queries, points = queries.detach().float(), points.detach().float()
-    if runs_kernels(queries.device):
-        return nearest_point_fused(queries, points)
+    found = nearest_point_fused(queries, points) if runs_kernels(queries.device) else None
+    if found is not None:
+        return found
     points = points.to(queries.device)
     nearest = [direct_distances(part, points).min(dim=1) for part in query_blocks(queries, len(points))]
     return torch.cat([n.values for n in nearest]), torch.cat([n.indices for n in nearest])

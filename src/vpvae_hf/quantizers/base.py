@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vpvae_hf.settings import require, require_integer
-from vpvae_hf.tensors import as_codes, as_tensor, device_for, is_tracing
+from vpvae_hf.tensors import as_codes, as_tensor, device_for, is_tracing, require_finite, without_bad_values
 
 from .normalization import rms_length
 
@@ -116,7 +116,7 @@ class Quantizer(nn.Module, ABC):
     have the same codes everywhere. Switching between `train()` and `eval()` computes nothing. Methods raise a
     ValueError for vectors of another dimension, NaN or infinite, and for codes outside 0..K-1 or of another G; a
     TypeError for another kind of dtype; and, if they need codes, the errors of `check_codes`. A graph that torch makes
-    of `encode` and `decode` (compile, export) looks at no values: it has none of the errors that depend on them.
+    (compile, export) looks at no values: it has none of the errors that depend on them.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
     `set_codebook` and `recent_latents` if the codebook is fitted after training.
@@ -168,7 +168,7 @@ class Quantizer(nn.Module, ABC):
         if self.training and torch.compiler.is_exporting():
             raise ValueError("in train mode no graph can be exported; call model.eval() first")
         features = as_tensor(features, "features", device_for(self, features))
-        _check_vectors(features, self.config.feature_dim, "features", look=self.training or not is_tracing())
+        _check_vectors(features, self.config.feature_dim, "features")
         with torch.autocast(features.device.type, enabled=False):
             if self.training:
                 return self.training_forward(features.float(), generator)
@@ -176,8 +176,7 @@ class Quantizer(nn.Module, ABC):
             if not self.has_codes:
                 latents = latents.float()
                 return QuantizerOutput(latents=latents, codes=None, loss=latents.new_zeros(()), metrics={})
-            codes = self.encode(latents)
-            quantized = self.decode(codes)
+            quantized, codes = self.nearest(latents)
             metrics = {"quantizer/quantization_error_rms": rms_length(quantized - latents.float())}
             return QuantizerOutput(latents=quantized, codes=codes, loss=quantized.new_zeros(()), metrics=metrics)
 
@@ -186,9 +185,19 @@ class Quantizer(nn.Module, ABC):
         """The code of each latent: [...] or [..., G] int64 in 0..K-1 from [..., d]."""
         self.check_codes()
         latents = as_tensor(latents, "latents", device_for(self, latents))
-        _check_vectors(latents, self.latent_dim, "latents", look=not is_tracing())
+        _check_vectors(latents, self.latent_dim, "latents")
+        return self._nearest_codes(latents)
+
+    @_onloaded
+    def nearest(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`decode(encode(latents))` and the codes, of latents [..., d] that were checked: it looks at no values."""
+        self.check_codes()
+        codes = self._nearest_codes(latents)
+        return self.lookup(codes), codes
+
+    def _nearest_codes(self, latents: Tensor) -> Tensor:
         with torch.autocast(latents.device.type, enabled=False):
-            return self.nearest_codes(latents.float())
+            return self.nearest_codes(latents.float() if is_tracing() else without_bad_values(latents.float()))
 
     @_onloaded
     def decode(self, codes: Tensor) -> Tensor:
@@ -198,11 +207,13 @@ class Quantizer(nn.Module, ABC):
         groups = self.code_groups
         if groups > 1 and (codes.ndim < 1 or codes.shape[-1] != groups):
             raise ValueError(f"codes must be [..., {groups}], one per dimension, got shape {tuple(codes.shape)}")
-        if not is_tracing() and codes.numel() and (codes.min() < 0 or codes.max() >= self.codebook_size):
-            raise ValueError(
-                f"codes must lie in 0..{self.codebook_size - 1}, got {int(codes.min())}..{int(codes.max())}; "
-                "were they made with another tokenizer, or with special tokens added?"
-            )
+        if not is_tracing() and codes.numel():
+            low, high = torch.stack(torch.aminmax(codes)).tolist()
+            if low < 0 or high >= self.codebook_size:
+                raise ValueError(
+                    f"codes must lie in 0..{self.codebook_size - 1}, got {low}..{high}; "
+                    "were they made with another tokenizer, or with special tokens added?"
+                )
         return self.lookup(codes)
 
     def to_latents(self, features: Tensor) -> Tensor:
@@ -211,7 +222,10 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
-        """What training does in place of quantization; features are [..., F] float32 and finite."""
+        """What training does in place of quantization; features are [..., F] float32.
+
+        They are finite, except within `deferred_checks`: then bad ones must raise nothing, and nothing must keep them.
+        """
 
     @abstractmethod
     def nearest_codes(self, latents: Tensor) -> Tensor:
@@ -246,14 +260,27 @@ class Quantizer(nn.Module, ABC):
         return super()._apply(move, recurse)
 
 
-def _check_vectors(vectors: Tensor, dim: int, name: str, look: bool) -> None:
+class HoldsValues:
+    """Whether a tensor holds anything but zeros. It looks again only after the tensor was written to or replaced."""
+
+    def __init__(self):
+        self._seen: tuple[int, int] | None = None
+
+    def __call__(self, tensor: Tensor) -> bool:
+        if tensor.is_inference():  # does not tell when it is written to
+            return bool(tensor.any())
+        state = tensor.data_ptr(), tensor._version
+        # A negative answer is not kept: it ends in an error anyway.
+        if state != self._seen and tensor.any():
+            self._seen = state
+        return state == self._seen
+
+
+def _check_vectors(vectors: Tensor, dim: int, name: str) -> None:
     if vectors.ndim < 1 or vectors.shape[-1] != dim:
         raise ValueError(f"{name} must be [..., {dim}] (latent_dim last), got shape {tuple(vectors.shape)}")
     if not vectors.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {vectors.dtype}; use decode() for codes")
-    if look and not torch.isfinite(vectors).all():
-        bad = int((~torch.isfinite(vectors)).sum())
-        raise ValueError(
-            f"{bad} of {vectors.numel()} values of the {name} are NaN or infinite; "
-            "in training lower the learning rate or clip gradients, otherwise check the input and the weights"
-        )
+    if vectors.numel():
+        remedy = "; in training lower the learning rate or clip gradients, otherwise check the input and the weights"
+        require_finite(vectors, f"values of the {name}", remedy)

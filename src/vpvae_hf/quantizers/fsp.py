@@ -131,7 +131,7 @@ class ScalarPerturbation(Quantizer):
         config, unit = self.config, self._activation(features)
         # Eq. (16): noise that would leave [0, 1] is left out.
         noise = torch.rand(unit.shape, device=unit.device, dtype=torch.float32, generator=generator) - 0.5
-        moved = unit.detach() + config.eta / unit.new_tensor(config.levels) * noise
+        moved = unit.detach() + config.eta / self.grid.levels_like(unit) * noise
         kept = (moved >= 0) & (moved <= 1)
         perturbed = torch.where(kept, moved, unit.detach())
         centroids = self.grid.centroids(self.grid.cells(unit.detach()))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpvae_hf.codebook import ScalarGrid
 from vpvae_hf.settings import require_weight
+from vpvae_hf.tensors import constant
 
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import rms_length
@@ -55,7 +56,7 @@ class TokenBridge(Quantizer):
     def __init__(self, config: TokenBridgeConfig):
         super().__init__(config)
         self._grid = ScalarGrid((config.codebook_size,) * config.latent_dim)
-        self._centroids = _bin_means(config.codebook_size)
+        self._centroids = tuple(_bin_means(config.codebook_size))
 
     def to_latents(self, features: Tensor) -> Tensor:
         """[..., d] means from features [..., 2 d]."""
@@ -67,7 +68,7 @@ class TokenBridge(Quantizer):
         noise = torch.randn(mean.shape, device=mean.device, dtype=torch.float32, generator=generator)
         displacement = (log_variance / 2).exp() * noise
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=-1).mean()
-        quantized = self.lookup(self.nearest_codes(mean.detach()))
+        quantized = self.lookup(self.nearest_codes(mean.detach().nan_to_num()))
         metrics = {
             "quantizer/displacement_rms": rms_length(displacement),
             "quantizer/quantization_error_rms": rms_length(quantized - mean),
@@ -81,7 +82,7 @@ class TokenBridge(Quantizer):
         return cells if self.code_groups > 1 else cells.squeeze(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        centroids = torch.tensor(self._centroids, device=codes.device, dtype=torch.float32)
+        centroids = constant(self._centroids, torch.float32, codes)
         return centroids[codes if self.code_groups > 1 else codes.unsqueeze(-1)]
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import zlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,9 +21,9 @@ from vpvae_hf.settings import (
     require_share,
     require_weight,
 )
-from vpvae_hf.tensors import as_real, is_tracing, kept_for_training
+from vpvae_hf.tensors import as_real, is_tracing, kept_for_training, precise_dtype, without_bad_values
 
-from .base import CodebookNotFittedError, Quantizer, QuantizerConfig, QuantizerOutput
+from .base import CodebookNotFittedError, HoldsValues, Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import normalization_loss
 from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
@@ -30,6 +31,9 @@ from .vp_scale import PerturbationScale
 
 # Enough for a root mean square displacement within about 3%; later steps refine it.
 _TRIAL_LATENTS = 1024
+
+# With many ranks the search index may lag behind the queue by this share of it, unless settings allow more.
+_STALEST_INDEX = 0.5
 
 _RUN_BY_ALL = (
     "every rank must run each training forward of VectorPerturbation, whose queue they share. For a forward of this "
@@ -60,7 +64,8 @@ class VectorPerturbationConfig(QuantizerConfig):
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents per code;
             until then all of them do.
-        index_refresh: share of the queue that may change before its search index is rebuilt.
+        index_refresh: share of the queue that may change before its search index is rebuilt; for several ranks, which
+            fill the queue together, so many times it, up to half of the queue.
         search_backend: how "metropolis" and "always_accept" search, as for `vpvae_hf.neighbors.build_index`.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
         normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" only their mean, so that
@@ -164,6 +169,9 @@ class VectorPerturbation(Quantizer):
         self._indexed_at = 0
         self._search: NearestPoint | None = None
         self._step_size_ratio = 1.0
+        self._most_tokens = 0  # of a rank in a step so far
+        self._is_codebook = HoldsValues()
+        _stay_out_of_graphs()
 
     @property
     def training_state(self) -> "_TrainingState":
@@ -179,33 +187,43 @@ class VectorPerturbation(Quantizer):
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         config, flat = self.config, features.reshape(-1, self.latent_dim)
-        with distributed.run_by_all_ranks(_RUN_BY_ALL):
-            perturbed, accepted = self._perturb(flat.detach(), generator)
-            displacement = perturbed - flat.detach()
-            displacement_ms = displacement.square().sum(dim=-1).mean()
-            self.scale.observe(float(displacement_ms) * self._step_size_ratio, len(flat))
-            self._enqueue(flat.detach(), generator)
-        error_ms, whole = self.scale.error_ms, config.normalization == "whole"
-        scale_name = "share" if config.perturbation == "random_codebook" else "eta"
-        metrics = {
-            "quantizer/displacement_rms": displacement_ms.sqrt(),
-            "quantizer/quantization_error_rms": flat.new_tensor(math.nan if error_ms is None else error_ms**0.5),
-            "quantizer/acceptance": accepted.float().mean(),
-            f"quantizer/{scale_name}": flat.new_tensor(self.scale.value),
-            "quantizer/queue_fill": flat.new_tensor(len(self.queue) / self.queue.capacity),
-        }
+        displacement, metrics = self._displacement(flat.detach(), generator)
         latents = features + displacement.view_as(features)  # eq. (9): the displacement carries no gradient
+        whole = config.normalization == "whole"
         loss = normalization_loss(flat, config.mean_weight, config.variance_weight, whole=whole)
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
+    def _displacement(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Displacements [N, d] of latents, which then enter the queue, and the metrics. No graph looks into it."""
+        device = latents.device
+        self.scale.move(device)
+        finite = without_bad_values(latents)  # searches take no others
+        with distributed.run_by_all_ranks(_RUN_BY_ALL):
+            perturbed, accepted = self._perturb(finite, generator)
+            displacement = perturbed - finite
+            displacement_ms = displacement.square().sum(dim=-1).mean()
+            self._share(latents, displacement_ms, generator)
+        error_ms = self.scale.error_ms
+        scale_name = "share" if self.config.perturbation == "random_codebook" else "eta"
+        known = {
+            "quantizer/quantization_error_rms": math.nan if error_ms is None else error_ms**0.5,
+            "quantizer/queue_fill": len(self.queue) / self.queue.capacity,
+        }
+        return displacement, {
+            "quantizer/displacement_rms": displacement_ms.sqrt(),
+            "quantizer/acceptance": accepted.float().mean(),
+            f"quantizer/{scale_name}": self.scale.value.to(torch.float32, copy=True),
+            **{name: torch.full((), value, device=device, dtype=torch.float32) for name, value in known.items()},
+        }
+
     def check_codes(self) -> None:
-        if not self.config.fitted and not is_tracing() and self.codebook.any():
+        if not self.config.fitted and not is_tracing() and self._is_codebook(self.codebook):
             raise CodebookNotFittedError(
                 "the codebook holds values, as of weights that were copied one by one, but the settings say that it is "
                 "not fitted; call model.set_codebook(model.quantize.codebook), or load weights with load_state_dict"
             )
         super().check_codes()
-        if not is_tracing() and not self.codebook.any():
+        if not is_tracing() and not self._is_codebook(self.codebook):
             raise CodebookNotFittedError(
                 "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
                 "config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
@@ -296,21 +314,23 @@ class VectorPerturbation(Quantizer):
         size = config.codebook_size
         if config.codebook_size_range is not None:
             least, most = map(math.log, config.codebook_size_range)
-            part = float(torch.rand((), device=latents.device, dtype=torch.float32, generator=generator))
-            size = round(math.exp(least + part * (most - least)))
+            part = torch.rand((), device="cpu", dtype=torch.float32, generator=_on_cpu(generator))
+            size = round(math.exp(least + float(part) * (most - least)))
             # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
             self._step_size_ratio = (size / config.codebook_size) ** (2 / self.latent_dim)
         codebook = self.queue.draw(size, latents.device, generator)
         perturbed = random_codebook(latents, codebook, self.scale.value)
         return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
 
-    def _metropolis(self, latents: Tensor, eta: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def _metropolis(
+        self, latents: Tensor, eta: float | Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
         index = self._current_index(latents.device)
         return metropolis(
             latents,
             index,
             density_rank=self.config.density_rank,
-            mass_rank=math.ceil(len(index.points) / self.codebook_size),
+            mass_rank=math.ceil(index.size / self.codebook_size),
             eta=eta,
             always_accept=self.config.perturbation == "always_accept",
             generator=generator,
@@ -325,19 +345,58 @@ class VectorPerturbation(Quantizer):
 
     @kept_for_training()
     def _current_index(self, device: torch.device) -> NeighborIndex:
-        index, changed = self._index, self.queue.pushed - self._indexed_at
-        if index is None or index.points.device != device or changed > self.config.index_refresh * len(self.queue):
+        index, changed, refresh = self._index, self.queue.pushed - self._indexed_at, self.config.index_refresh
+        most = min(refresh * distributed.world_size(), max(refresh, _STALEST_INDEX)) * len(self.queue)
+        if index is None or index.device != device or changed > most:
             self._index = build_index(self.queue.latents().to(device), self.config.search_backend)
             self._indexed_at = self.queue.pushed
         return self._index
 
-    def _enqueue(self, latents: Tensor, generator: torch.Generator | None) -> None:
+    def _share(self, latents: Tensor, displacement_ms: Tensor, generator: torch.Generator | None) -> None:
+        """Have the queue and the scale of every rank see what this rank's latents [N, d] and their displacement are."""
+        tokens = len(latents)
+        chosen = torch.randperm(tokens, device=latents.device, generator=generator)[: self._entering(tokens)]
+        displaced = displacement_ms.to(precise_dtype(latents.device)) * self._step_size_ratio * tokens
+        rows, displaced, tokens = self._of_all_ranks(latents[chosen], displaced, tokens)
+        self.scale.observe(displaced / tokens)
+        self.queue.push(rows)
+
+    def _entering(self, tokens: int) -> int:
+        """How many of a rank's tokens enter the queue in this step."""
         filling = len(self.queue) < self._least_queue
-        count = len(latents) if filling else math.ceil(self.config.queue_share * len(latents))
-        chosen = torch.randperm(len(latents), device=latents.device, generator=generator)[:count]
-        # With the displacement's sum these are three collectives per step, of a few kilobytes once the queue is filled.
-        # Ranks then wait for the slowest in the forward, not at the gradients in the backward.
-        self.queue.push(distributed.rows_of_all_ranks(latents[chosen]))
+        return tokens if filling else math.ceil(self.config.queue_share * tokens)
+
+    def _of_all_ranks(self, rows: Tensor, displaced: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor | int]:
+        """The rows [n, d] of all ranks, one after the other, and the sums over them of the two numbers.
+
+        It is one collective, of a few kilobytes once the queue is filled, in which ranks wait for the slowest; and one
+        more if a rank has more tokens than any had before.
+        """
+        if distributed.world_size() == 1:
+            return rows, displaced, tokens
+        numbers = torch.stack([displaced, torch.full_like(displaced, tokens)])
+        while True:
+            parts, sums = distributed.gather_rows(rows, self._entering(self._most_tokens), numbers)
+            counts = [int(count) for count in sums[:, 1].tolist()]
+            if max(counts) <= self._most_tokens:
+                break
+            self._most_tokens = max(counts)
+        rows = torch.cat([part[: self._entering(count)] for part, count in zip(parts, counts, strict=True)])
+        return rows, *sums.sum(dim=0)
+
+
+@cache
+def _stay_out_of_graphs() -> None:
+    # What a step does with queue, index and scale is Python between kernels. A decorator would import torch's compiler
+    # along with this module, which takes two seconds.
+    VectorPerturbation._displacement = torch.compiler.disable(VectorPerturbation._displacement)
+
+
+def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
+    """A generator whose numbers the host knows without waiting for a device: of the CPU, seeded by another's state."""
+    if generator is None or generator.device.type == "cpu":
+        return generator
+    return torch.Generator("cpu").manual_seed(zlib.crc32(generator.get_state().numpy().tobytes()))
 
 
 def _scale_settings(config: VectorPerturbationConfig) -> tuple:

@@ -45,14 +45,14 @@ def metropolis(
     *,
     density_rank: int,
     mass_rank: int,
-    eta: float,
+    eta: float | Tensor,
     always_accept: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step that leaves the latents' distribution as it is, eqs. (3) to (9).
 
     Args:
-        latents: [N, d], detached.
+        latents: [N, d] float32, detached and finite, which is not checked.
         index: over the queue.
         density_rank, mass_rank: k and M.
         eta: scale of the radius, eq. (3): R(z) = eta * D_M(z).
@@ -61,19 +61,20 @@ def metropolis(
     Returns:
         Perturbed latents [N, d] and which proposals were accepted, [N] bool.
     """
-    distances = index.distances(latents, (density_rank, mass_rank))
+    ranks = density_rank, mass_rank
+    distances = index.distances_unchecked(latents, ranks)
     near, radius = distances[:, 0], eta * distances[:, 1]
     proposed = latents + radius[:, None] * uniform_in_ball(latents.shape, latents.device, generator)
     if always_accept:
         return proposed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
-    near_proposed, far_proposed = index.distances(proposed, (density_rank, mass_rank)).unbind(1)
+    near_proposed, far_proposed = index.distances_unchecked(proposed, ranks).unbind(1)
     move = (proposed - latents).norm(dim=-1)
     probability = acceptance_probability(near, radius, near_proposed, eta * far_proposed, move, latents.shape[-1])
     accepted = torch.rand(len(latents), device=latents.device, dtype=torch.float32, generator=generator) < probability
     return torch.where(accepted[:, None], proposed, latents), accepted
 
 
-def random_codebook(latents: Tensor, codebook: Tensor, share: float) -> Tensor:
+def random_codebook(latents: Tensor, codebook: Tensor, share: float | Tensor) -> Tensor:
     """Latents [N, d], each moved a share of the way to the nearest of K latents [K, d] drawn from the queue.
 
     The drawn latents have the latents' own density and make cells of mass 1/K, so the moves have the directions and

@@ -29,14 +29,20 @@ class LatentQueue:
 
     @kept_for_training()
     def push(self, latents: Tensor) -> None:
-        """Append [N, d] latents in order; the oldest leave when the queue is full."""
+        """Append [N, d] latents in order; the oldest leave when the queue is full.
+
+        In place of a latent that is NaN or infinite, one that the queue holds is kept once more.
+        """
         latents = latents.detach().float()
+        if not self._size:
+            latents = latents[latents.isfinite().all(dim=1)]
         if self._storage is None:
             self._storage = torch.zeros(self.capacity, self.dim, device=latents.device, dtype=torch.float32)
         self._storage = self._storage.to(latents.device)
         kept = latents[-self.capacity :]
         positions = torch.arange(self._next, self._next + len(kept), device=latents.device) % self.capacity
-        self._storage[positions] = kept
+        held = self._storage[positions % max(1, self._size)]
+        self._storage[positions] = torch.where(kept.isfinite().all(dim=1, keepdim=True), kept, held)
         self._next = (self._next + len(kept)) % self.capacity
         self._size = min(self._size + len(kept), self.capacity)
         self.pushed += len(latents)

@@ -9,6 +9,7 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.tensors import kept_for_training, precise_dtype
 
 Displacement: TypeAlias = Callable[[float], float]
 
@@ -34,18 +35,23 @@ class PerturbationScale:
     of a K-means codebook of the queue. The error is measured again whenever half of the queue is new; between
     measurements the factor follows the displacement that it is seen to cause.
 
-    In a distributed job every rank must call `measure` and `observe`, and all have the same values: the first rank
-    measures for the others, and the displacement is that of all tokens.
+    In a distributed job every rank must call `measure`, and `observe` with the displacement of all tokens; then all
+    have the same values: the first rank measures for the others. The ranks fill the queue together, so it is measured
+    again whenever as much is new as half of the queue times their number, or the queue has doubled.
 
     Args:
         setting: a positive number, or "auto".
         start: the factor used with "auto" until the first measurement.
         bounds: least and greatest factor, if the displacement is proportional to it; None if they must be found.
+
+    Attributes:
+        value: the factor, [] float64 (float32 on a device without it) where `move` put it. Only the device follows it.
+        error_ms: the mean square error of the last measurement; None before.
     """
 
     def __init__(self, setting: float | Literal["auto"], start: float, bounds: tuple[float, float] | None = None):
         self.automatic = setting == "auto"
-        self.value = start if self.automatic else float(setting)
+        self.value = _number(start if self.automatic else float(setting))
         self.error_ms: float | None = None
         self._measured_at = 0
         self._proportional = bounds is not None
@@ -53,7 +59,13 @@ class PerturbationScale:
 
     def due(self, pushed: int, size: int) -> bool:
         """Whether enough of the queue is new to measure again: `pushed` latents ever, `size` of them held."""
-        return self.error_ms is None or pushed - self._measured_at >= _MEASURED_EVERY * size
+        new, enough = pushed - self._measured_at, _MEASURED_EVERY * size * distributed.world_size()
+        return self.error_ms is None or new >= enough or size >= 2 * self._measured_at
+
+    @kept_for_training()
+    def move(self, device: torch.device) -> None:
+        """Keep the value on a device from now on."""
+        self.value = self.value.to(device, precise_dtype(device))
 
     def measure(self, queue: Tensor, codebook_size: int, pushed: int, displacement_ms: Displacement) -> None:
         """Fit a codebook to most of the queue [S, d] and measure its mean square error on the rest.
@@ -68,9 +80,10 @@ class PerturbationScale:
         with distributed.failing_together():
             if distributed.rank() == 0:
                 self._measure(queue, codebook_size, pushed, displacement_ms)
-                found = [self.value, self.error_ms, *(self._bounds or ())]
+                found = [float(self.value), self.error_ms, *(self._bounds or ())]
         found = distributed.from_first_rank(torch.tensor(found, device="cpu", dtype=torch.float64)).tolist()
-        self.value, self.error_ms, *bounds = found
+        value, self.error_ms, *bounds = found
+        self.value = torch.full_like(self.value, value)
         self._bounds = tuple(bounds) or None
         self._measured_at = pushed
 
@@ -82,22 +95,19 @@ class PerturbationScale:
         errors, _ = nearest_point(held_out, codebook)
         self.error_ms = float(errors.square().mean())
         if self.automatic and not self._proportional:
-            if self._bounds is not None and self._bounds[0] < self.value < self._bounds[1]:
-                self._bounds = (self.value / _LEEWAY, min(self.value * _LEEWAY, _LADDER[-1]))
+            value = float(self.value)
+            if self._bounds is not None and self._bounds[0] < value < self._bounds[1]:
+                self._bounds = (value / _LEEWAY, min(value * _LEEWAY, _LADDER[-1]))
             else:
                 self._find(displacement_ms)
 
-    def observe(self, displacement_ms: float, tokens: int) -> None:
-        """Take note of the mean square displacement that the present factor caused, over this rank's tokens."""
+    @kept_for_training()
+    def observe(self, displacement_ms: Tensor) -> None:
+        """Take note of the mean square displacement [] that the present factor caused; it lies where the value does."""
         if not self.automatic or self._bounds is None or not self.error_ms:
             return
-        sums = torch.tensor([displacement_ms * tokens, tokens], device="cpu", dtype=torch.float64)
-        total, tokens = distributed.sum_over_ranks(sums).tolist()
-        displacement_ms = total / tokens
-        if displacement_ms == 0:
-            return
-        least, most = self._bounds
-        self.value = min(max(self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2), least), most)
+        followed = (self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2)).clamp(*self._bounds)
+        self.value = torch.where(displacement_ms > 0, followed, self.value)
 
     def forget(self) -> None:
         """Measure again at the next chance: the codebook size has changed."""
@@ -119,14 +129,18 @@ class PerturbationScale:
             (low_ms, low), (high_ms, high) = tried[-2:]
             part = (self.error_ms**0.5 - low_ms**0.5) / (high_ms**0.5 - low_ms**0.5)
             best = low + part * (high - low)
-        self.value = best
+        self.value = torch.full_like(self.value, best)
         self._bounds = (best / _LEEWAY, best if reached < self.error_ms else best * _LEEWAY)
 
     def state_dict(self) -> dict:
-        present = {"value": self.value, "error_ms": self.error_ms}
+        present = {"value": float(self.value), "error_ms": self.error_ms}
         return present | {"measured_at": self._measured_at, "bounds": self._bounds}
 
     def load_state_dict(self, state: dict) -> None:
         self.error_ms, self._measured_at = state["error_ms"], state["measured_at"]
         if self.automatic:
-            self.value, self._bounds = state["value"], state["bounds"]
+            self.value, self._bounds = _number(state["value"]), state["bounds"]
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, device="cpu", dtype=torch.float64)

@@ -12,7 +12,7 @@ from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import is_number, require, require_name, require_weight
 from vpvae_hf.tensors import is_tracing
 
-from .base import CodebookNotFittedError, QuantizerOutput
+from .base import CodebookNotFittedError, HoldsValues, QuantizerOutput
 from .baselines import LearnedCodebook, LearnedCodebookConfig, library
 
 
@@ -72,6 +72,7 @@ class VectorQuantization(LearnedCodebook):
             learnable_codebook=config.update == "gradient",
             sync_codebook=distributed.world_size() > 1,
         )
+        self._has_started = HoldsValues()
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         with seeded_by(generator, features.device):  # the library takes no generator
@@ -83,7 +84,7 @@ class VectorQuantization(LearnedCodebook):
 
     def check_codes(self) -> None:
         super().check_codes()
-        if not is_tracing() and not self.library._codebook.initted:
+        if not is_tracing() and not self._has_started(self.library._codebook.initted):
             raise CodebookNotFittedError(
                 "the codebook starts from the first batch of training (kmeans_start), and none was seen yet; train "
                 "first"

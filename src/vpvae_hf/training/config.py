@@ -47,19 +47,18 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
         from omegaconf import OmegaConf
     config = OmegaConf.structured(config_class)
     files, settings = _split(arguments)
-    texts = {key for key, kind in _types(config_class, "") if kind in (str, str | None)}
+    kinds = dict(_types(config_class, ""))
     for file in files:
         for path, content in with_bases(Path(file)):
             config = _merged(config, content, str(path))
     for key, value in settings:
         if value is None:
-            defaults = {name: default for name, default, _ in _fields(config_class, "")}
-            if key not in defaults:
+            if key not in kinds:
                 raise ValueError(_unknown(config, key, "--"))
-            if not isinstance(defaults[key], bool):
+            if kinds[key] not in (bool, bool | None):
                 raise ValueError(f"--{key} needs a value")
             value = "true"
-        if key in texts and value not in _NULLS and value[0] not in "\"'":
+        if kinds.get(key) in (str, str | None) and value not in _NULLS and value[0] not in "\"'":
             value = json.dumps(value)
         config = _merged(config, OmegaConf.from_dotlist([f"{key}={value}"]), "the command line")
     return OmegaConf.to_object(config)

@@ -5,6 +5,7 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -19,6 +20,7 @@ from vpvae_hf.models.tokenizer import Tokenizer
 from .checkpoints import prepare_output, resume_hint
 from .config import require_settings
 from .fit import CodebookFit, fit_codebook, measure_scaling_factor
+from .hardware import compiles, describe, find_hardware, tuned, untuned
 from .trackers import end_trackers, start_trackers
 from .trainer import Trainer, accelerator_for
 from .validation import Validation
@@ -44,7 +46,8 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     checkpoint = prepare_output(output, config, outputs=("validation", "tokenizer"))
     # Every rank starts from the same weights, then draws its own perturbations.
     set_seed(config.seed)
-    model = _model(modality, config).to(accelerator.device)
+    compiled = compiles(config, find_hardware())
+    model = _model(modality, config, compiled).to(accelerator.device)
     part = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     batches = Batches(modality, model, config.data, batch_size=config.train_batch_size, **part)
     batches.open()
@@ -58,7 +61,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         loss_weights=config.loss_weights,
         adversarial=modality.adversarial(config, model),
         accelerator=accelerator,
-        workers=config.data.workers,
+        workers=config.data.loader_workers,
         output=output,
         validate=validation.measure if batches.validates else None,
         headline_metrics=modality.headline_metrics,
@@ -68,9 +71,12 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     if checkpoint is not None:
         trainer.resume(checkpoint)
     accelerator.print(_beginning(modality, model, config, accelerator, checkpoint))
+    accelerator.print(describe(accelerator, compiled=compiled))
     start_trackers(accelerator, config, trainer.step)
-    with resume_hint(output, lambda: trainer.step):
+    survives = compiled and config.torch_compile is None
+    with resume_hint(output, lambda: trainer.step), tuned(accelerator.device, survive_compiler=survives):
         trainer.run()
+    model.to(memory_format=torch.contiguous_format)  # safetensors knows no other
     fit = _fit(model, batches, config)
     model.eval()
     folder = output / "tokenizer"
@@ -90,7 +96,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     return folder
 
 
-def _model(modality: Modality, config: TrainingConfig) -> Tokenizer:
+def _model(modality: Modality, config: TrainingConfig, compiled: bool) -> Tokenizer:
     model = modality.build_model(config)
     if config.train_only is not None and not model.quantize.config.fitted:
         raise ValueError(
@@ -99,13 +105,15 @@ def _model(modality: Modality, config: TrainingConfig) -> Tokenizer:
         )
     if config.train_only == "decoder":
         model.freeze_encoder()
-    if config.torch_compile:
+    if compiled:
         # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
-        model.encoder.compile()
-        model.decoder.compile()
+        for name, part in model.named_children():
+            if name in ("encoder", "decoder"):
+                part.compile()
     return model
 
 
+@untuned()
 def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> CodebookFit | None:
     """Fit the codebook, or measure the scaling factor of a quantizer that needs no fit."""
     if config.train_only is not None:
@@ -126,7 +134,8 @@ def _beginning(
     line = (
         f"{weights / 1e6:.1f} million weights, {modality.resolution(model)}, {model.quantize.config.kind} with "
         f"{model.quantize.codebook_size or 'no'} codes of {model.quantize.latent_dim} dimensions; {examples} "
-        f"{modality.train_items} per step on {accelerator.num_processes} x {accelerator.device.type}; "
+        f"{modality.train_items} per step on {accelerator.num_processes} x {accelerator.device.type}, "
+        f"{config.data.loader_workers} loader processes each; "
         f"results in {config.output_dir}"
     )
     return line if checkpoint is None else f"{line}\ngoing on from {checkpoint}"

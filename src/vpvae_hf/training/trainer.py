@@ -1,6 +1,7 @@
 """The training loop, on whatever devices and ranks Accelerate was given, and the log of what it measures."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -9,12 +10,15 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vpvae_hf import distributed
 from vpvae_hf.files import write_text
@@ -22,8 +26,10 @@ from vpvae_hf.losses import Loss, discriminator_loss, generator_loss
 from vpvae_hf.modalities.config import AdversarialConfig, LoopConfig, RunConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.progress import progress_bar
+from vpvae_hf.tensors import DeferredChecks, deferred_checks
 
 from .checkpoints import load_checkpoint, save_checkpoint
+from .hardware import find_hardware, fuses_adamw, mixed_precision
 from .trackers import installed_trackers
 
 _log = logging.getLogger(__name__)
@@ -49,7 +55,8 @@ class Trainer:
 
     Attributes:
         log: `MetricsLog` of all rows.
-        step: optimizer steps that were taken.
+        step: optimizer steps so far, also those that the scaler of fp16 skipped; these change neither the learning rate
+            nor the moving average.
         examples: how many items all ranks together were trained on.
     """
 
@@ -82,13 +89,22 @@ class Trainer:
             checkpoint_activations(model)
         betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
         trained = [weights for weights in model.parameters() if weights.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=betas, weight_decay=decay)
-        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
-        # Not prepared: Accelerate would step it once for each rank.
+        how = {"betas": betas, "fused": fuses_adamw(accelerator) or None}
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=decay, **how)
+        # Not prepared: Accelerate would step it once for each rank. Made before Accelerate, in fp16, replaces the
+        # optimizer's `step`.
         lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
         self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
-        self._adversary = None if adversarial is None else _Adversary(*adversarial, betas, accelerator)
-        self._ema = EMAModel(model.parameters(), decay=config.ema_decay) if config.use_ema else None
+        self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
+        if isinstance(self._wrapped, DistributedDataParallel):
+            # No step changes a buffer on one rank alone. Not an argument, which would leave out the broadcast that
+            # starts the ranks equal.
+            self._wrapped.broadcast_buffers = False
+        self._adversary = None if adversarial is None else _Adversary(*adversarial, how, accelerator)
+        self._ema = None
+        if config.use_ema:
+            on_cuda = accelerator.device.type == "cuda"
+            self._ema = EMAModel(model.parameters(), decay=config.ema_decay, foreach=on_cuda)
         for part in (self, self._schedule, self._ema, model.quantize.training_state):
             if part is not None:
                 accelerator.register_for_checkpointing(part)
@@ -115,9 +131,11 @@ class Trainer:
             self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
         if position is None or position["readers"] != self._readers:
             _log.warning(
-                "%s was made with other ranks or loader workers than now (%d readers): weights and all other states "
-                "go on, the data set starts again from its beginning",
+                "%s was made with other ranks or loader workers than now (ranks times workers were %s, now %d): the "
+                "data set starts again from its beginning, weights and all other states go on; with the same ranks and "
+                "--data.workers it would go on, too",
                 folder,
+                "unknown" if position is None else position["readers"],
                 self._readers,
             )
         elif position["state"] is not None:
@@ -129,7 +147,9 @@ class Trainer:
         """Train up to the last step. The model is left in train mode, with the averaged weights if there is an EMA.
 
         Raises:
-            ValueError: NaN or infinite latents, or data that cannot be read.
+            ValueError: NaN or infinite inputs or features, which the next row of metrics tells, with the first step
+                that had them; no checkpoint is made of what follows. Or data that cannot be read.
+            RuntimeError: another rank had such values.
         """
         config, last = self.config, self.config.max_train_steps
         self._train_mode()
@@ -137,10 +157,12 @@ class Trainer:
         with progress_bar(total=last, **where, shown=self.step < last) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for batch in batches:
-                interval.add(self._forward_backward(batch.to(self.accelerator.device)), len(batch))
+                interval.add(self.step + 1, *self._forward_backward(batch.to(self.accelerator.device)), len(batch))
                 if not self.accelerator.sync_gradients:
                     continue
                 self.step += 1
+                if self.accelerator.optimizer_step_was_skipped:  # float16 overflowed, and its scale was lowered
+                    interval.excuse(self.step)
                 bar.update()
                 ends = self.step == last
                 saves = self._output is not None and (ends or self.step % config.checkpointing_steps == 0)
@@ -173,14 +195,18 @@ class Trainer:
         for module in self._frozen_modules:
             module.eval()
 
-    def _forward_backward(self, original: Tensor) -> dict[str, Tensor]:
-        """One forward and backward pass, and an optimizer step if enough gradients were accumulated; the metrics."""
+    def _forward_backward(self, original: Tensor) -> tuple[dict[str, Tensor], DeferredChecks]:
+        """One forward and backward pass, and an optimizer step if enough gradients were accumulated.
+
+        Returns the metrics, and the checks of the forward pass.
+        """
         accelerator, adversary = self.accelerator, self._adversary
         prepared = [self._wrapped] if adversary is None else [self._wrapped, adversary.discriminator]
         if adversary is not None and self.step < adversary.config.start_step:
             adversary = None
         with accelerator.accumulate(*prepared):
-            output = self._wrapped(original)
+            with deferred_checks() as checks:
+                output = self._wrapped(original)
             metrics = {f"loss/{name}": loss(output.sample, original) for name, loss in self._losses.items()}
             total = output.loss + sum(self._loss_weights[name] * metrics[f"loss/{name}"] for name in self._losses)
             metrics["loss/quantizer"] = output.loss
@@ -196,19 +222,22 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             if adversary is not None:
                 metrics["loss/discriminator"] = adversary.train_step(original, output.sample)
-        if accelerator.sync_gradients:
+        if accelerator.sync_gradients and not self._optimizer.step_was_skipped:
             self._schedule.step()
             if self._ema is not None:
                 self._ema.step(self.model.parameters())
-        return {name: value.detach().float() for name, value in (metrics | output.metrics).items()}
+        return {name: value.detach().float() for name, value in (metrics | output.metrics).items()}, checks
 
     def _log_interval(self, interval: "_Interval") -> None:
-        """A row of means over the interval and the ranks."""
+        """A row of means over the interval and the ranks; a ValueError if values of a step were bad."""
         means = interval.means()
         stacked = distributed.sum_over_ranks(torch.stack(list(means.values()))) / distributed.world_size()
+        numbers = torch.cat([stacked, *interval.bounds]).tolist()  # fetched at once
+        with distributed.failing_together():
+            interval.raise_failed(numbers[len(means) :])
         examples = interval.examples * self.accelerator.num_processes
         self.examples += examples
-        row = dict(zip(means, stacked.tolist(), strict=True))
+        row = dict(zip(means, numbers, strict=False))
         row |= {"learning_rate": self._schedule.get_last_lr()[0], "examples": self.examples}
         row["examples_per_second"] = examples / (time.monotonic() - interval.began)
         if hasattr(self._batches, "skipped"):
@@ -222,13 +251,19 @@ class Trainer:
 
 def accelerator_for(config: RunConfig) -> Accelerator:
     """An Accelerator with a run's settings."""
+    hardware = find_hardware()
+    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    if hardware.device == "cuda" and "LOCAL_RANK" in os.environ:
+        # What lies in main memory, such as counts, travels without the GPU.
+        handlers.append(InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl"))
     return Accelerator(
         # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
+        mixed_precision=mixed_precision(config, hardware),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=installed_trackers(config) or None,
         project_dir=config.output_dir,
+        kwargs_handlers=handlers,
     )
 
 
@@ -305,14 +340,30 @@ class _Interval:
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._checks: list[tuple[int, DeferredChecks]] = []
         self.began = time.monotonic()
         self.examples = 0
 
-    def add(self, metrics: dict[str, Tensor], examples: int) -> None:
+    def add(self, step: int, metrics: dict[str, Tensor], checks: DeferredChecks, examples: int) -> None:
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
         self.examples += examples
+        self._checks.append((step, checks))
+
+    def excuse(self, step: int) -> None:
+        """Leave out the checks of a step that left the weights as they were."""
+        self._checks = [each for each in self._checks if each[0] != step]
+
+    @property
+    def bounds(self) -> list[Tensor]:
+        return [bounds for _, checks in self._checks for bounds in checks.bounds]
+
+    def raise_failed(self, bounds: list[float]) -> None:
+        """Raise the error of the first step whose values were bad, given `self.bounds` as numbers."""
+        pairs = zip(*[iter(bounds)] * 2, strict=True)
+        for step, checks in self._checks:
+            checks.raise_failed(f"step {step}: ", list(itertools.islice(pairs, len(checks.bounds))))
 
     def means(self) -> dict[str, Tensor]:
         return {name: value / self._counts[name] for name, value in self._sums.items()}
@@ -322,10 +373,10 @@ class _Adversary:
     """A discriminator that is trained together with the tokenizer. It and its optimizer are parts of checkpoints."""
 
     def __init__(
-        self, config: AdversarialConfig, discriminator: nn.Module, betas: tuple[float, float], accelerator: Accelerator
+        self, config: AdversarialConfig, discriminator: nn.Module, how: Mapping[str, Any], accelerator: Accelerator
     ):
         self.config, self._accelerator = config, accelerator
-        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, betas=betas)
+        optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, **how)
         self.discriminator, self._optimizer = accelerator.prepare(discriminator, optimizer)
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import Quantizer
 
+from .hardware import untuned
 from .trackers import log_picture
 
 # A preview codebook shows how training goes; the one that is published is fitted more carefully, to fresh latents.
@@ -44,6 +45,7 @@ class Validation:
             if config.validation_pictures and accelerator.is_main_process:
                 self._shown = batches.shown(config.validation_pictures)
 
+    @untuned()
     def measure(self, step: int) -> dict[str, float]:
         """Metrics with a preview codebook, or the model's own if it is not refitted; none if there is none yet."""
         codebook = None
@@ -61,6 +63,7 @@ class Validation:
             log_picture(self._accelerator, "validation", picture, step)
         return metrics
 
+    @untuned()
     def measure_all(self) -> ReconstructionQuality | None:
         """Quality of the finished tokenizer on the whole split; None if there is none."""
         if not self._batches.validates:
@@ -68,6 +71,7 @@ class Validation:
         batches = self._batches.evaluation()
         return self._modality.evaluate(self._model, batches, extra=self._extra, across_ranks=True)
 
+    @untuned()
     def write_examples(self, folder: Path) -> None:
         """Write the picture and sounds of the model card into a saved tokenizer's folder."""
         if self._shown is None:
@@ -78,7 +82,7 @@ class Validation:
 
     def _reconstructed(self, codebook: Tensor | None) -> tuple[Tensor, np.ndarray]:
         """What is shown, from codes, and a picture: originals, then without quantization, then from codes."""
-        made = reconstruct(self._model, self._shown.to(self._accelerator.device), codebook)
+        made = reconstruct(self._model, self._shown, codebook)
         return made.quantized, self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
 
 

@@ -1,0 +1,111 @@
+"""What a run makes of a CUDA GPU without being asked. On any other device all is as torch and accelerate have it."""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import is_initialized
+from accelerate.utils import parse_flag_from_env
+
+from vpvae_hf.modalities.config import RunConfig, TrainingConfig
+
+# The oldest GPUs that triton compiles for.
+_TRITON_CAPABILITY = (7, 0)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What this process trains on.
+
+    Attributes:
+        device: the type of its device.
+        bf16: whether that computes in bfloat16, without emulation.
+        triton: whether torch can compile for it.
+    """
+
+    device: str
+    bf16: bool = False
+    triton: bool = False
+
+
+def find_hardware() -> Hardware:
+    """What accelerate will choose."""
+    if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return Hardware("cpu")
+    device = torch.accelerator.current_accelerator().type
+    if device != "cuda":
+        return Hardware(device)
+    has_triton = importlib.util.find_spec("triton") is not None
+    return Hardware(
+        device,
+        bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        triton=has_triton and torch.cuda.get_device_capability() >= _TRITON_CAPABILITY,
+    )
+
+
+def mixed_precision(config: RunConfig, hardware: Hardware, environment: Mapping[str, str] = os.environ) -> str | None:
+    """The precision to ask accelerate for; None leaves it to accelerate."""
+    if config.mixed_precision is not None or is_initialized():
+        return config.mixed_precision
+    # `accelerate launch` says "no" too if nothing is configured.
+    configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    return "bf16" if hardware.bf16 and configured == "no" else None
+
+
+def compiles(config: TrainingConfig, hardware: Hardware) -> bool:
+    """Whether encoder and decoder are to be compiled."""
+    return hardware.triton if config.torch_compile is None else config.torch_compile
+
+
+def fuses_adamw(accelerator: Accelerator) -> bool:
+    """Whether AdamW is one kernel; fused, it would hide the steps that the scaler of fp16 skips."""
+    return accelerator.device.type == "cuda" and accelerator.mixed_precision != "fp16"
+
+
+def describe(accelerator: Accelerator, *, compiled: bool = False) -> str:
+    """A line on what is used."""
+    precision = accelerator.mixed_precision
+    used = ["float32" if precision == "no" else f"mixed precision {precision}"]
+    used += ["encoder and decoder compiled"] if compiled else []
+    used += ["fused AdamW"] if fuses_adamw(accelerator) else []
+    used += ["TF32", "cuDNN's fastest convolutions"] if accelerator.device.type == "cuda" else []
+    return f"{accelerator.device.type}: {', '.join(used)}"
+
+
+@contextmanager
+def tuned(device: torch.device, *, survive_compiler: bool = False) -> Iterator[None]:
+    """Within it, CUDA looks for the fastest convolutions, and multiplies matrices of float32 in TF32.
+
+    Args:
+        survive_compiler: go on without a compiled module, and log why, if compiling it fails.
+    """
+    precision = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        if survive_compiler:
+            stack.enter_context(torch._dynamo.config.patch(suppress_errors=True))
+        if device.type == "cuda":
+            stack.enter_context(_benchmark(True))
+            torch.set_float32_matmul_precision("high")
+            stack.callback(torch.set_float32_matmul_precision, precision)
+        yield
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Within it, nothing is compiled or looked for, which would be done anew for each shape."""
+    with torch.compiler.set_stance("force_eager"), _benchmark(False):
+        yield
+
+
+@contextmanager
+def _benchmark(value: bool) -> Iterator[None]:
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, value
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
