@@ -24,6 +24,7 @@ _SOURCES = {
     "VPImageProcessor": ".models",
     "VPMaskedPipeline": ".generation",
     "build_quantizer": ".quantizers",
+    "deferred_checks": ".tensors",
     "fit_codebook": ".training",
     "measure_scaling_factor": ".training",
 }
