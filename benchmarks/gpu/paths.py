@@ -172,7 +172,7 @@ def runs(session: Session) -> None:
     """The small recipe with the CPU's settings and with those of the device, and a run that is killed and resumed."""
     steps, data = session.pick(400, 4), session.out / "pictures"
     _write_pictures(data)
-    plain = ("--mixed_precision", "no", "--torch_compile", "false")
+    plain = ("--mixed_precision", '"no"', "--torch_compile", "false")
     ways = {
         "the CPU's settings": (*plain, "--max_train_steps", str(steps)),
         "the defaults": ("--max_train_steps", str(steps)),

@@ -1,8 +1,9 @@
-"""Times two checkouts in turn on one CPU thread: `speed.py --before CHECKOUT --after CHECKOUT [--images FOLDER]`.
+"""Compares two checkouts' speed on a CPU: `speed.py --before CHECKOUT --after CHECKOUT [--images FOLDER]`.
 
 Each checkout has a process of its own, which keeps its models. A case is run before, after, after, before and so on;
-the ratio is the median of the ratios of neighbouring runs, with its quartiles, and is marked if it is above 1.03. Use a
-machine that does nothing else: about 10 minutes. FOLDER holds image files, for the case that reads and tokenizes them.
+times are of the processor, on one thread. The ratio is the median of the ratios of neighbouring runs, with its
+quartiles, and is marked if it is above 1.03. Use a machine that does little else: about 15 minutes. FOLDER holds image
+files, for the case that reads and tokenizes them.
 """
 
 import argparse
@@ -113,10 +114,10 @@ def _case(name: str, root: Path, images: Path | None):
 
 def _timed(work, repeats: int = 1):
     def run() -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         for _ in range(repeats):
             work()
-        return (time.perf_counter() - started) / repeats
+        return (time.process_time() - started) / repeats
 
     return run
 
@@ -141,7 +142,7 @@ def _training(root: Path, size: str, kind: str):
 
     def batches():
         while True:
-            seen.append(time.perf_counter())
+            seen.append(time.process_time())
             yield batch
 
     def run() -> float:
