@@ -11,6 +11,7 @@ be at the same place on every machine, and the package must be installed there.
 import argparse
 import os
 import sys
+from functools import cached_property
 
 import ray
 from ray.util import ActorPool
@@ -18,6 +19,7 @@ from ray.util import ActorPool
 from vpvae_hf.cli.inputs import execution_of
 from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.cli.tokenize import finish, open_code_files
+from vpvae_hf.data import CodeFiles
 from vpvae_hf.progress import progress_bar
 
 # How often a worker may be killed. A shard that kills every worker, such as by its size, must not do so for ever.
@@ -29,22 +31,27 @@ class Worker:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.execution = options, execution_of(options)
+
+    @cached_property
+    def opened(self) -> tuple[CodeFiles, str]:
+        """When a task needs them: of an error while an actor is made Ray would give the traceback alone."""
         with self.execution.running():
-            self.files, self.items = open_code_files(options, self.execution)
+            return open_code_files(self.options, self.execution)
 
     def unfinished(self) -> tuple[list[int], str]:
         """The numbers of the files that are to be written, and what they hold, e.g. "images"."""
-        return self.files.unfinished(), self.items
+        files, items = self.opened
+        return files.unfinished(), items
 
     def write(self, number: int) -> int:
         """Write a file. Returns how many images or clips of its shard were read."""
-        counts = []
+        counts, (files, _) = [], self.opened
         with self.execution.running():
-            self.files.write(number, batch_size=self.options.batch_size, progress=counts.append)
+            files.write(number, batch_size=self.options.batch_size, progress=counts.append)
         return sum(counts)
 
     def finish(self) -> str:
-        return finish(self.options, self.files, self.items)
+        return finish(self.options, *self.opened)
 
 
 def main(arguments: list[str]) -> int:
