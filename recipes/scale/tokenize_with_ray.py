@@ -11,7 +11,6 @@ be at the same place on every machine, and the package must be installed there.
 import argparse
 import os
 import sys
-from functools import cached_property
 
 import ray
 from ray.util import ActorPool
@@ -30,28 +29,29 @@ class Worker:
     """A process with a tokenizer that writes files of codes."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.execution = options, execution_of(options)
+        self.options, self.execution, self.files = options, execution_of(options), None
 
-    @cached_property
     def opened(self) -> tuple[CodeFiles, str]:
         """When a task needs them: of an error while an actor is made Ray would give the traceback alone."""
-        with self.execution.running():
-            return open_code_files(self.options, self.execution)
+        if self.files is None:
+            with self.execution.running():
+                self.files = open_code_files(self.options, self.execution)
+        return self.files
 
     def unfinished(self) -> tuple[list[int], str]:
         """The numbers of the files that are to be written, and what they hold, e.g. "images"."""
-        files, items = self.opened
+        files, items = self.opened()
         return files.unfinished(), items
 
     def write(self, number: int) -> int:
         """Write a file. Returns how many images or clips of its shard were read."""
-        counts, (files, _) = [], self.opened
+        counts, (files, _) = [], self.opened()
         with self.execution.running():
             files.write(number, batch_size=self.options.batch_size, progress=counts.append)
         return sum(counts)
 
     def finish(self) -> str:
-        return finish(self.options, *self.opened)
+        return finish(self.options, *self.opened())
 
 
 def main(arguments: list[str]) -> int:
