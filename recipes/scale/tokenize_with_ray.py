@@ -18,6 +18,7 @@ from ray.util import ActorPool
 from vpvae_hf.cli.inputs import execution_of
 from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.cli.tokenize import finish, open_code_files
+from vpvae_hf.data import CodeFiles
 from vpvae_hf.progress import progress_bar
 
 # How often a worker may be killed. A shard that kills every worker, such as by its size, must not do so for ever.
@@ -28,23 +29,29 @@ class Worker:
     """A process with a tokenizer that writes files of codes."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.execution = options, execution_of(options)
-        with self.execution.running():
-            self.files, self.items = open_code_files(options, self.execution)
+        self.options, self.execution, self.files = options, execution_of(options), None
+
+    def opened(self) -> tuple[CodeFiles, str]:
+        """When a task needs them: of an error while an actor is made Ray would give the traceback alone."""
+        if self.files is None:
+            with self.execution.running():
+                self.files = open_code_files(self.options, self.execution)
+        return self.files
 
     def unfinished(self) -> tuple[list[int], str]:
         """The numbers of the files that are to be written, and what they hold, e.g. "images"."""
-        return self.files.unfinished(), self.items
+        files, items = self.opened()
+        return files.unfinished(), items
 
     def write(self, number: int) -> int:
         """Write a file. Returns how many images or clips of its shard were read."""
-        counts = []
+        counts, (files, _) = [], self.opened()
         with self.execution.running():
-            self.files.write(number, batch_size=self.options.batch_size, progress=counts.append)
+            files.write(number, batch_size=self.options.batch_size, progress=counts.append)
         return sum(counts)
 
     def finish(self) -> str:
-        return finish(self.options, self.files, self.items)
+        return finish(self.options, *self.opened())
 
 
 def main(arguments: list[str]) -> int:
