@@ -69,5 +69,9 @@ class BlockCodec(Tokenizer, nn.Module):
 class MeanDifference(nn.Module):
     """In the place of LPIPS' network, which has tests of its own."""
 
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
     def forward(self, made: Tensor, original: Tensor) -> Tensor:
-        return (made - original).abs().mean(dim=(1, 2, 3), keepdim=True)
+        return self.weight * (made - original).abs().mean(dim=(1, 2, 3), keepdim=True)
