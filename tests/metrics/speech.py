@@ -71,7 +71,7 @@ class MeanDifference(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(()))
+        self.weight = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def forward(self, made: Tensor, original: Tensor) -> Tensor:
         return self.weight * (made - original).abs().mean(dim=(1, 2, 3), keepdim=True)
