@@ -9,6 +9,7 @@ from .lazy import lazy_names
 __version__ = "0.1.0"
 _SOURCES = {
     "AutoencoderVP": ".models",
+    "BatchTokenizer": ".modalities.batch_tokenizer",
     "CodeVocabulary": ".generation",
     "CodebookNotFittedError": ".quantizers",
     # diffusers looks for these two here when it loads a pipeline that holds one of our models.
@@ -23,6 +24,7 @@ _SOURCES = {
     "VPImageProcessor": ".models",
     "VPMaskedPipeline": ".generation",
     "build_quantizer": ".quantizers",
+    "deferred_checks": ".tensors",
     "fit_codebook": ".training",
     "measure_scaling_factor": ".training",
 }

@@ -13,9 +13,9 @@ import image_shards
 import numpy as np
 import pyarrow.parquet
 import pytest
-from audio_files import RATE, clip, encoded
+from audio_files import RATE, clip, encoded, write_rows
 
-from vpvae_hf.data import AudioClip, ItemLoader, ItemStream, check_readable, open_audio
+from vpvae_hf.data import AudioClip, ImageCrop, ItemLoader, ItemStream, check_readable, open_audio, open_images
 
 CLIP = AudioClip(sampling_rate=RATE)
 
@@ -225,3 +225,13 @@ def test_joined_splits_resume(modality, two_splits):
     second.load_state_dict(first.state_dict())
     batches.close()
     assert seen + modality.numbers_of(second) == whole
+
+
+def test_a_column_of_addresses_is_told(tmp_path, caplog):
+    rows = [{"url": "http://127.0.0.1:9/nothing.png"}]
+    name = write_rows(tmp_path / "urls" / "train.parquet", {"url": datasets.Value("string")}, rows)
+    source = open_images(name, split="train", column="url")
+    with pytest.raises(ValueError, match="the first 1 rows of column 'url' hold no readable image"):
+        check_readable(source, ImageCrop(size=8))
+    assert f"column 'url' of {name} holds addresses" in caplog.text
+    assert "img2dataset" in caplog.text

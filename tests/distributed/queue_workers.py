@@ -51,6 +51,26 @@ def resumed(quantizer: VectorPerturbation, rank: int, steps: range) -> tuple[lis
     return steps_of(quantizer, rank, steps), steps_of(other, rank, steps)
 
 
+def collectives_of(quantizer: VectorPerturbation, rank: int, steps: range, tokens: int | None = None) -> list[str]:
+    """The collectives that the ranks' steps make; with the first rank's tokens alone changed, if given."""
+    made, names = [], ("all_gather", "all_reduce", "broadcast")
+    originals = {name: getattr(dist, name) for name in names}
+
+    def noted(name):
+        return lambda *arguments, **settings: made.append(name) or originals[name](*arguments, **settings)
+
+    for name in names:
+        setattr(dist, name, noted(name))
+    try:
+        for step in steps:
+            latents = features(rank, step)
+            quantizer(latents if rank or tokens is None else latents.repeat(9, 1)[:tokens])
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return made
+
+
 def alone(who: int, rank: int, mark: Path, step: Callable) -> Any:
     """What the step gives on one rank, while the other waits outside of any collective and gets None."""
     if rank == who:
@@ -119,6 +139,9 @@ def found_on(rank: int, folder: Path) -> dict[Any, Any]:
     for perturbation in ("metropolis", "random_codebook"):
         quantizer = quantizer_of(perturbation)
         found[perturbation] = steps_of(quantizer, rank, range(12))
+        found[perturbation, "collectives"] = [
+            collectives_of(copy.deepcopy(quantizer), rank, range(12, 14), tokens) for tokens in (None, 20, 700)
+        ]
         found[perturbation, "resumed"] = resumed(quantizer, rank, range(12, 16))
     quantizer.set_codebook(torch.randn(CODES, 2, generator=torch.Generator().manual_seed(0)))
     bad = torch.full((5, 2), torch.nan)

@@ -78,6 +78,13 @@ def test_the_scale_follows_the_displacement_of_all_tokens(ranks):
     assert checked > 5
 
 
+@pytest.mark.parametrize("perturbation", PERTURBATIONS)
+def test_a_step_makes_one_collective(ranks, perturbation):
+    """And once another, if a rank has more tokens than any had before."""
+    for found in ranks:
+        assert found[perturbation, "collectives"] == [["all_gather"] * count for count in (2, 2, 3)]
+
+
 def test_each_rank_draws_for_itself(ranks):
     first, second = (row["random_codebook"][-1]["metrics"]["quantizer/displacement_rms"] for row in ranks)
     assert first != second

@@ -16,6 +16,7 @@ def test_first_in_first_out_through_wrap_around(chunk):
         queue.push(numbered(start, start + chunk))
         end = start + chunk
         assert queue.latents().flatten().tolist() == list(range(max(0, end - 10), end))
+        assert sorted(queue.unordered().flatten().tolist()) == list(range(max(0, end - 10), end))
         assert len(queue) == min(10, end)
         assert queue.pushed == end
 

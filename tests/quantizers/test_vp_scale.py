@@ -6,9 +6,10 @@ import pytest
 import torch
 from latent_samples import gaussian, laplace, mixture
 
-from vpvae_hf import build_quantizer
+from vpvae_hf import build_quantizer, distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.quantizers.vp_scale import PerturbationScale
 
 DIM = 4
 
@@ -85,6 +86,39 @@ def test_collapsed_latents_do_not_stop_the_perturbation_for_good(perturbation):
         quantizer(torch.zeros(1024, DIM), generator=generator)
     metrics = [quantizer(gaussian(1024, DIM, generator), generator=generator).metrics for _ in range(60)][-10:]
     assert rms(metrics, "displacement") == pytest.approx(rms(metrics, "quantization_error"), rel=0.2)
+
+
+def test_the_rule_is_that_of_python_s_numbers_to_the_bit():
+    generator, expected = torch.Generator().manual_seed(0), 0.88
+    scale = PerturbationScale("auto", start=expected, bounds=(0.5, 1.0))
+    scale.error_ms = 0.3
+    displacements = (0.6 * torch.rand(300, generator=generator).double()).tolist()
+    for displacement in [*displacements, 0.0, 1e-30, 1e30]:
+        if displacement:
+            expected = min(max(expected * (0.3 / displacement) ** 0.1, 0.5), 1.0)
+        scale.observe(torch.tensor(displacement, dtype=torch.float64))
+        assert scale.state_dict()["value"] == expected
+    assert type(scale.state_dict()["value"]) is float
+    other = PerturbationScale("auto", start=1.0, bounds=(0.5, 1.0))
+    other.load_state_dict({"value": 0.75, "error_ms": 0.2, "measured_at": 5, "bounds": (0.01, 1.0)})
+    assert other.value == 0.75
+
+
+@pytest.mark.parametrize(
+    ("ranks", "pushed", "size", "due"),
+    [
+        (1, 1499, 1000, False),
+        (1, 1500, 1000, True),
+        (4, 1500, 1000, False),  # a quarter of the steps of one rank
+        (4, 3000, 1000, True),
+        (4, 2000, 2000, True),  # what was measured first is outgrown
+    ],
+)
+def test_measuring_does_not_grow_with_ranks(ranks, pushed, size, due, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    scale = PerturbationScale("auto", start=1.0)
+    scale.error_ms, scale._measured_at = 0.1, 1000
+    assert scale.due(pushed, size) is due
 
 
 def test_no_perturbation_before_the_queue_can_tell():

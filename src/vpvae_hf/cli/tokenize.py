@@ -7,11 +7,9 @@ from functools import partial
 import torch
 from accelerate import PartialState
 
-from vpvae_hf import CodebookNotFittedError
 from vpvae_hf.data import CodeFiles, claim_code_folder, write_totals
-from vpvae_hf.modalities import Execution, load_tokenizer, modality_of
+from vpvae_hf.modalities import Execution, load_for_tokenizing, modality_of
 from vpvae_hf.progress import progress_bar
-from vpvae_hf.quantizers import NoCodesError
 
 from .inputs import data_config, execution_of
 
@@ -45,15 +43,7 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
     Returns:
         What writes its files, and what they hold codes of, e.g. "images".
     """
-    model = execution.prepare(load_tokenizer(options.tokenizer, options.revision, execution.find_device()))
-    if not model.quantize.config.fitted:
-        raise CodebookNotFittedError(
-            f"{options.tokenizer} has no fitted codebook; run `vpvae fit {options.tokenizer} --dataset NAME` first"
-        )
-    if not model.quantize.has_codes:
-        kind = model.quantize.config.kind
-        why = f"is continuous (kind {kind!r}) and has no codes"
-        raise NoCodesError(f"{options.tokenizer} {why}; name another tokenizer")
+    model = load_for_tokenizing(options.tokenizer, options.revision, execution)
     modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
     transform = modality.eval_transform(data, model)
     source = modality.open(data, transform, other_columns=True)

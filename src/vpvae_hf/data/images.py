@@ -58,9 +58,11 @@ class ImageCrop(Transform):
             raise ValueError("draft is for images that are scaled down; give a shortest_side, or leave it out")
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        least_side, gap = (_DRAFT_GAP * self.shortest_side, _DRAFT_GAP) if self.draft else (None, None)
-        pixels = read_pixels(file, self.channels, least_side)
-        image = scaled_for_crop(pixels, self.size, self.shortest_side, gap)
+        return self.cut(read_pixels(file, self.channels, _DRAFT_GAP * self.shortest_side if self.draft else None), rng)
+
+    def cut(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """The item of pixels [H, W, C] uint8."""
+        image = scaled_for_crop(pixels, self.size, self.shortest_side, _DRAFT_GAP if self.draft else None)
         if self.crop == "center":
             crop = center_crop(image, self.size, self.size)
         else:

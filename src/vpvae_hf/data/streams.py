@@ -5,8 +5,9 @@ makes them.
 """
 
 import itertools
+import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
 from .sources import Source, Transform, library_missing
 
+_log = logging.getLogger(__name__)
 # A folder of a million files has a million shards, so shards are dealt out in at most this many groups.
 _MOST_GROUPS = 1024
 _MOST_UNREADABLE = 1000
@@ -293,14 +295,26 @@ def check_readable(source: Source, transform: Transform, remedy: str = "") -> No
     files_only = source.rows.select_columns([source.column])
     errors = []
     for row in itertools.islice(ShardReader(files_only, 0, 1, seed=None, passes=1), _CHECKED_ROWS):
+        file = source.file(row[source.column])
+        if not errors and _is_address(file):
+            _log.warning(
+                f"column {source.column!r} of {source.name} holds addresses, and each reader fetches one file at a "
+                "time; to read many, or more than once, download them into shards first, e.g. with img2dataset"
+            )
         try:
-            transform.read(source.file(row[source.column]), np.random.default_rng(0))
+            transform.read(file, np.random.default_rng(0))
             return
         except UnreadableFileError as error:
             errors.append(error)
     where = f"the first {len(errors)} rows of column {source.column!r}"
     found = f"{where} hold no readable {transform.kind} (the first: {errors[0]}){remedy}" if errors else "it is empty"
     raise ValueError(f"data set {source.name} cannot be used: {found}")
+
+
+def _is_address(file: Any) -> bool:
+    """Whether a file is to be fetched from the web."""
+    is_elsewhere = isinstance(file, Mapping) and file["bytes"] is None
+    return is_elsewhere and (file["path"] or "").startswith(("http://", "https://"))
 
 
 def shard_groups(rows, readers: int = 1) -> int:

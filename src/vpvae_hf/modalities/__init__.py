@@ -9,6 +9,7 @@ from huggingface_hub import hf_hub_download
 from vpvae_hf.files import hint_at_local_path, local_path, read_json
 from vpvae_hf.hub import hub_errors
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.quantizers import CodebookNotFittedError, NoCodesError
 
 from .audio import AudioModality
 from .base import Modality
@@ -17,7 +18,7 @@ from .config import TrainingConfig
 from .execution import Execution
 from .image import ImageModality
 
-__all__ = ["MODALITIES", "Batches", "Execution", "Modality", "load_tokenizer", "modality_of"]
+__all__ = ["MODALITIES", "Batches", "Execution", "Modality", "load_for_tokenizing", "load_tokenizer", "modality_of"]
 
 MODALITIES: dict[str, Modality] = {"image": ImageModality(), "audio": AudioModality()}
 
@@ -63,3 +64,19 @@ def load_tokenizer(
     where = {} if revision is None else {"revision": revision}
     device = device or Execution().find_device()
     return classes[recorded].from_pretrained(name, **where).eval().to(device)
+
+
+def load_for_tokenizing(name: str | os.PathLike, revision: str | None, execution: Execution) -> Tokenizer:
+    """A tokenizer that has codes, to be run as `execution` says.
+
+    Raises:
+        CodebookNotFittedError, NoCodesError: it has none.
+        and the errors of `load_tokenizer` and `Execution.find_device`.
+    """
+    model = execution.prepare(load_tokenizer(name, revision, execution.find_device()))
+    if not model.quantize.config.fitted:
+        raise CodebookNotFittedError(f"{name} has no fitted codebook; run `vpvae fit {name} --dataset NAME` first")
+    if not model.quantize.has_codes:
+        why = f"is continuous (kind {model.quantize.config.kind!r}) and has no codes"
+        raise NoCodesError(f"{name} {why}; name another tokenizer")
+    return model

@@ -3,6 +3,7 @@
 Shapes: T samples of a clip, n = ceil(T / hop) codes; S samples of a training segment, a multiple of the hop.
 """
 
+import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -104,6 +105,15 @@ class AudioModality(Modality):
         codes = codes if model.quantize.code_groups == 1 else List(codes)
         return {"codes": codes, "num_samples": Value("int64")}
 
+    def item_of(self, value: Any, transform: AudioClip) -> Tensor:
+        """In addition, arrays [T] or [channels, T], and mappings of "array" and "sampling_rate"."""
+        array, rate = value, transform.sampling_rate
+        if isinstance(value, Mapping) and "array" in value:
+            array, rate = value["array"], value["sampling_rate"]
+        if isinstance(array, np.ndarray | list):
+            value = {"bytes": _as_file(np.asarray(array), rate)}
+        return super().item_of(value, transform)
+
     def code_order(self, items: list[Tensor]) -> Sequence[int]:
         """By length, so that little of a batch is padding."""
         return sorted(range(len(items)), key=lambda place: len(items[place]))
@@ -143,3 +153,13 @@ def _segment(data: AudioDataConfig, model: VPCodecModel) -> int:
 
 def _reading(data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
     return {"sampling_rate": model.config.sampling_rate, "resample": data.resample, "downmix": data.downmix}
+
+
+def _as_file(audio: np.ndarray, rate: int) -> bytes:
+    """A WAV file of audio [T] or [channels, T], so that it is checked and converted as files are."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    subtype = {"int16": "PCM_16", "int32": "PCM_32"}.get(audio.dtype.name, "FLOAT")
+    soundfile.write(buffer, audio.T, rate, format="WAV", subtype=subtype)
+    return buffer.getvalue()

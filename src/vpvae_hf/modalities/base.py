@@ -184,6 +184,28 @@ class Modality(ABC):
             if len(rows) == len(items):
                 yield [rows[place] for place in range(len(items))]
 
+    def item_of(self, value: Any, transform: Transform) -> Tensor:
+        """What `transform` reads of a value of a batch, as `datasets` and Ray Data give them.
+
+        Args:
+            value: the bytes of a file, a path, a mapping with "bytes" or "path", or None; or a decoded signal, where
+                the modality takes such.
+
+        Raises:
+            UnreadableFileError: it cannot be read, or is None.
+            TypeError: it is something else.
+        """
+        if isinstance(value, bytes | str):
+            value = {"bytes" if isinstance(value, bytes) else "path": value}
+        if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
+            value = {"bytes": value.get("bytes"), "path": value.get("path")}
+        elif value is not None:
+            raise TypeError(
+                f"{type(value).__name__} is no {transform.kind}; give the bytes of a file, its path, or a mapping with "
+                "one of them, as a column of `datasets` that is cast to decode=False holds them"
+            )
+        return transform.read(value, np.random.default_rng(0))
+
     def code_order(self, items: list[Tensor]) -> Sequence[int]:
         """The places of a block's items in the order in which they are batched."""
         return range(len(items))

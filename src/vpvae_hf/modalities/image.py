@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from vpvae_hf.data import ImageCrop, code_dtype, open_images
 from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses, require_lpips_channels
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
-from vpvae_hf.pixels import require_channels
+from vpvae_hf.pixels import pixels_of_array, pixels_of_image, require_channels
 from vpvae_hf.settings import require, require_count
+from vpvae_hf.unreadable import unreadable
 
 from .base import Modality
 from .config import AdversarialConfig, DataConfig, ModelConfig, TrainingConfig, loss_help, option
@@ -141,6 +143,17 @@ class ImageModality(Modality):
         side, groups = data.size // model.downsample_factor, model.quantize.code_groups
         dtype = code_dtype(model.quantize.codebook_size)
         return {"codes": Array2D((side, side), dtype) if groups == 1 else Array3D((side, side, groups), dtype)}
+
+    def item_of(self, value: Any, transform: ImageCrop) -> Tensor:
+        """In addition, PIL images and arrays [H, W, C]."""
+        if not isinstance(value, Image.Image | np.ndarray):
+            return super().item_of(value, transform)
+        pixels_of = pixels_of_array if isinstance(value, np.ndarray) else pixels_of_image
+        try:
+            pixels = pixels_of(value, transform.channels)
+        except (OSError, ValueError) as error:
+            raise unreadable({"path": getattr(value, "filename", None)}, error) from error
+        return transform.cut(pixels, np.random.default_rng(0))
 
     def code_settings(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
         crop = {"size": data.size, "shortest_side": data.shortest_side}

@@ -105,7 +105,8 @@ class PerturbationScale:
         """Take note of the mean square displacement [] that the present factor caused; it lies where the value does."""
         if not self.automatic or self._bounds is None or not self.error_ms:
             return
-        followed = (self.value * (self.error_ms / displacement_ms) ** (_GAIN / 2)).clamp(*self._bounds)
+        error_ms = torch.full_like(displacement_ms, self.error_ms)  # a number would be multiplied by the reciprocal
+        followed = (self.value * (error_ms / displacement_ms) ** (_GAIN / 2)).clamp(*self._bounds)
         self.value = torch.where(displacement_ms > 0, followed, self.value)
 
     def forget(self) -> None:

@@ -1,0 +1,51 @@
+"""The training loop alone, on batches in memory."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from tiny import FSP, GROUPED, VP, noise_images, tiny_vae
+from vpvae_hf.modalities.config import LoopConfig
+from vpvae_hf.training.trainer import Trainer
+
+SHORT = {"max_train_steps": 12, "logging_steps": 4, "checkpointing_steps": 4, "validation_steps": 100}
+
+
+def trainer_of(quantizer, batches, output, **settings):
+    how = {"losses": {"l1": lambda sample, original: (sample - original).abs().mean()}, "loss_weights": {"l1": 1.0}}
+    config = LoopConfig(**SHORT | {"lr_warmup_steps": 1} | settings)
+    return Trainer(tiny_vae(quantizer), batches, config, **how, accelerator=Accelerator(cpu=True), output=output)
+
+
+@pytest.mark.parametrize("quantizer", [VP, GROUPED])
+def test_bad_values_are_told_with_the_first_step_that_had_them(quantizer, tmp_path):
+    """By the next row, before a checkpoint is made of what they left."""
+    batches = [noise_images(4, 16, 16, seed=seed) for seed in range(12)]
+    batches[5][2, :, 3, 3] = torch.nan
+    trainer = trainer_of(quantizer, batches, tmp_path)
+    with pytest.raises(ValueError, match=r"^step 6: some of 3072 pixel values are NaN or infinite; images lie in"):
+        trainer.run()
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert trainer.step == 8
+    assert [row["step"] for row in trainer.log.rows] == [4]
+    queued = trainer.model.quantize.recent_latents()
+    assert queued is None or torch.isfinite(queued).all()
+
+
+def test_a_step_that_was_skipped_is_excused(tmp_path):
+    """As float16's scaler skips it, which lowers its scale; the weights are as they were."""
+    batches = [noise_images(4, 16, 16, seed=seed) for seed in range(12)]
+    batches[5][:] = torch.nan
+    trainer = trainer_of(FSP, batches, tmp_path)
+    optimizer = trainer._optimizer
+    step, done = optimizer.step, []
+
+    def scaled_step(closure=None):
+        done.append(None)
+        optimizer._is_overflow = len(done) == 6
+        if not optimizer._is_overflow:
+            step(closure)
+
+    optimizer.step = scaled_step
+    assert [row["step"] for row in trainer.run().rows] == [4, 8, 12]
+    assert all(torch.isfinite(weights).all() for weights in trainer.model.parameters())
