@@ -208,9 +208,10 @@ def audio_calls(model) -> dict:
     mask = (torch.arange(frames * hop) < lengths[:, None]).long()
     latents = torch.randn(BATCH, model.quantize.latent_dim, frames)
     calls = {"forward": (model, audio), "forward, padded": (model, audio, mask)}
-    calls["decode latents"] = (model.decode, latents)
     if not model.quantize.has_codes:
-        return {"latent_vectors": (model.latent_vectors, audio)} | calls
+        calls["latent_vectors"] = (model.latent_vectors, audio)
+        return calls | {"decode_vectors": (model.decode_vectors, latents.mT)}
+    calls["decode latents"] = (model.decode, latents)
     codes = torch.zeros(BATCH, model.quantize.code_groups, frames, dtype=torch.long)
     for name, rest in (("", ()), (", padded", (mask,))):
         calls |= {f"tokenize{name}": (model.tokenize, audio, *rest), f"encode{name}": (model.encode, audio, *rest)}

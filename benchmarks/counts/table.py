@@ -19,9 +19,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     before, after = (json.loads(file.read_text()) for file in (arguments.before, arguments.after))
+    # What one of the files lacks is left out.
+    before, after = _common(before, after), _common(after, before)
     sections = [HEAD, *_training(before, after), _ranks(before, after), _methods(before, after)]
     sections += [_graphs(before, after), _lines(after)]
     arguments.output.write_text("\n\n".join(sections) + "\n")
+
+
+def _common(results: dict, others: dict) -> dict:
+    return {
+        part: {name: found for name, found in content.items() if name in others[part]}
+        for part, content in results.items()
+        if part in others
+    }
 
 
 def _training(before: dict, after: dict) -> list[str]:
@@ -74,13 +84,13 @@ def _of_ddp(calls: dict) -> int:
 
 
 def _methods(before: dict, after: dict) -> str:
-    one, other = before["methods"], after["methods"]
+    one, other = before.get("methods", {}), after.get("methods", {})
     rows = [[name, *(_change(one[name][key], other[name][key]) for key in ("syncs", "to_host"))] for name in one]
     return "## Methods of fitted tokenizers\n\n" + _table(["kind and method", "syncs", "copies to the host"], rows)
 
 
 def _graphs(before: dict, after: dict) -> str:
-    one, other = before["graphs"], after["graphs"]
+    one, other = before.get("graphs", {}), after.get("graphs", {})
     rows = [
         [name, _change(one[name]["breaks"], other[name]["breaks"]), ", ".join(other[name]["reasons"])] for name in one
     ]

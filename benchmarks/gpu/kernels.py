@@ -177,9 +177,11 @@ def _other_ways(session: Session, size: int, dim: int, count: int) -> None:
         return lambda turn: index.distances(queries[(turn % 4) * count :][:count], (8, rank))
 
     def flash_kmeans():
-        from flash_kmeans import euclid_assign
+        from flash_kmeans.assign_euclid_triton import euclid_assign_triton
 
-        return lambda turn: euclid_assign(queries[None, :count].contiguous(), codes[None].contiguous())
+        parts = queries.view(4, 1, -1, dim)[:, :, :count].contiguous()
+        norms = parts.square().sum(dim=-1)
+        return lambda turn: euclid_assign_triton(parts[turn % 4], codes[None].contiguous(), norms[turn % 4])
 
     session.time(f"ranked by TorchIndex, {where}", torch_index)
     session.time(

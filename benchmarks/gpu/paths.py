@@ -200,7 +200,8 @@ def _write_pictures(folder: Path) -> None:
 
 def _launch(session: Session, data: Path, folder: Path, *arguments: str) -> subprocess.Popen:
     recipe = _ROOT / "recipes/image"
-    size = {"data.size": "16", "data.shortest_side": "16", "data.validation_size": "16"} if session.quick else {}
+    small = ("data.size", "data.shortest_side", "data.validation_size")
+    size = dict.fromkeys(small, "16") | {"codebook.latents_per_code": "4"} if session.quick else {}
     fixed = {"data.name": str(data), "output_dir": str(folder), "data.workers": "0", "report_to": "none", **size}
     fixed |= {"checkpointing_steps": str(session.pick(100, 2)), "validation_steps": "10000", "logging_steps": "1"}
     command = [sys.executable, str(recipe / "train.py"), "--config", str(recipe / "small.yaml")]
