@@ -79,8 +79,8 @@ class TorchIndex(NeighborIndex):
             squares = block.square().sum(dim=1)
             largest = torch.maximum(largest, squares.amax())
             padding = -len(block) % stretch
-            squares = torch.nn.functional.pad(squares * (1 - lowered), (0, padding), value=torch.inf)
-            block = torch.nn.functional.pad(block, (0, 0, 0, padding))
+            squares = torch.constant_pad_nd(squares * (1 - lowered), (0, padding), torch.inf)
+            block = torch.constant_pad_nd(block, (0, 0, 0, padding))
             keys, ids = _least(torch.addmm(squares, centered, block.T, alpha=-2), least, stretch)
             found.append((keys, ids + offset))
             offset += _POINT_BLOCK

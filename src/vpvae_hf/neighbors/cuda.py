@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .base import NeighborIndex
 from .brute_force import TorchIndex, query_blocks
@@ -196,10 +195,10 @@ def _boxes(leaves: "KDLeaves") -> Boxes:
     """Boxes that do not exist lie infinitely far from everywhere, so that the kernel need not count."""
     boxes = []
     for corners, nothing in ((leaves.lower, torch.inf), (leaves.upper, -torch.inf)):
-        corners = pad(corners, (0, -corners.shape[1] % _LEAVES_PER_GROUP), value=nothing)
+        corners = torch.constant_pad_nd(corners, (0, -corners.shape[1] % _LEAVES_PER_GROUP), value=nothing)
         groups = corners.unflatten(1, (-1, _LEAVES_PER_GROUP))
         groups = groups.amin(dim=2) if nothing > 0 else groups.amax(dim=2)
-        boxes.append((corners, pad(groups, (0, -groups.shape[1] % _LEAVES_PER_GROUP), value=nothing)))
+        boxes.append((corners, torch.constant_pad_nd(groups, (0, -groups.shape[1] % _LEAVES_PER_GROUP), value=nothing)))
     (lower, group_lower), (upper, group_upper) = boxes
     return Boxes(lower, upper, group_lower, group_upper)
 
@@ -236,7 +235,7 @@ def kd_leaves(points: Tensor, most: int) -> KDLeaves:
         ordered = ordered.gather(1, order.unsqueeze(2).expand(-1, -1, dim))
         ordered = ordered.reshape(2 * len(ordered), -1, dim)
     lower, upper = (corners.T.contiguous() for corners in _corners(ordered))
-    ordered = pad(ordered, (0, 0, 0, -leaf_size % _PLACES), value=torch.inf)
+    ordered = torch.constant_pad_nd(ordered, (0, 0, 0, -leaf_size % _PLACES), torch.inf)
     return KDLeaves(ordered.reshape(-1, dim).T.contiguous(), lower, upper, ordered.shape[1])
 
 
