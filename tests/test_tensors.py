@@ -18,6 +18,7 @@ from vpvae_hf.tensors import (
     constant,
     deferred_checks,
     fetched_late,
+    float32_products,
     require_finite,
 )
 
@@ -170,3 +171,24 @@ def test_results_are_waited_for_on_their_own_device_after_the_next_are_issued(mo
         fetched = [(place, [each.device.type for each in results]) for results, place in fetched_late(issued)]
     assert fetched == [("cuda:1", ["cpu", "cpu"]), ("cuda:0", ["cpu", "cpu"])]
     assert told == ["stream of cuda:1", "stream of cuda:0", "waited", "waited"]
+
+
+@pytest.mark.parametrize("switch", ["older", "newer"])
+def test_precision_of_products_is_left_as_it_was(switch):
+    """With the newer switches alone torch cannot tell a precision for all."""
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    if switch == "older":
+        torch.set_float32_matmul_precision("medium")
+    else:
+        cuda.fp32_precision = "tf32"
+    try:
+        before = cuda.fp32_precision, cpu.fp32_precision
+        for precision, tf32 in (("highest", False), ("high", True)):
+            with float32_products(precision):
+                assert torch.get_float32_matmul_precision() == precision
+                assert cuda.allow_tf32 == tf32  # which torch's compiler asks for
+            assert (cuda.fp32_precision, cpu.fp32_precision) == before
+        assert switch == "newer" or torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        cuda.fp32_precision = cpu.fp32_precision = "none"

@@ -193,6 +193,24 @@ def precise_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Within it, torch multiplies matrices of float32 in "highest" precision, or in "high", which is TF32 on CUDA."""
+    products = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    newer = [(each, each.fp32_precision) for each in products if hasattr(each, "fp32_precision")]  # since torch 2.9
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the newer switches were set, and the older one contradicts them
+        before = "highest"
+    torch.set_float32_matmul_precision(precision)  # sets both, so that none contradicts
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for each, value in newer:
+            each.fp32_precision = value
+
+
 def is_tracing() -> bool:
     """Whether torch is making a graph (compile, export or jit.trace), in which tensors have no values to look at."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
