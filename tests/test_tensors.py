@@ -10,7 +10,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tiny import arrays_like
-from vpvae_hf.tensors import as_codes, as_floating, as_real, as_tensor, constant, deferred_checks, require_finite
+from vpvae_hf.tensors import (
+    as_codes,
+    as_floating,
+    as_real,
+    as_tensor,
+    constant,
+    deferred_checks,
+    fetched_late,
+    float32_products,
+    require_finite,
+)
 
 VALUES = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
 CODES = torch.arange(24).reshape(2, 3, 4)
@@ -140,3 +150,45 @@ def test_constants_are_made_once_and_never_in_a_graph(first):
         run(how)
     assert constant(numbers, torch.float32, like) is constant(numbers, torch.float32, torch.ones(7))
     assert type(constant(numbers, torch.float32, like)) is torch.Tensor
+
+
+def test_results_are_waited_for_on_their_own_device_after_the_next_are_issued(monkeypatch):
+    """Another device's stream, such as the current one's, would say too early that a copy is there."""
+    told = []
+
+    class Event:
+        def record(self, stream=None):
+            told.append(stream)
+
+        def synchronize(self):
+            told.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    with FakeTensorMode():
+        places = "cuda:1", "cuda:0"
+        issued = (((torch.zeros(2, device=place), torch.ones(3, device=place)), place) for place in places)
+        fetched = [(place, [each.device.type for each in results]) for results, place in fetched_late(issued)]
+    assert fetched == [("cuda:1", ["cpu", "cpu"]), ("cuda:0", ["cpu", "cpu"])]
+    assert told == ["stream of cuda:1", "stream of cuda:0", "waited", "waited"]
+
+
+@pytest.mark.parametrize("switch", ["older", "newer"])
+def test_precision_of_products_is_left_as_it_was(switch):
+    """With the newer switches alone torch cannot tell a precision for all."""
+    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    if switch == "older":
+        torch.set_float32_matmul_precision("medium")
+    else:
+        cuda.fp32_precision = "tf32"
+    try:
+        before = cuda.fp32_precision, cpu.fp32_precision
+        for precision, tf32 in (("highest", False), ("high", True)):
+            with float32_products(precision):
+                assert torch.get_float32_matmul_precision() == precision
+                assert cuda.allow_tf32 == tf32  # which torch's compiler asks for
+            assert (cuda.fp32_precision, cpu.fp32_precision) == before
+        assert switch == "newer" or torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        cuda.fp32_precision = cpu.fp32_precision = "none"

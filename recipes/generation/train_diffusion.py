@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vpvae_hf import AutoencoderVP, distributed
+from vpvae_hf import AutoencoderVP, deferred_checks, distributed
 from vpvae_hf.files import open_to_usual_readers
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
@@ -140,7 +140,9 @@ def train(config: DiffusionConfig) -> Path:
     with resume_hint(output, lambda: progress.step), tuned(accelerator.device):
         for pixel_values in loader if progress.step < last else ():
             with accelerator.accumulate(model):
-                loss = denoising_loss(model, scheduler, latents_of(vae, pixel_values))
+                with deferred_checks():  # pixels of files are finite, and to look at them would wait for a GPU
+                    latents = latents_of(vae, pixel_values)
+                loss = denoising_loss(model, scheduler, latents)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norms.append(accelerator.clip_grad_norm_(unet.parameters(), config.max_grad_norm).detach())

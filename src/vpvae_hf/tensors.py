@@ -193,6 +193,24 @@ def precise_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Within it, torch multiplies matrices of float32 in "highest" precision, or in "high", which is TF32 on CUDA."""
+    products = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
+    newer = [(each, each.fp32_precision) for each in products if hasattr(each, "fp32_precision")]  # since torch 2.9
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the newer switches were set, and the older one contradicts them
+        before = "highest"
+    torch.set_float32_matmul_precision(precision)  # sets both, so that none contradicts
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for each, value in newer:
+            each.fp32_precision = value
+
+
 def is_tracing() -> bool:
     """Whether torch is making a graph (compile, export or jit.trace), in which tensors have no values to look at."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -219,28 +237,29 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def fetched_late(issued: Iterable[tuple[Tensor, T]]) -> Iterator[tuple[Tensor, T]]:
-    """Results on the CPU with what belongs to each. One is waited for only after the next has been issued, so that a
-    GPU has work while the CPU uses what it gave.
+def fetched_late(issued: Iterable[tuple[Sequence[Tensor], T]]) -> Iterator[tuple[list[Tensor], T]]:
+    """Results of one device on the CPU with what belongs to them. They are waited for only after the next have been
+    issued, so that a GPU has work while the CPU uses what it gave.
     """
-    waiting: tuple[Tensor, torch.cuda.Event | None, T] | None = None
-    for result, belonging in issued:
-        event = torch.cuda.Event() if result.is_cuda else None
+    waiting: tuple[list[Tensor], torch.cuda.Event | None, T] | None = None
+    for results, belonging in issued:
+        device = results[0].device
+        event = torch.cuda.Event() if device.type == "cuda" else None
         # Enqueued before the next batch: later it would wait for that one, too.
-        copy = result.to("cpu", non_blocking=event is not None)
+        copies = [result.to("cpu", non_blocking=event is not None) for result in results]
         if event is not None:
-            event.record()
+            event.record(torch.cuda.current_stream(device))  # by default that of the current device, if another
         if waiting is not None:
             yield _fetched(*waiting)
-        waiting = copy, event, belonging
+        waiting = copies, event, belonging
     if waiting is not None:
         yield _fetched(*waiting)
 
 
-def _fetched(copy: Tensor, event: torch.cuda.Event | None, belonging: T) -> tuple[Tensor, T]:
+def _fetched(copies: list[Tensor], event: torch.cuda.Event | None, belonging: T) -> tuple[list[Tensor], T]:
     if event is not None:
         event.synchronize()
-    return copy, belonging
+    return copies, belonging
 
 
 def shapes_of(tensors: Sequence[Tensor]) -> str:

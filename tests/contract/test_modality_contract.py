@@ -327,6 +327,9 @@ def test_codes_in_files_are_those_of_each_item_alone(case):
         assert torch.equal(row["codes"].long(), codes)
     assert json.loads(json.dumps(case.modality.code_settings(case.data, model)))
     assert case.modality.resolution(model)
+    next(model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"some of .* are NaN or infinite"):
+        next(case.modality.code_rows([items], transform, model, batch_size=8))
 
 
 @pytest.mark.parametrize(("name", "option"), [("image", "downmix"), ("audio", "size"), ("series", "shortest_side")])

@@ -5,11 +5,13 @@ import copy
 import pytest
 import torch
 from latent_samples import gaussian, laplace, mixture
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vpvae_hf import build_quantizer, distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.quantizers.vp_scale import PerturbationScale
+from vpvae_hf.tensors import deferred_checks
 
 DIM = 4
 
@@ -148,6 +150,22 @@ def test_training_state_resumes_exactly(perturbation):
         ours, theirs = (q(latents, generator=torch.Generator().manual_seed(step)) for q in (quantizer, other))
         assert torch.equal(ours.latents, theirs.latents)
         assert ours.metrics == theirs.metrics
+
+
+def test_a_queue_in_main_memory_is_measured_where_training_is(monkeypatch):
+    """As that of a checkpoint, which is read there."""
+
+    class Measured(Exception):
+        pass
+
+    def measure(scale, queue, *_):
+        raise Measured(str(queue.device))
+
+    monkeypatch.setattr(PerturbationScale, "measure", measure)
+    quantizer = build_quantizer({"kind": "vp", "codebook_size": 64, "latent_dim": DIM})
+    quantizer.queue.push(gaussian(1000, DIM, torch.Generator().manual_seed(0)))
+    with FakeTensorMode(allow_non_fake_inputs=True), deferred_checks(), pytest.raises(Measured, match="cuda:0"):
+        quantizer(torch.zeros(8, DIM, device="cuda"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from vpvae_hf.data import Source, Transform, check_readable, code_dtype
 from vpvae_hf.losses import Loss
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.models.tokenizer import Tokenizer
-from vpvae_hf.tensors import fetched_late, to_device
+from vpvae_hf.tensors import deferred_checks, fetched_late, to_device
 
 from .config import AdversarialConfig, DataConfig, TrainingConfig
 
@@ -169,15 +169,18 @@ class Modality(ABC):
         `batch_size` items of a block are encoded together; their codes are fetched when the next have been issued.
         """
 
-        def issued() -> Iterator[tuple[Tensor, tuple]]:
+        def issued() -> Iterator[tuple[tuple[Tensor, ...], tuple]]:
             for items in blocks:
                 rows: dict[int, dict[str, Any]] = {}
                 order = self.code_order(items)
                 for start in range(0, len(items), batch_size):
                     places = order[start : start + batch_size]
-                    yield self.encode([items[place] for place in places], transform, model), (items, places, rows)
+                    with deferred_checks() as checks:  # at once they would wait for the batch that is being encoded
+                        codes = self.encode([items[place] for place in places], transform, model)
+                    yield (codes, *checks.bounds), (items, places, rows, checks)
 
-        for codes, (items, places, rows) in fetched_late(issued()):
+        for (codes, *bounds), (items, places, rows, checks) in fetched_late(issued()):
+            checks.raise_failed(bounds=[each.tolist() for each in bounds])
             values = codes.numpy().astype(code_dtype(model.quantize.codebook_size))
             for place, of_item in zip(places, values, strict=True):
                 rows[place] = self.code_row(items[place], of_item, model)

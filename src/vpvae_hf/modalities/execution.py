@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import require
+from vpvae_hf.tensors import float32_products
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -80,16 +81,15 @@ class Execution:
         if not self.exact:
             yield
             return
-        precision, deterministic = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+        deterministic = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs to be deterministic
-        torch.set_float32_matmul_precision("highest")
+        cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         torch.use_deterministic_algorithms(True)
         try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            with float32_products("highest"), cudnn:
                 yield
         finally:
-            torch.set_float32_matmul_precision(precision)
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
     def record(self) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Search among all points, on any device. Shapes: S points, N queries, R ranks, k candidates, d dimensions."""
 
-import contextlib
 import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from vpvae_hf.tensors import float32_products
 
 from .base import NeighborIndex
 
@@ -19,12 +20,6 @@ _MARGIN, _MARGIN_PART = 16, 4
 _UNIT, _TINY = 2.0**-24, 2.0**-120
 # Squares above this might overflow float32 when they are added.
 _MOST_SQUARE = 1e37
-# Matrix products whose precision users may lower for the whole process, and what restores float32.
-_PRECISIONS = (
-    ((torch.backends.cuda.matmul, "fp32_precision", "ieee"), (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"))
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision")
-    else ((torch.backends.cuda.matmul, "allow_tf32", False),)
-)
 
 
 class TorchIndex(NeighborIndex):
@@ -42,7 +37,8 @@ class TorchIndex(NeighborIndex):
 
     def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         here = queries.to(self.device)
-        with _exact_products(self.device):
+        # Whatever autocast and the settings of TF32 say.
+        with float32_products("highest"), torch.autocast(self.device.type, enabled=False):
             parts = [self._of_candidates(part, max(ranks)) for part in query_blocks(here, min(self.size, _POINT_BLOCK))]
         nearest, proven = (torch.cat(each) for each in zip(*parts, strict=True))
         if not proven.all():
@@ -128,17 +124,3 @@ def _least(values: Tensor, count: int, stretch: int) -> tuple[Tensor, Tensor]:
     least, places = inside.topk(count, largest=False, sorted=False)
     ids = places // count * groups.shape[2] + chosen.gather(1, places % count)
     return least, ids
-
-
-@contextlib.contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32, whatever autocast and the settings of TF32 say."""
-    before = [getattr(owner, name) for owner, name, _ in _PRECISIONS]
-    try:
-        for owner, name, exact in _PRECISIONS:
-            setattr(owner, name, exact)
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for (owner, name, _), value in zip(_PRECISIONS, before, strict=True):
-            setattr(owner, name, value)

@@ -308,7 +308,9 @@ class VectorPerturbation(Quantizer):
             return latents, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         if self.scale.due(self.queue.pushed, held):
             trial = partial(self._trial_displacement_ms, latents)
-            self.scale.measure(self.queue.latents(), config.codebook_size, self.queue.pushed, trial)
+            # A checkpoint is read into main memory, where K-means would take minutes and draw other numbers.
+            queue = self.queue.latents().to(latents.device)
+            self.scale.measure(queue, config.codebook_size, self.queue.pushed, trial)
         if config.perturbation != "random_codebook":
             return self._metropolis(latents, self.scale.value, generator)
         size = config.codebook_size

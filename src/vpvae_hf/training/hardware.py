@@ -13,6 +13,7 @@ from accelerate.state import is_initialized
 from accelerate.utils import parse_flag_from_env
 
 from vpvae_hf.modalities.config import RunConfig, TrainingConfig
+from vpvae_hf.tensors import float32_products
 
 # The oldest GPUs that triton compiles for.
 _TRITON_CAPABILITY = (7, 0)
@@ -84,14 +85,12 @@ def tuned(device: torch.device, *, survive_compiler: bool = False) -> Iterator[N
     Args:
         survive_compiler: go on without a compiled module, and log why, if compiling it fails.
     """
-    precision = torch.get_float32_matmul_precision()
     with contextlib.ExitStack() as stack:
         if survive_compiler:
             stack.enter_context(torch._dynamo.config.patch(suppress_errors=True))
         if device.type == "cuda":
             stack.enter_context(_benchmark(True))
-            torch.set_float32_matmul_precision("high")
-            stack.callback(torch.set_float32_matmul_precision, precision)
+            stack.enter_context(float32_products("high"))
         yield
 
 
