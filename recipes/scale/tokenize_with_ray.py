@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
 def run(options: argparse.Namespace, workers: int | None, gpus_per_worker: float | None) -> str:
     """Write all files. Returns what was written."""
     there = ray.cluster_resources()
-    cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
+    cpus, gpus = there.get("CPU", 0), 0 if options.device == "cpu" else there.get("GPU", 0)
     share = min(gpus, 1) if gpus_per_worker is None else gpus_per_worker
     most = int(min(cpus, gpus / share if share else cpus))
     workers = most if workers is None else workers
