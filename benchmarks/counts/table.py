@@ -84,9 +84,15 @@ def _of_ddp(calls: dict) -> int:
 
 
 def _methods(before: dict, after: dict) -> str:
+    """Synchronizations, a row for each method."""
     one, other = before.get("methods", {}), after.get("methods", {})
-    rows = [[name, *(_change(one[name][key], other[name][key]) for key in ("syncs", "to_host"))] for name in one]
-    return "## Methods of fitted tokenizers\n\n" + _table(["kind and method", "syncs", "copies to the host"], rows)
+    rows: dict[str, dict[str, str]] = {}
+    for name in one:
+        modality, kind, method = name.split(": ")
+        rows.setdefault(f"{modality}: {method}", {})[kind] = _change(one[name]["syncs"], other[name]["syncs"])
+    kinds = list(dict.fromkeys(kind for row in rows.values() for kind in row))
+    table = _table(["method", *kinds], [[name, *(row.get(kind, "") for kind in kinds)] for name, row in rows.items()])
+    return f"## Synchronizations of fitted tokenizers' methods\n\n{table}"
 
 
 def _graphs(before: dict, after: dict) -> str:
