@@ -151,7 +151,7 @@ def test_mistakes_are_one_line_and_lose_nothing(codec, tmp_path, capsys):
         (["decode-audio", clip, "--output", str(tmp_path / "a.wav")], "holds no audio codes, or is damaged"),
         (["decode-audio", str(tmp_path / "no.safetensors")], "does not exist; name a file that"),
         (["decode-audio", codes, "--tokenizer", other], "is another than when"),
-        (["evaluate", codec, "--dataset", "x", "--lpips"], "--lpips has no meaning for a VPCodecModel"),
+        (["evaluate", codec, "--dataset", "x", "--lpips"], "--lpips has no meaning for VPCodecModel"),
     ):
         assert main(arguments) == 1, arguments
         error = capsys.readouterr().err

@@ -74,10 +74,11 @@ def test_every_form_of_an_image(images, tmp_path):
     path = str(tmp_path / "a.png")
     forms = [
         content, path, {"bytes": content, "path": None}, {"path": path}, array, Image.open(io.BytesIO(content)),
-        None, Image.open(io.BytesIO(content[:900])), np.full((20, 30, 3), 2.0), {"bytes": None, "path": "missing.png"},
+        tmp_path / "a.png", array.transpose(2, 0, 1), None, Image.open(io.BytesIO(content[:900])),
+        np.full((20, 30, 3), 2.0), {"bytes": None, "path": "missing.png"},
     ]  # fmt: skip
-    given = BatchTokenizer(images[0], "photo")({"photo": forms, "number": list(range(10))})
-    assert given["number"] == list(range(6))
+    given = BatchTokenizer(images[0], "photo")({"photo": forms, "number": list(range(12))})
+    assert given["number"] == list(range(8))
     assert (given["codes"] == given["codes"][0]).all()
     nothing = BatchTokenizer(images[0], "photo")({"photo": [None], "number": [1]})
     assert (nothing["codes"].shape, nothing["codes"].dtype, nothing["number"]) == ((0, 8, 8), np.uint16, [])
@@ -104,14 +105,41 @@ def test_every_form_of_audio(clips):
         ({}, {"picture": []}, ValueError, "no column 'photo'; it has picture"),
         ({}, {"photo": [], "codes": []}, ValueError, 'has a column "codes" already'),
         ({}, {"photo": [1]}, TypeError, "int is no image; give the bytes of a file"),
+        ({}, {"photo": [np.zeros((8, 8, 3), int)]}, TypeError, "an array of type int64 is no image; give uint8"),
+        ({}, {"photo": {"bytes": b"", "path": None}, "number": 1}, TypeError, "'photo' is one dict, not a list of"),
+        ({}, {"photo": Image.new("RGB", (8, 8))}, TypeError, "'photo' is one Image, .* use map with batched=True"),
+        ({}, {"photo": np.zeros((8, 8, 3), np.uint8), "number": np.array(1)}, TypeError, "'number' is one ndarray"),
+        ({}, {"photo": [None] * 2, "number": [1]}, ValueError, "'number' has 1 values, column 'photo' 2"),
+        ({}, [None], TypeError, "must be a mapping from columns to lists or arrays, got list; leave out batch_format"),
         ({}, {"photo": [None] * 1000}, ValueError, "1000 images of column 'photo' in a row cannot be read"),
-        ({"downmix": True}, {"photo": [None]}, ValueError, "--downmix has no meaning for a AutoencoderVP"),
+        ({"downmix": True}, {"photo": [None]}, ValueError, "--downmix has no meaning for AutoencoderVP"),
         ({"device": "cuda:9"}, {"photo": [None]}, ValueError, "finds no device 'cuda:9' here; there is cpu"),
     ],
 )
 def test_batches_that_cannot_be(images, settings, batch, error, message):
     with pytest.raises(error, match=message):
         BatchTokenizer(images[0], "photo", **settings)(batch)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ([1, 2], TypeError, "an array of type int64 is no audio clip; give floating point"),
+        (np.zeros((2000, 2)), ValueError, r"\[channels, T\] of 1 to 1024 channels, got \[2000, 2\]"),
+        ({"array": np.zeros(70)}, ValueError, 'the "sampling_rate" of an array must be an integer .* got None'),
+        ({"array": np.zeros(70), "sampling_rate": 0.5}, ValueError, "an integer of at least 1 .Hz., got 0.5"),
+    ],
+)
+def test_arrays_that_are_no_audio(clips, value, error, message):
+    with pytest.raises(error, match=message):
+        BatchTokenizer(clips[0], "sound")({"sound": [value]})
+
+
+def test_an_empty_batch_after_many_unreadable_files(images):
+    tokenize = BatchTokenizer(images[0], "photo")
+    with pytest.raises(ValueError, match="in a row cannot be read"):
+        tokenize({"photo": [None] * 1000})
+    assert len(tokenize({"photo": []})["codes"]) == 0
 
 
 def test_arguments_that_cannot_be(images):

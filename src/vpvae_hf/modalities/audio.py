@@ -20,7 +20,7 @@ from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtyp
 from vpvae_hf.losses import Loss, audio_losses, build_losses
 from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
-from vpvae_hf.settings import require
+from vpvae_hf.settings import is_number, require
 from vpvae_hf.tensors import to_device
 
 from .base import Modality
@@ -28,6 +28,8 @@ from .config import DataConfig, TrainingConfig, loss_help, option
 
 # Length of each clip that is shown and played, and of the silence between two.
 _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
+# As many as libsndfile takes.
+_MOST_CHANNELS = 1024
 # Length of the segments that `vpvae fit` reads.
 _FITTED_SECONDS = 2.0
 
@@ -109,7 +111,7 @@ class AudioModality(Modality):
         """In addition, arrays [T] or [channels, T], and mappings of "array" and "sampling_rate"."""
         array, rate = value, transform.sampling_rate
         if isinstance(value, Mapping) and "array" in value:
-            array, rate = value["array"], value["sampling_rate"]
+            array, rate = value["array"], value.get("sampling_rate")
         if isinstance(array, np.ndarray | list):
             value = {"bytes": _as_file(np.asarray(array), rate)}
         return super().item_of(value, transform)
@@ -159,7 +161,18 @@ def _as_file(audio: np.ndarray, rate: int) -> bytes:
     """A WAV file of audio [T] or [channels, T], so that it is checked and converted as files are."""
     import soundfile
 
+    # All of the column are so; none is a damaged file.
+    if audio.dtype.name not in ("float32", "float64", "int16", "int32"):
+        raise TypeError(
+            f"an array of type {audio.dtype} is no audio clip; give floating point of 32 or 64 bits (full scale is 1) "
+            "or integers of 16 or 32 bits"
+        )
+    if audio.ndim not in (1, 2) or (audio.ndim == 2 and not 1 <= len(audio) <= _MOST_CHANNELS):
+        shape = list(audio.shape)
+        raise ValueError(f"audio must be [T] or [channels, T] of 1 to {_MOST_CHANNELS} channels, got {shape}")
+    if not is_number(rate) or rate != int(rate) or rate < 1:
+        raise ValueError(f'the "sampling_rate" of an array must be an integer of at least 1 (Hz), got {rate!r}')
     buffer = io.BytesIO()
     subtype = {"int16": "PCM_16", "int32": "PCM_32"}.get(audio.dtype.name, "FLOAT")
-    soundfile.write(buffer, audio.T, rate, format="WAV", subtype=subtype)
+    soundfile.write(buffer, audio.T, int(rate), format="WAV", subtype=subtype)
     return buffer.getvalue()

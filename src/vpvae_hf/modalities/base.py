@@ -1,5 +1,6 @@
 """What differs between images, audio and any other kind of signal: a subclass and a line in `MODALITIES` for each."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -198,8 +199,8 @@ class Modality(ABC):
             UnreadableFileError: it cannot be read, or is None.
             TypeError: it is something else.
         """
-        if isinstance(value, bytes | str):
-            value = {"bytes" if isinstance(value, bytes) else "path": value}
+        if isinstance(value, bytes | str | os.PathLike):
+            value = {"bytes": value} if isinstance(value, bytes) else {"path": os.fspath(value)}
         if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
             value = {"bytes": value.get("bytes"), "path": value.get("path")}
         elif value is not None:
@@ -241,4 +242,4 @@ class Modality(ABC):
 
 def _refuse_option(name: str, model: Tokenizer) -> None:
     option = name.replace("_", "-")
-    raise ValueError(f"--{option} has no meaning for a {type(model).__name__}; leave it out")
+    raise ValueError(f"--{option} has no meaning for {type(model).__name__}; leave it out")

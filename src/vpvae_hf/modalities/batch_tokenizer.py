@@ -36,22 +36,25 @@ class BatchTokenizer:
     - audio: the same kinds of files, {"array", "sampling_rate"}, or arrays [T] at the tokenizer's rate.
 
     A row whose file cannot be read is left out of the batch; how many are is logged with the first reasons. So give
-    `datasets` columns of `Image(decode=False)` or `Audio(decode=False)`: decoded by it, one such file ends the run.
+    `datasets` columns of `Image(decode=False)` or `Audio(decode=False)`: decoded by it, one such file ends the run. And
+    name `column` in its `remove_columns`: otherwise it keeps all rows of that column, and a batch that lacks some of
+    them ends the run.
 
     Args:
         tokenizer: folder or hub id.
         column: the column that holds the images or the audio.
         revision: branch, tag or commit of the hub id.
         batch_size: how many are encoded together; a batch may be larger.
-        keep_column: keep the column. To drop it, `datasets` needs `remove_columns=[column]` as well.
+        keep_column: give back the column as well; `datasets` then needs no `remove_columns`.
         dtype, compile, device, exact: how the tokenizer is run, as `Execution` takes it; by default on a GPU if the
             process has one.
-        settings: `size` and `shortest_side` of images, `resample` and `downmix` of audio, as of `vpvae tokenize`.
+        size, shortest_side: of images, as of `vpvae tokenize`.
+        resample, downmix: of audio, as of `vpvae tokenize`.
 
     Raises:
-        TypeError: the tokenizer is a model; or, as the following when it is called, a value of another kind.
-        ValueError: settings that cannot be; a column that is not there; 1000 unreadable files in a row; and errors of
-            `load_tokenizer`.
+        TypeError: the tokenizer is a model; or, as the following when it is called, a batch or a value of another kind.
+        ValueError: settings that cannot be; a column that is not there; columns of different lengths; 1000 unreadable
+            files in a row; and errors of `load_tokenizer`.
     """
 
     def __init__(
@@ -66,7 +69,10 @@ class BatchTokenizer:
         compile: bool = False,
         device: str | None = None,
         exact: bool = False,
-        **settings: Any,
+        size: int | None = None,
+        shortest_side: int | None = None,
+        resample: bool = False,
+        downmix: bool = False,
     ):
         if not isinstance(tokenizer, str | os.PathLike):
             raise TypeError(
@@ -75,8 +81,9 @@ class BatchTokenizer:
             )
         require_integer("batch_size", batch_size, 1)
         execution = Execution(dtype=dtype, compile=compile, device=device, exact=exact)
-        name, given = os.fspath(tokenizer), tuple(sorted(settings.items()))
-        self._run = _Run(name, revision, _stamp(name), execution, column, batch_size, given)
+        settings = {"size": size, "shortest_side": shortest_side, "resample": resample, "downmix": downmix}
+        name = os.fspath(tokenizer)
+        self._run = _Run(name, revision, _stamp(name), execution, column, batch_size, tuple(settings.items()))
         self._keep_column = keep_column
 
     def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, Any]:
@@ -84,7 +91,7 @@ class BatchTokenizer:
         smallest type that holds them.
         """
         column, worker = self._run.column, _worker(self._run)
-        worker.check_columns(batch)
+        worker.check(batch)
         kept, added = worker.codes(batch[column])
         whole = len(kept) == len(batch[column])
         others = {
@@ -126,12 +133,25 @@ class _Worker:
         self._skipped = SkippedFiles(f"{self._modality.items} of column {run.column!r}")
         self._told = self._in_a_row = 0
 
-    def check_columns(self, batch: Mapping[str, Any]) -> None:
+    def check(self, batch: Mapping[str, Any]) -> None:
+        """Above all that it is one: taken for a batch, a single row would lose the values of all of its columns."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"a batch must be a mapping from columns to lists or arrays, got {type(batch).__name__}; leave out "
+                "batch_format in Ray Data, with_format and input_columns in `datasets`"
+            )
         if self._run.column not in batch:
-            raise ValueError(f"the batch has no column {self._run.column!r}; it has {', '.join(batch)}")
+            raise ValueError(f"the batch has no column {self._run.column!r}; it has {', '.join(map(str, batch))}")
         for name in self._features:
             if name in batch:
                 raise ValueError(f'the batch has a column "{name}" already; rename it')
+        lengths = {name: _length(name, values) for name, values in batch.items()}
+        for name, length in lengths.items():
+            if length != lengths[self._run.column]:
+                raise ValueError(
+                    f"column {name!r} has {length} values, column {self._run.column!r} {lengths[self._run.column]}; "
+                    "give batches of columns of one length, as `datasets` does with batched=True"
+                )
 
     def codes(self, values: Sequence) -> tuple[list[int], dict[str, Any]]:
         """The places of the values that can be read, and the columns of their codes."""
@@ -157,7 +177,7 @@ class _Worker:
         if self._skipped.count >= 2 * self._told:
             self._skipped.tell()
             self._told = self._skipped.count
-        if not some_read and self._in_a_row >= _MOST_UNREADABLE:
+        if reasons and not some_read and self._in_a_row >= _MOST_UNREADABLE:
             raise ValueError(
                 f"{self._in_a_row} {self._modality.items} of column {self._run.column!r} in a row cannot be read (the "
                 f"last: {reasons[-1]}); see whether the column holds {self._modality.items}, and whether its files can "
@@ -174,6 +194,16 @@ def _stamp(name: str) -> tuple:
     files = [] if folder is None else sorted(Path(folder).glob("*"))
     status = [(file.name, file.stat()) for file in files if file.suffix in (".json", ".safetensors")]
     return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in status)
+
+
+def _length(name: str, values: Any) -> int:
+    """The number of values of a column; a TypeError if it is a value."""
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
+        raise TypeError(
+            f"column {name!r} is one {type(values).__name__}, not a list of values; use map with batched=True in "
+            "`datasets`, map_batches in Ray Data"
+        )
+    return len(values)
 
 
 def _taken(values: Sequence, places: list[int]) -> Sequence:

@@ -148,7 +148,13 @@ class ImageModality(Modality):
         """In addition, PIL images and arrays [H, W, C]."""
         if not isinstance(value, Image.Image | np.ndarray):
             return super().item_of(value, transform)
-        pixels_of = pixels_of_array if isinstance(value, np.ndarray) else pixels_of_image
+        is_array = isinstance(value, np.ndarray)
+        if is_array and value.dtype.kind not in "buf":  # so are all of the column, and none is a damaged file
+            raise TypeError(
+                f"an array of type {value.dtype} is no image; give uint8 (0..255), uint16 (0..65535) or floating point "
+                "(0..1), or the column as files: cast it to Image(decode=False)"
+            )
+        pixels_of = pixels_of_array if is_array else pixels_of_image
         try:
             pixels = pixels_of(value, transform.channels)
         except (OSError, ValueError) as error:
