@@ -97,10 +97,15 @@ def _methods(before: dict, after: dict) -> str:
 
 def _graphs(before: dict, after: dict) -> str:
     one, other = before.get("graphs", {}), after.get("graphs", {})
+    broken = [name for name in one if one[name]["breaks"] or other[name]["breaks"]]
     rows = [
-        [name, _change(one[name]["breaks"], other[name]["breaks"]), ", ".join(other[name]["reasons"])] for name in one
+        [name, _change(one[name]["breaks"], other[name]["breaks"]), ", ".join(other[name]["reasons"])]
+        for name in broken
     ]
-    return "## Graph breaks of `torch.compile`, on the CPU\n\n" + _table(["graph", "breaks", "reasons after"], rows)
+    text = f"{len(one) - len(broken)} of {len(one)} graphs, of methods and forwards in eval mode, had and have none."
+    return f"## Graph breaks of `torch.compile`, on the CPU\n\n{text}\n\n" + _table(
+        ["graph", "breaks", "reasons after"], rows
+    )
 
 
 def _lines(after: dict) -> str:
