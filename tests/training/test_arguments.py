@@ -54,6 +54,15 @@ def test_trackers_are_named_in_any_way(given, trackers):
     assert parse("--report_to", given).report_to == trackers
 
 
+def test_no_is_a_name_where_it_is_one(tmp_path):
+    """YAML takes it for false."""
+    (tmp_path / "file.yaml").write_text("mixed_precision: no\ntorch_compile: no\n")
+    config = parse("--config", str(tmp_path / "file.yaml"))
+    assert (config.mixed_precision, config.torch_compile) == ("no", False)
+    assert parse("--mixed_precision", "no").mixed_precision == "no"
+    assert parse("--mixed_precision", "null").mixed_precision is None
+
+
 @pytest.mark.parametrize(
     "name", ["photos #1", "007", "true", "[x]", "a: b", "@x", "*x", "a=b", "1e3", "- x", "ä", "C:\\x"]
 )

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from vpvae_hf.modalities.config import LoopConfig, RunConfig, option
 from vpvae_hf.quantizers import NoCodesError
@@ -149,6 +149,10 @@ def _merged(config: Any, content: Any, where: str) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+    for key, kind in _types(OmegaConf.get_type(config), ""):
+        # YAML takes the name "no" for false.
+        if any("no" in get_args(part) for part in (kind, *get_args(kind))) and OmegaConf.select(content, key) is False:
+            OmegaConf.update(content, key, "no")
     try:
         for key, value in content.items():
             # Settings of another kind mean nothing to this one.
