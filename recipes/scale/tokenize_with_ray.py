@@ -85,7 +85,9 @@ def run(options: argparse.Namespace, workers: int | None, gpus_per_worker: float
     if not 1 <= workers <= most:
         raise ValueError(
             f"{workers} workers cannot run: the cluster has {cpus:g} CPU cores and {gpus:g} GPUs, enough for {most} of "
-            f"one core and {share:g} GPUs; give --workers from 1 to {most}, or start more machines first"
+            f"one core and {share:g} GPUs; "
+            + (f"give --workers from 1 to {most}" if most > 0 else "give another --gpus-per-worker, 0 for none")
+            + ", or start more machines first"
         )
     actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
     first = actor.remote(options)
