@@ -20,6 +20,7 @@ from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.cli.tokenize import finish, open_code_files
 from vpvae_hf.data import CodeFiles
 from vpvae_hf.progress import progress_bar
+from vpvae_hf.quantizers import NoCodesError
 
 # How often a worker may be killed. A shard that kills every worker, such as by its size, must not do so for ever.
 RESTARTS = 10
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     ray.init(address=own.address, ignore_reinit_error=True)
     try:
         print(run(options, own.workers, own.gpus_per_worker))
-    except ValueError as error:  # those of workers have a cause
+    except (ValueError, OSError, ImportError, NoCodesError) as error:  # those of workers have a cause
         print(getattr(error, "cause", error), file=sys.stderr)
         return 1
     return 0
