@@ -106,15 +106,6 @@ def test_a_switch_that_is_null_by_default(arguments, compiled):
     assert parse(*arguments).torch_compile is compiled
 
 
-def test_a_choice_called_no_needs_no_quotes(tmp_path):
-    file = tmp_path / "float32.yaml"
-    file.write_text("mixed_precision: no\n")
-    for arguments in (["--mixed_precision", "no"], ["--mixed_precision=no"], ["--config", str(file)]):
-        assert parse_config(ImageTrainingConfig, arguments).mixed_precision == "no"
-    with pytest.raises(ValueError, match="mixed_precision: Invalid value 'True', expected one of"):
-        parse_config(ImageTrainingConfig, ["--mixed_precision", "yes"])
-
-
 def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
     file = tmp_path / "vp.yaml"
     file.write_text("quantizer: {kind: vp, queue_share: 0.1, codebook_size: 64}\n")

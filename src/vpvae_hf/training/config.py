@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 from vpvae_hf.modalities.config import LoopConfig, RunConfig, option
 from vpvae_hf.quantizers import NoCodesError
@@ -150,11 +150,7 @@ def _merged(config: Any, content: Any, where: str) -> Any:
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     try:
-        kinds = dict(_types(OmegaConf.get_type(config), ""))
-        for key, value in list(content.items()):
-            # What YAML reads an unquoted "no" as.
-            if value is False and "no" in _choices(kinds.get(key)):
-                content[key] = "no"
+        for key, value in content.items():
             # Settings of another kind mean nothing to this one.
             both_have_kinds = OmegaConf.is_dict(value) and "kind" in value and key in config and "kind" in config[key]
             if both_have_kinds and value["kind"] != config[key]["kind"]:
@@ -175,11 +171,6 @@ def _unknown(config: Any, key: str, where: str) -> str:
     # The same name in another group is nearer than a like one.
     alike = [name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"{where}{key} is no setting; {did_you_mean(alike[0] if alike else key, valid, cutoff=0.5)}"
-
-
-def _choices(kind: Any) -> set[str]:
-    literals = (part for part in (kind, *get_args(kind)) if get_origin(part) is Literal)
-    return {choice for literal in literals for choice in get_args(literal)}
 
 
 def _types(config_class: type, prefix: str) -> Iterator[tuple[str, Any]]:
