@@ -20,6 +20,7 @@ from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.cli.tokenize import finish, open_code_files
 from vpvae_hf.data import CodeFiles
 from vpvae_hf.progress import progress_bar
+from vpvae_hf.quantizers import NoCodesError
 
 # How often a worker may be killed. A shard that kills every worker, such as by its size, must not do so for ever.
 RESTARTS = 10
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     ray.init(address=own.address, ignore_reinit_error=True)
     try:
         print(run(options, own.workers, own.gpus_per_worker))
-    except ValueError as error:  # those of workers have a cause
+    except (ValueError, OSError, ImportError, NoCodesError) as error:  # those of workers have a cause
         print(getattr(error, "cause", error), file=sys.stderr)
         return 1
     return 0
@@ -85,7 +86,9 @@ def run(options: argparse.Namespace, workers: int | None, gpus_per_worker: float
     if not 1 <= workers <= most:
         raise ValueError(
             f"{workers} workers cannot run: the cluster has {cpus:g} CPU cores and {gpus:g} GPUs, enough for {most} of "
-            f"one core and {share:g} GPUs; give --workers from 1 to {most}, or start more machines first"
+            f"one core and {share:g} GPUs; "
+            + (f"give --workers from 1 to {most}" if most > 0 else "give another --gpus-per-worker, 0 for none")
+            + ", or start more machines first"
         )
     actor = ray.remote(num_cpus=1, num_gpus=share, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Worker)
     first = actor.remote(options)

@@ -107,6 +107,8 @@ class DeferredChecks:
     def raise_failed(self, where: str = "", bounds: Sequence[Sequence[float]] | None = None) -> None:
         """Raise the ValueError of the first check that failed, in the order in which they were made.
 
+        All of them are forgotten then, so a block may be as long as a run.
+
         Args:
             where: what the message begins with, e.g. "step 12: ".
             bounds: `self.bounds` as numbers, if they were fetched along with others; by default they are fetched here,
@@ -114,7 +116,8 @@ class DeferredChecks:
         """
         if bounds is None:
             bounds = torch.stack(self.bounds).tolist() if self._checks else []
-        for check, (low, high) in zip(self._checks, bounds, strict=True):
+        checks, self._checks = self._checks, []
+        for check, (low, high) in zip(checks, bounds, strict=True):
             problem = check.problem(low, high, "some")
             if problem is not None:
                 raise ValueError(where + problem)

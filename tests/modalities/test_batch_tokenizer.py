@@ -75,9 +75,9 @@ def test_every_form_of_an_image(images, tmp_path):
     forms = [
         content, path, {"bytes": content, "path": None}, {"path": path}, array, Image.open(io.BytesIO(content)),
         tmp_path / "a.png", array.transpose(2, 0, 1), None, Image.open(io.BytesIO(content[:900])),
-        np.full((20, 30, 3), 2.0), {"bytes": None, "path": "missing.png"},
+        np.full((20, 30, 3), 2.0), {"bytes": None, "path": "missing.png"}, np.float32("nan"),
     ]  # fmt: skip
-    given = BatchTokenizer(images[0], "photo")({"photo": forms, "number": list(range(12))})
+    given = BatchTokenizer(images[0], "photo")({"photo": forms, "number": list(range(13))})
     assert given["number"] == list(range(8))
     assert (given["codes"] == given["codes"][0]).all()
     nothing = BatchTokenizer(images[0], "photo")({"photo": [None], "number": [1]})

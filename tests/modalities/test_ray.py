@@ -116,8 +116,8 @@ def test_the_recipe_writes_what_vpvae_tokenize_writes_though_a_worker_is_killed(
     ("arguments", "message"),
     [
         (["--workers", "5"], "the cluster has 4 CPU cores and 0 GPUs, enough for 4 of one core and 0 GPUs"),
-        (["--gpus-per-worker", "1"], "enough for 0 of one core and 1 GPUs"),
-        (["--split", "test"], "has no split 'test'"),
+        (["--gpus-per-worker", "1"], "enough for 0 of one core and 1 GPUs; give another --gpus-per-worker"),
+        (["--dataset", "/not/there"], "there is no file or folder /not/there"),
     ],
 )
 def test_what_cannot_run(images, ray, tmp_path, capsys, arguments, message):

@@ -192,17 +192,19 @@ class Modality(ABC):
         """What `transform` reads of a value of a batch, as `datasets` and Ray Data give them.
 
         Args:
-            value: the bytes of a file, a path, a mapping with "bytes" or "path", or None; or a decoded signal, where
-                the modality takes such.
+            value: the bytes of a file, a path, a mapping with "bytes" or "path", or None or NaN, which Ray Data gives
+                where all of a batch are missing; or a decoded signal, where the modality takes such.
 
         Raises:
-            UnreadableFileError: it cannot be read, or is None.
+            UnreadableFileError: it cannot be read, or is missing.
             TypeError: it is something else.
         """
         if isinstance(value, bytes | str | os.PathLike):
             value = {"bytes": value} if isinstance(value, bytes) else {"path": os.fspath(value)}
         if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:
             value = {"bytes": value.get("bytes"), "path": value.get("path")}
+        elif isinstance(value, float | np.floating) and np.isnan(value):
+            value = None
         elif value is not None:
             raise TypeError(
                 f"{type(value).__name__} is no {transform.kind}; give the bytes of a file, its path, or a mapping with "
