@@ -50,6 +50,12 @@ def correctness(session: Session) -> None:
     sys.path.insert(0, str(_ROOT / "tests"))
     session.figure("codes that differ from the CPU's", "", lambda: _quantizers(session))
     session.figure("training forwards that are finite", "", lambda: _training_forwards(session))
+    for kind in ("image", "audio"):
+        name = f"codes unlike the CPU's, both exact, {kind}"
+        session.figure(name, "share", lambda kind=kind: _exact(session, kind))
+    session.figure("float32 product within TF32, relative error", "", lambda: _product_error(session))
+    for dim in session.pick(range(1, 9), (4,)):
+        session.figure(f"kernels unlike torch, d={dim}", "", lambda dim=dim: _kernels_unlike_torch(session, dim))
 
 
 def _tests(file: str) -> str:
@@ -106,6 +112,71 @@ def _training_forwards(session: Session) -> str:
     return f"{good} of {len(QUANTIZER_SETTINGS)}"
 
 
+def _exact(session: Session, kind: str) -> float:
+    """Of images, or of clips that are padded to one length."""
+    import numpy as np
+    from paths import _tokenizer
+    from steps import _codec
+
+    from vpvae_hf.modalities import MODALITIES, Execution
+
+    square = torch.ones(64, 64, device=session.device)
+    square @ square  # cuBLAS may have been used before
+    random, modality = torch.Generator().manual_seed(0), MODALITIES[kind]
+    if kind == "image":
+        side = session.pick(256, 16)
+        model, settings = _tokenizer(torch.device("cpu"), session.quick), {"size": side}
+        items = list(torch.randint(256, (4, side, side, 3), dtype=torch.uint8, generator=random))
+    else:
+        model, settings = _codec(session), {}
+        items = [0.1 * torch.randn(length, generator=random) for length in session.pick((32000, 8000, 500), (960, 200))]
+    transform = modality.eval_transform(modality.data_config(model, **settings), model)
+    codes = []
+    for device in ("cpu", str(session.device)):
+        execution = Execution(exact=True, device=device)
+        execution.prepare(model)
+        with execution.running():
+            rows = next(modality.code_rows([items], transform, model, len(items)))
+        codes.append(np.concatenate([row["codes"].ravel() for row in rows]))
+    return float((codes[0] != codes[1]).mean())
+
+
+def _product_error(session: Session) -> dict[str, float]:
+    """The largest, of sums of positive products; "high" is what TF32 would give."""
+    from vpvae_hf.tensors import float32_products
+
+    size = session.pick(4096, 64)
+    bias, left, right = (session.normal(*shape).abs() + 0.1 for shape in ((size,), (size, 16), (16, size)))
+    truth = torch.addmm(bias.double(), left.double(), right.double())
+    found = {}
+    for precision in ("highest", "high"):
+        with float32_products("high"), float32_products(precision):
+            product = torch.addmm(bias, left, right)
+        found[precision] = float(((product - truth).abs() / truth).max())
+    return found
+
+
+def _kernels_unlike_torch(session: Session, dim: int) -> dict[str, int]:
+    """Distances that differ by more than rounding, with either capacity, and nearest points that do."""
+    from vpvae_hf.neighbors import build_index, nearest_point
+    from vpvae_hf.neighbors.brute_force import direct_distances
+    from vpvae_hf.neighbors.cuda import runs_kernels
+
+    points, queries = session.normal(session.pick(16384, 1024) * dim, dim), session.normal(512, dim, seed=1)
+    index, truth, found = build_index(points), build_index(points, "torch"), {}
+    for capacity, ranks in ((512, (8, 128)), (1024, (8, 256))):
+        distances, expected = index.distances(queries, ranks), truth.distances(queries, ranks)
+        found[f"capacity {capacity}"] = int((~distances.isclose(expected, rtol=1e-6, atol=0)).sum())
+    codes = points[:1024]
+    distances, indices = nearest_point(queries, codes)
+    expected = direct_distances(queries, codes).min(dim=1)
+    found["nearest"] = int((~distances.isclose(expected.values, rtol=1e-6, atol=0)).sum())
+    found["nearest, index"] = int((indices != expected.indices).sum())
+    if session.on_cuda and not runs_kernels(session.device):
+        raise RuntimeError("a kernel could not be launched, and torch replaced it; see the log")
+    return found
+
+
 def search(session: Session) -> None:
     """Distances at the ranks 8 and M = 16 d in a queue of 16 d K latents, and the nearest of K codes."""
     sizes = session.pick((1024, 4096, 16384, 65536, 262144), (64,))
@@ -119,6 +190,9 @@ def search(session: Session) -> None:
             _nearest(session, size, dim, queries)
         for points in ("clustered", "shifted", "rounded to bf16", "half a queue"):
             _ranked(session, size, dim, session.pick(8192, 64), points)
+    _ranked(session, *session.pick((1024, 16, 8192), (64, 16, 32)), "a tenth in narrow clusters")
+    for points in ("normal", "a tenth in narrow clusters"):
+        session.figure(f"unproven queries, d=16, {points}", "share", lambda points=points: _unproven(session, points))
     for size, dim in session.pick(((1024, 4), (1024, 16), (16384, 5)), ((64, 4),)):
         _other_ways(session, size, dim, session.pick(8192, 64))
 
@@ -130,6 +204,10 @@ def _points(session: Session, size: int, dim: int, how: str) -> tuple[torch.Tens
     if how == "clustered":
         centers = 3 * session.normal(64, dim, seed=2)
         points, queries = (0.1 * each + centers[torch.arange(len(each)) % 64] for each in (points, queries))
+    if how == "a tenth in narrow clusters":
+        centers = session.normal(64, dim, seed=2)
+        for each in (points, queries):
+            each[::10] = 0.002 * each[::10] + centers[torch.arange(len(each[::10])) % 64]
     if how == "shifted":
         queries = queries + 1.5
     if how == "rounded to bf16":
@@ -146,6 +224,17 @@ def _ranked(session: Session, size: int, dim: int, count: int, how: str) -> None
         return lambda turn: index.distances(parts[turn % 4], (8, 16 * dim))
 
     session.time(f"ranked, K={size} d={dim}, {count} queries, {how}", make)
+
+
+def _unproven(session: Session, how: str) -> float:
+    """Of TorchIndex: these queries it compares with all points."""
+    from vpvae_hf.neighbors import build_index
+    from vpvae_hf.tensors import float32_products
+
+    points, queries = _points(session, session.pick(1024, 64), 16, how)
+    with float32_products("highest"):
+        _, proven = build_index(points, "torch")._of_candidates(queries[:200], 256)
+    return float((~proven).float().mean())
 
 
 def _nearest(session: Session, size: int, dim: int, count: int) -> None:

@@ -1,5 +1,6 @@
 """Stages about whole paths: clustering, tokenizing, training runs, several ranks."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 from measuring import Session
-from steps import _FSP, _TINY, _flag
+from steps import _FSP, _TINY, _flag, under_watch
 
 _ROOT = Path(__file__).parents[2]
 _ITERATIONS = 10
@@ -97,6 +98,11 @@ def tokenizing(session: Session) -> None:
             lambda shape=shape: _from_files(session, shape, batch, side),
         )
     session.figure("codes unlike those of the CPU in fp32", "share", lambda: _agreement(session, side))
+    session.figure("unequal codes, code_rows in a side stream", "", lambda: _in_side_stream(session))
+    session.figure("unequal codes, code_rows on cuda:1 while cuda:0 is current", "", lambda: _on_second_gpu(session))
+    session.figure("synchronizations of code_rows, a batch", "", lambda: _code_synchronizations(session))
+    for compiled in (False, True):
+        _code_rates(session, compiled)
 
 
 def _tokenizer(device: torch.device, quick: bool):
@@ -168,6 +174,99 @@ def _agreement(session: Session, side: int) -> dict[str, float]:
     return found
 
 
+class _Coding:
+    """What `code_rows` takes, for images of which each batch holds others."""
+
+    def __init__(self, session: Session, device: torch.device):
+        from vpvae_hf.modalities import ImageModality
+
+        self.model, self.modality = _tokenizer(device, session.quick), ImageModality()
+        self.side = session.pick(256, 16)
+        self.transform = self.modality.eval_transform(self.modality.data_config(self.model, size=self.side), self.model)
+
+    def blocks(self, batch: int, count: int, step: int = 1) -> list[list[torch.Tensor]]:
+        """Each begins `step` images after the one before."""
+        shape = (batch + step * (count - 1), self.side, self.side, 3)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return [list(images[start : start + batch]) for start in range(0, step * count, step)]
+
+    def rows(self, blocks: list[list[torch.Tensor]]):
+        return self.modality.code_rows(blocks, self.transform, self.model, len(blocks[0]))
+
+    def unequal(self, blocks: list[list[torch.Tensor]], rows: list[list[dict]]) -> int:
+        """Codes that differ from those of each batch by itself."""
+        count = 0
+        for block, found in zip(blocks, rows, strict=True):
+            pixels = self.transform.model_input(self.transform.collate(block).to(self.model.device))
+            codes = torch.stack([torch.from_numpy(row["codes"].astype("int64")) for row in found])
+            count += int((codes != self.model.tokenize(pixels).cpu()).sum())
+        return count
+
+
+def _in_side_stream(session: Session) -> int:
+    coding = _Coding(session, session.device)
+    blocks = coding.blocks(*session.pick((16, 100), (2, 3)))
+    session.wait()
+    stream = torch.cuda.stream(torch.cuda.Stream(session.device)) if session.on_cuda else contextlib.nullcontext()
+    with stream:
+        rows = list(coding.rows(blocks))
+    return coding.unequal(blocks, rows)
+
+
+def _on_second_gpu(session: Session) -> int:
+    if torch.cuda.device_count() < 2:
+        raise RuntimeError(f"it takes two GPUs, and there are {torch.cuda.device_count()}")
+    coding = _Coding(session, torch.device("cuda", 1))
+    blocks = coding.blocks(*session.pick((16, 100), (2, 3)))
+    with torch.cuda.device(0):
+        return coding.unequal(blocks, list(coding.rows(blocks)))
+
+
+def _code_synchronizations(session: Session) -> int:
+    coding, found = _Coding(session, session.device), []
+    blocks = coding.blocks(session.pick(16, 2), 4)
+    for _ in coding.modality.code_rows(
+        under_watch(session, blocks, found), coding.transform, coding.model, len(blocks[0])
+    ):
+        pass
+    return len(found)
+
+
+def _code_rates(session: Session, compiled: bool) -> None:
+    """Images a second, the first two batches not counted."""
+
+    def prepared() -> _Coding:
+        from vpvae_hf.modalities import Execution
+
+        coding = _Coding(session, session.device)
+        Execution(dtype="bfloat16", device=str(session.device)).prepare(coding.model)
+        if compiled:
+            coding.model.encoder.compile(backend="inductor" if session.on_cuda else "eager")
+        return coding
+
+    def fetched_at_once(coding: _Coding, blocks: list[list[torch.Tensor]]):
+        for block in blocks:
+            yield coding.modality.encode(block, coding.transform, coding.model).cpu().numpy()
+
+    def rate(coding: _Coding, batch: int, codes: Callable) -> float:
+        blocks = coding.blocks(batch, session.pick(1280, 2 * batch) // batch, step=batch)
+        list(codes(coding, blocks[:2]))
+        session.wait()
+        started = time.perf_counter()
+        list(codes(coding, blocks))
+        return len(blocks) * batch / (time.perf_counter() - started)
+
+    coding, how = prepared(), "compiled" if compiled else "eager"
+    for batch, (name, codes) in itertools.product(
+        session.pick((16, 64), (2,)), {"code_rows": _Coding.rows, "fetching at once": fetched_at_once}.items()
+    ):
+        session.figure(
+            f"{name}, bf16 {how}, B={batch}",
+            "images/s",
+            lambda batch=batch, codes=codes: rate(coding, batch, codes),
+        )
+
+
 def runs(session: Session) -> None:
     """The small recipe with the CPU's settings and with those of the device, and a run that is killed and resumed."""
     steps, data = session.pick(400, 4), session.out / "pictures"
@@ -184,6 +283,7 @@ def runs(session: Session) -> None:
         )
     folder = session.out / "runs/resumed"
     session.figure("run that is killed and resumed", "", lambda: _killed_and_resumed(session, data, folder, steps))
+    session.figure("resumed where the scale is measured", "", lambda: _resumed_at_measurement(session, data, steps))
 
 
 def _write_pictures(folder: Path) -> None:
@@ -198,17 +298,30 @@ def _write_pictures(folder: Path) -> None:
             coarse.resize((160, 160), Image.Resampling.BICUBIC).save(folder / split / f"{number}.png")
 
 
-def _launch(session: Session, data: Path, folder: Path, *arguments: str) -> subprocess.Popen:
+# Without it two runs of one seed differ on a GPU.
+_DETERMINISTIC = """
+import runpy, sys, torch
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.backends.cudnn.deterministic = True
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def _launch(
+    session: Session, data: Path, folder: Path, *arguments: str, python: tuple[str, ...] = ()
+) -> subprocess.Popen:
     recipe = _ROOT / "recipes/image"
     small = ("data.size", "data.shortest_side", "data.validation_size")
     size = dict.fromkeys(small, "16") | {"codebook.latents_per_code": "4"} if session.quick else {}
     fixed = {"data.name": str(data), "output_dir": str(folder), "data.workers": "0", "report_to": "none", **size}
     fixed |= {"checkpointing_steps": str(session.pick(100, 2)), "validation_steps": "10000", "logging_steps": "1"}
-    command = [sys.executable, str(recipe / "train.py"), "--config", str(recipe / "small.yaml")]
+    command = [sys.executable, *python, str(recipe / "train.py"), "--config", str(recipe / "small.yaml")]
     for name, value in fixed.items():
         command += [f"--{name}", value]
     folder.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | ({} if session.on_cuda else {"CUDA_VISIBLE_DEVICES": ""})
+    environment |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if python else {}
     with folder.with_suffix(".log").open("a") as log:
         return subprocess.Popen([*command, *arguments], env=environment, stdout=log, stderr=log)
 
@@ -220,7 +333,8 @@ def _finished(process: subprocess.Popen, folder: Path) -> dict[str, float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "loss/total" in row][-20:]
     names = ("loss/total", "quantizer/displacement_rms", "quantizer/quantization_error_rms", "quantizer/eta")
-    means = {name: sum(row[name] for row in last) / len(last) for name in names if last[-1].get(name) is not None}
+    known = {name: [row[name] for row in last if row.get(name) is not None] for name in names}
+    means = {name: sum(values) / len(values) for name, values in known.items() if values}
     quality = {name: value for row in rows for name, value in row.items() if name.startswith("validation/")}
     speed = {"examples_per_second": last[-1]["examples_per_second"]}
     return {name: round(value, 5) for name, value in (means | quality | speed).items() if value is not None}
@@ -229,12 +343,42 @@ def _finished(process: subprocess.Popen, folder: Path) -> dict[str, float]:
 def _killed_and_resumed(session: Session, data: Path, folder: Path, steps: int) -> dict[str, float]:
     """Killed once a checkpoint is there."""
     length = ("--max_train_steps", str(steps))
-    process = _launch(session, data, folder, *length)
+    _kill(_launch(session, data, folder, *length), folder)
+    return _finished(_launch(session, data, folder, *length, "--resume_from_checkpoint", "latest"), folder)
+
+
+def _kill(process: subprocess.Popen, folder: Path) -> None:
     while not list(folder.glob("checkpoint-*")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return _finished(_launch(session, data, folder, *length, "--resume_from_checkpoint", "latest"), folder)
+
+
+def _resumed_at_measurement(session: Session, data: Path, steps: int) -> dict[str, float]:
+    """Rows unlike those of a run that was not killed. Each step renews half of the queue, so each measures anew."""
+    queue = {"codebook_size": session.pick(256, 64), "queue_per_code": 2, "queue_share": 1.0}
+    how = ["--max_train_steps", str(steps), "--torch_compile", "false", "--codebook.latents_per_code", "4"]
+    how += itertools.chain(*((f"--quantizer.{name}", str(value)) for name, value in queue.items()))
+    whole, killed = (session.out / "runs" / name for name in ("whole", "killed"))
+    python = {"python": ("-c", _DETERMINISTIC)}
+    _finished(_launch(session, data, whole, *how, **python), whole)
+    _kill(_launch(session, data, killed, *how, **python), killed)
+    at = max(int(folder.name.split("-")[1]) for folder in killed.glob("checkpoint-*"))
+    _finished(_launch(session, data, killed, *how, "--resume_from_checkpoint", "latest", **python), killed)
+    expected, found = (_losses_after(at, folder) for folder in (whole, killed))
+    if not found or len(found) != len(expected):
+        raise RuntimeError(f"{len(found)} rows after step {at}, and {len(expected)} of the run that was not killed")
+    errors = [row["quantizer/quantization_error_rms"] for row in _losses_after(at - 1, killed)]
+    counts = {"resumed at step": at, "rows": len(found), "measured in the next step": int(errors[0] != errors[1])}
+    for name in ("quantizer/eta", "loss/total"):
+        gaps = [abs(one[name] - other[name]) for one, other in zip(found, expected, strict=True)]
+        counts |= {f"{name}, unequal": sum(gap > 0 for gap in gaps), f"{name}, largest difference": max(gaps)}
+    return counts
+
+
+def _losses_after(step: int, folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss/total" in row and row["step"] > step]
 
 
 def ranks(session: Session) -> None:

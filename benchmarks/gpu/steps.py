@@ -6,7 +6,7 @@ import itertools
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -78,6 +78,12 @@ def steps(session: Session) -> None:
     few, many = session.pick((8, 32), (2, 2))
     for batch in (few, many):
         _image_step(session, f"eager bf16 FSP B={batch}", batch)
+    for name, settings in {"fsp": _FSP, **dict(itertools.islice(quantizers(session).items(), 2))}.items():
+        session.figure(
+            f"synchronizations of a Trainer's step, bf16 {name} B={few}",
+            "",
+            lambda settings=settings: _trainer_synchronizations(session, settings, few),
+        )
     compiled = session.figure("compiled encoder and decoder", "", lambda: _described(_vqgan(session, compiled=True)))
     if compiled:
         model = _vqgan(session, compiled=True)
@@ -160,11 +166,6 @@ def _with_quantizer(session: Session, name: str, settings: dict, batch: int, mod
         return Step(session, model, _images(session, batch), bf16=True)
 
     session.time(f"step, compiled bf16 {name} B={batch}", make, seconds=1.5)
-    session.figure(
-        f"synchronizations of a step, {name} B={batch}",
-        "",
-        lambda: synchronizations(session, Step(session, model, _images(session, batch), bf16=True)),
-    )
     if name.startswith("metropolis K=1024 d=4"):
         trace = session.out / "metropolis.trace.json.gz"
         session.figure("trace of steps", "", lambda: _trace(session, model, batch, trace))
@@ -181,22 +182,51 @@ def fill_queue(session: Session, quantizer: nn.Module) -> None:
         quantizer.training_state.load_state_dict(state)
 
 
-def synchronizations(session: Session, work: Callable[[int], None]) -> int:
-    """Of the second call, by torch's own debug mode, which warns at each."""
-    if not session.on_cuda:
-        raise RuntimeError("torch watches for synchronizations on CUDA alone; benchmarks/counts counts without a GPU")
-    work(0)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            work(1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    found = [warning for warning in caught if "synchron" in str(warning.message)]
-    for warning in found:
-        print(f"synchronization at {warning.filename}:{warning.lineno}")
+def _trainer_synchronizations(session: Session, settings: dict, batch: int) -> int:
+    """Of a step that neither logs nor validates, by the package's own Trainer."""
+    from accelerate import Accelerator
+
+    from vpvae_hf.modalities import ImageModality
+    from vpvae_hf.training.trainer import Trainer
+
+    modality, length = ImageModality(), {"max_train_steps": 4, "lr_warmup_steps": 0, "logging_steps": 100}
+    config = modality.config_class(quantizer=settings, losses={"l1": 1.0}, mixed_precision="bf16", **length)
+    model = _vqgan(session)
+    model.set_quantizer(settings)
+    fill_queue(session, model.quantize)
+    found: list[str] = []
+    Trainer(
+        model,
+        under_watch(session, _images(session, batch), found),
+        config,
+        losses=modality.losses(config, model),
+        loss_weights=config.loss_weights,
+        accelerator=Accelerator(cpu=not session.on_cuda, mixed_precision="bf16"),
+    ).run()
     return len(found)
+
+
+def under_watch(session: Session, items: Iterable, found: list[str]) -> Iterator:
+    """Yields items; torch's debug mode warns of each synchronization until the one after the third is asked for, and
+    the places go into `found`."""
+    for number, item in enumerate(items):
+        if number != 2:
+            yield item
+            continue
+        if not session.on_cuda:
+            yield item
+            raise RuntimeError(
+                "torch watches for synchronizations on CUDA alone; benchmarks/counts counts without a GPU"
+            )
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                yield item
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found += [f"{each.filename}:{each.lineno}" for each in caught if "synchron" in str(each.message)]
+        print("synchronizations at", *found)
 
 
 def _trace(session: Session, model: nn.Module, batch: int, file: Path) -> str:
