@@ -28,6 +28,7 @@ from generation_runs import (
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from processes import ended
 from vpvae_hf import CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.hub.card import format_number
 
@@ -252,16 +253,17 @@ def test_no_mixed_precision_undoes_accelerates_own_setting(image_codes, tmp_path
 
 
 def test_the_recipes(image_codes, tmp_path):
-    processes = {}
+    launches = {}
     for method, name in {"autoregressive": "ar", "masked": "masked"}.items():
         settings = {
             "output_dir": tmp_path / method, "data.tokens": image_codes / "train", "max_train_steps": 3,
             "data.validation_tokens": image_codes / "validation", "validation_steps": 3, "checkpointing_steps": 3,
         }  # fmt: skip
-        processes[method] = launched(name, settings)
-    for method, process in processes.items():
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        printed = tmp_path / f"{method}.txt"
+        launches[method] = launched(name, settings, printed), printed
+    for method, launch in launches.items():
+        status, output = ended(*launch)
+        assert status == 0, output
         folder = tmp_path / method / "pipeline"
         assert f'{PIPELINES[method].__name__}.from_pretrained("{folder}")' in output
         assert {"README.md", "results.json", "samples.png"} <= {path.name for path in folder.iterdir()}
