@@ -43,6 +43,7 @@ def ended(process: BaseProcess, printed: Path) -> tuple[int, str]:
 
 def _run(program: Path | str, words: list[str], printed: Path, ranks: int, environment: dict[str, str]) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # the program's own processes start as they do by default
     os.environ.clear()
     os.environ.update(environment)
     with printed.open("w") as file:
