@@ -63,6 +63,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # libraries tell of what is left at the end
+
+
 @pytest.fixture(params=["image", "audio"])
 def modality(request):
     return request.param
