@@ -1,6 +1,8 @@
+import gc
 import importlib.util
 import os
 import tempfile
+from pathlib import Path
 
 # oneDNN's AMX kernels give wrong results for strided bfloat16 convolutions of 4 to 16 channels (seen with torch 2.13),
 # which only tiny models have; without them tests also round alike on more processors. Read when torch is imported.
@@ -21,6 +23,48 @@ os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 # Without a GPU the CUDA kernels run in triton's interpreter, which must be chosen before anything imports them.
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+# The files that take longest are begun first, so that no worker of pytest-xdist has one of them left at the end.
+_LONGEST = [
+    "modalities/test_ray",
+    "recipes/test_generation_recipes",
+    "neighbors/test_index",
+    "contract/test_quantizer_contract",
+    "training/test_run",
+    "training/test_audio_run",
+    "generation/test_pipelines",
+    "data/test_streams",
+    "distributed/test_training",
+    "recipes/test_diffusion_recipe",
+    "models/test_graphs",
+    "cli/test_demo",
+    "hub/test_printed_programs",
+    "quantizers/test_vp_scale",
+    "neighbors/test_compilation",
+    "test_lazy_imports",
+    "modalities/test_execution",
+]
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # by the number of tests, otherwise
+
+
+def pytest_collection_modifyitems(items):
+    tests = Path(__file__).parent
+    places = {tests / f"{name}.py": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish():
+    # Of what was imported nothing becomes garbage; each run of accelerate searches all that there is for it.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # libraries tell of what is left at the end
 
 
 @pytest.fixture(params=["image", "audio"])

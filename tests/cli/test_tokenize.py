@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from image_runs import ARCHITECTURE
 from image_shards import CORRUPT, encoded, loader_of, write_shards
 
+from processes import ended, launched
 from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli import tokenize as cli_tokenize
@@ -270,18 +269,12 @@ def test_shards_are_dealt_out_to_ranks(tokenizer, images, tmp_path, monkeypatch,
 
 def test_a_real_job_of_two_ranks(tokenizer, images, tmp_path):
     output = tmp_path / "codes"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["-m", "vpvae_hf", "tokenize", tokenizer, "--dataset", images, "--output", output]
-    finished = subprocess.run(
-        [str(part) for part in (*launch, *command)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=150,
-    )
-    assert "Tokenizing: 2/2" in finished.stderr  # the first rank's files
-    assert finished.stdout.count(" files in ") == 1
+    arguments = ["tokenize", tokenizer, "--dataset", images, "--output", output]
+    file = tmp_path / "printed.txt"
+    status, printed = ended(launched("vpvae_hf", arguments, file, ranks=2), file)
+    assert status == 0, printed
+    assert "Tokenizing: 2/2" in printed  # the first rank's files
+    assert printed.count(" files in ") == 1
     assert files_of(output) == FILES
     assert manifest_of(output).items() >= {"images": 11, "unreadable_images": 2}.items()
     rows = datasets.load_dataset(str(output), split="train")

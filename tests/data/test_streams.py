@@ -54,10 +54,15 @@ def equal(batches, expected) -> None:
     torch.testing.assert_close(batches, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shuffle_buffer", [1, 4])
 @pytest.mark.parametrize(
-    ("counts", "ranks", "workers"),
-    [((5, 3, 7), 1, 0), ((5, 3, 7), 4, 0), ((5, 3, 7), 2, 2), ((9,), 3, 2), ((1, 8), 5, 0), ((2, 0, 1, 3, 2), 2, 0)],
+    ("counts", "ranks", "workers", "shuffle_buffer"),
+    [
+        *itertools.product([(5, 3, 7)], [1, 4], [0], [1, 4]),
+        *itertools.product([(1, 8)], [5], [0], [1, 4]),
+        *itertools.product([(2, 0, 1, 3, 2)], [2], [0], [1, 4]),
+        ((5, 3, 7), 2, 2, 4),
+        ((9,), 3, 2, 4),
+    ],
 )
 def test_each_pass_has_every_item_once(modality, tmp_path, counts, ranks, workers, shuffle_buffer):
     name, how = modality.write_counted(tmp_path, *counts), {"workers": workers, "shuffle_buffer": shuffle_buffer}
@@ -182,7 +187,7 @@ def test_a_shard_is_shuffled_within_blocks(modality, tmp_path):
     assert all(block != sorted(block) for block in blocks)
 
 
-@pytest.mark.parametrize(("workers", "after"), [*((0, after) for after in (*range(9), 12)), (2, 0), (2, 2), (2, 7)])
+@pytest.mark.parametrize(("workers", "after"), [*((0, after) for after in (*range(9), 12)), (2, 0), (2, 7)])
 def test_resumes_exactly(fifteen, workers, after):
     """Blocks hold two batches, and a pass fifteen items, so some of the places lie across blocks and passes."""
     modality, name = fifteen

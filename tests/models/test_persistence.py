@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import stat
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from transformers import modeling_utils
 
+from processes import ended, launched
 from tiny import FSP, MODELS, VP, noise_images, tiny_codec, tiny_vae
 from tiny_generators import causal_pipeline
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, VPCodecModel
@@ -235,7 +234,6 @@ def test_another_process_gives_the_same_codes(tmp_path):
         torch.save((inputs, dtypes[name]), tmp_path / name / "inputs.pt")
     program = """
 import sys, torch, vpvae_hf
-torch.set_num_threads(1)
 root, codes = sys.argv[1], {}
 for name, model_class in {"image": vpvae_hf.AutoencoderVP, "audio": vpvae_hf.VPCodecModel}.items():
     inputs, dtypes = torch.load(f"{root}/{name}/inputs.pt", weights_only=False)
@@ -243,7 +241,10 @@ for name, model_class in {"image": vpvae_hf.AutoencoderVP, "audio": vpvae_hf.VPC
         codes[key] = model_class.from_pretrained(f"{root}/{name}/{key[1]}", torch_dtype=key[2]).tokenize(inputs)
 torch.save(codes, root + "/codes.pt")
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", program, str(tmp_path)], check=True)
+    script, printed = tmp_path / "program.py", tmp_path / "printed.txt"
+    script.write_text(program)
+    status, output = ended(launched(script, [tmp_path], printed), printed)
+    assert status == 0, output
     there = torch.load(tmp_path / "codes.pt", weights_only=False)
     assert len(there) == 2 * (3 + 1)
     for (name, kind, dtype), codes in there.items():

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from image_shards import encoded, write_shards
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import processes
 from tiny import HOP, tiny_codec, tiny_vae
 from vpvae_hf.cli.main import main
 
@@ -105,17 +104,11 @@ def settings(codes, output, method="autoregressive", **changes):
     return RUN | {"output_dir": str(output), "transformer": model_of(method), "data": data, **changes}
 
 
-def launched(recipe, settings):
+def launched(recipe, settings, printed):
     """A recipe with its small YAML file in a process of its own, which is to train as set and make two samples."""
     settings = {"config": RECIPES / f"{recipe}_small.yaml", "train_batch_size": 4, "samples": 2} | settings
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", str(RECIPES / f"train_{recipe}.py"), *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    return processes.launched(RECIPES / f"train_{recipe}.py", words, printed)
 
 
 def train(codes, output, method="autoregressive", **changes):

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+from processes import ended
 from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
@@ -324,9 +325,9 @@ def test_the_recipe(pictures, tokenizer, tmp_path):
         "data.shortest_side": 20, "data.workers": 0, "max_train_steps": 2, "validation_steps": 2,
         "num_inference_steps": 2,
     }  # fmt: skip
-    process = launched("diffusion", settings)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    printed = tmp_path / "printed.txt"
+    status, output = ended(launched("diffusion", settings, printed), printed)
+    assert status == 0, output
     folder = tmp_path / "run" / "pipeline"
     assert f'LDMPipeline.from_pretrained("{folder}")' in output
     assert {"samples.png", "model_index.json", "unet", "vqvae", "scheduler"} <= {path.name for path in folder.iterdir()}

@@ -28,6 +28,7 @@ from generation_runs import (
 from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from processes import ended
 from vpvae_hf import CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
 from vpvae_hf.hub.card import format_number
 
@@ -143,14 +144,14 @@ def test_a_finished_run_goes_no_step_further(image_codes, method, tmp_path):
 
 
 def test_a_run_is_never_written_over(image_codes, tmp_path):
-    first = train(image_codes, tmp_path / "run", max_train_steps=2)
+    first = train(image_codes, tmp_path / "run", samples=0, max_train_steps=2)
     before = weights_of(first)
     with pytest.raises(FileExistsError, match=r"run holds another run; go on with .*--overwrite_output_dir"):
-        train(image_codes, tmp_path / "run", max_train_steps=2, seed=1)
+        train(image_codes, tmp_path / "run", samples=0, max_train_steps=2, seed=1)
     shutil.rmtree(first)
     with pytest.raises(FileExistsError, match="holds another run"):
-        train(image_codes, tmp_path / "run", max_train_steps=2, seed=1)
-    anew = train(image_codes, tmp_path / "run", max_train_steps=4, seed=1, overwrite_output_dir=True)
+        train(image_codes, tmp_path / "run", samples=0, max_train_steps=2, seed=1)
+    anew = train(image_codes, tmp_path / "run", samples=0, max_train_steps=4, seed=1, overwrite_output_dir=True)
     assert not torch.equal(weights_of(anew)["lm_head.weight"], before["lm_head.weight"])
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["seed"] == 1
     (tmp_path / "file").touch()
@@ -188,7 +189,8 @@ def test_without_validation_nothing_is_measured(image_codes, tmp_path, capsys):
 
 @METHODS
 def test_a_model_is_gone_on_from(image_codes, method, tmp_path):
-    first = train(image_codes, tmp_path / "first", method, max_train_steps=30, samples=0)
+    longer = {"max_train_steps": 30, "validation_steps": 30, "checkpointing_steps": 30, "samples": 0}
+    first = train(image_codes, tmp_path / "first", method, **longer)
     start = {"pretrained": str(first / "transformer"), "max_train_steps": 1, "learning_rate": 1e-9, "samples": 0}
     second = train(image_codes, tmp_path / "second", method, **start)
     bits = [results_of(folder)["evaluation"]["bits_per_token"] for folder in (first, second)]
@@ -224,8 +226,8 @@ def test_one_example_at_a_time_leaves_finite_weights(audio_codes, method, tmp_pa
 )
 def test_a_new_model_is_that_of_its_config(image_codes, method, kind, config, tmp_path):
     """Also in what its config derives from those sizes, such as a head's."""
-    changes = {"transformer": {"kind": kind, **config}, "max_train_steps": 1, "checkpointing_steps": 1}
-    folder = train(image_codes, tmp_path / "run", method, **changes)
+    changes = {"transformer": {"kind": kind, **config}, "data": {"validation_tokens": None}, "samples": 0}
+    folder = train(image_codes, tmp_path / "run", method, max_train_steps=1, checkpointing_steps=1, **changes)
     results = results_of(folder)
     vocabulary = CodeVocabulary(**results["vocabulary"])
     positions = "n_positions" if kind == "gpt2" else "max_position_embeddings"
@@ -242,7 +244,8 @@ def test_a_new_model_is_that_of_its_config(image_codes, method, kind, config, tm
 
 def test_no_mixed_precision_undoes_accelerates_own_setting(image_codes, tmp_path, monkeypatch):
     def trained(name, **changes):
-        return weights_of(train(image_codes, tmp_path / name, max_train_steps=2, samples=0, **changes))
+        changes |= {"max_train_steps": 2, "samples": 0, "data": {"validation_tokens": None}}
+        return weights_of(train(image_codes, tmp_path / name, **changes))
 
     plain = trained("plain")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -252,16 +255,17 @@ def test_no_mixed_precision_undoes_accelerates_own_setting(image_codes, tmp_path
 
 
 def test_the_recipes(image_codes, tmp_path):
-    processes = {}
+    launches = {}
     for method, name in {"autoregressive": "ar", "masked": "masked"}.items():
         settings = {
             "output_dir": tmp_path / method, "data.tokens": image_codes / "train", "max_train_steps": 3,
             "data.validation_tokens": image_codes / "validation", "validation_steps": 3, "checkpointing_steps": 3,
         }  # fmt: skip
-        processes[method] = launched(name, settings)
-    for method, process in processes.items():
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+        printed = tmp_path / f"{method}.txt"
+        launches[method] = launched(name, settings, printed), printed
+    for method, launch in launches.items():
+        status, output = ended(*launch)
+        assert status == 0, output
         folder = tmp_path / method / "pipeline"
         assert f'{PIPELINES[method].__name__}.from_pretrained("{folder}")' in output
         assert {"README.md", "results.json", "samples.png"} <= {path.name for path in folder.iterdir()}

@@ -1,10 +1,8 @@
 """Small training runs on pictures made here."""
 
 import json
-import os
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 
+import processes
 from vpvae_hf.modalities.image import ImageTrainingConfig
 
 ARCHITECTURE = {
@@ -83,27 +82,23 @@ def read_metrics(tokenizer: Path) -> dict[str, float]:
     return json.loads((tokenizer / "results.json").read_text())["evaluation"][0]["metrics"]
 
 
-def launched(values: dict, folder: Path, *extra: str, ranks: int = 1) -> subprocess.Popen:
+def launched(values: dict, folder: Path, *extra: str, ranks: int = 1) -> BaseProcess:
     """The recipe in a process of its own, or in one for each rank; what it prints is in printed.txt."""
     folder.mkdir(exist_ok=True)
     (folder / "settings.yaml").write_text(json.dumps(values))
-    job = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    command = [sys.executable, *(["-W", "error"] if ranks == 1 else job), str(RECIPE)]
-    command += ["--config", str(folder / "settings.yaml"), *extra]
-    with (folder / "printed.txt").open("w") as printed:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+    arguments = ["--config", folder / "settings.yaml", *extra]
+    return processes.launched(RECIPE, arguments, folder / "printed.txt", ranks)
 
 
-def ended(process: subprocess.Popen, folder: Path) -> tuple[int, str]:
+def ended(process: BaseProcess, folder: Path) -> tuple[int, str]:
     """Exit status and output of a recipe that was launched with this folder."""
-    return process.wait(timeout=150), (folder / "printed.txt").read_text()
+    return processes.ended(process, folder / "printed.txt")
 
 
-def await_rows(count: int, process: subprocess.Popen, values: dict, folder: Path) -> None:
+def await_rows(count: int, process: BaseProcess, values: dict, folder: Path) -> None:
     """Wait until a run has logged so many rows."""
     log, deadline = Path(values["output_dir"], "metrics.jsonl"), time.monotonic() + 120
     while not log.exists() or len(log.read_text().splitlines()) < count:
-        assert process.poll() is None, (folder / "printed.txt").read_text()
+        assert process.is_alive(), (folder / "printed.txt").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)

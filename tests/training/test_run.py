@@ -4,16 +4,18 @@ import logging
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from image_runs import (
     ARCHITECTURE,
+    RECIPE,
     VECTOR,
     await_rows,
     configured,
-    ended,
     launched,
     metrics,
     read_metrics,
@@ -89,7 +91,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(finished_run, data, tmp_path)
     process = launched(values, tmp_path)
     await_rows(7, process, values, tmp_path)
     process.kill()
-    process.wait()
+    process.join()
     assert not (output / "tokenizer").exists()
     train_tokenizer(configured(values | {"resume_from_checkpoint": "latest"}))
     assert metrics(output) == metrics(finished_run)
@@ -314,8 +316,9 @@ def test_bad_settings(changes, error, message, data, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_the_recipe_prints_one_line_for_a_mistake(tmp_path):
-    status, printed = ended(launched({}, tmp_path, "--learning_rat", "1"), tmp_path)
-    assert status == 1
-    assert "did you mean 'learning_rate'" in printed
-    assert "Traceback" not in printed
+def test_the_recipe_prints_one_line_for_a_mistake():
+    command = [sys.executable, "-W", "error", str(RECIPE), "--learning_rat", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "did you mean 'learning_rate'" in done.stderr
+    assert "Traceback" not in done.stderr
