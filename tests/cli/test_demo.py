@@ -22,7 +22,7 @@ def photographs(tmp_path_factory):
 
 
 def demo(output, photographs, *arguments):
-    short = ["--dataset", str(photographs), "--steps", "12", "--codebook-size", "64"]
+    short = ["--dataset", str(photographs), "--steps", "6", "--codebook-size", "64"]
     return main(["demo", "--output", str(output), *short, *arguments])
 
 

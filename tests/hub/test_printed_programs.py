@@ -25,7 +25,7 @@ FACTOR_16 = {
 def place(tmp_path_factory):
     """A folder in which everything that the programs load has been made."""
     folder = tmp_path_factory.mktemp("reader")
-    vae = tiny_vae(VP | {"latent_dim": 4})
+    vae = tiny_vae(VP | {"latent_dim": 4}, mid_block_add_attention=False)
     vae.save_pretrained(folder / "demo_output" / "tokenizer")
     vae.save_pretrained(folder / "my_tokenizer")
     for name, pipeline in (
