@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks/gpu"
 # The others start processes, which take long.
@@ -19,7 +20,10 @@ def run(monkeypatch):
     monkeypatch.syspath_prepend(_FOLDER)
     import run
 
+    # A stage has a process of its own, in which no other precision was chosen before.
+    AcceleratorState._reset_state(reset_partial_state=True)
     yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
     for name in ("run", "figures", "measuring", "kernels", "steps", "paths"):
         sys.modules.pop(name, None)
 
