@@ -9,6 +9,8 @@ from typing import Any
 
 # Of more valid names than this a message gives the nearest alone, if there is one.
 _LISTED_NAMES = 30
+# What encoder and decoder of a saved tokenizer may compute in.
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def require(holds: bool, name: str, value: Any, valid: str) -> None:

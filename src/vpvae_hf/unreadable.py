@@ -8,6 +8,8 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 _TOLD_REASONS = 3
+# So many in a row are no longer skipped: the data are something else, or cannot be reached.
+MOST_UNREADABLE = 1000
 
 
 class UnreadableFileError(ValueError):

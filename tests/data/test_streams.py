@@ -275,14 +275,14 @@ def test_the_count_of_unreadable_files_is_resumed(modality, tmp_path, workers, c
 
 
 def test_an_endless_stream_of_unreadable_files_stops(modality, tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 5)
+    monkeypatch.setattr(streams, "MOST_UNREADABLE", 5)
     name = modality.write_shards(
         tmp_path, [[modality.file(0), modality.CORRUPT, modality.CORRUPT], [modality.CORRUPT] * 3]
     )
     message = f"5 {modality.KIND}s in a row cannot be read; see whether the files of column '{modality.COLUMN}'"
     with pytest.raises(ValueError, match=message):
         list(modality.loader_of(name))
-    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 6)
+    monkeypatch.setattr(streams, "MOST_UNREADABLE", 6)
     assert modality.numbers_of(some(modality.loader_of(name, passes=None), 3)) == [0, 0, 0]
 
 
@@ -298,7 +298,7 @@ def test_a_rank_without_a_row(modality, tmp_path):
 @pytest.mark.parametrize("rest", [0, 1])
 def test_a_worker_without_a_readable_file_has_nothing_to_do(modality, tmp_path, monkeypatch, rest):
     """Of one file, or of one and a corrupt one, there is nothing for the second of two workers."""
-    monkeypatch.setattr(streams, "_MOST_UNREADABLE", 3)
+    monkeypatch.setattr(streams, "MOST_UNREADABLE", 3)
     name = modality.write_shards(tmp_path, [[modality.file(3), *[modality.CORRUPT] * rest]])
     loader, resumed = (random_loader(modality, name, workers=2, batch_size=2) for _ in range(2))
     batches = iter(loader)

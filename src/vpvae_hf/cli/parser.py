@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vpvae_hf import __version__
-from vpvae_hf.settings import did_you_mean
+from vpvae_hf.settings import DTYPES, did_you_mean
 
 _REVISION = "branch, tag or commit of the tokenizer"
 
@@ -226,9 +226,8 @@ def _add_data_options(parser: argparse.ArgumentParser, split: str | None, split_
 def _add_execution_options(parser: argparse.ArgumentParser, limit_help: str) -> None:
     """Options that say how the tokenizer is run, and over how much."""
     parser.add_argument("--limit", type=_positive, help=limit_help)
-    dtypes = ("float32", "bfloat16", "float16")
     precision = "what encoder and decoder compute in; the quantizer computes in float32"
-    parser.add_argument("--dtype", choices=dtypes, default=dtypes[0], help=precision)
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=precision)
     parser.add_argument("--compile", action="store_true", help="compile encoder and decoder with torch.compile")
     parser.add_argument("--device", help="e.g. cpu, cuda or cuda:1; default: a GPU if there is one")
 

@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from vpvae_hf.settings import require_integer
-from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
+from vpvae_hf.unreadable import MOST_UNREADABLE, SkippedFiles, UnreadableFileError
 
 from .sources import Source, Transform, library_missing
 
 _log = logging.getLogger(__name__)
 # A folder of a million files has a million shards, so shards are dealt out in at most this many groups.
 _MOST_GROUPS = 1024
-_MOST_UNREADABLE = 1000
 # Of a block that threads decode; they wait for each other at its end.
 _FILES_PER_THREAD = 4
 _CHECKED_ROWS = 100
@@ -126,9 +125,9 @@ class ItemStream(IterableDataset):
                 except UnreadableFileError as error:
                     skipped.append(str(error))
                     # Otherwise an endless stream would search for ever, e.g. if the network is gone.
-                    small = reader.share is not None and reader.share <= _MOST_UNREADABLE
+                    small = reader.share is not None and reader.share <= MOST_UNREADABLE
                     may_end = self._passes is None and small and not at["gave"]
-                    if len(skipped) >= _MOST_UNREADABLE and not may_end:
+                    if len(skipped) >= MOST_UNREADABLE and not may_end:
                         kinds, column = f"{self.transform.kind}s", self._source.column
                         found = f"data set {self._source.name}: {len(skipped)} {kinds}"
                         raise ValueError(

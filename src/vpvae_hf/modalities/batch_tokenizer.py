@@ -13,13 +13,11 @@ from torch import Tensor
 
 from vpvae_hf.files import local_path
 from vpvae_hf.settings import require_integer
-from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
+from vpvae_hf.unreadable import MOST_UNREADABLE, SkippedFiles, UnreadableFileError
 
 from . import load_for_tokenizing, modality_of
 from .execution import Execution
 
-# Otherwise a run over a column of something else would drop all rows, and end without an error.
-_MOST_UNREADABLE = 1000
 # Tokenizers that a process keeps loaded.
 _LOADED = 4
 
@@ -177,7 +175,7 @@ class _Worker:
         if self._skipped.count >= 2 * self._told:
             self._skipped.tell()
             self._told = self._skipped.count
-        if reasons and not some_read and self._in_a_row >= _MOST_UNREADABLE:
+        if reasons and not some_read and self._in_a_row >= MOST_UNREADABLE:
             raise ValueError(
                 f"{self._in_a_row} {self._modality.items} of column {self._run.column!r} in a row cannot be read (the "
                 f"last: {reasons[-1]}); see whether the column holds {self._modality.items}, and whether its files can "

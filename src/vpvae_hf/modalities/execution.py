@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from vpvae_hf.models.tokenizer import Tokenizer
-from vpvae_hf.settings import require
+from vpvae_hf.settings import DTYPES, require
 from vpvae_hf.tensors import float32_products
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)

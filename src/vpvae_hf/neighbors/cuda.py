@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vpvae_hf.tensors import constant
+
 from .base import NeighborIndex
 from .brute_force import TorchIndex, query_blocks
 
@@ -99,7 +101,7 @@ class TritonIndex(NeighborIndex):
             queries,
             leaves.points,
             *self._boxes,
-            _on_device(ranks, self.device),
+            constant(ranks, torch.int32, queries),
             squares,
             candidates,
             last_rank,
@@ -169,12 +171,6 @@ def _launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: in
         )
         return False
     return True
-
-
-@functools.lru_cache(maxsize=64)
-def _on_device(ranks: tuple[int, ...], device: torch.device) -> Tensor:
-    # Kept, since to copy them to a GPU waits until it has nothing else to do.
-    return torch.tensor(ranks, dtype=torch.int32, device=device)
 
 
 @functools.cache
