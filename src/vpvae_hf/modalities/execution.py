@@ -64,7 +64,7 @@ class Execution:
         """The model in eval mode on the device; its encoder and decoder compute as the settings say from now on."""
         model = model.eval().to(self.find_device())
         if self.dtype != "float32":
-            beside_quantizer = ("quantize", *getattr(model, "_projections", ()))
+            beside_quantizer = ("quantize", *model._projections)
             for name, part in model.named_children():
                 if name not in beside_quantizer:
                     part.forward = _in_autocast(part.forward, model.device.type, getattr(torch, self.dtype))
