@@ -310,7 +310,7 @@ def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, mon
     assert len(measured_times) == 1 + 4  # of four pieces one was interrupted
     # Training went on from the checkpoint of step 2.
     rows = (run / "training/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [1, 2, 2, 3, 4]
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
     for piece in finished.glob("fsp-16-seed0/measured/*.json"):
         again = json.loads((run / "measured" / piece.name).read_text())
         assert again["items"] == json.loads(piece.read_text())["items"]

@@ -1,5 +1,6 @@
 """How sure a difference is: S starts, n items of each, B draws."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +45,12 @@ def bootstrap_interval(values: np.ndarray, *, seed: int = 0) -> Interval | None:
     starts, items = values.shape
     if not items:
         return None
-    random = np.random.default_rng(seed)
-    weights = [random.multinomial(count, np.full(count, 1 / count), size=_DRAWS) / count for count in (items, starts)]
-    means = ((weights[0] @ values.T) * weights[1]).sum(axis=1)
+    means = ((_shares(items, seed) @ values.T) * _shares(starts, seed + 1)).sum(axis=1)
     low, high = np.quantile(means, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return Interval(float(values.mean()), float(low), float(high), starts, items)
+
+
+@functools.lru_cache(maxsize=16)
+def _shares(count: int, seed: int) -> np.ndarray:
+    """[B, count] how often each of `count` is drawn, as a share of a draw; the many values of a report share these."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_DRAWS) / count
