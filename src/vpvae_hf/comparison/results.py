@@ -58,10 +58,11 @@ class Row:
         return math.log2(self.run.size) if size is None else groups * math.log2(size)
 
     def for_json(self) -> dict[str, Any]:
-        """All but the items."""
+        """All but the items, and what the comparison says itself."""
         found: dict[str, dict] = {}
         for (domain, column), piece in self.measured.items():
-            found.setdefault(domain, {})[column] = {name: each for name, each in piece.items() if name != "items"}
+            told = {name: piece[name] for name in ("metrics", "tokens", "seconds")}
+            found.setdefault(domain, {})[column] = told
         return {**self.result, "quantizer": self.run.settings["quantizer"], "measured": found}
 
 
