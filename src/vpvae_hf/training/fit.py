@@ -72,9 +72,8 @@ def fit_codebook(
     end; so they should be shuffled. The same data and seed give the same codebook. The function may be called again,
     also with another codebook size; later training is then perturbed for that size.
 
-    K-means runs at three moments, of which this is the last: while VP trains, on its queue of recent latents, to
-    measure the quantization error that the perturbation stands for; at validations, on the same queue, for a preview of
-    the codebook; and here, after training, on fresh latents, for the codebook that is saved.
+    While VP trains it keeps a live codebook of its queue of recent latents, which tells the quantization error and
+    serves at validations; the one that is fitted here, after training, to fresh latents, is saved.
 
     Args:
         model: a tokenizer, also in a wrapper of DistributedDataParallel, torch.compile or peft; it keeps its mode and
