@@ -292,7 +292,7 @@ def index(session: Session) -> None:
             lambda size=size, dim=dim: session.peak_mib(lambda: _build(session, size, dim)(0)),
         )
         session.figure(
-            f"measuring the quantization error, {where}", "s", lambda size=size, dim=dim: _measuring(session, size, dim)
+            f"Lloyd step of the live codebook, {where}", "s", lambda size=size, dim=dim: _lloyd_step(session, size, dim)
         )
         for name in ("push", "latents", "draw"):
             session.time(
@@ -307,14 +307,17 @@ def _build(session: Session, size: int, dim: int):
     return lambda turn: build_index(points)
 
 
-def _measuring(session: Session, size: int, dim: int) -> float:
+def _lloyd_step(session: Session, size: int, dim: int) -> float:
     from vpvae_hf import build_quantizer
 
-    scale = build_quantizer({"kind": "vp", "codebook_size": size, "latent_dim": dim}).scale
-    queue = session.normal(16 * dim * size, dim)
+    quantizer = build_quantizer({"kind": "vp", "codebook_size": size, "latent_dim": dim})
+    quantizer.queue.push(session.normal(16 * dim * size, dim))
+    latents = session.normal(8, dim)
+    quantizer.live.update(quantizer.queue, latents.device)
     session.wait()
     started = time.perf_counter()
-    scale.measure(queue, size, len(queue), lambda eta: 1.0)
+    for _ in range(10):  # one of which acts
+        quantizer.live.update(quantizer.queue, latents.device)
     session.wait()
     return time.perf_counter() - started
 

@@ -137,5 +137,5 @@ def test_only_the_first_rank_measures(ranks):
 def test_a_model_in_ddp(ranks):
     first, second = (found["model"] for found in ranks)
     assert_same_queue_and_scale((first, second))
-    assert first["scale"]["error_ms"] > 0
+    assert first["live"]["error_ms"] > 0
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())
