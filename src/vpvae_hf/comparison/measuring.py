@@ -13,7 +13,6 @@ from vpvae_hf.files import read_json, write_json
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import DataConfig, TrainingConfig
-from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.training.fit import fit_codebook
 
 from .columns import COLUMNS, Column
@@ -21,8 +20,6 @@ from .config import Comparison, DataSplit, Measurement
 
 # PSNR in dB, and others about as fine: far below what items differ by, and small to keep.
 _DECIMALS = 4
-# Settings of data that tell how files are read, where a modality has them.
-_READING = ("shortest_side", "resample", "downmix")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +104,7 @@ def _data(data: DataConfig, split: DataSplit) -> DataConfig:
 def _refitted(
     tokenizer: Path, metric: str, folder: Path, config: TrainingConfig, how: Measurement, codebook_size: int
 ) -> Path:
-    """A tokenizer with a codebook refitted to the latents of what will be encoded, as `vpvae fit` reads it."""
+    """A tokenizer with a codebook refitted to latents of the training data."""
     output = folder / f"refitted-{metric}"
     record, settings = output / "fit.json", {"metric": metric, "fitted_latents": how.fitted_latents}
     if record.exists() and read_json(record)["settings"] == settings:
@@ -116,21 +113,13 @@ def _refitted(
     model = load_tokenizer(tokenizer)
     if not model.quantize.has_codes:
         model.set_quantizer({"kind": "vp", "codebook_size": codebook_size, "latent_dim": model.quantize.latent_dim})
-    batches = Batches(modality_of(model), model, _fitted_data(config.data, model), batch_size=config.train_batch_size)
+    batches = Batches(modality_of(model), model, config.data, batch_size=config.train_batch_size)
     # Another order than in training.
     per_code = math.ceil(how.fitted_latents / model.quantize.codebook_size)
     fit = fit_codebook(model, batches.fitting(config.seed + 1), latents_per_code=per_code, seed=config.seed)
     model.save_pretrained(output)
     write_json(record, {"settings": settings, **dataclasses.asdict(fit)})
     return output
-
-
-def _fitted_data(data: DataConfig, model: Tokenizer) -> DataConfig:
-    """Settings that read the training split in the sizes in which items are encoded."""
-    reading = {name: getattr(data, name) for name in _READING if hasattr(data, name)}
-    names = ("name", "config", "revision", "split", "column", "streaming", "shuffle_buffer", "workers")
-    where = {name: getattr(data, name) for name in names}
-    return dataclasses.replace(modality_of(model).data_config(model, **reading), **where)
 
 
 def _result(quality: ReconstructionQuality) -> dict[str, Any]:
