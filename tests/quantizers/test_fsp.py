@@ -116,6 +116,10 @@ def test_mixture_of_noise_and_rounding(probability, generator):
     assert float(rounded) == pytest.approx(1 - probability, abs=0.02)
 
 
+def test_settings_that_were_saved_with_a_former_field():
+    assert build_quantizer({"kind": "fsp", "variance_scale": 1.0}).config == build_quantizer({"kind": "fsp"}).config
+
+
 def test_levels_follow_the_codebook_size():
     config = build_quantizer({"kind": "fsp", "codebook_size": 1024}).config
     assert (config.levels, config.codebook_size, config.latent_dim) == ((8, 5, 5, 5), 1000, 4)
@@ -131,6 +135,7 @@ def test_levels_follow_the_codebook_size():
         ({"codebook_size": 10, "latent_dim": 4}, "codebook_size=10 is too small for latent_dim=4"),
         ({"codebook_size": "many"}, "codebook_size must be a positive integer, got 'many'"),
         ({"activation": "relu"}, "unknown activation 'relu'; valid: tanh, sigmoid"),
+        ({"variance_scale": 0.5}, "variance_scale is no longer a setting of quantizer kind 'fsp'; leave it out"),
         ({"eta": -1}, "eta must be a positive number, got -1"),
         ({"perturb_probability": 2}, r"perturb_probability must be a number in \[0, 1\], got 2"),
         ({"fitted": False}, "fitted must be true: the kind .fsp. needs no fitting"),
