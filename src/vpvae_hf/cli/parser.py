@@ -75,13 +75,15 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
         "fit",
         "fit a codebook to a saved tokenizer",
         "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
-        "save the tokenizer with that codebook in another folder.",
+        "save the tokenizer with that codebook in another folder. Of kind fsp and fsq, fit the levels.",
     )
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
+    near = "what makes latents near: euclidean (default), or decoder: displacements count by what the decoder shows"
+    parser.add_argument("--metric", choices=["euclidean", "decoder"], default="euclidean", help=near)
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
     split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
     _add_data_options(parser, None, split)

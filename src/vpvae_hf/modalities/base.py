@@ -72,7 +72,7 @@ class Modality(ABC):
         model = self.model_class.from_pretrained(config.model.pretrained, **config.model.hub_location)
         if config.train_only is not None:
             return model
-        present = model.quantize.config.to_dict()
+        present = model.quantize.config.without_fit().to_dict()
         wanted = dict(config.quantizer) if "kind" in config.quantizer else {**present, **config.quantizer}
         if wanted != present:
             wanted.pop("fitted", None)
