@@ -26,7 +26,7 @@ from vpvae_hf.settings import did_you_mean
 from vpvae_hf.tensors import as_floating, as_real, device_for, require_finite, require_nonempty
 
 from .autoencoder_kl import AutoencoderKLStart
-from .refinement import Refinement, RefineLoss, recomputed
+from .refinement import RefineLoss, Refinement, recomputed
 from .tiling import apply_in_tiles
 from .tokenizer import Tokenizer, in_full_precision, require_shape
 
@@ -202,7 +202,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         original_sizes: Tensor | None = None,
         *,
         refine_steps: int = 0,
-        refine_loss: RefineLoss | None = None,
+        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
     ) -> Tensor:
         """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1].
 

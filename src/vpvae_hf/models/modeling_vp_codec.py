@@ -6,7 +6,7 @@ frame, d latent dimensions.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ from vpvae_hf.tensors import (
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import SCALING, VPCodecFeatureExtractor, require_samples
-from .refinement import Refinement, RefineLoss, recomputed
+from .refinement import RefineLoss, Refinement, recomputed
 from .tokenizer import Tokenizer, in_full_precision, require_shape, zero_beyond
 from .vp_codec_layers import (
     CausalPadding,
@@ -250,7 +250,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         padding_mask: Tensor | None = None,
         *,
         refine_steps: int = 0,
-        refine_loss: RefineLoss | None = None,
+        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
     ) -> Tensor:
         """Codes [B, N] or [B, N, G] int64 of audio [B, 1, T], N = ceil(T / hop); 0 beyond the end of a padded clip.
 

@@ -33,11 +33,6 @@ _NEIGHBOUR_WEIGHT = 0.6
 _PATIENCE = 4
 
 
-def squared_error(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """[B, *positions] the mean over channels."""
-    return (reconstruction - original).square().mean(dim=1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Refinement:
     """A batch whose codes are refined.
@@ -56,7 +51,7 @@ class Refinement:
     lengths: list[int] | None = None
 
     def errors(self, vectors: Tensor, items: Tensor, loss: RefineLoss) -> Tensor:
-        """The part [b, *grid] of each token in the error of items, whose sum it is; or [b], if the loss has no parts."""
+        """The part [b, *grid] of each token in an item's error, their sum; or [b], if the loss has no parts."""
         originals, grid = self.originals[items], vectors.shape[1:-1]
         decoded = self.decode(vectors, items).float()[..., : originals.shape[-1]]
         if self.lengths is None:
