@@ -52,6 +52,7 @@ def evaluate_reconstruction(
     metric_fn: MetricFn,
     unquantized: Collection[str] | None = (),
     across_ranks: bool = False,
+    refine_steps: int = 0,
 ) -> ReconstructionQuality:
     """Measure a tokenizer, in eval mode, without changing it.
 
@@ -64,6 +65,7 @@ def evaluate_reconstruction(
         unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
+        refine_steps: measure codes that `tokenize` has refined in so many steps; not together with a codebook.
 
     A codebook that is not fitted raises a CodebookNotFittedError unless one is given.
     """
@@ -71,6 +73,8 @@ def evaluate_reconstruction(
     device = next(model.parameters()).device
     groups, size = model.quantize.code_groups, model.quantize.codebook_size or 0
     if codebook is not None:
+        if refine_steps:
+            raise ValueError("refine_steps needs the model's own codebook; call model.set_codebook(codebook) instead")
         codebook = as_real(codebook, "codebook")
         groups, size = 1, len(codebook)
     # On the device until the end: to fetch them after each batch would leave a GPU without work meanwhile.
@@ -81,7 +85,7 @@ def evaluate_reconstruction(
             batch, mask = batch_inputs(model, batch)
             if mask is not None and not mask.all():
                 raise ValueError("padding would be measured as signal; give signals of different lengths one by one")
-            made = reconstruct(model, batch, codebook)
+            made = reconstruct(model, batch, codebook, refine_steps)
             totals = _added_up([totals, _measured(made, batch, metric_fn, unquantized)])
             if made.codes is not None:
                 apart = (made.codes.reshape(-1, groups) + size * torch.arange(groups, device=device)).flatten()
@@ -125,7 +129,9 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(model: "Tokenizer", batch: Tensor, codebook: Tensor | None = None) -> Reconstruction:
+def reconstruct(
+    model: "Tokenizer", batch: Tensor, codebook: Tensor | None = None, refine_steps: int = 0
+) -> Reconstruction:
     """Encode and decode a batch in eval mode; arguments as of `evaluate_reconstruction`."""
     model = unwrapped(model)
     batch, was_training = model.as_inputs(batch), model.training
@@ -135,7 +141,7 @@ def reconstruct(model: "Tokenizer", batch: Tensor, codebook: Tensor | None = Non
         if not model.quantize.has_codes:
             codes, quantized = None, latents
         elif codebook is None:
-            codes = model.quantize.encode(latents)
+            codes = model.tokenize(batch, refine_steps=refine_steps) if refine_steps else model.quantize.encode(latents)
             quantized = model.quantize.decode(codes)
         else:
             codebook = as_real(codebook, "codebook").to(batch.device)

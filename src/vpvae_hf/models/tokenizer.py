@@ -6,6 +6,7 @@ codes. Codes are [B, *grid], or [B, *grid, G] if a token has G codes of its own.
 
 import contextlib
 import hashlib
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,11 @@ from vpvae_hf.quantizers import (
     quantizer_config,
 )
 from vpvae_hf.renamed import FormerMethod
-from vpvae_hf.tensors import as_tensor, device_for, kept_for_training
+from vpvae_hf.settings import require_integer
+from vpvae_hf.tensors import as_tensor, device_for, is_tracing, kept_for_training
 
 from .persistence import Persistence
+from .refinement import RefineLoss, Refinement, refined_codes
 
 
 class Tokenizer(Persistence, ABC):
@@ -77,12 +80,50 @@ class Tokenizer(Persistence, ABC):
         """Signals of codes, of any integer dtype."""
 
     @torch.no_grad()
-    def tokenize(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes of signals, int64; 0 beyond the end of a padded signal."""
-        codes = self.quantize.encode(self.latent_vectors(inputs, padding_mask))
+    def tokenize(
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        refine_steps: int = 0,
+        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
+    ) -> Tensor:
+        """Codes of signals, int64; 0 beyond the end of a padded signal.
+
+        By default those nearest to the latents. With `refine_steps` they are then moved until what `detokenize` makes
+        of them is closer to the signal. That is slow: each step takes a forward and a backward pass of the decoder, and
+        memory for both. No signal has a greater error than with nearest codes, and its codes do not depend on the
+        others of the batch, rounding aside. Refined codes mean the same as nearest ones. Weights, their gradients and
+        the model's mode stay as they are.
+
+        Args:
+            refine_steps: how many steps at most.
+            refine_loss: what is lowered: the name of a loss of training, weights of several by name, or a function, see
+                `RefineLoss`; None for the modality's own, of images the squared error, of audio L1 with the STFT loss.
+        """
+        require_integer("refine_steps", refine_steps, 0)
+        latents = self.latent_vectors(inputs, padding_mask)
+        if refine_steps:
+            codes = self._refined(latents, inputs, padding_mask, refine_steps, refine_loss)
+        else:
+            codes = self.quantize.encode(latents)
         if padding_mask is not None:
             codes = zero_beyond(codes, self.token_mask(padding_mask).to(codes.device))
         return codes
+
+    def _refined(self, latents: Tensor, inputs: Any, padding_mask: Any, steps: int, loss: Any) -> Tensor:
+        if is_tracing():
+            raise ValueError("refine_steps cannot be part of a graph: the codes depend on errors; leave it out there")
+        self.quantize.check_codes()
+        if not callable(loss):
+            # Losses by name know models, so models cannot import them.
+            modality = importlib.import_module("vpvae_hf.modalities").modality_of(self)
+            loss = modality.refine_loss(self, {loss: 1.0} if isinstance(loss, str) else loss)
+        return refined_codes(self._refinement(inputs, padding_mask), loss, self.quantize, latents, steps)
+
+    def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
+        """What refined codes are judged by; a model without it refuses `refine_steps`."""
+        raise ValueError(f"{type(self).__name__} cannot refine codes; leave out refine_steps")
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which tokens are of the signal, [B, *grid] bool; a model without padded signals raises a ValueError."""
