@@ -115,4 +115,6 @@ def test_quality_is_that_of_all_ranks_items_together(ranks, case, batches):
     assert list(ranks[0][case].metrics) == list(alone.metrics)
     assert ranks[0][case].undefined == alone.undefined
     assert 0 < alone.undefined["error"] < 16
+    values = [each.item_values["error"] for each in (ranks[0][case], alone)]
+    torch.testing.assert_close(*values, equal_nan=True)
     assert (ranks[0][case].items, ranks[0][case].tokens) == (16, 16 * 64)

@@ -182,9 +182,11 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         commands,
         "compare",
         "train several methods alike and compare them",
-        "Train every method that a file names, for every codebook size and seed, measure them in and out "
-        "of domain, and write a table, curves and results.json. What is finished is not done again, so the command "
-        "may be interrupted, and started several times to use several cores or GPUs.",
+        "Train every method that a file names, for every codebook size and seed, from the same start if it "
+        "has one; measure them in and out of domain, with their own codes, refitted codebooks and refined codes; and "
+        "write tables with paired differences, curves, results.json, and the values of single items. What is finished "
+        "is not done again, so the command may be interrupted, started several times to use several cores or GPUs, and "
+        "started again when the file asks for further columns: it measures what is missing.",
     )
     parser.add_argument("--config", type=Path, required=True, help="e.g. benchmarks/compare/image_small.yaml")
     parser.add_argument("--output", type=Path, help="folder for runs and results; default: the file's output_dir")
@@ -196,7 +198,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="some of the seeds; default: all")
     settings = "settings of training for all runs, as a recipe takes them, e.g. max_train_steps=500"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--report-only", action="store_true", help="train and measure nothing, report what is there")
 
 
 def _add_command(
