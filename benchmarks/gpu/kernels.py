@@ -78,7 +78,7 @@ def _sanitized() -> str:
 
 def _quantizers(session: Session) -> dict[str, int]:
     """By variant, of 50,000 latents."""
-    from tiny import QUANTIZER_SETTINGS
+    from tiny import QUANTIZER_SETTINGS, fit_to, is_fitted
     from vpvae_hf import build_quantizer
 
     count, found = session.pick(50_000, 500), {}
@@ -88,8 +88,8 @@ def _quantizers(session: Session) -> dict[str, int]:
         if not quantizer.has_codes or settings.get("kmeans_start"):
             continue
         latents = torch.randn(count, quantizer.latent_dim)
-        if quantizer.needs_fitting:
-            quantizer.set_codebook(torch.randn(quantizer.codebook_size, quantizer.latent_dim))
+        if is_fitted(quantizer):
+            fit_to(quantizer, torch.randn(quantizer.codebook_size, quantizer.latent_dim))
         codes = quantizer.encode(latents)
         there = quantizer.to(session.device).encode(latents.to(session.device))
         found[name] = int((there.cpu() != codes).sum())

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpvae_hf import VPCodecModel
 from vpvae_hf.data import code_dtype, read_audio
@@ -31,8 +31,9 @@ def encode(options: argparse.Namespace) -> None:
     rate = codec.config.sampling_rate
     waveform = read_audio(options.file, sampling_rate=rate, resample=options.resample, downmix=options.downmix)
     started = time.monotonic()
-    with _progress(codec, codec.encoder, len(waveform), "Encoding"), torch.no_grad():
-        codes = codec.encode(torch.from_numpy(waveform)[None, None].to(codec.device)).audio_codes.cpu()
+    audio = torch.from_numpy(waveform)[None, None].to(codec.device)
+    with _progress(codec, len(waveform), "Encoding", refine_steps=options.refine_steps):
+        codes = codec.codes_first(codec.tokenize(audio, refine_steps=options.refine_steps)).cpu()
     elapsed = time.monotonic() - started
     header = {
         "format": _FORMAT,
@@ -42,6 +43,7 @@ def encode(options: argparse.Namespace) -> None:
         "sampling_rate": str(rate),
         "num_samples": str(len(waveform)),
         "codebook_size": str(codec.config.codebook_size),
+        "refine_steps": str(options.refine_steps),
     }
     dtype = getattr(torch, code_dtype(codec.config.codebook_size))
     with write_atomically(output) as aside:
@@ -74,7 +76,7 @@ def decode(options: argparse.Namespace) -> None:
         raise ValueError(f"{name}: {error}; {options.file} was made with {header['tokenizer']}") from None
     length, rate = int(header["num_samples"]), codec.config.sampling_rate
     started = time.monotonic()
-    with _progress(codec, codec.decoder, length, "Decoding"), torch.no_grad():
+    with _progress(codec, length, "Decoding"), torch.no_grad():
         audio = codec.decode(codes.to(codec.device), torch.ones(1, length)).audio_values
     elapsed = time.monotonic() - started
     waveform = audio[0, 0].float().cpu().clamp(-1, 1).numpy()
@@ -117,16 +119,19 @@ def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:
 
 
 @contextmanager
-def _progress(codec: VPCodecModel, module: nn.Module, samples: int, title: str) -> Iterator[None]:
-    """A bar over the parts that a long recording is processed in."""
+def _progress(codec: VPCodecModel, samples: int, title: str, refine_steps: int = 0) -> Iterator[None]:
+    """A bar over the parts that a long recording is processed in; refined codes are decoded at most so many times."""
     parts = math.ceil(math.ceil(samples / codec.config.hop_length) / codec.config.chunk_frames)
-    with progress_bar(total=parts, desc=title, unit="part", shown=parts > 1) as bar:
+    # Of several parts each is decoded once more for its gradient.
+    passes = 1 + refine_steps * (1 if parts == 1 else 2) + (refine_steps > 0)
+    with progress_bar(total=parts * passes, desc=title, unit="part", shown=parts * passes > 1) as bar:
 
         def count(*_) -> None:  # if a hook returned something, that would replace the module's output
             bar.update()
 
-        hook = module.register_forward_hook(count)
+        hooks = [module.register_forward_hook(count) for module in (codec.encoder, codec.decoder)]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()

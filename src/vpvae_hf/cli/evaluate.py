@@ -1,14 +1,18 @@
 """`vpvae evaluate`: what a saved tokenizer keeps of a data set's images or audio."""
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from vpvae_hf.files import same_place
 from vpvae_hf.hub import read_results, write_results
 from vpvae_hf.metric_labels import metric_label, metric_notes, sort_metrics
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
+from vpvae_hf.progress import progress_bar
 
 from .inputs import data_config, execution_of
 
@@ -22,11 +26,14 @@ def run(options: argparse.Namespace) -> None:
     model = execution.prepare(load_tokenizer(options.tokenizer, device=execution.find_device()))
     modality = modality_of(model)
     batches = Batches(modality, model, data_config(options, model), batch_size=options.batch_size)
-    quality = modality.evaluate(model, batches.evaluation(options.limit), extra=["lpips"] if options.lpips else [])
-    print(f"{options.dataset}, {options.split}: {quality.items} {modality.items}, {quality.tokens} tokens")
+    how = {"extra": ["lpips"] if options.lpips else [], "refine_steps": options.refine_steps}
+    quality = modality.evaluate(model, _told(batches.evaluation(options.limit), options, modality.items), **how)
+    refined = f", codes refined in {options.refine_steps} steps" if options.refine_steps else ""
+    print(f"{options.dataset}, {options.split}: {quality.items} {modality.items}, {quality.tokens} tokens{refined}")
     _print_metrics(quality)
     if options.save:
         entry = {"dataset": options.dataset, "split": options.split, modality.items: quality.items}
+        entry |= {"refine_steps": options.refine_steps} if options.refine_steps else {}
         results = read_results(folder)
         others = [old for old in results.get("evaluation", []) if not _is_of(old, options)]
         measured = {name: getattr(quality, name) for name in ("tokens", "metrics", "undefined")}
@@ -36,8 +43,17 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _is_of(evaluation: dict[str, Any], options: argparse.Namespace) -> bool:
-    """Whether a recorded evaluation is of the data that the options name."""
-    return evaluation["split"] == options.split and same_place(evaluation["dataset"], options.dataset)
+    """Whether a recorded evaluation is of the data that the options name, and of codes refined alike."""
+    alike = evaluation["split"] == options.split and evaluation.get("refine_steps", 0) == options.refine_steps
+    return alike and same_place(evaluation["dataset"], options.dataset)
+
+
+def _told(batches: Iterable[Tensor], options: argparse.Namespace, items: str) -> Iterator[Tensor]:
+    """The batches; a bar shows how many were measured if codes are refined, which takes long."""
+    with progress_bar(total=options.limit, desc="Evaluating", unit=items, shown=options.refine_steps > 0) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
 
 
 def _print_metrics(quality: ReconstructionQuality) -> None:

@@ -75,13 +75,15 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
         "fit",
         "fit a codebook to a saved tokenizer",
         "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
-        "save the tokenizer with that codebook in another folder.",
+        "save the tokenizer with that codebook in another folder. Of kind fsp and fsq, fit the levels.",
     )
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
+    near = "what makes latents near: euclidean (default), or decoder: displacements count by what the decoder shows"
+    parser.add_argument("--metric", choices=["euclidean", "decoder"], default="euclidean", help=near)
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
     split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
     _add_data_options(parser, None, split)
@@ -99,6 +101,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
+    _add_refine_option(parser)
     parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
     _add_data_options(parser, "validation")
     _add_share_option(parser)
@@ -120,6 +123,7 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
     _add_data_options(parser, "train")
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
+    _add_refine_option(parser)
     _add_execution_options(parser, "encode the first so many images or clips, unreadable ones among them")
     exact = "codes that depend on the device as little as they can: float32 without TF32, deterministic kernels"
     parser.add_argument("--exact", action="store_true", help=exact)
@@ -140,6 +144,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--revision", help=_REVISION)
     parser.add_argument("--output", type=Path, help="file for codes; default: the audio file's name with .safetensors")
+    _add_refine_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     _add_audio_options(parser)
 
@@ -202,6 +207,11 @@ def _add_command(
     parser = commands.add_parser(name, help=summary, description=description, formatter_class=_Help)
     parser.set_defaults(run=run or f"{name}:run")
     return parser
+
+
+def _add_refine_option(parser: argparse.ArgumentParser) -> None:
+    refine = "refine codes by the decoded signal in at most so many steps: closer to the original, and slower"
+    parser.add_argument("--refine", type=_positive, default=0, dest="refine_steps", metavar="STEPS", help=refine)
 
 
 def _add_share_option(parser: argparse.ArgumentParser) -> None:

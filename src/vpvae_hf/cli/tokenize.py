@@ -55,7 +55,7 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
         split=split,
         transform=transform,
         features=modality.code_features(data, model),
-        encode=partial(modality.code_rows, transform=transform, model=model),
+        encode=partial(modality.code_rows, transform=transform, model=model, refine_steps=options.refine_steps),
         batches_decoded=modality.batches_decoded,
         limit=options.limit,
     )
@@ -70,6 +70,7 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
             "code_groups": model.quantize.code_groups,
             **modality.code_settings(data, model),
             **execution.record(),
+            "refine_steps": options.refine_steps,
             "batch_size": options.batch_size,
             "dataset": options.dataset,
             "dataset_config": options.dataset_config,

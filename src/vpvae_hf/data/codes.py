@@ -23,7 +23,7 @@ MANIFEST = "tokenizer.json"
 # Where the tokenizer lies may change, what it is may not; nor may precision, which decides some of the codes.
 _MAY_DIFFER = ("tokenizer", "tokenizer_revision", "device_type", "torch", "batch_size")
 # What manifests of an older version do not say.
-_UNSAID = {"dtype": "float32", "compiled": False, "exact": False, "limit": None}
+_UNSAID = {"dtype": "float32", "compiled": False, "exact": False, "limit": None, "refine_steps": 0}
 _ROWS_AT_ONCE = 1000
 _SKIPPED, _REASONS = b"vpvae_hf.skipped", b"vpvae_hf.skipped_reasons"
 

@@ -38,6 +38,7 @@ _TRAINING = {
 }
 _CODEBOOK = {
     "codebook_size": "Codes",
+    "metric": "Metric of the errors, and of nearest codes",
     "fitted_latents": "Latents it was fitted to",
     "iterations": "Iterations of K-means",
     "distortion": "Mean squared error on them",
@@ -228,7 +229,7 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluation
             dataset_name=evaluation["dataset"],
             dataset_split=evaluation["split"],
             metric_type=name,
-            metric_name=metric_label(name).heading,
+            metric_name=metric_label(name).heading + (" (refined codes)" if evaluation.get("refine_steps") else ""),
             metric_value=value,
         )
         for evaluation in evaluations
@@ -262,7 +263,8 @@ def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
     """As recorded, but values that are not finite are None: neither the Hub nor a reader has a use for them."""
     evaluations = strip_local_paths(saved.results.get("evaluation") or [])
     for evaluation in evaluations:
-        metrics = evaluation["metrics"].items()
+        metrics, steps = evaluation["metrics"].items(), evaluation.get("refine_steps")
+        evaluation["measured"] = evaluation["split"] + (f", codes refined in {steps} steps" if steps else "")
         evaluation["metrics"] = {k: v if v is not None and math.isfinite(v) else None for k, v in metrics}
         evaluation["notes"] = metric_notes(evaluation["metrics"], evaluation.get("undefined", {}))
     return evaluations

@@ -42,6 +42,18 @@ def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tens
     return torch.stack([_stft_loss(x, x_hat, *each) for each in RESOLUTIONS]).mean()
 
 
+def multi_resolution_stft_by_position(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """[B, T] float32: the parts of samples in `multi_resolution_stft_loss` of their item, which is their mean.
+
+    A frame's part is shared by the samples that are nearest to its middle. Args and errors as of the loss.
+    """
+    check_waveforms("the STFT loss", reconstruction, original)
+    channels, length = original.shape[1:]
+    x, x_hat = original.float().flatten(0, 1), reconstruction.float().flatten(0, 1)
+    parts = [_by_sample(_frame_losses(x, x_hat, *each), each[1], length) for each in RESOLUTIONS]
+    return torch.stack(parts).mean(dim=0).unflatten(0, (-1, channels)).mean(dim=1)
+
+
 def check_waveforms(loss: str, reconstruction: Tensor, original: Tensor) -> None:
     """Raise a ValueError that names the loss unless both are waveforms of one shape [B, C, T]."""
     shapes = [list(reconstruction.shape), list(original.shape)]
@@ -61,7 +73,32 @@ def _stft_loss(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length:
     return (spectral_convergence + log_magnitude).mean()
 
 
-def _magnitudes(waveforms: Tensor, fft_size: int, hop: int, window: Tensor) -> Tensor:
+def _frame_losses(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length: int) -> Tensor:
+    """The part [W, L] of each frame in eqs. (4) and (5) of its waveform, whose sum they are."""
+    window = torch.hann_window(window_length, device=x.device)
+    s, s_hat = (
+        _magnitudes(_reflected(each, fft_size // 2), fft_size, hop, window, center=False) for each in (x, x_hat)
+    )
+    loudness = torch.linalg.matrix_norm(s).clamp(min=QUIETEST_MAGNITUDE * s[0].numel() ** 0.5)
+    energy = (s - s_hat).square().sum(dim=1)
+    distance = energy.sum(dim=1).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    log_magnitude = (s.log() - s_hat.log()).abs().mean(dim=1)
+    return energy / (distance * loudness)[:, None] + log_magnitude / s.shape[-1]
+
+
+def _by_sample(parts: Tensor, hop: int, length: int) -> Tensor:
+    """[W, T] from parts of frames [W, L], with the sum of the frames as the mean of the samples."""
+    frame = ((torch.arange(length, device=parts.device) + hop // 2) // hop).clamp(max=parts.shape[1] - 1)
+    return (length * parts / frame.bincount(minlength=parts.shape[1]).clamp(min=1))[:, frame]
+
+
+def _reflected(waveforms: Tensor, count: int) -> Tensor:
+    """[W, T + 2 count], as torch.stft pads them, but with a gradient that is deterministic on a GPU, too."""
+    before, after = waveforms[:, 1 : count + 1].flip(1), waveforms[:, -count - 1 : -1].flip(1)
+    return torch.cat([before, waveforms, after], dim=1)
+
+
+def _magnitudes(waveforms: Tensor, fft_size: int, hop: int, window: Tensor, center: bool = True) -> Tensor:
     """[W, T] -> [W, F, L]."""
-    spectrum = torch.stft(waveforms, fft_size, hop, len(window), window, return_complex=True)
+    spectrum = torch.stft(waveforms, fft_size, hop, len(window), window, center=center, return_complex=True)
     return (torch.view_as_real(spectrum).square().sum(dim=-1) + SILENT_POWER).sqrt()

@@ -56,6 +56,7 @@ def evaluate_reconstruction(
     quantized: bool = True,
     unquantized: Collection[str] | None = (),
     across_ranks: bool = False,
+    refine_steps: int = 0,
 ) -> ReconstructionQuality:
     """Measure a tokenizer, in eval mode, without changing it.
 
@@ -69,6 +70,7 @@ def evaluate_reconstruction(
         unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
+        refine_steps: measure codes that `tokenize` has refined in so many steps; not together with a codebook.
 
     A codebook that is not fitted raises a CodebookNotFittedError unless one is given.
     """
@@ -76,6 +78,8 @@ def evaluate_reconstruction(
     device = next(model.parameters()).device
     groups, size = model.quantize.code_groups, model.quantize.codebook_size or 0
     if codebook is not None:
+        if refine_steps:
+            raise ValueError("refine_steps needs the model's own codebook; call model.set_codebook(codebook) instead")
         codebook = as_real(codebook, "codebook")
         groups, size = 1, len(codebook)
     if not quantized:
@@ -90,7 +94,9 @@ def evaluate_reconstruction(
             if mask is not None and not mask.all():
                 raise ValueError("padding would be measured as signal; give signals of different lengths one by one")
             needed = unquantized is None or len(unquantized) > 0
-            made = reconstruct(model, batch, codebook, quantized=quantized, unquantized=needed)
+            made = reconstruct(
+                model, batch, codebook, quantized=quantized, unquantized=needed, refine_steps=refine_steps
+            )
             measured = _measured(made, batch, metric_fn, unquantized)
             sums = {name: sum_of_defined(each) for name, each in measured.items()}
             totals = _added_up([totals, sums | {_SQUARED_ERROR: sum_of_defined(made.squared_error)}])
@@ -149,6 +155,7 @@ def reconstruct(
     *,
     quantized: bool = True,
     unquantized: bool = True,
+    refine_steps: int = 0,
 ) -> Reconstruction:
     """Encode and decode a batch in eval mode; arguments as of `evaluate_reconstruction`.
 
@@ -163,7 +170,7 @@ def reconstruct(
         if not (quantized and model.quantize.has_codes):
             codes, vectors = None, latents
         elif codebook is None:
-            codes = model.quantize.encode(latents)
+            codes = model.tokenize(batch, refine_steps=refine_steps) if refine_steps else model.quantize.encode(latents)
             vectors = model.quantize.decode(codes)
         else:
             codebook = as_real(codebook, "codebook").to(batch.device)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vpvae_hf.data import Source, Transform, check_readable, code_dtype
-from vpvae_hf.losses import Loss
+from vpvae_hf.losses import RECONSTRUCTION_LOSSES, ItemLoss, Loaded, Loss, item_losses
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.tensors import deferred_checks, fetched_late, to_device
@@ -33,6 +33,7 @@ class Modality(ABC):
         extra_metrics: metrics that are measured only if they are asked for, since they need a network.
         one_by_one: whether items differ in size, so that they are measured one by one.
         batches_decoded: for how many batches files are decoded before they are encoded into codes.
+        refined_by: weights of the losses that refined codes have lowered, by name.
         takes_validation_share: whether its data sets may be local files of which a share is set aside for validation.
     """
 
@@ -44,6 +45,7 @@ class Modality(ABC):
     extra_metrics: ClassVar[tuple[str, ...]] = ()
     one_by_one: ClassVar[bool] = False
     batches_decoded: ClassVar[int] = 1
+    refined_by: ClassVar[Mapping[str, float]] = {"l2": 1.0}
     takes_validation_share: ClassVar[bool] = False
     _open: ClassVar[Callable[..., Source]]
 
@@ -72,7 +74,7 @@ class Modality(ABC):
         model = self.model_class.from_pretrained(config.model.pretrained, **config.model.hub_location)
         if config.train_only is not None:
             return model
-        present = model.quantize.config.to_dict()
+        present = model.quantize.config.without_fit().to_dict()
         wanted = dict(config.quantizer) if "kind" in config.quantizer else {**present, **config.quantizer}
         if wanted != present:
             wanted.pop("fitted", None)
@@ -82,6 +84,17 @@ class Modality(ABC):
     @abstractmethod
     def losses(self, config: TrainingConfig, model: Tokenizer) -> Mapping[str, Loss]:
         """The losses that `config.loss_weights` weights, by name."""
+
+    def available_losses(self, model: Tokenizer) -> Mapping[str, Loss | Loaded]:
+        """All losses of its signals by name."""
+        return RECONSTRUCTION_LOSSES
+
+    def refine_loss(self, model: Tokenizer, weights: Mapping[str, float] | None = None) -> ItemLoss:
+        """What `tokenize` lowers if it refines codes: losses by name, by default `refined_by`.
+
+        Errors as of `build_losses`.
+        """
+        return item_losses(self.refined_by if weights is None else weights, self.available_losses(model))
 
     def adversarial(self, config: TrainingConfig, model: Tokenizer) -> tuple[AdversarialConfig, nn.Module] | None:
         """Settings of a discriminator, and the discriminator; None to train without one."""
@@ -151,6 +164,7 @@ class Modality(ABC):
         quantized: bool = True,
         unquantized: bool = True,
         across_ranks: bool = False,
+        refine_steps: int = 0,
     ) -> ReconstructionQuality:
         """Measure with this modality's metrics, and some of `extra_metrics`; see `evaluate_reconstruction`.
 
@@ -161,6 +175,7 @@ class Modality(ABC):
             if name not in self.extra_metrics:
                 _refuse_option(name, model)
         how = {"metric_fn": self.metric_fn(model, extra), "quantized": quantized, "across_ranks": across_ranks}
+        how |= {"refine_steps": refine_steps}
         names = self.unquantized_metrics if unquantized else ()
         return evaluate_reconstruction(model, batches, codebook, unquantized=names, **how)
 
@@ -169,12 +184,18 @@ class Modality(ABC):
         """The columns of codes, as `datasets` describes them; "codes" is one of them."""
 
     def code_rows(
-        self, blocks: Iterable[list[Tensor]], transform: Transform, model: Tokenizer, batch_size: int
+        self,
+        blocks: Iterable[list[Tensor]],
+        transform: Transform,
+        model: Tokenizer,
+        batch_size: int,
+        refine_steps: int = 0,
     ) -> Iterator[list[dict[str, Any]]]:
         """The values of those columns for each item of each block, block by block; no block may be empty.
 
         Items are what `transform`, the `eval_transform`, reads. The model is fitted and in eval mode. At most
-        `batch_size` items of a block are encoded together; their codes are fetched when the next have been issued.
+        `batch_size` items of a block are encoded together, and their codes refined in `refine_steps`; the codes are
+        fetched when the next have been issued.
         """
 
         def issued() -> Iterator[tuple[tuple[Tensor, ...], tuple]]:
@@ -184,7 +205,7 @@ class Modality(ABC):
                 for start in range(0, len(items), batch_size):
                     places = order[start : start + batch_size]
                     with deferred_checks() as checks:  # at once they would wait for the batch that is being encoded
-                        codes = self.encode([items[place] for place in places], transform, model)
+                        codes = self.encode([items[place] for place in places], transform, model, refine_steps)
                     yield (codes, *checks.bounds), (items, places, rows, checks)
 
         for (codes, *bounds), (items, places, rows, checks) in fetched_late(issued()):
@@ -223,10 +244,10 @@ class Modality(ABC):
         """The places of a block's items in the order in which they are batched."""
         return range(len(items))
 
-    def encode(self, items: list[Tensor], transform: Transform, model: Tokenizer) -> Tensor:
-        """Codes of a batch, on the model's device: [B, *grid] or [B, *grid, G]."""
+    def encode(self, items: list[Tensor], transform: Transform, model: Tokenizer, refine_steps: int = 0) -> Tensor:
+        """Codes of a batch, on the model's device: [B, *grid] or [B, *grid, G]; see `Tokenizer.tokenize`."""
         batch = to_device(transform.collate(items), next(model.parameters()).device)
-        return model.tokenize(transform.model_input(batch))
+        return model.tokenize(transform.model_input(batch), refine_steps=refine_steps)
 
     def code_row(self, item: Tensor, codes: np.ndarray, model: Tokenizer) -> dict[str, Any]:
         """The values of an item's columns, from its codes as `encode` gives them, in the type of files."""

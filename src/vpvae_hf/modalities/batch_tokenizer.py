@@ -43,6 +43,8 @@ class BatchTokenizer:
         column: the column that holds the images or the audio.
         revision: branch, tag or commit of the hub id.
         batch_size: how many are encoded together; a batch may be larger.
+        refine_steps: refine the codes of each batch in at most so many steps, see `Tokenizer.tokenize`; 0 for nearest
+            codes.
         keep_column: give back the column as well; `datasets` then needs no `remove_columns`.
         dtype, compile, device, exact: how the tokenizer is run, as `Execution` takes it; by default on a GPU if the
             process has one.
@@ -62,6 +64,7 @@ class BatchTokenizer:
         *,
         revision: str | None = None,
         batch_size: int = 16,
+        refine_steps: int = 0,
         keep_column: bool = False,
         dtype: str = "float32",
         compile: bool = False,
@@ -78,10 +81,13 @@ class BatchTokenizer:
                 "save_pretrained wrote, from which each process loads its own"
             )
         require_integer("batch_size", batch_size, 1)
+        require_integer("refine_steps", refine_steps, 0)
         execution = Execution(dtype=dtype, compile=compile, device=device, exact=exact)
         settings = {"size": size, "shortest_side": shortest_side, "resample": resample, "downmix": downmix}
         name = os.fspath(tokenizer)
-        self._run = _Run(name, revision, _stamp(name), execution, column, batch_size, tuple(settings.items()))
+        self._run = _Run(
+            name, revision, _stamp(name), execution, column, batch_size, refine_steps, tuple(settings.items())
+        )
         self._keep_column = keep_column
 
     def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, Any]:
@@ -110,6 +116,7 @@ class _Run:
     execution: Execution
     column: str
     batch_size: int
+    refine_steps: int
     settings: tuple[tuple[str, Any], ...]
 
 
@@ -158,6 +165,7 @@ class _Worker:
         kept = [place for place, item in enumerate(items) if isinstance(item, Tensor)]
         self._count([str(item) for item in items if not isinstance(item, Tensor)], some_read=bool(kept))
         how = {"transform": self._transform, "model": self._model, "batch_size": self._run.batch_size}
+        how["refine_steps"] = self._run.refine_steps
         with self._run.execution.running():
             rows = next(self._modality.code_rows([[items[place] for place in kept]], **how)) if kept else []
         return kept, {name: _column([row[name] for row in rows], kind) for name, kind in self._features.items()}

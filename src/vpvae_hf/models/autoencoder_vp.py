@@ -26,6 +26,7 @@ from vpvae_hf.settings import did_you_mean
 from vpvae_hf.tensors import as_floating, as_real, device_for, require_finite, require_nonempty
 
 from .autoencoder_kl import AutoencoderKLStart
+from .refinement import RefineLoss, Refinement, recomputed
 from .tiling import apply_in_tiles
 from .tokenizer import Tokenizer, in_full_precision, require_shape
 
@@ -195,13 +196,26 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def tokenize(
-        self, pixel_values: Tensor, padding_mask: Tensor | None = None, original_sizes: Tensor | None = None
+        self,
+        pixel_values: Tensor,
+        padding_mask: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        *,
+        refine_steps: int = 0,
+        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
     ) -> Tensor:
         """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1].
 
         Images take no `padding_mask`. The processor's `original_sizes` change nothing: padding has codes as well.
+
+        With `refine_steps` codes are refined, see `Tokenizer.tokenize`. With `use_tiling` this takes the memory of one
+        tile's forward and backward pass, with `use_slicing` that of one image's.
         """
-        return super().tokenize(pixel_values, padding_mask)
+        refined = {"refine_steps": refine_steps, "refine_loss": refine_loss}
+        if refine_steps and self.use_slicing:
+            images = self.as_inputs(pixel_values).split(1)
+            return torch.cat([super(AutoencoderVP, self).tokenize(each, padding_mask, **refined) for each in images])
+        return super().tokenize(pixel_values, padding_mask, **refined)
 
     @torch.no_grad()
     def detokenize(self, codes: Tensor) -> Tensor:
@@ -300,6 +314,13 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
         self.register_to_config(**settings, _use_default_values=defaults)
 
+    def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
+        return Refinement(
+            originals=self.as_inputs(inputs),
+            decode=lambda vectors, _: self._decode(vectors.to(self.dtype)),
+            token_size=self.downsample_factor,
+        )
+
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.quant_conv
 
@@ -348,7 +369,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         if not self.use_tiling or max(latents.shape[1:3]) <= latent_tile:
             return self._decode_whole(latents)
         sample = apply_in_tiles(
-            lambda part: self._decode_whole(part).movedim(1, -1),
+            lambda part: recomputed(self._decode_whole, part).movedim(1, -1),
             latents,
             tile=latent_tile,
             overlap=int(latent_tile * self.tile_overlap_factor),

@@ -6,7 +6,7 @@ frame, d latent dimensions.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from vpvae_hf.tensors import (
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import SCALING, VPCodecFeatureExtractor, require_samples
+from .refinement import RefineLoss, Refinement, recomputed
 from .tokenizer import Tokenizer, in_full_precision, require_shape, zero_beyond
 from .vp_codec_layers import (
     CausalPadding,
@@ -243,9 +244,21 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         require_shape(vectors, "latents", ("B", "N", self.config.codebook_dim))
         return self.decode(vectors.mT, force_not_quantize=True, return_dict=True).audio_values
 
-    def tokenize(self, input_values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes [B, N] or [B, N, G] int64 of audio [B, 1, T], N = ceil(T / hop); 0 beyond the end of a padded clip."""
-        return super().tokenize(input_values, padding_mask)
+    def tokenize(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        refine_steps: int = 0,
+        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
+    ) -> Tensor:
+        """Codes [B, N] or [B, N, G] int64 of audio [B, 1, T], N = ceil(T / hop); 0 beyond the end of a padded clip.
+
+        With `refine_steps` codes are refined, see `Tokenizer.tokenize`. Audio longer than `config.chunk_length_s` takes
+        the memory of one part's forward and backward pass. A stream's codes cannot be refined: they depend on audio
+        that is yet to come.
+        """
+        return super().tokenize(input_values, padding_mask, refine_steps=refine_steps, refine_loss=refine_loss)
 
     @torch.no_grad()
     def detokenize(self, codes: Tensor) -> Tensor:
@@ -289,6 +302,15 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     def _set_config(self, **settings) -> None:
         self.config.update(settings)
+
+    def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
+        audio = self.as_inputs(inputs)
+        _, valid, lengths = self._checked(audio, padding_mask)
+
+        def decode(vectors: Tensor, items: Tensor) -> Tensor:
+            return self._decoded(vectors, None if valid is None else valid[items])
+
+        return Refinement(originals=audio, decode=decode, token_size=self.config.hop_length, lengths=lengths)
 
     def _encoder_parts(self) -> tuple[nn.Module, ...]:
         return self.encoder, self.encoder_transformer, self.quant_norm, self.quant_proj
@@ -339,7 +361,8 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """[B, 1, N * hop] from [B, N, d]."""
 
         def part(start: int, end: int, *context) -> Tensor:
-            audio = self.decode_part(latents[:, start:end], *context)
+            whole, some = (start, end) == (0, latents.shape[1]), latents[:, start:end]
+            audio = self.decode_part(some, *context) if whole else recomputed(self.decode_part, some, *context)
             return audio.unflatten(-1, (-1, self.config.hop_length)).squeeze(1)
 
         return self._in_parts(part, latents.shape[1], valid).flatten(1)[:, None]

@@ -5,8 +5,8 @@ codes. Codes are [B, *grid], or [B, *grid, G] if a token has G codes of its own.
 """
 
 import contextlib
-import dataclasses
 import hashlib
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
-from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
+from vpvae_hf.quantizers import (
+    CodebookQuantizer,
+    Quantizer,
+    ScalarGridQuantizer,
+    build_quantizer,
+    quantizer_config,
+)
 from vpvae_hf.renamed import FormerMethod
-from vpvae_hf.tensors import as_tensor, device_for, kept_for_training
+from vpvae_hf.settings import require_integer
+from vpvae_hf.tensors import as_tensor, device_for, is_tracing, kept_for_training
 
 from .persistence import Persistence
+from .refinement import RefineLoss, Refinement, refined_codes
 
 
 class Tokenizer(Persistence, ABC):
@@ -72,22 +80,87 @@ class Tokenizer(Persistence, ABC):
         """Signals of codes, of any integer dtype."""
 
     @torch.no_grad()
-    def tokenize(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Codes of signals, int64; 0 beyond the end of a padded signal."""
-        codes = self.quantize.encode(self.latent_vectors(inputs, padding_mask))
+    def tokenize(
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        refine_steps: int = 0,
+        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
+    ) -> Tensor:
+        """Codes of signals, int64; 0 beyond the end of a padded signal.
+
+        By default those nearest to the latents. With `refine_steps` they are then moved until what `detokenize` makes
+        of them is closer to the signal. That is slow: each step takes a forward and a backward pass of the decoder, and
+        memory for both. No signal has a greater error than with nearest codes, and its codes do not depend on the
+        others of the batch, rounding aside. Refined codes mean the same as nearest ones. Weights, their gradients and
+        the model's mode stay as they are.
+
+        Args:
+            refine_steps: how many steps at most.
+            refine_loss: what is lowered: the name of a loss of training, weights of several by name, or a function, see
+                `RefineLoss`; None for the modality's own, of images the squared error, of audio L1 with the STFT loss.
+        """
+        require_integer("refine_steps", refine_steps, 0)
+        latents = self.latent_vectors(inputs, padding_mask)
+        if refine_steps:
+            codes = self._refined(latents, inputs, padding_mask, refine_steps, refine_loss)
+        else:
+            codes = self.quantize.encode(latents)
         if padding_mask is not None:
             codes = zero_beyond(codes, self.token_mask(padding_mask).to(codes.device))
         return codes
+
+    def _refined(self, latents: Tensor, inputs: Any, padding_mask: Any, steps: int, loss: Any) -> Tensor:
+        if is_tracing():
+            raise ValueError("refine_steps cannot be part of a graph: the codes depend on errors; leave it out there")
+        self.quantize.check_codes()
+        if not callable(loss):
+            # Losses by name know models, so models cannot import them.
+            modality = importlib.import_module("vpvae_hf.modalities").modality_of(self)
+            loss = modality.refine_loss(self, {loss: 1.0} if isinstance(loss, str) else loss)
+        return refined_codes(self._refinement(inputs, padding_mask), loss, self.quantize, latents, steps)
+
+    def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
+        """What refined codes are judged by; a model without it refuses `refine_steps`."""
+        raise ValueError(f"{type(self).__name__} cannot refine codes; leave out refine_steps")
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
         """Which tokens are of the signal, [B, *grid] bool; a model without padded signals raises a ValueError."""
         raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
 
-    def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the codes are fixed."""
-        if not self.quantize.needs_fitting:
-            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, it is not fitted to data")
-        self.quantize.set_codebook(codebook)
+    def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
+        """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the kind has none.
+
+        It decides the codes from now on, also those of kinds that learn a codebook in training. Training changes it no
+        more, but the latents: so fit again afterwards, or call `drop_fit` before, as `Trainer` does.
+
+        Args:
+            metric: M [d, d], symmetric and positive definite: the code of a latent z is the c of the least
+                (z - c)^T M (z - c), as `decoder_metric` measures one; None for the Euclidean one.
+        """
+        if not isinstance(self.quantize, CodebookQuantizer):
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, its codes are no vectors")
+        self.quantize.set_codebook(codebook, metric)
+        self._sync_config()
+
+    def set_levels(self, values: Sequence[Tensor]) -> None:
+        """Install other levels than even ones: of each dimension [L_i] values in rising order.
+
+        As for `set_codebook`, training leaves them as they are. A ValueError if the kind has no levels.
+        """
+        if not isinstance(self.quantize, ScalarGridQuantizer):
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no levels")
+        self.quantize.set_levels(values)
+        self.quantize.to(self.device)
+        self._sync_config()
+
+    def drop_fit(self) -> None:
+        """Forget the codebook, or the levels, that were fitted after training: the codes are again those of training.
+
+        A quantizer of the kind "vp" has no codes then.
+        """
+        self.quantize.drop_fit()
         self._sync_config()
 
     @kept_for_training()
@@ -104,11 +177,11 @@ class Tokenizer(Persistence, ABC):
         Raises:
             TypeError, ValueError: invalid settings; the model stays as it was.
         """
-        config, present = quantizer_config(settings), self.quantize.config
+        # What was fitted to data does not come with settings.
+        config, present = quantizer_config(settings).without_fit(), self.quantize.config
         if not self.quantize.reconfigure(config):
             device = next(self.parameters()).device
             self.quantize = build_quantizer(config).to(device).train(self.training)
-            self._mark_unfitted()
             if (config.latent_dim, config.feature_dim) != (present.latent_dim, present.feature_dim):
                 self._replace_projections()
         self._sync_config()
@@ -197,11 +270,6 @@ class Tokenizer(Persistence, ABC):
         for name, weight, size in zip(self._projections, weights, sizes, strict=True):
             kernel, place = weight.shape[2:3], {"device": weight.device, "dtype": weight.dtype}
             setattr(self, name, type(getattr(self, name))(*size, *kernel, **place).train(self.training))
-
-    def _mark_unfitted(self) -> None:
-        # Settings copied from a fitted model say that they are fitted, but its codebook does not come with them.
-        quantizer = self.quantize
-        quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
 
 
 def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:

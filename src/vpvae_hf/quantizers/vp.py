@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_in_graph, nearest_point
+from vpvae_hf.neighbors import BACKENDS, NeighborIndex, build_index
 from vpvae_hf.settings import (
     is_integer,
     is_number,
@@ -22,9 +22,10 @@ from vpvae_hf.settings import (
     require_share,
     require_weight,
 )
-from vpvae_hf.tensors import as_real, is_tracing, kept_for_training, precise_dtype, without_bad_values
+from vpvae_hf.tensors import is_tracing, kept_for_training, precise_dtype, without_bad_values
 
-from .base import CodebookNotFittedError, HoldsValues, Quantizer, QuantizerConfig, QuantizerOutput
+from .base import CodebookNotFittedError, HoldsValues, QuantizerConfig, QuantizerOutput
+from .codebook import CodebookQuantizer, CodebookQuantizerConfig
 from .normalization import normalization_loss
 from .vp_live_codebook import LiveCodebook
 from .vp_moves import metropolis, random_codebook
@@ -48,7 +49,7 @@ PERTURBATIONS = ("metropolis", "always_accept", "random_codebook")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorPerturbationConfig(QuantizerConfig):
+class VectorPerturbationConfig(CodebookQuantizerConfig):
     """Settings of `VectorPerturbation`.
 
     Attributes:
@@ -84,7 +85,7 @@ class VectorPerturbationConfig(QuantizerConfig):
     paper: ClassVar[str | None] = "2602.17133"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         _SMALL,
-        _SMALL | {"perturbation": "always_accept"},
+        _SMALL | {"perturbation": "always_accept", "metric": "decoder"},
         _SMALL | {"perturbation": "random_codebook"},
         _SMALL | {"perturbation": "random_codebook", "codebook_size_range": [32, 128]},
     )
@@ -143,6 +144,9 @@ class VectorPerturbationConfig(QuantizerConfig):
         """|S|, the capacity of the queue."""
         return self.queue_per_code * self.largest_codebook * self.latent_dim
 
+    def without_fit(self) -> "VectorPerturbationConfig":
+        return dataclasses.replace(self, fitted=False, metric="euclidean")
+
     def _check_ramp(self) -> None:
         given = self.commitment_ramp
         limits = tuple(given) if isinstance(given, Sequence) else ()
@@ -162,7 +166,7 @@ class VectorPerturbationConfig(QuantizerConfig):
             )
 
 
-class VectorPerturbation(Quantizer):
+class VectorPerturbation(CodebookQuantizer):
     """Trains on displaced latents, without codes; encodes with a codebook fitted after training.
 
     In the first steps, until the queue holds two latents per code, latents pass through unperturbed. From then on a
@@ -189,7 +193,6 @@ class VectorPerturbation(Quantizer):
         self._progress = 0.0
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
-        self._search: NearestPoint | None = None
         self._step_size_ratio = 1.0
         self._most_tokens = 0  # of a rank in a step so far
         self._is_codebook = HoldsValues()
@@ -260,39 +263,21 @@ class VectorPerturbation(Quantizer):
                 "not fitted; call model.set_codebook(model.quantize.codebook), or load weights with load_state_dict"
             )
         super().check_codes()
-        if not is_tracing() and not self._is_codebook(self.codebook):
-            raise CodebookNotFittedError(
-                "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
-                "config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
-            )
 
-    def nearest_codes(self, latents: Tensor) -> Tensor:
-        flat = latents.reshape(-1, self.latent_dim)
-        if is_tracing():
-            codes = nearest_in_graph(flat, self.codebook)
-        elif flat.device.type == self.codebook.device.type == "cpu":
-            # By content: other code may write into the buffer, and a comparison costs far less than a search.
-            if self._search is None or not torch.equal(self._search.points, self.codebook):
-                self._search = NearestPoint(self.codebook)
-            _, codes = self._search(flat)
-        else:
-            _, codes = nearest_point(flat, self.codebook)
-        return codes.view(latents.shape[:-1])
+    def _install(self, codebook: Tensor) -> None:
+        self.set_codebook_size(len(codebook))
+        self.codebook = codebook
+        self.config = dataclasses.replace(self.config, fitted=True)
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        return self.codebook[codes]
+    @property
+    def fitted_tensors(self) -> tuple[Tensor, ...]:
+        roots = () if self.metric_root is None else (self.metric_root,)
+        return (self.codebook, *roots) if self.config.fitted else ()
 
     @kept_for_training()
-    def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d]; K may differ from the present one."""
-        codebook = as_real(codebook, "codebook")
-        if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
-            raise ValueError(f"codebook must be [K, {self.latent_dim}], got shape {tuple(codebook.shape)}")
-        if not torch.isfinite(codebook).all():
-            raise ValueError("codebook holds NaN or infinite values")
-        self.set_codebook_size(len(codebook))
-        self.codebook = codebook.detach().to(self.codebook.device, torch.float32, copy=True)
-        self.config = dataclasses.replace(self.config, fitted=True)
+    def drop_fit(self) -> None:
+        self.codebook, self.metric_root = torch.zeros_like(self.codebook), None
+        super().drop_fit()
 
     def set_codebook_size(self, codebook_size: int) -> None:
         """Train for another K >= 2 from now on: M, the queue's capacity and the scale follow; no codebook is fitted."""
@@ -308,12 +293,13 @@ class VectorPerturbation(Quantizer):
         present = self.config
         if not isinstance(config, VectorPerturbationConfig) or config.latent_dim != present.latent_dim:
             return False
-        config = dataclasses.replace(config, fitted=present.fitted and config.codebook_size == present.codebook_size)
+        stays = present.fitted and config.codebook_size == present.codebook_size
+        config = dataclasses.replace(config, fitted=stays, metric=present.metric if stays else "euclidean")
         if config == present:
             return True
         self.config = config
         if config.codebook_size != present.codebook_size:
-            self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
+            self.codebook, self.metric_root = self.codebook.new_zeros(config.codebook_size, self.latent_dim), None
             self.live = LiveCodebook(config.codebook_size)
         self.queue.resize(config.queue_size)
         if _scale_settings(config) == _scale_settings(present):

@@ -1,0 +1,228 @@
+"""Codes chosen by the decoder: nearest codes are moved until what is decoded of them is closer to the original.
+
+Nothing is trained. A step decodes a trial, in which some of the tokens have moved to another code against the gradient
+of the error, and keeps the moves that lowered the error around their token.
+
+Shapes: B items of a batch, b of them still refined, *grid the positions of an item's tokens, d latent dimensions, C
+channels of a signal and *positions its pixels or samples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
+
+from vpvae_hf.quantizers import Quantizer
+
+# (reconstruction, original), both [B, C, *positions] float32 -> the error [B, *positions] at each position, whose mean
+# is an item's error; or, if a loss has no positions, the error [B] of each item. An item's error depends on no other's.
+RefineLoss = Callable[[Tensor, Tensor], Tensor]
+
+# Share of the tokens that may move at once. Neighbours that move together disturb each other.
+_MOVING = 0.5
+# What a token's step is multiplied by after a move that was kept, or undone; and the limits of a step.
+_LONGER, _SHORTER, _SHORTEST_STEP, _LONGEST_STEP = 1.3, 0.5, 0.02, 4.0
+# How much a neighbour's error counts when a token's move is judged, along each axis of the grid.
+_NEIGHBOUR_WEIGHT = 0.6
+# After so many steps in a row that did not lower its error an item is finished.
+_PATIENCE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """A batch whose codes are refined.
+
+    Attributes:
+        originals: [B, C, *positions] the signals.
+        decode: (vectors [b, *grid, d], items [b] of the batch) -> [b, C, *positions] or more at the end, as
+            `detokenize` decodes them, but with a gradient.
+        token_size: how many positions along each axis a token stands for.
+        lengths: how many positions of each item count, of signals with one axis; None for all.
+    """
+
+    originals: Tensor
+    decode: Callable[[Tensor, Tensor], Tensor]
+    token_size: int
+    lengths: list[int] | None = None
+
+    def errors(self, vectors: Tensor, items: Tensor, loss: RefineLoss) -> Tensor:
+        """The part [b, *grid] of each token in an item's error, their sum; or [b], if the loss has no parts."""
+        originals, grid = self.originals[items], vectors.shape[1:-1]
+        decoded = self.decode(vectors, items).float()[..., : originals.shape[-1]]
+        if self.lengths is None:
+            return self._by_token(loss(decoded, originals), originals, grid)
+        # One by one, so that padding has no part in them.
+        errors = []
+        for place, length in enumerate(self.lengths[item] for item in items.tolist()):
+            original = originals[place : place + 1, ..., :length]
+            errors.append(self._by_token(loss(decoded[place : place + 1, ..., :length], original), original, grid))
+        return torch.cat(errors)
+
+    def _by_token(self, errors: Tensor, originals: Tensor, grid: Sequence[int]) -> Tensor:
+        count, positions = len(originals), originals.shape[2:]
+        if errors.shape == (count,):
+            return errors
+        if errors.shape != (count, *positions):
+            raise ValueError(
+                f"refine_loss must give the error of each item, [{count}], or of each of its positions, "
+                f"{[count, *positions]}; it gives {list(errors.shape)}"
+            )
+        for axis, tokens in enumerate(grid, start=1):
+            missing = tokens * self.token_size - errors.shape[axis]
+            errors = pad(errors.movedim(axis, -1), (0, missing)).unflatten(-1, (tokens, -1)).sum(dim=-1)
+            errors = errors.movedim(-1, axis)
+        return errors / math.prod(positions)
+
+
+def refined_codes(batch: Refinement, loss: RefineLoss, quantizer: Quantizer, latents: Tensor, steps: int) -> Tensor:
+    """Codes [B, *grid] or [B, *grid, G] of latents [B, *grid, d]; no item has a greater error than with nearest codes.
+
+    The codes of an item do not depend on the other items of the batch, rounding aside.
+
+    Args:
+        steps: how many gradients are computed; signals are decoded once more often.
+    """
+    # Autograd takes no tensors that were made within torch.inference_mode.
+    with torch.inference_mode(False), torch.no_grad():
+        batch = replace(batch, originals=batch.originals.float().clone())
+        search = _Search(quantizer, latents.float().clone())
+        for _ in range(steps):
+            with torch.enable_grad():
+                vectors = search.trial_vectors.detach().requires_grad_()
+                errors = batch.errors(vectors, search.items, loss)
+                (gradient,) = torch.autograd.grad(errors.sum(), vectors)
+            search.judge(errors.detach())
+            search.settle(errors.detach(), gradient)
+            if not len(search.items):
+                return search.best
+            search.move()
+        search.judge(batch.errors(search.trial_vectors, search.items, loss))
+        return search.best
+
+
+class _Search:
+    """What is known of the items that are still refined.
+
+    Attributes:
+        items: [b] their places in the batch.
+        trial_vectors: [b, *grid, d] what is decoded next.
+        best: [B, *grid] or [B, *grid, G] the codes of the least error so far.
+    """
+
+    def __init__(self, quantizer: Quantizer, latents: Tensor):
+        self._quantizer = quantizer
+        self.items = torch.arange(len(latents), device=latents.device)
+        self.trial_vectors, self._trial = self._vectors, self._codes = quantizer.nearest(latents)
+        self.best, self._least = self._codes.clone(), latents.new_full((len(latents),), math.inf)
+        # Codes lie about as far apart as latents lie from them, so steps have that length, too.
+        self._length = _rms_length(self._vectors - latents)
+        self._step = torch.ones_like(latents[..., 0])
+        self._moved = torch.zeros_like(self._step, dtype=torch.bool)
+        self._in_vain = torch.zeros_like(self.items)
+        self._errors = self._gradient = self._metric = None
+        self._generator = torch.Generator().manual_seed(0)
+
+    def judge(self, errors: Tensor) -> None:
+        """Remember the trial of an item if its error is the least so far."""
+        errors = errors.flatten(1).sum(dim=1) if errors.ndim > 1 else errors
+        better = errors < self._least[self.items]
+        self._least[self.items] = torch.where(better, errors, self._least[self.items])
+        self.best[self.items] = torch.where(_like(better, self._trial), self._trial, self.best[self.items])
+        self._in_vain = torch.where(better, 0, self._in_vain + 1)
+
+    def settle(self, errors: Tensor, gradient: Tensor) -> None:
+        """Keep the moves of the trial that lowered the errors around their token; undo the others.
+
+        The trial's errors and gradient are taken for those of what is kept, except where a move was undone. Items that
+        have not improved for some steps leave.
+        """
+        around = _around if errors.ndim > 1 else _everywhere
+        errors, gradient = _like(errors, self._step).expand_as(self._step), gradient.nan_to_num(0.0, 0.0, 0.0)
+        if self._errors is None:
+            self._errors, self._gradient, self._metric = errors, gradient, _whitening(gradient)
+            return
+        change = errors - self._errors
+        kept = self._moved & (around(change) < 0)
+        undone = self._moved & ~kept
+        near_kept, near_undone = around(kept.float()), around(undone.float())
+        self._errors = self._errors + change * torch.where(near_undone > 0, near_kept / (near_kept + near_undone), 1.0)
+        self._gradient = torch.where(undone[..., None], self._gradient, gradient)
+        self._vectors = torch.where(kept[..., None], self.trial_vectors, self._vectors)
+        self._codes = torch.where(_like(kept, self._codes), self._trial, self._codes)
+        factor = torch.where(kept, _LONGER, torch.where(undone, _SHORTER, 1.0))
+        self._step = (self._step * factor).clamp(_SHORTEST_STEP, _LONGEST_STEP)
+        staying = self._in_vain < _PATIENCE
+        if not staying.all():
+            for name in (
+                "items",
+                "_in_vain",
+                "_codes",
+                "_vectors",
+                "_length",
+                "_step",
+                "_errors",
+                "_gradient",
+                "_metric",
+            ):
+                setattr(self, name, getattr(self, name)[staying])
+
+    def move(self) -> None:
+        """Make a trial of what was kept: some of the tokens move against the gradient."""
+        direction = (self._gradient.flatten(1, -2) @ self._metric).view_as(self._gradient)
+        length = self._length / _rms_length(direction).clamp(min=torch.finfo(torch.float32).tiny)
+        vectors, codes = self._quantizer.nearest(
+            self._vectors - (_like(length, self._step) * self._step)[..., None] * direction
+        )
+        chosen = torch.rand(self._step.shape[1:], generator=self._generator).to(self._step.device) < _MOVING
+        differs = codes != self._codes
+        self._moved = chosen & (differs if differs.ndim == self._step.ndim else differs.any(dim=-1))
+        self._trial = torch.where(_like(self._moved, codes), codes, self._codes)
+        self.trial_vectors = torch.where(self._moved[..., None], vectors, self._vectors)
+
+
+def _rms_length(vectors: Tensor) -> Tensor:
+    """[b] root mean square length of vectors [b, *grid, d]."""
+    return vectors.square().sum(dim=-1).flatten(1).mean(dim=1).sqrt()
+
+
+def _whitening(gradients: Tensor) -> Tensor:
+    """[b, d, d] what makes the gradients [b, *grid, d] of an item equally long in all directions.
+
+    The decoder's sensitivity E[J^T J] to a latent differs between directions; the square root of E[g g^T] has its axes
+    and, as far as errors are alike, its proportions, and costs nothing.
+    """
+    flat = gradients.flatten(1, -2)
+    values, axes = torch.linalg.eigh(flat.mT @ flat / flat.shape[1])
+    floor = (0.01 * values.mean(dim=1, keepdim=True)).clamp(min=torch.finfo(torch.float32).tiny)
+    return axes * values.maximum(floor).rsqrt()[:, None] @ axes.mT
+
+
+def _like(of_items: Tensor, other: Tensor) -> Tensor:
+    """Values [b, ...] with as many dimensions as another tensor [b, ..., ...]."""
+    return of_items.view(*of_items.shape, *[1] * (other.ndim - of_items.ndim))
+
+
+def _everywhere(values: Tensor) -> Tensor:
+    """The mean over an item's tokens, for each of them: [b, *grid]."""
+    return _like(values.flatten(1).mean(dim=1), values).expand_as(values)
+
+
+def _around(values: Tensor) -> Tensor:
+    """The weighted sum over each token and its neighbours, [b, *grid]."""
+    for axis in range(1, values.ndim):
+        padded = pad(values.movedim(axis, -1), (1, 1))
+        beside = padded[..., :-2] + padded[..., 2:]
+        values = values + _NEIGHBOUR_WEIGHT * beside.movedim(-1, axis)
+    return values
+
+
+def recomputed(function: Callable[..., Tensor], vectors: Tensor, *others: Any) -> Tensor:
+    """`function(vectors, *others)`; what a gradient needs is not kept, but computed anew when it is asked for."""
+    if torch.is_grad_enabled() and vectors.requires_grad:
+        return checkpoint(function, vectors, *others, use_reentrant=False)
+    return function(vectors, *others)
