@@ -24,7 +24,7 @@ TRAINING = SHORT | {
     "max_train_steps": 4,
     "lr_warmup_steps": 1,
     "learning_rate": 1e-4,
-    "validation_steps": 2,
+    "validation_steps": 4,
     "validation_pictures": 0,
     "checkpointing_steps": 2,
 }
@@ -136,13 +136,17 @@ def test_every_run_has_its_tokenizer_and_result(finished):
     result = json.loads((finished / "vp-16-seed1/result.json").read_text())
     assert result["codebook_size"] == 16
     assert result["training_seconds"] > 0
-    assert [row["step"] for row in result["validation"]] == [2, 4]
+    assert [row["step"] for row in result["validation"]] == [4]
 
 
 def test_every_method_is_measured_alike(finished):
     """Continuous latents, codes of its own if it has some, a refitted codebook; item by item, on both domains."""
     vp, fsp, none = (finished / f"{name}-16-seed0" for name in ("vp", "fsp", "none"))
-    for run, columns in ((vp, ("continuous", "refitted")), (fsp, ("continuous", "own")), (none, ("refitted",))):
+    for run, columns in (
+        (vp, ("continuous", "refitted")),
+        (fsp, ("continuous", "own", "refitted")),
+        (none, ("refitted",)),
+    ):
         for domain in ("in_domain", "out_of_domain"):
             for column in columns:
                 found = measured(run, column, domain)
@@ -155,6 +159,32 @@ def test_every_method_is_measured_alike(finished):
     assert measured(vp, "refitted")["items"] != measured(vp, "refitted", "out_of_domain")["items"]
     assert measured(vp, "continuous")["metrics"]["psnr"] != measured(vp, "refitted")["metrics"]["psnr"]
     assert json.loads((none / "refitted-euclidean/config.json").read_text())["quantizer"]["codebook_size"] == 16
+
+
+def test_further_columns_need_no_training(files, finished, tmp_path):
+    for name in ("start-d3-seed0", "fsp-16-seed0"):
+        shutil.copytree(finished / name, tmp_path / name)
+    run, file = tmp_path / "fsp-16-seed0", files / "further.yaml"
+    columns = ["continuous", "own", "refitted", "refitted_decoder", "own_refined", "refitted_refined"]
+    measure = {"columns": columns, "refine_steps": 2, "refined_examples": 2}
+    file.write_text(yaml.safe_dump({"base": "comparison.yaml", "measure": measure}))
+    before = {path: path.stat().st_mtime_ns for path in [run / "result.json", *run.glob("measured/*.json")]}
+    command = arguments(files, tmp_path, "--methods", "fsp", "--codebook-sizes", "16")
+    assert main([*command, "--config", str(file)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not (run / "measured/in_domain-refitted_decoder.json").exists()  # levels have no metric but distance
+    for column in ("own", "refitted"):
+        nearest, refined = (measured(run, name)["items"]["psnr"] for name in (column, f"{column}_refined"))
+        assert (len(nearest), len(refined)) == (3, 2)
+        assert all(better > worse - 1e-3 for better, worse in zip(refined, nearest, strict=False))
+        assert refined != nearest[:2]
+    table = (tmp_path / "table.md").read_text()
+    assert "Means over seeds and 3 images, refined ones over the first 2." in table
+    *_, gains = (rows_of(part) for part in table.split("PSNR, dB, dark")[0].split("\n\n") if part.startswith("|"))
+    gain = sum(refined) / 2 - sum(nearest[:2]) / 2
+    assert float(gains["fsp"]["refitted, refined, less refitted"].strip("*").split()[0]) == pytest.approx(
+        gain, abs=0.006
+    )
 
 
 def test_what_has_no_codes_can_be_reported_alone(files, finished, tmp_path):
@@ -226,13 +256,15 @@ def test_tables_and_curves(finished):
     small, large = (finished / "table.md").read_text().split("### K = 32")
     inside, outside = small.split("\nPSNR, dB, dark, and code usage")
     assert "Means over seeds and 3 images. The codebook of vp, vp_decoder is fitted after training" in inside
-    values, ssim, differences = (rows_of(part) for part in inside.split("\n\n") if part.startswith("|"))
+    values, ssim, differences, gains = (rows_of(part) for part in inside.split("\n\n") if part.startswith("|"))
     assert values.keys() == ssim.keys() == {"none", "vp", "fsp", "bridge", "vp_decoder"}
     assert [values[name]["codes"] for name in ("none", "vp", "bridge")] == ["-", "16", "4^2"]
     assert [values[name]["seeds"] for name in ("vp", "fsp")] == ["0, 1", "0"]
     assert [values[name]["paper: PSNR, dB"] for name in ("fsp", "vp")] == ["24.19", ""]
     assert values["vp"]["own codes"] == values["vp"]["refitted"] != "-"
     assert (values["none"]["own codes"], values["bridge"]["refitted"]) == ("-", "-")
+    assert set(gains["vp"].values()) == {"vp", "-"}
+    assert gains["fsp"]["refitted, less own codes"] != "-"
     assert values["fsp"]["own codes"].endswith(")")
     runs = [measured(finished / f"vp-16-seed{seed}", "continuous")["metrics"]["psnr"] for seed in (0, 1)]
     assert values["vp"]["continuous"] == f"{sum(runs) / 2:.2f}"
@@ -260,7 +292,7 @@ def test_results_hold_all_that_was_measured(finished):
     assert psnr.shape == (7, 3)
     found = measured(finished / "vp-16-seed1", "refitted", "out_of_domain")
     np.testing.assert_allclose(psnr[runs.index("vp-16-seed1")], found["items"]["psnr"], rtol=1e-6)
-    assert np.isnan(psnr[runs.index("fsp-16-seed0")]).all()
+    assert np.isnan(psnr[runs.index("bridge-16-seed0")]).all()
     assert results[runs.index("vp-16-seed1")]["measured"]["out_of_domain"]["refitted"]["metrics"] == found["metrics"]
 
 
@@ -307,10 +339,10 @@ def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, mon
         assert [path.name for path in before] == ["result.json", "in_domain-continuous.json"]
         assert main(arguments(files, tmp_path, *some)) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert len(measured_times) == 1 + 4  # of four pieces one was interrupted
+    assert len(measured_times) == 1 + 6  # of six pieces one was interrupted
     # Training went on from the checkpoint of step 2.
     rows = (run / "training/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 4]
     for piece in finished.glob("fsp-16-seed0/measured/*.json"):
         again = json.loads((run / "measured" / piece.name).read_text())
         assert again["items"] == json.loads(piece.read_text())["items"]

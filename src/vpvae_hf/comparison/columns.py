@@ -45,7 +45,8 @@ def measured_column(name: str, quantizer: dict[str, Any]) -> str | None:
     """The column whose measurement is a method's value in a column; None if it has none.
 
     A codebook that is fitted after training is the method's own, so it is measured once. Without codes there are none
-    of its own, but a codebook can be fitted to the latents.
+    of its own, but a codebook can be fitted to the latents. Levels of dimensions are refitted each by itself, where the
+    decoder's metric means nothing.
 
     Args:
         quantizer: settings of the method's quantizer.
@@ -55,6 +56,7 @@ def measured_column(name: str, quantizer: dict[str, Any]) -> str | None:
         return {"own": "refitted", "own_refined": "refitted_refined"}[name]
     if column.codebook == "own":
         return None if config.codebook_size is None else name
-    if column.is_refitted and not (config.needs_fitting or config.codebook_size is None):
+    fits = "codebook" if config.codebook_size is None else config.fits
+    if column.is_refitted and (fits is None or (fits == "levels" and column.codebook == "decoder")):
         return None
     return name

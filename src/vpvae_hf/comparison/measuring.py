@@ -65,7 +65,7 @@ def measure(
     """
     began, how, column = time.perf_counter(), comparison.measure, COLUMNS[piece.column]
     if column.is_refitted:
-        tokenizer = _refitted(tokenizer, column.codebook, folder, config, how, codebook_size)
+        tokenizer = _refitted(tokenizer, column.codebook, folder, config, how.fitted_latents, codebook_size)
     model = load_tokenizer(tokenizer)
     modality = modality_of(model)
     data = _data(config.data, comparison.domains[piece.domain])
@@ -102,11 +102,11 @@ def _data(data: DataConfig, split: DataSplit) -> DataConfig:
 
 
 def _refitted(
-    tokenizer: Path, metric: str, folder: Path, config: TrainingConfig, how: Measurement, codebook_size: int
+    tokenizer: Path, metric: str, folder: Path, config: TrainingConfig, fitted_latents: int, codebook_size: int
 ) -> Path:
     """A tokenizer with a codebook refitted to latents of the training data."""
     output = folder / f"refitted-{metric}"
-    record, settings = output / "fit.json", {"metric": metric, "fitted_latents": how.fitted_latents}
+    record, settings = output / "fit.json", {"metric": metric, "fitted_latents": fitted_latents}
     if record.exists() and read_json(record)["settings"] == settings:
         return output
     record.unlink(missing_ok=True)
@@ -114,9 +114,9 @@ def _refitted(
     if not model.quantize.has_codes:
         model.set_quantizer({"kind": "vp", "codebook_size": codebook_size, "latent_dim": model.quantize.latent_dim})
     batches = Batches(modality_of(model), model, config.data, batch_size=config.train_batch_size)
-    # Another order than in training.
-    per_code = math.ceil(how.fitted_latents / model.quantize.codebook_size)
-    fit = fit_codebook(model, batches.fitting(config.seed + 1), latents_per_code=per_code, seed=config.seed)
+    per_code = math.ceil(fitted_latents / model.quantize.codebook_size)
+    how = {"latents_per_code": per_code, "metric": metric, "seed": config.seed}
+    fit = fit_codebook(model, batches.fitting(config.seed + 1), **how)  # another order than in training
     model.save_pretrained(output)
     write_json(record, {"settings": settings, **dataclasses.asdict(fit)})
     return output
