@@ -255,7 +255,7 @@ class QuantizerContract:
         with pytest.raises(ValueError, match=f"^step 7: some of {features.numel()} values of the features are NaN or"):
             checks.raise_failed("step 7: ")
         assert torch.isfinite(quantizer.train()(features_for(quantizer, 64)).latents).all()
-        assert quantizer.recent_latents() is None or torch.isfinite(quantizer.recent_latents()).all()
+        assert quantizer.live_codebook() is None or torch.isfinite(quantizer.live_codebook()).all()
 
     def test_a_graph_of_training_is_whole_and_leaves_nothing_behind(self, quantizer):
         """But for what VP does with its queue, and the library of VQ."""

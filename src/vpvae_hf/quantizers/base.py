@@ -127,7 +127,7 @@ class Quantizer(nn.Module, ABC):
     (compile, export) looks at no values: it has none of the errors that depend on them.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
-    `recent_latents` if they keep some. Those with a codebook that can be fitted after training derive from
+    `live_codebook` if they keep one in training. Those with a codebook that can be fitted after training derive from
     `CodebookQuantizer`, those with a grid of levels from `ScalarGridQuantizer`.
     """
 
@@ -156,9 +156,15 @@ class Quantizer(nn.Module, ABC):
         """
         return None
 
-    def recent_latents(self) -> Tensor | None:
-        """Latents [n, d] of the last training steps, the same on every rank; None if the quantizer keeps none."""
+    def live_codebook(self) -> Tensor | None:
+        """A codebook [K, d] of the present latents, the same on every rank; None if the quantizer keeps none (yet)."""
         return None
+
+    def set_progress(self, progress: float) -> None:
+        """Tell how much of the training run is over, 0 to 1: steps taken over steps to take, before each forward.
+
+        `VectorPerturbation` changes its loss over a run. The recipes' loop calls it; other loops should.
+        """
 
     def reconfigure(self, config: QuantizerConfig) -> bool:
         """Take on other settings and keep what they leave valid; if only a new quantizer can, change nothing.

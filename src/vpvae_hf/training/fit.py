@@ -89,9 +89,8 @@ def fit_codebook(
     goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence `train_tokenizer`,
     drops the fit when it starts, by `model.drop_fit()`, and `train_tokenizer` fits again with `codebook.refit`.
 
-    K-means runs at three moments, of which this is the last: while VP trains, on its queue of recent latents, to
-    measure the quantization error that the perturbation stands for; at validations, on the same queue, for a preview of
-    the codebook; and here, after training, on fresh latents, for the codebook that is saved.
+    While VP trains it keeps a live codebook of its queue of recent latents, which tells the quantization error and
+    serves at validations; the one that is fitted here, after training, to fresh latents, is saved.
 
     Args:
         model: a tokenizer, also in a wrapper of DistributedDataParallel, torch.compile or peft; it keeps its mode and

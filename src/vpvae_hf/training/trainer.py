@@ -162,6 +162,7 @@ class Trainer:
         with progress_bar(total=last, **where, shown=self.step < last) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for batch in batches:
+                self.model.quantize.set_progress(self.step / last)
                 interval.add(self.step + 1, *self._forward_backward(batch.to(self.accelerator.device)), len(batch))
                 if not self.accelerator.sync_gradients:
                     continue
