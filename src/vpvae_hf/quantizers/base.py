@@ -127,7 +127,7 @@ class Quantizer(nn.Module, ABC):
     (compile, export) looks at no values: it has none of the errors that depend on them.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
-    `live_codebook` if they keep one. Those with a codebook that can be fitted after training derive from
+    `live_codebook` if they keep one in training. Those with a codebook that can be fitted after training derive from
     `CodebookQuantizer`, those with a grid of levels from `ScalarGridQuantizer`.
     """
 

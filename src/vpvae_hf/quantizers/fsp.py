@@ -65,8 +65,11 @@ class ScalarPerturbationConfig(ScalarGridConfig):
     code_defining_fields: ClassVar[tuple[str, ...]] = (*ScalarGridConfig.code_defining_fields, "activation")
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"levels": [5, 4, 3]},
-        *({"levels": [5, 4, 3], "activation": activation} for activation in ACTIVATIONS if activation != "tanh"),
-        {"levels": [5, 4, 3], "refitted": True},
+        *(
+            {"levels": [5, 4, 3], "activation": activation, "refitted": activation == "laplace"}
+            for activation in ACTIVATIONS
+            if activation != "tanh"
+        ),
     )
     former_fields: ClassVar[Mapping[str, Any]] = {"variance_scale": 1.0}
     activation: str = "tanh"
