@@ -182,7 +182,7 @@ def test_a_queue_in_main_memory_is_drawn_from_where_training_is(monkeypatch):
         ({"codebook_size_range": [64, 16], "perturbation": "random_codebook"}, "the lesser first"),
         ({"codebook_size_range": [16, 64]}, 'for perturbation "random_codebook"'),
         ({"latent_dim": 17}, "latent_dim must be an integer in 1..16, got 17"),
-        ({"perturbation": "none"}, "unknown perturbation 'none'.*valid: metropolis, always_accept, random_codebook"),
+        ({"perturbation": "none"}, "unknown perturbation 'none'.*valid: random_codebook, metropolis, always_accept"),
         ({"eta": 0}, 'eta must be a positive number or "auto", got 0'),
         ({"share": 1.5}, r"share must be a number in \(0, 1\] or \"auto\", got 1.5"),
         ({"density_rank": 0}, "density_rank must be an integer of at least 1"),

@@ -59,7 +59,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
     parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
-    kinds = ("metropolis", "always_accept", "random_codebook")
+    kinds = ("random_codebook", "metropolis", "always_accept")
     parser.add_argument("--perturbation", choices=kinds, default=kinds[0], help="how vp perturbs latents in training")
     parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
     parser.add_argument("--steps", type=_positive, default=900, help="training steps")

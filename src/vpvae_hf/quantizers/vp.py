@@ -45,7 +45,7 @@ _RUN_BY_ALL = (
 
 _SMALL = {"codebook_size": 64, "latent_dim": 3, "queue_share": 0.5}
 
-PERTURBATIONS = ("metropolis", "always_accept", "random_codebook")
+PERTURBATIONS = ("random_codebook", "metropolis", "always_accept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class VectorPerturbationConfig(CodebookQuantizerConfig):
     Attributes:
         codebook_size: K, for which the perturbation is scaled and which `fit_codebook` fits by default.
         latent_dim: d, 1 to 16.
-        perturbation: "metropolis" (the paper's), "always_accept" (its ablation without Metropolis-Hastings), or
-            "random_codebook" (a move towards the nearest of K recent latents, drawn anew each step).
+        perturbation: "random_codebook" (a move towards the nearest of K recent latents, drawn anew each step),
+            "metropolis" (the paper's), or "always_accept" (its ablation without Metropolis-Hastings).
         eta: scale of the radius of "metropolis" and "always_accept", eq. (3); "auto" keeps the displacement as
             large as the quantization error.
         share: share of the way that "random_codebook" moves, in (0, 1], or "auto", likewise.
@@ -90,7 +90,7 @@ class VectorPerturbationConfig(CodebookQuantizerConfig):
         _SMALL | {"perturbation": "random_codebook", "codebook_size_range": [32, 128]},
     )
     needs_fitting: ClassVar[bool] = True
-    perturbation: Literal["metropolis", "always_accept", "random_codebook"] = "metropolis"
+    perturbation: Literal["random_codebook", "metropolis", "always_accept"] = "random_codebook"
     eta: float | Literal["auto"] = "auto"
     share: float | Literal["auto"] = "auto"
     codebook_size_range: tuple[int, int] | None = None
