@@ -180,7 +180,7 @@ def test_a_queue_in_main_memory_is_drawn_from_where_training_is(monkeypatch):
     [
         ({"codebook_size": 1}, "codebook_size must be an integer of at least 2, got 1"),
         ({"codebook_size_range": [64, 16], "perturbation": "random_codebook"}, "the lesser first"),
-        ({"codebook_size_range": [16, 64]}, 'for perturbation "random_codebook"'),
+        ({"codebook_size_range": [16, 64], "perturbation": "metropolis"}, 'for perturbation "random_codebook"'),
         ({"latent_dim": 17}, "latent_dim must be an integer in 1..16, got 17"),
         ({"perturbation": "none"}, "unknown perturbation 'none'.*valid: random_codebook, metropolis, always_accept"),
         ({"eta": 0}, 'eta must be a positive number or "auto", got 0'),
