@@ -26,6 +26,27 @@ LENGTHS = [30 * HOP + 7, 3 * HOP, 2 * HOP - 1, HOP]
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
+def is_fitted(quantizer):
+    """Whether anything has to be fitted before there are codes, by kind or settings."""
+    return quantizer.needs_fitting or bool(quantizer.fitted_tensors)
+
+
+def fit_to(tokenizer, latents):
+    """Install a codebook of latents [N, d], or levels at their quantiles, in the metric that the settings name.
+
+    Args:
+        tokenizer: a model or a quantizer.
+    """
+    config = getattr(tokenizer, "quantize", tokenizer).config
+    if config.fits == "levels":
+        shares = [(torch.arange(count) + 0.5) / count for count in config.levels]
+        tokenizer.set_levels([column.quantile(share) for column, share in zip(latents.T, shares, strict=True)])
+        return
+    codebook = latents[torch.randperm(len(latents))[: config.codebook_size]]
+    spread = torch.linspace(1.5, 0.5, config.latent_dim).diag() + 0.2
+    tokenizer.set_codebook(codebook, spread if config.metric == "decoder" else None)
+
+
 def tiny_vae(quantizer=VP, fitted=True, **settings):
     """An image tokenizer in eval mode; its codebook is of its own latents, so that its codes differ."""
     torch.manual_seed(0)
@@ -38,10 +59,10 @@ def tiny_vae(quantizer=VP, fitted=True, **settings):
         "sample_size": 32,
     }
     vae = AutoencoderVP(**small | settings, quantizer=quantizer).eval()
-    if fitted and vae.quantize.needs_fitting:
+    if fitted and is_fitted(vae.quantize):
         images = noise_images(64, 4 * FACTOR, 4 * FACTOR, channels=vae.config.in_channels)
         latents = vae.latent_vectors(images).flatten(0, -2)
-        vae.set_codebook(latents[torch.randperm(len(latents))[: vae.quantize.codebook_size]])
+        fit_to(vae, latents)
     return _spread(vae, vae.quant_conv)
 
 
@@ -68,8 +89,8 @@ def tiny_codec(quantizer=VP, fitted=True, **settings):
         codec.quant_proj.bias.zero_()
         features = codec._features(noise(1, 20 * codec.config.hop_length), None)[0]
         codec.quant_proj.bias -= features.mean(dim=0)
-        if fitted and codec.quantize.needs_fitting:
-            codec.set_codebook(0.3 * torch.randn(codec.config.codebook_size, codec.config.codebook_dim))
+        if fitted and is_fitted(codec.quantize):
+            fit_to(codec, 0.3 * torch.randn(codec.config.codebook_size, codec.config.codebook_dim))
     return _spread(codec, codec.quant_proj)
 
 

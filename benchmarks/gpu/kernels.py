@@ -78,7 +78,7 @@ def _sanitized() -> str:
 
 def _quantizers(session: Session) -> dict[str, int]:
     """By variant, of 50,000 latents."""
-    from tiny import QUANTIZER_SETTINGS
+    from tiny import QUANTIZER_SETTINGS, fit_to, is_fitted
     from vpvae_hf import build_quantizer
 
     count, found = session.pick(50_000, 500), {}
@@ -88,8 +88,8 @@ def _quantizers(session: Session) -> dict[str, int]:
         if not quantizer.has_codes or settings.get("kmeans_start"):
             continue
         latents = torch.randn(count, quantizer.latent_dim)
-        if quantizer.needs_fitting:
-            quantizer.set_codebook(torch.randn(quantizer.codebook_size, quantizer.latent_dim))
+        if is_fitted(quantizer):
+            fit_to(quantizer, torch.randn(quantizer.codebook_size, quantizer.latent_dim))
         codes = quantizer.encode(latents)
         there = quantizer.to(session.device).encode(latents.to(session.device))
         found[name] = int((there.cpu() != codes).sum())
@@ -292,7 +292,7 @@ def index(session: Session) -> None:
             lambda size=size, dim=dim: session.peak_mib(lambda: _build(session, size, dim)(0)),
         )
         session.figure(
-            f"measuring the quantization error, {where}", "s", lambda size=size, dim=dim: _measuring(session, size, dim)
+            f"Lloyd step of the live codebook, {where}", "s", lambda size=size, dim=dim: _lloyd_step(session, size, dim)
         )
         for name in ("push", "latents", "draw"):
             session.time(
@@ -307,14 +307,17 @@ def _build(session: Session, size: int, dim: int):
     return lambda turn: build_index(points)
 
 
-def _measuring(session: Session, size: int, dim: int) -> float:
+def _lloyd_step(session: Session, size: int, dim: int) -> float:
     from vpvae_hf import build_quantizer
 
-    scale = build_quantizer({"kind": "vp", "codebook_size": size, "latent_dim": dim}).scale
-    queue = session.normal(16 * dim * size, dim)
+    quantizer = build_quantizer({"kind": "vp", "codebook_size": size, "latent_dim": dim})
+    quantizer.queue.push(session.normal(16 * dim * size, dim))
+    latents = session.normal(8, dim)
+    quantizer.live.update(quantizer.queue, latents.device)
     session.wait()
     started = time.perf_counter()
-    scale.measure(queue, size, len(queue), lambda eta: 1.0)
+    for _ in range(10):  # one of which acts
+        quantizer.live.update(quantizer.queue, latents.device)
     session.wait()
     return time.perf_counter() - started
 

@@ -115,16 +115,15 @@ def _forward_backward(quantizer: nn.Module, latents: torch.Tensor) -> None:
 
 
 def _occasional(quantizer: nn.Module, latents: torch.Tensor) -> float:
-    """Seconds a step for the index and for measuring the error: what they take, divided by the steps between them."""
+    """Seconds a step for the index and the live codebook: what they take, divided by the steps between them."""
     quantizer(latents.detach())  # makes both for the first time
     pushed = quantizer.queue.pushed
     quantizer(latents.detach())
     pushed = quantizer.queue.pushed - pushed
     config, held = quantizer.config, len(quantizer.queue)
-    scale = copy.deepcopy(quantizer.scale)
-    queue = quantizer.queue.latents()
-    seconds, _ = timed(lambda: scale.measure(queue, config.codebook_size, 0, lambda eta: 1.0))
-    share = seconds * pushed / (held / 2)
+    live = copy.deepcopy(quantizer.live)
+    seconds, _ = timed(lambda: [live.update(quantizer.queue, latents.device) for _ in range(10)])
+    share = seconds / 10
     if config.perturbation == "metropolis":
         quantizer._index = None
         seconds, _ = timed(lambda: quantizer._current_index(latents.device))

@@ -84,12 +84,16 @@ def gather_rows(rows: Tensor, room: int, numbers: Tensor) -> tuple[Tensor, Tenso
     return parts.unflatten(1, padded.shape), tails.contiguous().view(numbers.dtype)
 
 
-def from_first_rank(tensor: Tensor) -> Tensor:
-    """The first rank's rows [n, ...], on every rank; n may differ, the rest may not."""
+def from_first_rank(tensor: Tensor, *, same_shape: bool = False) -> Tensor:
+    """The first rank's rows [n, ...], on every rank; n may differ unless `same_shape`, the rest may not.
+
+    With the same shape it is one collective, which no rank's host waits for.
+    """
     if world_size() == 1:
         return tensor
     count = _sendable(torch.tensor(len(tensor), device="cpu"))
-    dist.broadcast(count, src=0)
+    if not same_shape:
+        dist.broadcast(count, src=0)
     sent = _sendable(tensor.clone() if rank() == 0 else tensor.new_empty(int(count), *tensor.shape[1:]))
     dist.broadcast(sent, src=0)
     return sent.to(tensor.device)

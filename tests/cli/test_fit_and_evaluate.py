@@ -52,7 +52,10 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--size", "8"]) == 0
     (again,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert again["tokens"] == 9 * 16
-    assert main(["fit", str(fitted), "--dataset", data, "--output", str(fitted), "--overwrite"]) == 0
+    again = ["fit", str(fitted), "--dataset", data, "--output", str(fitted), "--overwrite", "--metric", "decoder"]
+    assert main(again) == 0
+    assert AutoencoderVP.from_pretrained(fitted).quantize.config.metric == "decoder"
+    assert "| Metric of the errors, and of nearest codes | decoder |" in (fitted / "README.md").read_text()
     results = json.loads((fitted / "results.json").read_text())
     assert results["evaluation"] == []
     assert results["codebook"]["codebook_size"] == 48

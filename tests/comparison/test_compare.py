@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 
 from vpvae_hf.cli.main import main
 from vpvae_hf.comparison import planned_runs, read_comparison
+from vpvae_hf.modalities.image import ImageModality
+from vpvae_hf.training.trainer import Trainer
 
 TRAINING = SHORT | {
     "model": {"architecture": ARCHITECTURE},
@@ -21,7 +24,7 @@ TRAINING = SHORT | {
     "max_train_steps": 4,
     "lr_warmup_steps": 1,
     "learning_rate": 1e-4,
-    "validation_steps": 2,
+    "validation_steps": 4,
     "validation_pictures": 0,
     "checkpointing_steps": 2,
 }
@@ -31,6 +34,11 @@ COMPARISON = {
     "latent_dims": {16: 3, 32: 4},
     "seeds": [0, 1],
     "paper": "paper.yaml",
+    "start": {
+        "quantizer": {"kind": "none", "codebook_size": None},
+        "settings": {"max_train_steps": 2, "lr_scheduler": "constant_with_warmup"},
+    },
+    "measure": {"examples": 3, "fitted_latents": 4096},
     "methods": {
         "none": {"quantizer": {"kind": "none", "codebook_size": None}, "codebook_sizes": [16], "seeds": [0]},
         "vp": {
@@ -41,6 +49,7 @@ COMPARISON = {
         "bridge": {
             "quantizer": {"kind": "token_bridge", "codebook_size": 4},
             "by_size": {16: {"latent_dim": 2}},
+            "starts_from": None,
             "codebook_sizes": [16],
             "seeds": [0],
         },
@@ -49,14 +58,6 @@ COMPARISON = {
             "starts_from": "vp",
             "settings": {"train_only": "decoder", "max_train_steps": 2},
             "codebook_sizes": [16],
-            "seeds": [0],
-        },
-        "vp_refitted": {
-            "quantizer": {"kind": "vp", "perturbation": "random_codebook", "queue_share": 0.2, "latent_dim": 3},
-            "starts_from": "vp",
-            "start_size": 16,
-            "settings": {"max_train_steps": 0},
-            "codebook_sizes": [32],
             "seeds": [0],
         },
     },
@@ -71,7 +72,7 @@ def files(tmp_path_factory):
     write_pictures(folder / "dark", shards={"test": [3]}, seed=1, dark=True)
     (folder / "training.yaml").write_text(yaml.safe_dump(TRAINING))
     (folder / "paper.yaml").write_text("image: {16: {FSP: {psnr: 24.19}}}\naudio: {16: {FSP: {pesq: 2.4}}}\n")
-    described = COMPARISON | {"output_dir": str(folder / "runs")}
+    described = COMPARISON | {"reference": "vp", "output_dir": str(folder / "runs")}
     (folder / "comparison.yaml").write_text(yaml.safe_dump(described))
     return folder
 
@@ -83,10 +84,29 @@ def arguments(files, output, *more):
     ]  # fmt: skip
 
 
+def patched_step(monkeypatch, before):
+    """Calls `before` with the trainer and the batch of each step."""
+    whole = Trainer._forward_backward
+
+    def step(self, original):
+        before(self, original)
+        return whole(self, original)
+
+    monkeypatch.setattr(Trainer, "_forward_backward", step)
+
+
 @pytest.fixture(scope="module")
-def finished(files):
+def batches():
+    """The batches of every run that `finished` trained, step by step, by the name of its folder."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(files, batches):
     """The folder of a comparison that was made."""
-    assert main(arguments(files, files / "runs")) == 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        patched_step(monkeypatch, lambda self, batch: batches.setdefault(self._output.parent.name, []).append(batch))
+        assert main(arguments(files, files / "runs")) == 0
     return files / "runs"
 
 
@@ -104,24 +124,73 @@ def changed(files, tmp_path):
     return write
 
 
+def measured(run, column, domain="in_domain"):
+    return json.loads((run / f"measured/{domain}-{column}.json").read_text())
+
+
 def test_every_run_has_its_tokenizer_and_result(finished):
     names = {"none-16-seed0", "vp-16-seed0", "vp-16-seed1", "fsp-16-seed0", "fsp-32-seed0", "bridge-16-seed0"}
-    names |= {"vp_decoder-16-seed0", "vp_refitted-32-seed0"}
+    names |= {"vp_decoder-16-seed0", "start-d3-seed0", "start-d3-seed1", "start-d4-seed0"}
     assert {path.parent.name for path in finished.glob("*/result.json")} == names
     assert {path.parents[2].name for path in finished.glob("*/training/tokenizer/config.json")} == names
     result = json.loads((finished / "vp-16-seed1/result.json").read_text())
     assert result["codebook_size"] == 16
-    assert {"psnr", "ssim", "code_usage", "psnr_unquantized"} <= result["in_domain"].keys()
-    assert result["out_of_domain"].keys() >= {"psnr", "code_usage"}
-    assert result["in_domain"]["psnr"] != result["out_of_domain"]["psnr"]
     assert result["training_seconds"] > 0
-    assert [row["step"] for row in result["validation"]] == [2, 4]
+    assert [row["step"] for row in result["validation"]] == [4]
+
+
+def test_every_method_is_measured_alike(finished):
+    """Continuous latents, codes of its own if it has some, a refitted codebook; item by item, on both domains."""
+    vp, fsp, none = (finished / f"{name}-16-seed0" for name in ("vp", "fsp", "none"))
+    for run, columns in (
+        (vp, ("continuous", "refitted")),
+        (fsp, ("continuous", "own", "refitted")),
+        (none, ("refitted",)),
+    ):
+        for domain in ("in_domain", "out_of_domain"):
+            for column in columns:
+                found = measured(run, column, domain)
+                assert found["items"].keys() == {"psnr", "ssim"}
+                for name, values in found["items"].items():
+                    assert len(values) == 3
+                    assert sum(values) / 3 == pytest.approx(found["metrics"][name], abs=1e-4)
+                assert ("code_usage" in found["metrics"]) == (column != "continuous")
+    assert not (vp / "measured/in_domain-own.json").exists()  # its own codebook is the refitted one
+    assert measured(vp, "refitted")["items"] != measured(vp, "refitted", "out_of_domain")["items"]
+    assert measured(vp, "continuous")["metrics"]["psnr"] != measured(vp, "refitted")["metrics"]["psnr"]
+    assert json.loads((none / "refitted-euclidean/config.json").read_text())["quantizer"]["codebook_size"] == 16
+
+
+def test_further_columns_need_no_training(files, finished, tmp_path):
+    for name in ("start-d3-seed0", "fsp-16-seed0"):
+        shutil.copytree(finished / name, tmp_path / name)
+    run, file = tmp_path / "fsp-16-seed0", files / "further.yaml"
+    columns = ["continuous", "own", "refitted", "refitted_decoder", "own_refined", "refitted_refined"]
+    measure = {"columns": columns, "refine_steps": 2, "refined_examples": 2}
+    file.write_text(yaml.safe_dump({"base": "comparison.yaml", "measure": measure}))
+    before = {path: path.stat().st_mtime_ns for path in [run / "result.json", *run.glob("measured/*.json")]}
+    command = arguments(files, tmp_path, "--methods", "fsp", "--codebook-sizes", "16")
+    assert main([*command, "--config", str(file)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert not (run / "measured/in_domain-refitted_decoder.json").exists()  # levels have no metric but distance
+    for column in ("own", "refitted"):
+        nearest, refined = (measured(run, name)["items"]["psnr"] for name in (column, f"{column}_refined"))
+        assert (len(nearest), len(refined)) == (3, 2)
+        assert all(better > worse - 1e-3 for better, worse in zip(refined, nearest, strict=False))
+        assert refined != nearest[:2]
+    table = (tmp_path / "table.md").read_text()
+    assert "Means over seeds and 3 images, refined ones over the first 2." in table
+    *_, gains = (rows_of(part) for part in table.split("PSNR, dB, dark")[0].split("\n\n") if part.startswith("|"))
+    gain = sum(refined) / 2 - sum(nearest[:2]) / 2
+    assert float(gains["fsp"]["refitted, refined, less refitted"].strip("*").split()[0]) == pytest.approx(
+        gain, abs=0.006
+    )
 
 
 def test_what_has_no_codes_can_be_reported_alone(files, finished, tmp_path):
     shutil.copytree(finished / "none-16-seed0", tmp_path / "none-16-seed0")
     assert main(arguments(files, tmp_path, "--report-only")) == 0
-    assert (tmp_path / "cvu_over_training.png").stat().st_size > 0
+    assert (tmp_path / "rate_distortion.png").stat().st_size > 0
     assert [row["method"] for row in json.loads((tmp_path / "results.json").read_text())] == ["none"]
 
 
@@ -137,16 +206,19 @@ def test_a_method_goes_on_from_the_tokenizer_of_another(finished):
     assert json.loads((finished / "vp_decoder-16-seed0/result.json").read_text())["steps"] == 2
 
 
-def test_a_tokenizer_is_measured_with_codebooks_of_other_sizes(finished):
-    before, after = weights_of(finished, "vp-16-seed0", "vp_refitted-32-seed0")
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {"quantize.codebook"}
-    assert after["quantize.codebook"].shape == (32, 3)
-    result, start = (
-        json.loads((finished / name / "result.json").read_text()) for name in ("vp_refitted-32-seed0", "vp-16-seed0")
-    )
-    assert (result["steps"], result["training_seconds"], result["validation"]) == (0, 0, [])
-    assert result["in_domain"]["psnr_unquantized"] == start["in_domain"]["psnr_unquantized"]
-    assert result["in_domain"]["quantization_error_rms"] < start["in_domain"]["quantization_error_rms"]
+def settings_of(finished, run):
+    return json.loads((finished / run / "training/settings.json").read_text())
+
+
+def test_methods_branch_from_the_start_of_their_dimension_and_seed(finished):
+    starts = {"vp-16-seed1": "start-d3-seed1", "fsp-16-seed0": "start-d3-seed0", "fsp-32-seed0": "start-d4-seed0"}
+    for run, start in starts.items():
+        settings, of_start = settings_of(finished, run), settings_of(finished, start)
+        assert settings["model"]["pretrained"] == str(finished / start / "training/tokenizer")
+        assert of_start["model"]["pretrained"] is None
+        assert (of_start["max_train_steps"], of_start["lr_scheduler"]) == (2, "constant_with_warmup")
+        assert (settings["max_train_steps"], settings["lr_scheduler"]) == (4, "cosine")
+    assert settings_of(finished, "bridge-16-seed0")["model"]["pretrained"] is None
 
 
 def test_a_method_waits_for_the_one_that_it_goes_on_from(files, tmp_path, caplog, capsys):
@@ -156,34 +228,72 @@ def test_a_method_waits_for_the_one_that_it_goes_on_from(files, tmp_path, caplog
 
 
 def test_methods_share_everything_but_the_quantizer(finished):
-    folders = [folder for folder in finished.glob("*-16-seed0") if "decoder" not in folder.name]
-    found = [json.loads((folder / "training/settings.json").read_text()) for folder in folders]
+    found = [settings_of(finished, f"{name}-16-seed0") for name in ("none", "vp", "fsp")]
     for settings in found:
         for differs in ("quantizer", "output_dir"):
             settings.pop(differs)
-    assert len(found) == 4
     assert all(settings == found[0] for settings in found)
 
 
-def test_table_and_curves(finished):
-    table = (finished / "table.md").read_text()
-    small, large = table.split("### K = 32")
-    rows = {line.split("|")[1].strip(): line for line in small.splitlines() if line.startswith("|")}
-    assert {"none", "vp", "fsp", "bridge"} <= rows.keys()
-    assert "±" in rows["vp"]
-    assert "±" not in rows["fsp"]
-    assert "4^2" in rows["bridge"]
-    assert "dark: PSNR, dB" in rows["method"]
-    assert "PSNR below none" in rows["method"]
-    assert rows["method"].endswith("paper: PSNR, dB |")
-    assert rows["fsp"].endswith("| 24.19 |")
-    assert rows["vp"].endswith("|  |")
-    assert "| fsp | 32 |" in large
-    assert "paper" not in large
-    results = json.loads((finished / "results.json").read_text())
-    assert len(results) == 8
-    for name in ("cvu_over_training.png", "rate_distortion.png"):
+def rows_of(table):
+    """The rows of a table in Markdown, by the method in their first cell."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return {first: dict(zip(cells[0], (first, *others), strict=True)) for first, *others in cells[2:]}
+
+
+def test_methods_of_a_seed_see_the_same_data(finished, batches):
+    """Whatever randomness their quantizers use, from the start or not."""
+    assert len(batches) == 10
+    same = [name for name in batches if name.endswith("seed0") and name != "start-d3-seed0"]
+    for step in range(2):
+        first = batches["start-d3-seed0"][step]
+        assert all(torch.equal(batches[name][step], first) for name in same)
+        assert not torch.equal(batches["vp-16-seed1"][step], first)
+    assert len({name.partition("-")[0] for name in same}) == 6
+
+
+def test_tables_and_curves(finished):
+    small, large = (finished / "table.md").read_text().split("### K = 32")
+    inside, outside = small.split("\nPSNR, dB, dark, and code usage")
+    assert "Means over seeds and 3 images. The codebook of vp, vp_decoder is fitted after training" in inside
+    values, ssim, differences, gains = (rows_of(part) for part in inside.split("\n\n") if part.startswith("|"))
+    assert values.keys() == ssim.keys() == {"none", "vp", "fsp", "bridge", "vp_decoder"}
+    assert [values[name]["codes"] for name in ("none", "vp", "bridge")] == ["-", "16", "4^2"]
+    assert [values[name]["seeds"] for name in ("vp", "fsp")] == ["0, 1", "0"]
+    assert [values[name]["paper: PSNR, dB"] for name in ("fsp", "vp")] == ["24.19", ""]
+    assert values["vp"]["own codes"] == values["vp"]["refitted"] != "-"
+    assert (values["none"]["own codes"], values["bridge"]["refitted"]) == ("-", "-")
+    assert set(gains["vp"].values()) == {"vp", "-"}
+    assert gains["fsp"]["refitted, less own codes"] != "-"
+    assert values["fsp"]["own codes"].endswith(")")
+    runs = [measured(finished / f"vp-16-seed{seed}", "continuous")["metrics"]["psnr"] for seed in (0, 1)]
+    assert values["vp"]["continuous"] == f"{sum(runs) / 2:.2f}"
+    assert "minutes" not in ssim["vp"]
+    own = [measured(finished / f"{name}-16-seed0", "own" if name == "fsp" else "refitted") for name in ("fsp", "vp")]
+    assert float(differences["fsp"]["own codes"].strip("*").split()[0]) == pytest.approx(
+        own[0]["metrics"]["psnr"] - own[1]["metrics"]["psnr"], abs=0.006
+    )
+    assert "vp" not in differences
+    assert "95% bootstrap interval over items alone, since there is one seed" in inside
+    assert outside.startswith(" (CVU). Means over seeds and 3 images.")
+    assert rows_of(large.split("\n\n")[2]).keys() == {"fsp"}
+    assert "In total 0.0 hours of training" in large
+    for name in ("cvu_over_training.png", "rate_distortion.png", "code_usage.png"):
         assert (finished / name).stat().st_size > 5000
+
+
+def test_results_hold_all_that_was_measured(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert len(results) == 7
+    with np.load(finished / "items.npz") as items:
+        runs = items["runs"].tolist()
+        assert [f"{row['method']}-{row['size']}-seed{row['seed']}" for row in results] == runs
+        psnr = items["out_of_domain/refitted/psnr"]
+    assert psnr.shape == (7, 3)
+    found = measured(finished / "vp-16-seed1", "refitted", "out_of_domain")
+    np.testing.assert_allclose(psnr[runs.index("vp-16-seed1")], found["items"]["psnr"], rtol=1e-6)
+    assert np.isnan(psnr[runs.index("bridge-16-seed0")]).all()
+    assert results[runs.index("vp-16-seed1")]["measured"]["out_of_domain"]["refitted"]["metrics"] == found["metrics"]
 
 
 def test_what_is_finished_is_not_done_again(files, finished, capsys):
@@ -199,34 +309,51 @@ def test_other_settings_are_refused(files, finished, capsys):
     assert "holds a run with other settings" in capsys.readouterr().err
 
 
-def test_a_part_of_it_goes_on_after_an_interruption(files, tmp_path, monkeypatch, capsys):
-    from vpvae_hf.training.trainer import Trainer
+def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, monkeypatch):
+    """In training, and in measuring, from a start that was moved here."""
+    shutil.copytree(finished / "start-d3-seed0", tmp_path / "start-d3-seed0")
+    run, some = tmp_path / "fsp-16-seed0", ("--methods", "fsp", "--codebook-sizes", "16")
 
-    whole = Trainer._forward_backward
-
-    def interrupted(self, original):
-        if self.step == 3:
+    def interrupt(trainer, batch):
+        if trainer.step == 3:
             raise KeyboardInterrupt
-        return whole(self, original)
 
-    some = ("--methods", "fsp", "--codebook-sizes", "16")
-    monkeypatch.setattr(Trainer, "_forward_backward", interrupted)
-    assert main(arguments(files, tmp_path, *some)) == 130
-    assert not list(tmp_path.glob("*/result.json"))
-    monkeypatch.setattr(Trainer, "_forward_backward", whole)
-    assert main(arguments(files, tmp_path, *some)) == 0
-    assert [path.parent.name for path in tmp_path.glob("*/result.json")] == ["fsp-16-seed0"]
-    # It went on from the checkpoint of step 2.
-    rows = (tmp_path / "fsp-16-seed0/training/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
+    with monkeypatch.context() as patch:
+        patched_step(patch, interrupt)
+        assert main(arguments(files, tmp_path, *some)) == 130
+    assert not (run / "result.json").exists()
+    whole, measured_times = ImageModality.evaluate, []
+
+    def evaluate(*given, **how):
+        measured_times.append(how)
+        if len(measured_times) == 2:
+            raise KeyboardInterrupt
+        return whole(*given, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vpvae_hf.training.validation.Validation.measure_all", lambda self: None)
+        patch.setattr("vpvae_hf.training.validation.Validation.measure", lambda self, step: {})
+        patch.setattr(ImageModality, "evaluate", evaluate)
+        assert main(arguments(files, tmp_path, *some)) == 130
+        before = {path: path.stat().st_mtime_ns for path in [run / "result.json", *run.glob("measured/*.json")]}
+        assert [path.name for path in before] == ["result.json", "in_domain-continuous.json"]
+        assert main(arguments(files, tmp_path, *some)) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(measured_times) == 1 + 6  # of six pieces one was interrupted
+    # Training went on from the checkpoint of step 2.
+    rows = (run / "training/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 4]
+    for piece in finished.glob("fsp-16-seed0/measured/*.json"):
+        again = json.loads((run / "measured" / piece.name).read_text())
+        assert again["items"] == json.loads(piece.read_text())["items"]
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(files, tmp_path, capsys):
-    folder = tmp_path / "fsp-16-seed0"
+    folder = tmp_path / "bridge-16-seed0"
     folder.mkdir()
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert main(arguments(files, tmp_path, "--methods", "fsp", "--codebook-sizes", "16")) == 1
+        assert main(arguments(files, tmp_path, "--methods", "bridge")) == 1
     captured = capsys.readouterr()
     assert "1 of 1 runs are left: other processes work on them" in captured.out
     assert "no run of the comparison is finished" in captured.err
@@ -234,7 +361,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(files, tmp_path, capsys)
 
 def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path, capsys):
     for option, value, there in (
-        ("--methods", "fsq", "bridge, fsp, none, vp, vp_decoder, vp_refitted"),
+        ("--methods", "fsq", "bridge, fsp, none, vp, vp_decoder"),
         ("--codebook-sizes", "64", "16, 32"),
         ("--seeds", "7", "0, 1"),
     ):
@@ -251,8 +378,12 @@ def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path,
         ({"methods": {"a": {"quantizer": {}}}}, r"methods\.a\.quantizer names no kind"),
         ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [5]}}}, r"settings of K=5.*16, 32"),
         ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "starts_from": "b"}}}, "starts from 'b', which must be"),
-        ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "start_size": 16}}}, "None at K=16, which is not compared"),
-        ({"out_of_domain": {"split": "test"}}, "out_of_domain lacks name"),
+        ({"methods": {"start": {"quantizer": {"kind": "fsp"}}}}, "the name of a method must be another"),
+        ({"start": {"quantizer": {}}}, r"start\.quantizer names no kind"),
+        ({"reference": "vq"}, "reference must be among bridge, fsp, none, vp, vp_decoder, got 'vq'"),
+        ({"measure": {"columns": ["owned"]}}, "measure.columns must be among continuous, own,.*got 'owned'"),
+        ({"measure": {"examples": 0}}, r"measure\.examples must be an integer of at least 1"),
+        ({"out_of_domain": {"name": "a", "colum": "b"}}, "did you mean 'column'"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(changed, values, message):
@@ -286,8 +417,9 @@ def test_a_wrong_quantizer_shows_before_the_first_run(changed):
 def test_comparisons_are_valid(file):
     comparison = read_comparison(file)
     runs = planned_runs(comparison)
-    assert {run.method for run in runs} == comparison.methods.keys()
-    assert {run.size for run in runs} == comparison.latent_dims.keys()
-    for run in runs:
+    methods = [run for run in runs if run.method != "start"]
+    assert {run.method for run in methods} == comparison.methods.keys()
+    assert {run.size for run in methods} == comparison.latent_dims.keys()
+    for run in methods:
         named = comparison.methods[run.method].paper
         assert not named or comparison.paper_metrics(run.method, run.size) or run.size != 1024

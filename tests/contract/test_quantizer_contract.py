@@ -9,9 +9,20 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from tiny import GROUPED, HOP, QUANTIZER_SETTINGS, VP, batch_of, noise, noise_images, tiny_codec, tiny_vae
+from tiny import (
+    GROUPED,
+    HOP,
+    QUANTIZER_SETTINGS,
+    VP,
+    batch_of,
+    fit_to,
+    is_fitted,
+    noise,
+    noise_images,
+    tiny_codec,
+    tiny_vae,
+)
 from vpvae_hf import CodebookNotFittedError, build_quantizer
-from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality
 from vpvae_hf.quantizers import QUANTIZERS, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput
 from vpvae_hf.tensors import deferred_checks
@@ -52,8 +63,8 @@ class QuantizerContract:
         if key not in fitted:
             torch.manual_seed(0)
             built = build_quantizer(settings)
-            if built.needs_fitting:
-                built.set_codebook(fit_kmeans(latents_for(built, 4000), built.codebook_size).centroids)
+            if is_fitted(built):
+                fit_to(built, latents_for(built, 4000))
             built.train()
             for _ in range(4):
                 built(features_for(built, 512))
@@ -182,7 +193,7 @@ class QuantizerContract:
     def test_weights_hold_no_training_state(self, quantizer):
         if quantizer.config.kind in ("vq", "simvq"):
             pytest.skip("a codebook that is learned in training has its state in the library's own buffers")
-        assert set(quantizer.state_dict()) <= {"codebook"}
+        assert set(quantizer.state_dict()) <= {"codebook", "metric_root", "level_values"}
 
     def test_codes_do_not_depend_on_precision_or_batch(self, discrete_quantizer):
         quantizer, latents = discrete_quantizer, latents_for(discrete_quantizer, 500)
@@ -212,7 +223,7 @@ class QuantizerContract:
 
     def test_unfitted_quantizer_says_what_to_do(self, settings):
         built = build_quantizer(settings).eval()
-        if not built.needs_fitting:
+        if not is_fitted(built):
             pytest.skip("this kind needs no fitting")
         latents, codes = latents_for(built, 2), torch.zeros(2).long()
         for ask in (lambda: built.encode(latents), lambda: built.decode(codes), lambda: built(latents)):
@@ -244,7 +255,7 @@ class QuantizerContract:
         with pytest.raises(ValueError, match=f"^step 7: some of {features.numel()} values of the features are NaN or"):
             checks.raise_failed("step 7: ")
         assert torch.isfinite(quantizer.train()(features_for(quantizer, 64)).latents).all()
-        assert quantizer.recent_latents() is None or torch.isfinite(quantizer.recent_latents()).all()
+        assert quantizer.live_codebook() is None or torch.isfinite(quantizer.live_codebook()).all()
 
     def test_a_graph_of_training_is_whole_and_leaves_nothing_behind(self, quantizer):
         """But for what VP does with its queue, and the library of VQ."""

@@ -15,7 +15,7 @@ from rank_workers import error_of
 from torch.nn.parallel import DistributedDataParallel
 
 from vpvae_hf import build_quantizer, distributed
-from vpvae_hf.quantizers import VectorPerturbation, vp_scale
+from vpvae_hf.quantizers import VectorPerturbation
 
 CODES = 64
 
@@ -38,6 +38,7 @@ def steps_of(quantizer: VectorPerturbation, rank: int, steps: range) -> list[dic
     for step in steps:
         output = quantizer(features(rank, step), generator=torch.Generator().manual_seed(step + 50 * rank))
         state = {"queue": quantizer.queue.latents(), "scale": quantizer.scale.state_dict()}
+        state["live"] = quantizer.live.state_dict()
         rows.append(copy.deepcopy(state | {"latents": output.latents, "metrics": output.metrics}))
     return rows
 
@@ -98,18 +99,16 @@ def said_while_waiting(rank: int) -> str:
     return logged.getvalue()
 
 
-def failing_measurement(rank: int, where: int) -> str:
-    """The error of a step that measures, when measuring fails on one rank."""
+def failing_search(rank: int, where: int) -> str:
+    """The error of a step that looks for eta, when that fails on one rank."""
 
     def broken(*_, **__):
         raise OSError("no memory left")
 
-    quantizer, intact = quantizer_of("metropolis"), vp_scale.fit_kmeans
-    vp_scale.fit_kmeans = broken if rank == where else intact
-    try:
-        return error_of(steps_of, quantizer, rank, range(2))
-    finally:
-        vp_scale.fit_kmeans = intact
+    quantizer = quantizer_of("metropolis")
+    if rank == where:
+        quantizer._trial_displacement_ms = broken
+    return error_of(steps_of, quantizer, rank, range(2))
 
 
 def trained_model(rank: int, mark: Path) -> dict[str, Any]:
@@ -128,6 +127,7 @@ def trained_model(rank: int, mark: Path) -> dict[str, Any]:
     return {
         "queue": whole.quantize.queue.latents(),
         "scale": whole.quantize.scale.state_dict(),
+        "live": whole.quantize.live.state_dict(),
         "weights": whole.state_dict(),
     }
 
@@ -148,6 +148,6 @@ def found_on(rank: int, folder: Path) -> dict[Any, Any]:
     found["eval"] = alone(0, rank, folder / "eval", lambda: quantizer.eval()(features(0, 0)).codes)
     found["NaN"] = alone(1, rank, folder / "NaN", lambda: error_of(quantizer.train(), bad))
     found["after"] = steps_of(quantizer.train(), rank, range(16, 18))
-    found["failing"] = [failing_measurement(rank, where) for where in range(2)]
+    found["failing"] = [failing_search(rank, where) for where in range(2)]
     found["model"] = trained_model(rank, folder / "model")
     return found

@@ -102,6 +102,11 @@ def found_on(rank: int, folder: Path) -> dict[str, Any]:
         warnings.simplefilter("ignore", UserWarning)  # few latents a code, on purpose
         found["fit"] = fit_codebook(model, images(rank), across_ranks=True, progress=False)
     found["codebook"] = model.quantize.codebook
+    near = tiny_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        fit_codebook(near, images(rank), metric="decoder", across_ranks=True, progress=False)
+    found["in the decoder's metric"] = near.quantize.state_dict()
     found["by default"] = {}
     for case in ("own parts", "same part", "first rank", "own parts again", "second rank"):
         found["by default"][case] = fit_by_default(rank, case)

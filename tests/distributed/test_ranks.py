@@ -79,6 +79,12 @@ def test_fit_codebook_gives_every_rank_the_same_codebook_and_figures(ranks):
     assert float(distance.mean()) == pytest.approx(fit.distortion, rel=0.1)
 
 
+def test_the_decoder_s_metric_is_that_of_all_ranks(ranks):
+    first, second = (found["in the decoder's metric"] for found in ranks)
+    assert first.keys() == second.keys() == {"codebook", "metric_root"}
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize("case", ["own parts", "same part", "own parts again"])
 def test_all_ranks_that_fit_by_default_have_one_codebook(ranks, case):
     (first, told), (second, _) = (found["by default"][case] for found in ranks)
@@ -109,4 +115,6 @@ def test_quality_is_that_of_all_ranks_items_together(ranks, case, batches):
     assert list(ranks[0][case].metrics) == list(alone.metrics)
     assert ranks[0][case].undefined == alone.undefined
     assert 0 < alone.undefined["error"] < 16
+    values = [each.item_values["error"] for each in (ranks[0][case], alone)]
+    torch.testing.assert_close(*values, equal_nan=True)
     assert (ranks[0][case].items, ranks[0][case].tokens) == (16, 16 * 64)

@@ -4,8 +4,10 @@ import pytest
 import queue_workers
 import torch
 
+from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.quantizers import vp_scale
-from vpvae_hf.quantizers.vp_scale import PerturbationScale
+from vpvae_hf.quantizers.vp_live_codebook import LiveCodebook
+from vpvae_hf.quantizers.vp_queue import LatentQueue
 
 found_on = queue_workers.found_on
 PERTURBATIONS = ["metropolis", "random_codebook"]
@@ -15,6 +17,7 @@ def assert_same_queue_and_scale(rows):
     first, second = rows
     assert torch.equal(first["queue"], second["queue"])
     assert first["scale"] == second["scale"]
+    torch.testing.assert_close(first["live"], second["live"], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
@@ -23,9 +26,9 @@ def test_queue_and_scale_are_the_same_on_both_ranks_after_each_step(ranks, pertu
     for rows in steps:
         assert_same_queue_and_scale(rows)
     values = [first["scale"]["value"] for first, _ in steps]
-    errors = {first["scale"]["error_ms"] for first, _ in steps}
+    errors = {first["live"]["error_ms"] for first, _ in steps}
     assert len(set(values)) > 5  # it moves
-    assert len(errors) > 2  # and is measured more than once
+    assert len(errors) > 5  # and so does the error
 
 
 def test_all_latents_of_both_ranks_fill_the_queue(ranks):
@@ -54,10 +57,16 @@ def test_both_ranks_are_perturbed_from_the_same_step_on(ranks):
         assert moved == [False] + [True] * 11
 
 
-def test_the_error_is_what_one_process_finds_in_the_shared_queue(ranks):
-    scale = PerturbationScale("auto", start=0.88, bounds=(0.01, 1.0))
-    scale.measure(ranks[0]["random_codebook"][0]["queue"], queue_workers.CODES, pushed=800, displacement_ms=None)
-    assert ranks[0]["random_codebook"][1]["scale"]["error_ms"] == pytest.approx(scale.error_ms, rel=1e-6)
+def test_the_error_is_that_of_all_tokens(ranks):
+    """To the codebook that one process finds in the shared queue; the second rank's tokens are three times as wide."""
+    queue = LatentQueue(len(ranks[0]["random_codebook"][0]["queue"]), 2)
+    queue.push(ranks[0]["random_codebook"][0]["queue"])
+    live = LiveCodebook(queue_workers.CODES)
+    live.update(queue, torch.device("cpu"))
+    state = ranks[0]["random_codebook"][1]["live"]
+    assert torch.equal(state["codebook"], live.codebook)
+    errors, _ = nearest_point(torch.cat([queue_workers.features(rank, 1) for rank in range(2)]), live.codebook)
+    assert state["error_ms"] == pytest.approx(float(errors.square().mean()), rel=1e-5)
 
 
 def test_the_scale_follows_the_displacement_of_all_tokens(ranks):
@@ -66,11 +75,10 @@ def test_the_scale_follows_the_displacement_of_all_tokens(ranks):
     steps = [(found["random_codebook"], rank) for rank, found in enumerate(ranks)]
     for step in range(2, 12):
         before, after = (ranks[0]["random_codebook"][s]["scale"] for s in (step - 1, step))
-        if before["error_ms"] != after["error_ms"]:
-            continue  # measured in between
+        error_ms = ranks[0]["random_codebook"][step]["live"]["error_ms"]
         moves = [rows[step]["latents"] - queue_workers.features(rank, step) for rows, rank in steps]
         squares = [move.square().sum(dim=1).double() for move in moves]
-        found = [before["value"] * (after["error_ms"] / float(part.mean())) ** (vp_scale._GAIN / 2)
+        found = [before["value"] * (error_ms / float(part.mean())) ** (vp_scale._GAIN / 2)
                  for part in (torch.cat(squares), *squares)]  # fmt: skip
         assert after["value"] == pytest.approx(found[0], rel=1e-5)
         assert abs(found[1] / found[0] - 1) > 1e-3
@@ -116,7 +124,7 @@ def test_a_rank_that_waits_for_long_says_for_what(ranks):
     assert "call eval() on the model first" in ranks[0]["waiting"]
 
 
-def test_a_failing_measurement_is_raised_on_both(ranks):
+def test_a_failing_search_is_raised_on_both(ranks):
     assert ranks[0]["failing"][0] == "no memory left"
     assert "another rank failed" in ranks[1]["failing"][0]
 
@@ -129,5 +137,5 @@ def test_only_the_first_rank_measures(ranks):
 def test_a_model_in_ddp(ranks):
     first, second = (found["model"] for found in ranks)
     assert_same_queue_and_scale((first, second))
-    assert first["scale"]["error_ms"] > 0
+    assert first["live"]["error_ms"] > 0
     assert all(torch.equal(weight, second["weights"][name]) for name, weight in first["weights"].items())

@@ -167,7 +167,7 @@ def test_other_kinds(build, kind, tmp_path):
     assert metadata_errors(card.data.to_yaml()) == []
     assert broken_tables(card.text) == []
     assert ("arxiv:2602.17133" in card.data.tags) == ("Citation" in card.text) == (kind == "fsp")
-    assert ("A fixed grid with 4 x 3 x 3 levels" in card.text) == (kind == "fsp")
+    assert ("A fixed grid with 4 x 3 x 3 levels" in card.text) == (kind in ("fsp", "fsq"))
     assert f"| Quantizer | {model.quantize.config.description}" in card.text
     assert ("Codebook size" in card.text) == (kind != "none")
     assert ("Codes per token, one per dimension | 3 |" in card.text) == (kind == "token_bridge")

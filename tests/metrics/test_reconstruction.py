@@ -66,6 +66,10 @@ def test_metrics_are_means_over_clips(codec, clips):
     assert quality.metrics == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
     assert (quality.items, quality.tokens) == (4, 4 * 2000)
     assert quality.undefined == dict.fromkeys([*NAMES, *(f"{name}_unquantized" for name in NAMES)], 0)
+    assert quality.item_values.keys() == quality.undefined.keys()
+    for name, values in quality.item_values.items():
+        assert (len(values), float(values.mean())) == (4, pytest.approx(quality.metrics[name], rel=1e-6))
+    assert len(set(quality.item_values["stoi"].tolist())) == 4
     for name, sign in (("pesq", 1), ("stoi", 1), ("mel_distance", -1)):
         assert sign * quality.metrics[name] < sign * quality.metrics[f"{name}_unquantized"]
 
@@ -79,6 +83,13 @@ def test_clips_of_different_lengths_count_alike(codec, clips):
     assert (quality.items, quality.tokens) == (2, 2000 + 1500)
 
 
+def test_continuous_latents_are_measured_alone(codec, clips):
+    both = evaluate_reconstruction(codec, [clips], metric_fn=QUALITY, unquantized=None)
+    alone = evaluate_reconstruction(codec, [clips], metric_fn=QUALITY, quantized=False)
+    assert alone.metrics == {name: both.metrics[f"{name}_unquantized"] for name in NAMES}
+    assert reconstruct(codec, clips, unquantized=False).unquantized is None
+
+
 def test_silence_is_left_out_and_counted(codec, clips):
     silence = torch.zeros(2, 1, clips.shape[-1])
     quality = evaluate_reconstruction(codec, [clips, silence], metric_fn=QUALITY, unquantized=("pesq",))
@@ -87,6 +98,7 @@ def test_silence_is_left_out_and_counted(codec, clips):
     for name in ("pesq", "stoi"):
         assert quality.metrics[name] == pytest.approx(spoken.metrics[name], rel=1e-6)
     assert quality.items == 6
+    assert quality.item_values["pesq"].isnan().tolist() == [False] * 4 + [True] * 2
     silent = evaluate_reconstruction(codec, [silence], metric_fn=QUALITY)
     assert math.isnan(silent.metrics["pesq"])
     assert silent.undefined["pesq"] == silent.items == 2

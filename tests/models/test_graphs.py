@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import Dim
 from torch.testing import assert_close
 
-from tiny import CLOSE, QUANTIZER_SETTINGS, batch_of, noise, noise_images, tiny_codec, tiny_vae
+from tiny import CLOSE, QUANTIZER_SETTINGS, batch_of, fit_to, is_fitted, noise, noise_images, tiny_codec, tiny_vae
 from vpvae_hf.neighbors import nearest_in_graph, nearest_point
 from vpvae_hf.quantizers import QUANTIZERS, build_quantizer
 
@@ -65,12 +65,12 @@ def small_codec():
     return tiny_codec(num_hidden_layers=1, downsampling_ratios=[2])
 
 
-@pytest.mark.parametrize("kind", [kind for kind in QUANTIZERS if kind != "none"])
-def test_every_quantizer_is_exported_for_any_number_of_latents(kind):
+@pytest.mark.parametrize("variant", [*(f"{kind}-0" for kind in QUANTIZERS if kind != "none"), "simvq-1", "fsq-2"])
+def test_every_quantizer_is_exported_for_any_number_of_latents(variant):
     torch.manual_seed(0)
-    quantizer = build_quantizer(QUANTIZER_SETTINGS[f"{kind}-0"]).eval()
-    if quantizer.needs_fitting:
-        quantizer.set_codebook(torch.randn(quantizer.codebook_size, quantizer.latent_dim))
+    quantizer = build_quantizer(QUANTIZER_SETTINGS[variant]).eval()
+    if is_fitted(quantizer):
+        fit_to(quantizer, torch.randn(quantizer.codebook_size, quantizer.latent_dim))
     latents = torch.randn(50, quantizer.latent_dim)
     program = exported(RoundTrip(quantizer), latents, axes=(0,))
     for count in (50, 7):

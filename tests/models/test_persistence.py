@@ -17,11 +17,12 @@ from torch import nn
 from transformers import modeling_utils
 
 from processes import ended, launched
-from tiny import FSP, MODELS, VP, noise_images, tiny_codec, tiny_vae
+from tiny import FSP, MODELS, QUANTIZER_SETTINGS, VP, noise_images, tiny_codec, tiny_vae
 from tiny_generators import causal_pipeline
 from vpvae_hf import AutoencoderVP, CodebookNotFittedError, VPCodecModel
 from vpvae_hf.files import write_atomically
 from vpvae_hf.hub import write_card
+from vpvae_hf.quantizers import quantizer_config
 
 # Weights in several files.
 SHARDS = {"max_shard_size": "20KB"}
@@ -351,6 +352,25 @@ def test_a_state_dict_brings_its_codebook(make, carry, tmp_path):
     assert loaded.config.quantizer == model.config.quantizer
     latents = torch.randn(50, 3)
     assert torch.equal(loaded.quantize.encode(latents), model.quantize.encode(latents))
+
+
+@pytest.mark.parametrize("carry", [plain, not_strict, assigned, within_inference_mode])
+@pytest.mark.parametrize("variant", ["vp-1", "simvq-1", "fsq-2"])
+def test_a_state_dict_brings_what_was_fitted(variant, carry, tmp_path):
+    """A metric, a codebook in place of the learned one, levels: to a model without, which has them no more without."""
+    fitted = QUANTIZER_SETTINGS[variant]
+    bare = quantizer_config(fitted).without_fit().to_dict()
+    model, new, latents = tiny_vae(fitted), tiny_vae(bare, fitted=False), torch.rand(50, 3)
+    without = copy.deepcopy(new.state_dict())
+    loaded = carry(model, new, tmp_path)
+    assert loaded.config.quantizer == model.config.quantizer
+    assert torch.equal(loaded.quantize.encode(latents), model.quantize.encode(latents))
+    if any(key.startswith("quantize.") for key in without):
+        loaded.load_state_dict(without)
+        assert loaded.config.quantizer == bare
+    else:
+        with pytest.raises(RuntimeError, match=r"Missing key.*quantize\.level_values"):
+            loaded.load_state_dict(without)
 
 
 def test_a_codebook_that_was_copied_by_hand_is_not_lost(build, load, inputs, tmp_path):

@@ -65,7 +65,7 @@ def drawn(latents, count, generator):
 def test_random_codebook_leaves_the_density_nearly_as_it_is(queue, generator):
     """At share 1 the error of the density is below that of a shift by a tenth of a standard deviation."""
     parts = mixture(SAMPLES, DIM, generator).split(50)
-    moved = torch.cat([random_codebook(part, drawn(queue, CODES, generator), share=1.0) for part in parts])
+    moved = torch.cat([random_codebook(part, drawn(queue, CODES, generator), share=1.0)[0] for part in parts])
     fresh = mixture(SAMPLES, DIM, generator)
     deviation = mixture(20_000, DIM, generator).std(dim=0)
     shifted = energy_distance(mixture(SAMPLES, DIM, generator) + 0.1 * deviation, fresh)
@@ -79,7 +79,7 @@ def test_random_codebook_displacement_shrinks_with_codes_as_theory_says(generato
     rms = []
     for size in sizes:
         latents = torch.rand(20_000, 2, generator=generator)
-        parts = [random_codebook(part, drawn(points, size, generator), 1.0) - part for part in latents.split(1000)]
+        parts = [random_codebook(part, drawn(points, size, generator), 1.0)[0] - part for part in latents.split(1000)]
         rms.append(float(torch.cat(parts).square().sum(dim=-1).mean().sqrt()))
     exponents = [math.log(b / a) / math.log(n / m) for a, b, m, n in zip(rms, rms[1:], sizes, sizes[1:], strict=False)]
     assert exponents == pytest.approx([-1 / 2] * 3, rel=0.05)
@@ -90,7 +90,7 @@ def test_random_codebook_displacement_shrinks_with_codes_as_theory_says(generato
 def test_random_codebook_share_scales_the_move(queue, generator):
     latents = mixture(100, DIM, generator)
     codebook = drawn(queue, CODES, generator)
-    half, whole = (random_codebook(latents, codebook, share) for share in (0.5, 1))
+    half, whole = (random_codebook(latents, codebook, share)[0] for share in (0.5, 1))
     torch.testing.assert_close(half - latents, (whole - latents) / 2)
     assert build_index(codebook).distances(whole, [1]).max() < 1e-5  # at share 1 it lands on drawn latents
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from vpvae_hf import build_quantizer, distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.neighbors import nearest_point
+from vpvae_hf.quantizers.vp_live_codebook import LiveCodebook
 from vpvae_hf.quantizers.vp_scale import PerturbationScale
 from vpvae_hf.tensors import deferred_checks
 
@@ -92,23 +93,23 @@ def test_collapsed_latents_do_not_stop_the_perturbation_for_good(perturbation):
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         quantizer(torch.zeros(1024, DIM), generator=generator)
-    metrics = [quantizer(gaussian(1024, DIM, generator), generator=generator).metrics for _ in range(60)][-10:]
+    metrics = [quantizer(gaussian(1024, DIM, generator), generator=generator).metrics for _ in range(120)][-10:]
     assert rms(metrics, "displacement") == pytest.approx(rms(metrics, "quantization_error"), rel=0.2)
 
 
 def test_the_rule_is_that_of_python_s_numbers_to_the_bit():
     generator, expected = torch.Generator().manual_seed(0), 0.88
     scale = PerturbationScale("auto", start=expected, bounds=(0.5, 1.0))
-    scale.error_ms = 0.3
+    error_ms = torch.tensor(0.3, dtype=torch.float64)
     displacements = (0.6 * torch.rand(300, generator=generator).double()).tolist()
     for displacement in [*displacements, 0.0, 1e-30, 1e30]:
         if displacement:
             expected = min(max(expected * (0.3 / displacement) ** 0.1, 0.5), 1.0)
-        scale.observe(torch.tensor(displacement, dtype=torch.float64))
+        scale.observe(torch.tensor(displacement, dtype=torch.float64), error_ms)
         assert scale.state_dict()["value"] == expected
     assert type(scale.state_dict()["value"]) is float
     other = PerturbationScale("auto", start=1.0, bounds=(0.5, 1.0))
-    other.load_state_dict({"value": 0.75, "error_ms": 0.2, "measured_at": 5, "bounds": (0.01, 1.0)})
+    other.load_state_dict({"value": 0.75, "found_at": 5, "bounds": (0.01, 1.0)})
     assert other.value == 0.75
 
 
@@ -119,13 +120,13 @@ def test_the_rule_is_that_of_python_s_numbers_to_the_bit():
         (1, 1500, 1000, True),
         (4, 1500, 1000, False),  # a quarter of the steps of one rank
         (4, 3000, 1000, True),
-        (4, 2000, 2000, True),  # what was measured first is outgrown
+        (4, 2000, 2000, True),  # the queue has doubled
     ],
 )
-def test_measuring_does_not_grow_with_ranks(ranks, pushed, size, due, monkeypatch):
+def test_searches_for_the_factor_do_not_grow_with_ranks(ranks, pushed, size, due, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     scale = PerturbationScale("auto", start=1.0)
-    scale.error_ms, scale._measured_at = 0.1, 1000
+    scale.load_state_dict({"value": 1.0, "found_at": 1000, "bounds": (0.5, 2.0)})
     assert scale.due(pushed, size) is due
 
 
@@ -158,19 +159,19 @@ def test_training_state_resumes_exactly(perturbation):
         assert ours.metrics == theirs.metrics
 
 
-def test_a_queue_in_main_memory_is_measured_where_training_is(monkeypatch):
+def test_a_queue_in_main_memory_is_drawn_from_where_training_is(monkeypatch):
     """As that of a checkpoint, which is read there."""
 
-    class Measured(Exception):
+    class Drawn(Exception):
         pass
 
-    def measure(scale, queue, *_):
-        raise Measured(str(queue.device))
+    def update(live, queue, device):
+        raise Drawn(str(device))
 
-    monkeypatch.setattr(PerturbationScale, "measure", measure)
+    monkeypatch.setattr(LiveCodebook, "update", update)
     quantizer = build_quantizer({"kind": "vp", "codebook_size": 64, "latent_dim": DIM})
     quantizer.queue.push(gaussian(1000, DIM, torch.Generator().manual_seed(0)))
-    with FakeTensorMode(allow_non_fake_inputs=True), deferred_checks(), pytest.raises(Measured, match="cuda:0"):
+    with FakeTensorMode(allow_non_fake_inputs=True), deferred_checks(), pytest.raises(Drawn, match="cuda:0"):
         quantizer(torch.zeros(8, DIM, device="cuda"))
 
 
@@ -196,6 +197,9 @@ def test_a_queue_in_main_memory_is_measured_where_training_is(monkeypatch):
         ({"queue_share": 0.0}, "queue_share must be a number in .0, 1., got 0.0"),
         ({"search_backend": "annoy"}, "unknown search_backend 'annoy'.*valid: auto, torch, kdtree, triton, faiss"),
         ({"normalization": "all"}, "unknown normalization 'all'.*valid: each, whole"),
+        ({"commitment_weight": -1}, "commitment_weight must be a number of at least 0, got -1"),
+        ({"commitment_ramp": [0.7, 0.5]}, r"commitment_ramp must be two numbers in \[0, 1\], the lesser first, got"),
+        ({"commitment_ramp": 0.5}, "commitment_ramp must be two numbers"),
         ({"variance_weight": float("nan")}, "variance_weight must be a number of at least 0, got nan"),
     ],
 )

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchFeature
 
 from tiny import noise_images, tiny_codec, tiny_vae
-from vpvae_hf import AutoencoderVP, fit_codebook, measure_scaling_factor
+from vpvae_hf import AutoencoderVP, CodebookNotFittedError, fit_codebook, measure_scaling_factor
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.metrics import evaluate_reconstruction, image_quality, reconstruct
+from vpvae_hf.models.decoder_metric import decoder_metric
 from vpvae_hf.models.inputs import unwrapped
 
 VP = {"kind": "vp", "codebook_size": 32, "latent_dim": 2}
@@ -171,9 +172,142 @@ def test_collapsed_latents_are_refused(vae):
         quietly(vae, batches(10))
 
 
-def test_fixed_codes_need_no_fitting():
-    with pytest.raises(ValueError, match=r"'fsp' quantizer needs no fitting"):
-        fit_codebook(tiny(FSP), batches(1))
+@pytest.mark.parametrize(
+    ("quantizer", "how", "message"),
+    [
+        (NONE, {}, "the 'none' quantizer needs no fitting, and has nothing to fit"),
+        ({"kind": "token_bridge"}, {}, "the 'token_bridge' quantizer needs no fitting"),
+        (FSP, {"metric": "decoder"}, "metric='decoder' is for codebooks, and the 'fsp' quantizer has levels"),
+        (FSP, {"codebook_size": 32}, r"the levels \(6, 6\) of the 'fsp' quantizer make 36 codes, got codebook_size=32"),
+        (VP, {"metric": "cosine"}, "unknown metric 'cosine'; valid: euclidean, decoder"),
+    ],
+)
+def test_what_is_not_fitted(quantizer, how, message):
+    with pytest.raises(ValueError, match=message):
+        fit_codebook(tiny(quantizer), [], **how)
+
+
+REFITTED = {"vq": VP | {"kind": "vq"}, "simvq": VP | {"kind": "simvq"}, "fsp": FSP, "fsq": FSP | {"kind": "fsq"}}
+
+
+@pytest.mark.parametrize("quantizer", REFITTED.values(), ids=REFITTED)
+def test_codes_that_need_no_fit_err_less_with_one(quantizer, tmp_path):
+    vae, images = tiny(quantizer), next(batches(1, seed=9))
+    latents = vae.latent_vectors(images).flatten(0, -2)
+
+    @torch.no_grad()
+    def error(model):
+        return float((model.quantize.nearest(latents)[0] - latents).square().sum(dim=-1).mean())
+
+    codes, before, first = vae.tokenize(images), error(vae), vae.fingerprint()
+    size = None if "levels" in quantizer else 48
+    fit = fit_codebook(vae, batches(20), size, progress=False)
+    assert fit.held_out_distortion == pytest.approx(fit.distortion, rel=0.2)
+    assert fit.held_out_distortion == pytest.approx(error(vae), rel=0.5)
+    assert error(vae) < 0.9 * before
+    assert vae.quantize.codebook_size == fit.codebook_size == (size or 36)
+    vae.save_pretrained(tmp_path)
+    loaded = AutoencoderVP.from_pretrained(tmp_path)
+    assert torch.equal(loaded.tokenize(images), vae.tokenize(images))
+    assert loaded.fingerprint() == vae.fingerprint() != first
+    # As settings of a run would: what was fitted stays, and so does what was learned.
+    loaded.set_quantizer(quantizer)
+    assert loaded.fingerprint() == vae.fingerprint()
+    loaded.drop_fit()
+    assert torch.equal(loaded.tokenize(images), codes)
+    assert loaded.fingerprint() == first
+    assert loaded.config["quantizer"] == tiny(quantizer).config["quantizer"]
+    with pytest.raises(CodebookNotFittedError, match=f"the {loaded.quantize.config.fits} is fitted, but .* zeros"):
+        AutoencoderVP.from_config(vae.config).eval().tokenize(images)
+
+
+def test_the_decoder_s_metric_is_that_of_its_derivatives():
+    vae = tiny_vae({"kind": "none", "latent_dim": 3})
+    point = vae.latent_vectors(noise_images(1, 8, 8))
+    near = torch.eye(12).view(12, 2, 2, 3) * 1e-2
+    slopes = (vae.decode_vectors(point + near) - vae.decode_vectors(point - near)).flatten(1).view(4, 3, -1) / 2e-2
+    exact = torch.einsum("tik,tjk->ij", slopes, slopes)
+    measured = [decoder_metric(vae, [point.expand(300, -1, -1, -1)], 1e-2, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(measured[0], measured[1])
+    assert not torch.equal(measured[0], measured[2])
+    # Each pair of an image's tokens adds an error of its share over the root of 300 images.
+    torch.testing.assert_close(measured[0], (exact * 3 / exact.trace()).double(), atol=0.1, rtol=0)
+    assert float(torch.linalg.eigvalsh(exact)[-1] / exact.trace()) > 0.45
+
+
+@pytest.mark.parametrize(
+    ("made", "data", "kind"),
+    [(tiny, batches, "vp"), (tiny, batches, "vq"), (tiny, batches, "simvq"), (untrained_codec, clips, "vp")],
+    ids=["image-vp", "image-vq", "image-simvq", "audio-vp"],
+)
+def test_a_fit_in_the_decoder_s_metric(made, data, kind, tmp_path):
+    """Codes then err less in what the decoder shows, and more in the latents themselves."""
+    model, data = made(VP | {"kind": kind}), list(data(4))
+    with torch.no_grad():  # so that the decoder reads one dimension more than the other
+        getattr(model, model._projections[1]).weight[:, 0] *= 8
+    found = {}
+    for metric in ("euclidean", "decoder"):
+        fit = quietly(model, data, metric=metric)
+        assert (fit.metric, model.quantize.config.metric) == (metric, metric)
+        found[metric] = model.latent_vectors(data[0]), model.quantize.nearest(model.latent_vectors(data[0]))[0]
+    latents = found["decoder"][0]
+    shown = [(model.decode_vectors(q) - model.decode_vectors(z)).square().mean() for z, q in found.values()]
+    moved = [(q - z).square().mean() for z, q in found.values()]
+    assert shown[1] < 0.8 * shown[0]
+    assert moved[1] > moved[0]
+    assert "mean squared error in the decoder's metric" in str(fit)
+    assert float(model.quantize.metric.trace()) == pytest.approx(2, rel=1e-4)
+    # The nearest in the metric, which half precision and single latents do not change.
+    differences = latents.flatten(0, -2)[:50, None] - model.quantize.codebook
+    lengths = torch.einsum("nki,ij,nkj->nk", differences, model.quantize.metric, differences)
+    assert torch.equal(model.quantize.encode(latents.flatten(0, -2)[:50]), lengths.argmin(dim=1))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded.quantize.encode(latents), model.quantize.encode(latents))
+    assert loaded.fingerprint() == model.fingerprint()
+    # A metric goes with its codebook.
+    model.set_codebook(model.quantize.codebook)
+    assert model.quantize.metric is None
+    assert loaded.fingerprint()["codes"] != model.fingerprint()["codes"]
+
+
+def test_a_decoder_without_an_answer_has_no_metric(vae):
+    torch.nn.init.zeros_(vae.post_quant_conv.weight)
+    with pytest.raises(ValueError, match="is 0, so it measures no metric; train the decoder"):
+        quietly(vae, batches(2), metric="decoder")
+    assert not vae.quantize.config.fitted
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (torch.eye(3), r"metric must be \[2, 2\], got shape \(3, 3\)"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "metric must be symmetric and finite"),
+        (torch.diag(torch.tensor([1.0, 0.0])), "positive definite, its least eigenvalue is 0"),
+    ],
+)
+def test_what_is_no_metric(vae, metric, message):
+    with pytest.raises(ValueError, match=message):
+        vae.set_codebook(torch.randn(8, 2), metric)
+    assert not vae.quantize.config.fitted
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        ([torch.arange(6.0)] * 3, r"levels must be 6, 6 values of 2 dimensions, got shapes \(6,\), \(6,\), \(6,\)"),
+        ([torch.arange(6.0), torch.zeros(6)], "finite and in rising order, no two of them equal"),
+    ],
+)
+def test_what_are_no_levels(levels, message):
+    model = tiny(FSP)
+    with pytest.raises(ValueError, match=message):
+        model.set_levels(levels)
+    with pytest.raises(ValueError, match="a 'fsp' quantizer takes no codebook"):
+        model.set_codebook(torch.randn(36, 2))
+    with pytest.raises(ValueError, match="a 'vp' quantizer takes no levels"):
+        tiny(VP).set_levels(levels)
+    assert not model.quantize.config.refitted
 
 
 def test_padding_of_audio_is_not_fitted():
@@ -181,6 +315,12 @@ def test_padding_of_audio_is_not_fitted():
     clips = [0.1 * torch.randn(1, 1, 96 * frames) for frames in (60, 20)]
     padded = {"input_values": torch.cat([clips[0], torch.nn.functional.pad(clips[1], (0, 96 * 40))])}
     padded["padding_mask"] = (torch.arange(96 * 60) < torch.tensor([[96 * 60], [96 * 20]])).long()
+    with pytest.warns(UserWarning, match="fitting 8 codes to 72 latents"):
+        fit_codebook(codec, [padded], progress=False, metric="decoder")
+    metric = codec.quantize.metric
+    with pytest.warns(UserWarning, match="fitting 8 codes to 72 latents"):
+        fit_codebook(codec, clips, progress=False, metric="decoder")
+    torch.testing.assert_close(codec.quantize.metric, metric, atol=1e-3, rtol=0)
     with pytest.warns(UserWarning, match="fitting 8 codes to 72 latents"):
         fit_codebook(codec, [padded], progress=False)
     together = codec.quantize.codebook.clone()

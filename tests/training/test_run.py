@@ -26,6 +26,7 @@ from image_runs import (
 from PIL import Image
 from safetensors.torch import load_file
 
+from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP
 from vpvae_hf.hub import read_results
 from vpvae_hf.training.run import train_tokenizer
@@ -239,6 +240,44 @@ def test_training_the_decoder_alone_needs_a_fitted_tokenizer(data, tmp_path):
     values = settings(data, tmp_path / "run", train_only="decoder", model={"pretrained": str(tmp_path / "unfitted")})
     with pytest.raises(ValueError, match="unfitted has none; fit one first: vpvae fit"):
         train_tokenizer(configured(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "learned_size", "metric"),
+    [
+        ({"max_train_steps": 0}, 32, "euclidean"),
+        ({"max_train_steps": 2}, None, "euclidean"),
+        ({"max_train_steps": 2, "train_only": "decoder"}, 32, "euclidean"),
+        ({"max_train_steps": 2, "codebook": {"refit": True, "metric": "decoder"}}, 32, "decoder"),
+    ],
+)
+def test_training_goes_on_with_the_learned_codebook(changes, learned_size, metric, data, tmp_path):
+    """And drops the one that was fitted, if latents change; then a run fits another if it is asked to."""
+    quantizer = {"kind": "simvq", "codebook_size": 32, "latent_dim": 4}
+    start = tiny_vae(quantizer, **ARCHITECTURE, sample_size=16)
+    start.set_codebook(torch.randn(20, 4))
+    start.save_pretrained(tmp_path / "start")
+    values = settings(data, tmp_path / "run", model={"pretrained": str(tmp_path / "start")}, quantizer={}, **changes)
+    folder = train_tokenizer(configured(values))
+    found = AutoencoderVP.from_pretrained(folder).quantize
+    assert (found.config.learned_size, found.config.metric) == (learned_size, metric)
+    kept = changes["max_train_steps"] == 0 or "train_only" in changes
+    assert found.codebook_size == (20 if kept else 32)
+    assert torch.equal(found.codebook, start.quantize.codebook) == kept
+    assert ("Metric of the errors" in (folder / "README.md").read_text()) == (metric == "decoder")
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "changes", "message"),
+    [
+        ({"kind": "none"}, {"codebook": {"refit": True}}, "'none' quantizer needs no fitting, and has nothing to fit"),
+        ({"kind": "fsp"}, {"codebook": {"refit": True, "metric": "decoder"}}, "metric='decoder' is for codebooks"),
+        (VECTOR, {"codebook": {"refit": True}, "train_only": "decoder"}, "codebook.refit must be false"),
+    ],
+)
+def test_a_fit_that_cannot_be_is_refused_before_training(quantizer, changes, message, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(configured(settings(data, tmp_path / "run", quantizer=quantizer, **changes)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`vpvae compare`: methods trained on the same data, backbone, seeds and steps, and what they came to."""
+"""`vpvae compare`: methods trained alike, from the same starts, and what they came to."""
 
 import argparse
 import dataclasses
@@ -33,6 +33,6 @@ def run(options: argparse.Namespace) -> None:
             left = len(chosen) - len(finished)
             print(f"{left} of {len(chosen)} runs are left: other processes work on them, or they wait for others")
     # Of all runs that are there, whichever were chosen now.
-    files = write_report(comparison, [each for each in everything if each.result is not None])
+    files = write_report(comparison, everything)
     print(files[1].read_text(encoding="utf-8"))
     print(f"results: {', '.join(map(str, files))}")

@@ -23,7 +23,6 @@ from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, fit_codebook
 from vpvae_hf.training.config import LoopConfig
 from vpvae_hf.training.trainer import MetricsLog, Trainer
-from vpvae_hf.training.validation import preview_codebook
 
 # Small enough for two CPU cores: a code for every 4 x 4 pixels, 0.7 million weights.
 _ARCHITECTURE = {
@@ -133,8 +132,8 @@ def _measured(vae: AutoencoderVP, crops: list[Tensor], codebook: Tensor | None =
 
 
 def _validated(vae: AutoencoderVP, crops: list[Tensor]) -> dict[str, float]:
-    """Metrics with the codebook that the queue would give now; none while the queue is too short for one."""
-    codebook = preview_codebook(vae.quantize)
+    """Metrics with the live codebook; none before there is one."""
+    codebook = vae.quantize.live_codebook()
     if vae.quantize.needs_fitting and codebook is None:
         return {}
     return _measured(vae, crops, codebook).metrics

@@ -1,4 +1,4 @@
-"""`vpvae fit`: a codebook, of any size, for a saved tokenizer."""
+"""`vpvae fit`: a codebook of any size, or levels, for a saved tokenizer."""
 
 import argparse
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     batches = Batches(modality_of(model), model, data_config(options, model), batch_size=options.batch_size)
     items = batches.fitting(options.seed)
     items = items if options.limit is None else _FirstItems(items, options.limit)
-    how = {"latents_per_code": options.latents_per_code, "seed": options.seed}
+    how = {"latents_per_code": options.latents_per_code, "metric": options.metric, "seed": options.seed}
     fit = fit_codebook(model, items, options.codebook_size, **how)
     model.save_pretrained(output)
     # Metrics of the former codebook do not hold for the new one.

@@ -75,13 +75,15 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
         "fit",
         "fit a codebook to a saved tokenizer",
         "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
-        "save the tokenizer with that codebook in another folder.",
+        "save the tokenizer with that codebook in another folder. Of kind fsp and fsq, fit the levels.",
     )
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
+    near = "what makes latents near: euclidean (default), or decoder: displacements count by what the decoder shows"
+    parser.add_argument("--metric", choices=["euclidean", "decoder"], default="euclidean", help=near)
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
     split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
     _add_data_options(parser, None, split)
@@ -180,9 +182,11 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         commands,
         "compare",
         "train several methods alike and compare them",
-        "Train every method that a file names, for every codebook size and seed, measure them in and out "
-        "of domain, and write a table, curves and results.json. What is finished is not done again, so the command "
-        "may be interrupted, and started several times to use several cores or GPUs.",
+        "Train every method that a file names, for every codebook size and seed, from the same start if it "
+        "has one; measure them in and out of domain, with their own codes, refitted codebooks and refined codes; and "
+        "write tables with paired differences, curves, results.json, and the values of single items. What is finished "
+        "is not done again, so the command may be interrupted, started several times to use several cores or GPUs, and "
+        "started again when the file asks for further columns: it measures what is missing.",
     )
     parser.add_argument("--config", type=Path, required=True, help="e.g. benchmarks/compare/image_small.yaml")
     parser.add_argument("--output", type=Path, help="folder for runs and results; default: the file's output_dir")
@@ -194,7 +198,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="some of the seeds; default: all")
     settings = "settings of training for all runs, as a recipe takes them, e.g. max_train_steps=500"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
-    parser.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
+    parser.add_argument("--report-only", action="store_true", help="train and measure nothing, report what is there")
 
 
 def _add_command(

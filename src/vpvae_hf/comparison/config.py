@@ -1,15 +1,20 @@
-"""What is compared: a YAML file. K codes of latents of d dimensions."""
+"""What is compared, and by what: a YAML file. K codes of latents of d dimensions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vpvae_hf.modalities import MODALITIES
-from vpvae_hf.settings import did_you_mean, installed_with, require
+from vpvae_hf.settings import did_you_mean, installed_with, require, require_count
 from vpvae_hf.training.config import with_bases
 
+from .columns import COLUMNS
+
 Part = TypeVar("Part")
+
+# What methods name to start from the comparison's start, and what its runs are called.
+START = "start"
 
 
 @dataclass(frozen=True)
@@ -17,16 +22,56 @@ class DataSplit:
     """A split of a data set.
 
     Attributes:
-        name: hub id or local path.
+        name: hub id or local path; None for the data set that is trained on.
         split, config, column: as in `DataConfig`.
-        label: what it is called in tables; None for its name.
+        label: what it is called in tables.
     """
 
-    name: str
+    name: str | None = None
     split: str = "test"
     config: str | None = None
     column: str | None = None
-    label: str | None = None
+    label: str = "out of domain"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all methods start from: a tokenizer for each d and seed, trained once.
+
+    Attributes:
+        quantizer: settings with their kind; the dimension is filled in.
+        settings: settings of training that change those of the comparison.
+    """
+
+    quantizer: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How every run is measured, in addition to what its training logs.
+
+    Attributes:
+        columns: names in `COLUMNS`.
+        split: of the data set that is trained on, to measure in domain.
+        examples: how many images or clips of each domain, from the first on; None for all.
+        refined_examples: how many of these the refined columns measure; None for as many.
+        refine_steps: steps of refinement.
+        fitted_latents: how many latents a codebook of any size is refitted to.
+    """
+
+    columns: tuple[str, ...] = ("continuous", "own", "refitted")
+    split: str = "validation"
+    examples: int | None = None
+    refined_examples: int | None = None
+    refine_steps: int = 10
+    fitted_latents: int = 262_144
+
+    def __post_init__(self):
+        for name in self.columns:
+            require(name in COLUMNS, "measure.columns", name, f"among {', '.join(COLUMNS)}")
+        for name in ("examples", "refined_examples", "refine_steps", "fitted_latents"):
+            require_count(f"measure.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -37,8 +82,8 @@ class Method:
         quantizer: settings with their kind; the size and the dimension are filled in unless they are given.
         by_size: further settings of the quantizer for some K.
         settings: settings of training that change those of the comparison.
-        starts_from: a method named before, whose tokenizer of the same seed training starts from.
-        start_size: the K at which that tokenizer was compared; None for the same K.
+        starts_from: what training starts from: "start", the default if the comparison has one, or a method named
+            before, whose tokenizer of the same K and seed it then is; None for a new model.
         codebook_sizes, seeds: given if they differ from those of the comparison.
         paper: the paper's name of the method, if the paper has it.
     """
@@ -47,7 +92,6 @@ class Method:
     by_size: dict[int, dict[str, Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     starts_from: str | None = None
-    start_size: int | None = None
     codebook_sizes: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
     paper: str | None = None
@@ -63,7 +107,10 @@ class Comparison:
         settings: settings that change those of the file.
         latent_dims: d for each K.
         methods: by name.
-        seeds: each method is trained once with each.
+        seeds: each method is trained once with each; the same seed means the same start and the same order of the data.
+        start: what all methods start from; None for new models.
+        measure: how runs are measured.
+        reference: the method that the others' differences are told from.
         out_of_domain: data that is measured but not trained on; None for none.
         output_dir: folder for runs and results.
         paper: metrics of the paper for some K and its methods, to be shown next to those that are measured.
@@ -75,9 +122,18 @@ class Comparison:
     latent_dims: dict[int, int]
     methods: dict[str, Method]
     seeds: tuple[int, ...]
+    start: Start | None
+    measure: Measurement
+    reference: str
     out_of_domain: DataSplit | None
     output_dir: Path
     paper: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    @property
+    def domains(self) -> dict[str, DataSplit]:
+        """What runs are measured on, by the names that results have for it."""
+        inside = DataSplit(split=self.measure.split, label="in domain")
+        return {"in_domain": inside} | ({"out_of_domain": self.out_of_domain} if self.out_of_domain else {})
 
     def paper_metrics(self, method: str, codebook_size: int) -> dict[str, float]:
         """What the paper measured of a method at one K; empty if it did not."""
@@ -94,7 +150,9 @@ def read_comparison(file: Path) -> Comparison:
     with installed_with("'vpvae_hf[train]'"):
         from omegaconf import OmegaConf
     content = OmegaConf.merge(*(content for _, content in with_bases(file)))
-    values = {"settings": {}, "out_of_domain": None, "seeds": [0], "paper": None, **OmegaConf.to_container(content)}
+    values = {"settings": {}, "out_of_domain": None, "seeds": [0], "start": None, "measure": {}, "paper": None}
+    values |= OmegaConf.to_container(content)
+    values.setdefault("reference", next(iter(values.get("methods", ())), None))
     _check_keys(Comparison, values, str(file), needed=[each.name for each in fields(Comparison)])
     kind = values["modality"]
     require(kind in MODALITIES, f"{file}: modality", kind, " or ".join(MODALITIES))
@@ -104,16 +162,11 @@ def read_comparison(file: Path) -> Comparison:
             raise FileNotFoundError(f"no such file: {path}, named as {name} by {file}")
     paper = OmegaConf.to_container(OmegaConf.load(named["paper"])) if "paper" in named else {}
     latent_dims = {int(size): int(dim) for size, dim in values["latent_dims"].items()}
+    start = _with_kind(Start, values["start"], f"{file}: start") if values["start"] is not None else None
     methods: dict[str, Method] = {}
     for name, each in values["methods"].items():
-        methods[name] = _method(name, each, file, latent_dims)
-        start = methods[name].starts_from
-        if start is not None and (start == name or start not in methods):
-            before = ", ".join(methods.keys() - {name}) or "there is none"
-            raise ValueError(f"{file}: methods.{name} starts from {start!r}, which must be named before it: {before}")
-        at = methods[name].start_size
-        if at is not None and (start is None or at not in (methods[start].codebook_sizes or latent_dims)):
-            raise ValueError(f"{file}: methods.{name} starts from {start!r} at K={at}, which is not compared")
+        methods[name] = _method(name, each, file, latent_dims, before=[*([START] if start else []), *methods])
+    require(values["reference"] in methods, f"{file}: reference", values["reference"], f"among {', '.join(methods)}")
     split = values["out_of_domain"]
     return Comparison(
         modality=kind,
@@ -122,31 +175,46 @@ def read_comparison(file: Path) -> Comparison:
         latent_dims=latent_dims,
         methods=methods,
         seeds=tuple(values["seeds"]),
-        out_of_domain=None if split is None else _part(DataSplit, split, f"{file}: out_of_domain", ["name"]),
+        start=start,
+        measure=_part(Measurement, values["measure"], f"{file}: measure"),
+        reference=values["reference"],
+        out_of_domain=None if split is None else _part(DataSplit, split, f"{file}: out_of_domain"),
         output_dir=Path(values["output_dir"]),
         paper=paper.get(kind, {}),
     )
 
 
-def _method(name: str, values: Any, file: Path, latent_dims: Mapping[int, int]) -> Method:
-    method = _part(Method, values, f"{file}: methods.{name}", ["quantizer"])
-    if "kind" not in method.quantizer:
-        raise ValueError(f"{file}: methods.{name}.quantizer names no kind")
+def _method(name: str, values: Any, file: Path, latent_dims: Mapping[int, int], before: Collection[str]) -> Method:
+    where = f"{file}: methods.{name}"
+    require(name != START, f"{file}: the name of a method", name, "another: runs of the start have it")
+    if isinstance(values, Mapping):
+        values = {"starts_from": START if START in before else None, **values}
+    method = _with_kind(Method, values, where)
+    if method.starts_from is not None and method.starts_from not in before:
+        known = ", ".join(before) or "there is none"
+        raise ValueError(f"{where} starts from {method.starts_from!r}, which must be named before it: {known}")
     for size in (*method.by_size, *(method.codebook_sizes or ())):
         if size not in latent_dims:
             there = ", ".join(map(str, latent_dims))
-            raise ValueError(f"{file}: methods.{name} has settings of K={size}, but latent_dims has only {there}")
+            raise ValueError(f"{where} has settings of K={size}, but latent_dims has only {there}")
     return method
 
 
-def _part(part: type[Part], values: Any, where: str, needed: list[str]) -> Part:
+def _with_kind(part: type[Part], values: Any, where: str) -> Part:
+    made = _part(part, values, where, ["quantizer"])
+    if "kind" not in made.quantizer:
+        raise ValueError(f"{where}.quantizer names no kind")
+    return made
+
+
+def _part(part: type[Part], values: Any, where: str, needed: Collection[str] = ()) -> Part:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a mapping, got {values!r}")
     _check_keys(part, values, where, needed)
     return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def _check_keys(part: type, values: Mapping, where: str, needed: list[str]) -> None:
+def _check_keys(part: type, values: Mapping, where: str, needed: Collection[str]) -> None:
     known = [each.name for each in fields(part)]
     for name in values:
         if name not in known:

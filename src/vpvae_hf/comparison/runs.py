@@ -7,22 +7,21 @@ import itertools
 import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vpvae_hf.files import read_json, same_place, write_json
-from vpvae_hf.modalities import MODALITIES, Batches, load_tokenizer, modality_of
+from vpvae_hf.modalities import MODALITIES, load_tokenizer
 from vpvae_hf.modalities.config import TrainingConfig
-from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import quantizer_config
 from vpvae_hf.training.config import parse_config
 from vpvae_hf.training.run import train_tokenizer
 
-from .config import Comparison, DataSplit, Method
+from .columns import measured_column
+from .config import START, Comparison, Method
+from .measuring import Piece, measure, pieces_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,27 +31,40 @@ _TOKENIZER = "training/tokenizer"
 
 @dataclass(frozen=True)
 class Run:
-    """One method, trained once.
+    """One method, trained once, or what methods start from.
 
     Attributes:
-        size: the K that it is compared at.
-        folder: for its settings, checkpoints, tokenizer and result.
+        method: its name; "start" for a start.
+        size: the K that it is compared at; None for a start.
+        folder: for its settings, checkpoints, tokenizer and results.
         settings: settings of its training, as nested mappings.
         start: folder of the run whose tokenizer it starts from; None for a new one.
+        pieces: what is measured of it; nothing of a start.
     """
 
     method: str
-    size: int
+    size: int | None
     seed: int
     folder: Path
     settings: dict[str, Any]
     start: Path | None = None
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What was measured; None if the run is not finished."""
+        """What its training came to; None if it is not trained."""
         path = self.folder / _RESULT
         return read_json(path) if path.exists() else None
+
+    @property
+    def missing(self) -> list[Piece]:
+        """What is still to be measured."""
+        return [piece for piece in self.pieces if piece.read() is None]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is trained and measured."""
+        return (self.folder / _RESULT).exists() and not self.missing
 
 
 def planned_runs(
@@ -62,7 +74,7 @@ def planned_runs(
     codebook_sizes: Collection[int] | None = None,
     seeds: Collection[int] | None = None,
 ) -> list[Run]:
-    """All runs, or those of some methods, sizes and seeds, seed by seed.
+    """All runs, or those of some methods, sizes and seeds, and what they start from, seed by seed.
 
     Raises:
         ValueError: a method, size or seed that the comparison does not have, or invalid settings of a quantizer.
@@ -71,10 +83,7 @@ def planned_runs(
     for name, method in comparison.methods.items():
         for size in method.codebook_sizes or comparison.latent_dims:
             for seed in method.seeds or comparison.seeds:
-                folder = comparison.output_dir / f"{name}-{size}-seed{seed}"
-                start = f"{method.starts_from}-{method.start_size or size}-seed{seed}"
-                start = comparison.output_dir / start if method.starts_from else None
-                runs.append(Run(name, size, seed, folder, _settings(comparison, method, size, seed), start))
+                runs.append(_run(comparison, name, method, size, seed))
     chosen = runs
     filters = (("method", "method", methods), ("codebook size", "size", codebook_sizes), ("seed", "seed", seeds))
     for what, name, wanted in filters:
@@ -83,11 +92,13 @@ def planned_runs(
             names = ", ".join(map(str, sorted(there)))
             raise ValueError(f"the comparison has no {what} {', '.join(map(str, sorted(unknown)))}; it has {names}")
         chosen = [run for run in chosen if wanted is None or getattr(run, name) in wanted]
-    return sorted(chosen, key=lambda run: run.seed)  # a first table is there early
+    starts = {run.start: _start(comparison, run) for run in chosen if _starts_from_start(comparison, run)}
+    # Seed by seed, so that a first table is there early.
+    return sorted([*starts.values(), *chosen], key=lambda run: run.seed)
 
 
 def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str] = ()) -> list[Run]:
-    """Train and measure what is not finished; returns the finished runs.
+    """Train and measure what is not finished; returns the finished runs, starts among them.
 
     Several processes may call it at once: each takes runs that no other works on. A run that was interrupted goes on
     from its last checkpoint.
@@ -98,7 +109,7 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
     Raises:
         ValueError: a folder holds a run with other settings.
     """
-    todo = [run for run in runs if run.result is None]
+    todo = [run for run in runs if not run.is_finished]
     for run in runs:
         path = run.folder / "run.json"
         if path.exists() and not _is_same(read_json(path), _record(run, arguments)):
@@ -109,21 +120,46 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
     finished = len(runs) - len(todo)
     with progress_bar(total=len(runs), desc="Comparison", unit="run", initial=finished) as bar:
         for run in todo:
-            bar.set_postfix_str(f"{run.method}, K={run.size}, seed {run.seed}")
+            bar.set_postfix_str(run.folder.name)
             with _claimed(run.folder) as mine:
                 if run.start is not None and not (run.start / _RESULT).exists():
                     _log.warning("%s needs %s, which is not finished; left for another time", run.folder, run.start)
-                elif mine and run.result is None:
+                elif mine:
                     _train_and_measure(comparison, run, arguments)
             bar.update()
-    return [run for run in runs if run.result is not None]
+    return [run for run in runs if run.is_finished]
 
 
-def _settings(comparison: Comparison, method: Method, size: int, seed: int) -> dict[str, Any]:
+def _run(comparison: Comparison, name: str, method: Method, size: int, seed: int) -> Run:
     quantizer = {"codebook_size": size, "latent_dim": comparison.latent_dims[size]}
     quantizer |= method.quantizer | method.by_size.get(size, {})
-    quantizer_config(quantizer)  # so that what is wrong with it shows before the first run
-    return comparison.settings | method.settings | {"quantizer": quantizer, "seed": seed}
+    dim = quantizer_config(quantizer).latent_dim  # which also shows what is wrong with it, before the first run
+    starts = {None: None, START: f"{START}-d{dim}-seed{seed}"}
+    start = starts.get(method.starts_from, f"{method.starts_from}-{size}-seed{seed}")
+    folder = comparison.output_dir / f"{name}-{size}-seed{seed}"
+    measured = (measured_column(column, quantizer) for column in comparison.measure.columns)
+    columns = [column for column in dict.fromkeys(measured) if column is not None]
+    return Run(
+        name,
+        size,
+        seed,
+        folder,
+        comparison.settings | method.settings | {"quantizer": quantizer, "seed": seed},
+        start and comparison.output_dir / start,
+        tuple(pieces_of(comparison, folder, columns)),
+    )
+
+
+def _starts_from_start(comparison: Comparison, run: Run) -> bool:
+    return comparison.methods[run.method].starts_from == START
+
+
+def _start(comparison: Comparison, run: Run) -> Run:
+    """What a run starts from."""
+    quantizer = {"latent_dim": run.settings["quantizer"]["latent_dim"], **comparison.start.quantizer}
+    quantizer_config(quantizer)
+    settings = comparison.settings | comparison.start.settings | {"quantizer": quantizer, "seed": run.seed}
+    return Run(START, None, run.seed, run.start, settings)
 
 
 @contextlib.contextmanager
@@ -153,6 +189,15 @@ def _is_same(held: dict[str, Any], record: dict[str, Any]) -> bool:
 
 
 def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str]) -> None:
+    config = _training_config(comparison, run, arguments)
+    if run.result is None:
+        _train(run, config)
+    for piece in run.missing:
+        measure(piece, comparison, config, run.folder / _TOKENIZER, run.folder, run.size)
+
+
+def _training_config(comparison: Comparison, run: Run, arguments: Sequence[str]) -> TrainingConfig:
+    """The settings of a run's training, which are left in its folder."""
     from omegaconf import OmegaConf
 
     overlay = run.folder / "settings.yaml"
@@ -160,16 +205,17 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
     OmegaConf.save(OmegaConf.create({"base": str(comparison.training), **run.settings, **start}), overlay)
     write_json(run.folder / "run.json", _record(run, arguments))
     config = parse_config(MODALITIES[comparison.modality].config_class, ["--config", str(overlay), *arguments])
-    config = dataclasses.replace(
+    return dataclasses.replace(
         config,
         output_dir=str(run.folder / "training"),
         resume_from_checkpoint="latest",
         overwrite_output_dir=True,  # if it was interrupted before there was a checkpoint
         checkpoints_total_limit=1,
     )
-    tokenizer = train_tokenizer(config)
-    model = load_tokenizer(str(tokenizer), device=torch.device("cpu"))
-    evaluation = read_json(tokenizer / "results.json")["evaluation"]
+
+
+def _train(run: Run, config: TrainingConfig) -> None:
+    model = load_tokenizer(train_tokenizer(config))
     log = run.folder / "training/metrics.jsonl"  # not there if nothing was trained
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     result = {
@@ -177,22 +223,10 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
         **{name: getattr(model.quantize, name) for name in ("codebook_size", "code_groups", "latent_dim")},
         "steps": config.max_train_steps,
         "parameters": sum(weights.numel() for weights in model.parameters()),
-        "in_domain": evaluation[0]["metrics"] if evaluation else None,
-        "out_of_domain": _measured(config, model, comparison.out_of_domain) if comparison.out_of_domain else None,
         "training_seconds": _seconds(rows),
         "validation": [row for row in rows if any(name.startswith("validation/") for name in row)],
     }
     write_json(run.folder / _RESULT, result)
-
-
-def _measured(config: TrainingConfig, model: Tokenizer, split: DataSplit) -> dict[str, float]:
-    where = {"name": split.name, "config": split.config, "column": split.column, "revision": None}
-    data = dataclasses.replace(config.data, **where, validation_name=None, validation_split=split.split)
-    modality = modality_of(model)
-    batches = Batches(modality, model, data, batch_size=config.train_batch_size)
-    # With those that need a network only if training lowers them, as in domain.
-    extra = modality.lowered_metrics(config)
-    return modality.evaluate(model, batches.evaluation(), extra=extra).metrics
 
 
 def _seconds(rows: Sequence[dict[str, float]]) -> float:

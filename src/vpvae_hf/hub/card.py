@@ -38,6 +38,7 @@ _TRAINING = {
 }
 _CODEBOOK = {
     "codebook_size": "Codes",
+    "metric": "Metric of the errors, and of nearest codes",
     "fitted_latents": "Latents it was fitted to",
     "iterations": "Iterations of K-means",
     "distortion": "Mean squared error on them",

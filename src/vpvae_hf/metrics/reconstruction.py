@@ -1,7 +1,7 @@
 """What a tokenizer keeps of held-out inputs: B images or clips in a batch, each a grid of latents of d dimensions."""
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,12 +36,15 @@ class ReconstructionQuality:
         undefined: for each of those means, the number of items left out because their value was NaN; the mean is NaN if
             all of them were.
         items, tokens: how many were measured.
+        item_values: [items] float64 on the CPU for each of those means, NaN for an item that has no value; in the order
+            of the batches, those of the first rank first.
     """
 
     metrics: dict[str, float]
     undefined: dict[str, int]
     items: int
     tokens: int
+    item_values: dict[str, Tensor] = field(repr=False, compare=False)
 
 
 def evaluate_reconstruction(
@@ -50,6 +53,7 @@ def evaluate_reconstruction(
     codebook: Tensor | None = None,
     *,
     metric_fn: MetricFn,
+    quantized: bool = True,
     unquantized: Collection[str] | None = (),
     across_ranks: bool = False,
     refine_steps: int = 0,
@@ -62,6 +66,7 @@ def evaluate_reconstruction(
             padding. Batches may differ in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
         metric_fn: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
+        quantized: False measures decoded continuous latents alone, as of a tokenizer without codes.
         unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
@@ -77,23 +82,35 @@ def evaluate_reconstruction(
             raise ValueError("refine_steps needs the model's own codebook; call model.set_codebook(codebook) instead")
         codebook = as_real(codebook, "codebook")
         groups, size = 1, len(codebook)
+    if not quantized:
+        groups, size = 1, 0
     # On the device until the end: to fetch them after each batch would leave a GPU without work meanwhile.
     totals: dict[str, Tensor] = {}
+    values: dict[str, list[Tensor]] = {}
     counts = torch.zeros(groups * size, device=device, dtype=torch.long)
     with distributed.failing_together(across_ranks):
         for batch in check_batches(batches):
             batch, mask = batch_inputs(model, batch)
             if mask is not None and not mask.all():
                 raise ValueError("padding would be measured as signal; give signals of different lengths one by one")
-            made = reconstruct(model, batch, codebook, refine_steps)
-            totals = _added_up([totals, _measured(made, batch, metric_fn, unquantized)])
+            needed = unquantized is None or len(unquantized) > 0
+            made = reconstruct(
+                model, batch, codebook, quantized=quantized, unquantized=needed, refine_steps=refine_steps
+            )
+            measured = _measured(made, batch, metric_fn, unquantized)
+            sums = {name: sum_of_defined(each) for name, each in measured.items()}
+            totals = _added_up([totals, sums | {_SQUARED_ERROR: sum_of_defined(made.squared_error)}])
+            for name, each in measured.items():
+                values.setdefault(name, []).append(each.double())
             if made.codes is not None:
                 apart = (made.codes.reshape(-1, groups) + size * torch.arange(groups, device=device)).flatten()
                 counts.index_add_(0, apart, torch.ones_like(apart))
     totals, counts = {name: sums.cpu() for name, sums in totals.items()}, counts.cpu()
+    item_values = [{name: torch.cat(each).cpu() for name, each in values.items()}]
     if across_ranks:
         # A rank without batches does not know the names.
         totals = _added_up(distributed.objects_of_all_ranks(totals))
+        item_values = [each for each in distributed.objects_of_all_ranks(item_values[0]) if each]
         counts = distributed.sum_over_ranks(counts)
     if not totals:
         raise ValueError("no batches to evaluate")
@@ -108,6 +125,7 @@ def evaluate_reconstruction(
         undefined={name: int(items - defined) for name, (_, defined, items) in totals.items()},
         items=int(next(iter(totals.values()))[2]),
         tokens=int(tokens),
+        item_values={name: torch.cat([each[name] for each in item_values]) for name in item_values[0]},
     )
 
 
@@ -116,45 +134,56 @@ class Reconstruction:
     """A batch through a tokenizer.
 
     Attributes:
-        quantized, unquantized: shaped as the batch, from codes and from continuous latents.
+        quantized, unquantized: shaped as the batch, from codes and from continuous latents; `unquantized` is None if it
+            was not asked for.
         codes: [B, *grid] or [B, *grid, G] int64; the grid is [h, w] of an image, [N] of a clip. None if the tokenizer
-            has none; then `quantized` is `unquantized`.
+            has none, or none were asked for; then `quantized` is made from continuous latents.
         squared_error: [B, *grid] squared distance of each latent to its code.
     """
 
     quantized: Tensor
-    unquantized: Tensor
+    unquantized: Tensor | None
     codes: Tensor | None
     squared_error: Tensor
 
 
 @torch.no_grad()
 def reconstruct(
-    model: "Tokenizer", batch: Tensor, codebook: Tensor | None = None, refine_steps: int = 0
+    model: "Tokenizer",
+    batch: Tensor,
+    codebook: Tensor | None = None,
+    *,
+    quantized: bool = True,
+    unquantized: bool = True,
+    refine_steps: int = 0,
 ) -> Reconstruction:
-    """Encode and decode a batch in eval mode; arguments as of `evaluate_reconstruction`."""
+    """Encode and decode a batch in eval mode; arguments as of `evaluate_reconstruction`.
+
+    Args:
+        unquantized: whether continuous latents are to be decoded too.
+    """
     model = unwrapped(model)
     batch, was_training = model.as_inputs(batch), model.training
     model.eval()
     try:
         latents = model.latent_vectors(batch)
-        if not model.quantize.has_codes:
-            codes, quantized = None, latents
+        if not (quantized and model.quantize.has_codes):
+            codes, vectors = None, latents
         elif codebook is None:
             codes = model.tokenize(batch, refine_steps=refine_steps) if refine_steps else model.quantize.encode(latents)
-            quantized = model.quantize.decode(codes)
+            vectors = model.quantize.decode(codes)
         else:
             codebook = as_real(codebook, "codebook").to(batch.device)
             _, flat = nearest_point(latents.flatten(0, -2), codebook)
             codes = flat.view(latents.shape[:-1])
-            quantized = codebook[codes]
+            vectors = codebook[codes]
         # A clip's last code may stand for samples beyond its end.
         last = batch.shape[-1]
         return Reconstruction(
-            quantized=model.decode_vectors(quantized)[..., :last],
-            unquantized=model.decode_vectors(latents)[..., :last],
+            quantized=model.decode_vectors(vectors)[..., :last],
+            unquantized=model.decode_vectors(latents)[..., :last] if unquantized else None,
             codes=codes,
-            squared_error=(quantized - latents).double().square().sum(dim=-1),
+            squared_error=(vectors - latents).double().square().sum(dim=-1),
         )
     finally:
         model.train(was_training)
@@ -163,7 +192,7 @@ def reconstruct(
 def _measured(
     made: Reconstruction, batch: Tensor, metric_fn: MetricFn, unquantized: Collection[str] | None
 ) -> dict[str, Tensor]:
-    """Name -> [3], see `sum_of_defined`."""
+    """Name -> [B]."""
     values = metric_fn(made.quantized, batch)
     unquantized = values.keys() if unquantized is None else unquantized
     if unknown := set(unquantized) - values.keys():
@@ -171,7 +200,7 @@ def _measured(
     if unquantized:
         others = metric_fn(made.unquantized, batch)
         values = values | {f"{name}_unquantized": others[name] for name in unquantized}
-    return {name: sum_of_defined(each) for name, each in (values | {_SQUARED_ERROR: made.squared_error}).items()}
+    return values
 
 
 def _added_up(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ class Modality(ABC):
         model = self.model_class.from_pretrained(config.model.pretrained, **config.model.hub_location)
         if config.train_only is not None:
             return model
-        present = model.quantize.config.to_dict()
+        present = model.quantize.config.without_fit().to_dict()
         wanted = dict(config.quantizer) if "kind" in config.quantizer else {**present, **config.quantizer}
         if wanted != present:
             wanted.pop("fitted", None)
@@ -161,17 +161,23 @@ class Modality(ABC):
         codebook: Tensor | None = None,
         *,
         extra: Collection[str] = (),
+        quantized: bool = True,
+        unquantized: bool = True,
         across_ranks: bool = False,
         refine_steps: int = 0,
     ) -> ReconstructionQuality:
-        """Measure with this modality's metrics, and some of `extra_metrics`; see `evaluate_reconstruction`."""
+        """Measure with this modality's metrics, and some of `extra_metrics`; see `evaluate_reconstruction`.
+
+        Args:
+            unquantized: whether continuous latents are measured too, by `unquantized_metrics`.
+        """
         for name in extra:
             if name not in self.extra_metrics:
                 _refuse_option(name, model)
-        how = {"metric_fn": self.metric_fn(model, extra), "unquantized": self.unquantized_metrics}
-        return evaluate_reconstruction(
-            model, batches, codebook, **how, across_ranks=across_ranks, refine_steps=refine_steps
-        )
+        how = {"metric_fn": self.metric_fn(model, extra), "quantized": quantized, "across_ranks": across_ranks}
+        how |= {"refine_steps": refine_steps}
+        names = self.unquantized_metrics if unquantized else ()
+        return evaluate_reconstruction(model, batches, codebook, unquantized=names, **how)
 
     @abstractmethod
     def code_features(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:

@@ -125,6 +125,12 @@ class CodebookConfig:
     """How the codebook is fitted when training has ended."""
 
     latents_per_code: int = option(256, "fresh latents to fit each code to")
+    metric: Literal["euclidean", "decoder"] = option(
+        "euclidean", "what makes latents near: euclidean, or decoder: displacements count by what the decoder shows"
+    )
+    refit: bool = option(
+        False, "fit, too, what kinds have codes without: a codebook of vq and simvq, the levels of fsp and fsq"
+    )
 
 
 @dataclass
@@ -224,6 +230,8 @@ class TrainingConfig(LoopConfig):
         require(self.validation_pictures >= 0, "validation_pictures", self.validation_pictures, "at least 0")
         if self.max_train_steps == 0 and self.model.start is None:
             raise ValueError("max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained")
+        if self.codebook.refit and self.train_only is not None:
+            raise ValueError(f"train_only={self.train_only} keeps the codes as they are; codebook.refit must be false")
         if self.train_only is not None and self.model.pretrained is None:
             raise ValueError(
                 f"train_only={self.train_only} goes on from a fitted tokenizer; name one with --model.pretrained"

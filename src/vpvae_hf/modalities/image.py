@@ -4,7 +4,7 @@ Shapes: S the side of a crop in pixels, f the tokenizer's downsampling factor, h
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -124,6 +124,12 @@ class ImageModality(Modality):
         channels = _channels(model)
         how = {"crop": data.crop, "flip": data.flip, "draft": data.draft}
         return ImageCrop(size=data.size, shortest_side=data.shortest_side, channels=channels, **how)
+
+    def fit_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
+        """Crops as large as the images that are measured: near the edge of a small crop latents are others."""
+        size = data.validation_size or data.size
+        side = None if data.shortest_side is None else max(data.shortest_side, size)
+        return self.train_transform(replace(data, size=size, shortest_side=side), model)
 
     def eval_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
         side, size, channels = data.shortest_side, data.validation_size, _channels(model)

@@ -72,7 +72,7 @@ class AutoencoderKLStart:
         config = model.quantize.config
         if config.latent_dim == config.feature_dim == channels:
             _start_from_mean_path(model.quant_conv, model.post_quant_conv, kl)
-        model._mark_unfitted()
+        model.quantize.drop_fit()
         model._sync_config()
         # diffusers' own `to` would warn that the quantizer must stay float32, which it does by itself.
         return nn.Module.to(model, kl.device, kl.dtype).eval()

@@ -166,13 +166,14 @@ class Persistence:
                 "and unload_lora (or PeftModel.merge_and_unload)"
             )
         quantizer = self.quantize
-        if quantizer.needs_fitting and quantizer.config.fitted and not quantizer.codebook.any():
+        if not all(each.any() for each in quantizer.fitted_tensors):
             _log.warning(
-                "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
+                "the settings say that the %s is fitted, but it holds only zeros, as in a model made from the "
                 "config of another, e.g. by diffusers' EMAModel; it is saved as not fitted. To have codes, load these "
-                "weights into the fitted model, or call vpvae_hf.fit_codebook"
+                "weights into the fitted model, or call vpvae_hf.fit_codebook",
+                quantizer.config.fits,
             )
-            self._mark_unfitted()
+            quantizer.drop_fit()
         elif quantizer.needs_fitting and not quantizer.config.fitted and quantizer.codebook.any():
             self.set_codebook(quantizer.codebook)  # it came with weights that were copied one by one
 
@@ -180,8 +181,7 @@ class Persistence:
     def _make_mismatched(self, keys: Iterable[str]) -> None:
         """Make weights anew that were not read, since they have another shape; a codebook among them is unfitted."""
         if any(key.startswith("quantize.") for key in keys):
-            self.quantize = build_quantizer(self.quantize.config).train(self.training)
-            self._mark_unfitted()
+            self.quantize = build_quantizer(self.quantize.config.without_fit()).train(self.training)
             self._sync_config()
         for module in self.modules():
             weights = dict(module.named_parameters(recurse=False))
@@ -200,13 +200,10 @@ class Persistence:
                 f"{name}: the weights lack {', '.join(lacking[:3])}{more}; they were saved by another "
                 "architecture or cut short, save the model again with save_pretrained"
             )
-        codebook = dict(self.quantize.named_buffers()).get("codebook")
-        if codebook is None or not self.quantize.config.fitted:
-            return
-        if not torch.isfinite(codebook).all() or not codebook.any():
+        if not all(torch.isfinite(each).all() and each.any() for each in self.quantize.fitted_tensors):
             raise ValueError(
-                f"{name}: the config says that the codebook is fitted, but it holds only zeros, or NaN or infinite "
-                "values; run vpvae_hf.fit_codebook again and save"
+                f"{name}: the config says that the {self.quantize.config.fits} is fitted, but it holds only zeros, or "
+                "NaN or infinite values; run vpvae_hf.fit_codebook again and save"
             )
 
 

@@ -5,7 +5,6 @@ codes. Codes are [B, *grid], or [B, *grid, G] if a token has G codes of its own.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -17,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
-from vpvae_hf.quantizers import Quantizer, build_quantizer, quantizer_config
+from vpvae_hf.quantizers import (
+    CodebookQuantizer,
+    Quantizer,
+    ScalarGridQuantizer,
+    build_quantizer,
+    quantizer_config,
+)
 from vpvae_hf.renamed import FormerMethod
 from vpvae_hf.settings import require_integer
 from vpvae_hf.tensors import as_tensor, device_for, is_tracing, kept_for_training
@@ -124,11 +129,38 @@ class Tokenizer(Persistence, ABC):
         """Which tokens are of the signal, [B, *grid] bool; a model without padded signals raises a ValueError."""
         raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
 
-    def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the codes are fixed."""
-        if not self.quantize.needs_fitting:
-            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, it is not fitted to data")
-        self.quantize.set_codebook(codebook)
+    def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
+        """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the kind has none.
+
+        It decides the codes from now on, also those of kinds that learn a codebook in training. Training changes it no
+        more, but the latents: so fit again afterwards, or call `drop_fit` before, as `Trainer` does.
+
+        Args:
+            metric: M [d, d], symmetric and positive definite: the code of a latent z is the c of the least
+                (z - c)^T M (z - c), as `decoder_metric` measures one; None for the Euclidean one.
+        """
+        if not isinstance(self.quantize, CodebookQuantizer):
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, its codes are no vectors")
+        self.quantize.set_codebook(codebook, metric)
+        self._sync_config()
+
+    def set_levels(self, values: Sequence[Tensor]) -> None:
+        """Install other levels than even ones: of each dimension [L_i] values in rising order.
+
+        As for `set_codebook`, training leaves them as they are. A ValueError if the kind has no levels.
+        """
+        if not isinstance(self.quantize, ScalarGridQuantizer):
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no levels")
+        self.quantize.set_levels(values)
+        self.quantize.to(self.device)
+        self._sync_config()
+
+    def drop_fit(self) -> None:
+        """Forget the codebook, or the levels, that were fitted after training: the codes are again those of training.
+
+        A quantizer of the kind "vp" has no codes then.
+        """
+        self.quantize.drop_fit()
         self._sync_config()
 
     @kept_for_training()
@@ -145,11 +177,11 @@ class Tokenizer(Persistence, ABC):
         Raises:
             TypeError, ValueError: invalid settings; the model stays as it was.
         """
-        config, present = quantizer_config(settings), self.quantize.config
+        # What was fitted to data does not come with settings.
+        config, present = quantizer_config(settings).without_fit(), self.quantize.config
         if not self.quantize.reconfigure(config):
             device = next(self.parameters()).device
             self.quantize = build_quantizer(config).to(device).train(self.training)
-            self._mark_unfitted()
             if (config.latent_dim, config.feature_dim) != (present.latent_dim, present.feature_dim):
                 self._replace_projections()
         self._sync_config()
@@ -238,11 +270,6 @@ class Tokenizer(Persistence, ABC):
         for name, weight, size in zip(self._projections, weights, sizes, strict=True):
             kernel, place = weight.shape[2:3], {"device": weight.device, "dtype": weight.dtype}
             setattr(self, name, type(getattr(self, name))(*size, *kernel, **place).train(self.training))
-
-    def _mark_unfitted(self) -> None:
-        # Settings copied from a fitted model say that they are fitted, but its codebook does not come with them.
-        quantizer = self.quantize
-        quantizer.config = dataclasses.replace(quantizer.config, fitted=not quantizer.needs_fitting)
 
 
 def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:

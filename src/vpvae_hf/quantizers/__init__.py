@@ -4,17 +4,23 @@
 """
 
 from .base import CodebookNotFittedError, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput
+from .codebook import CodebookQuantizer, CodebookQuantizerConfig
 from .fsp import ScalarPerturbation, ScalarPerturbationConfig
 from .registry import QUANTIZERS, build_quantizer, quantizer_config
+from .scalar import ScalarGridConfig, ScalarGridQuantizer
 from .vp import VectorPerturbation, VectorPerturbationConfig
 
 __all__ = [
     "QUANTIZERS",
     "CodebookNotFittedError",
+    "CodebookQuantizer",
+    "CodebookQuantizerConfig",
     "NoCodesError",
     "Quantizer",
     "QuantizerConfig",
     "QuantizerOutput",
+    "ScalarGridConfig",
+    "ScalarGridQuantizer",
     "ScalarPerturbation",
     "ScalarPerturbationConfig",
     "VectorPerturbation",

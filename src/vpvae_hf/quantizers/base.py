@@ -8,7 +8,7 @@ dimensions.
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +59,8 @@ class QuantizerConfig:
         code_defining_fields: the fields that decide, in addition to weights and buffers, which code features have.
         examples: settings, without the kind, of a small quantizer of each variant; the contract test runs over them.
         needs_fitting: whether the codebook is fitted after training.
+        fits: what `fit_codebook` fits, "codebook" or "levels" of each dimension; None if nothing can be fitted.
+        former_fields: settings of earlier versions, which saved configs may hold, with the only value still taken.
         codebook_size: K; None if there are no codes.
         latent_dim: d.
         fitted: whether the codebook is fitted, which `fit_codebook` sets; always true if it needs no fitting.
@@ -70,6 +72,8 @@ class QuantizerConfig:
     code_defining_fields: ClassVar[tuple[str, ...]] = ("codebook_size", "latent_dim")
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
     needs_fitting: ClassVar[bool] = False
+    fits: ClassVar[str | None] = None
+    former_fields: ClassVar[Mapping[str, Any]] = {}
     codebook_size: int | None = 1024
     latent_dim: int = 4
     fitted: bool = True
@@ -85,6 +89,10 @@ class QuantizerConfig:
 
     feature_dim = property(lambda self: self.latent_dim, doc="F, how many values the encoder gives for a token.")
     code_groups = property(lambda self: 1, doc="G, how many codes a token has.")
+
+    def without_fit(self) -> "QuantizerConfig":
+        """The settings as they were before anything was fitted after training."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with their kind, as JSON stores them."""
@@ -119,12 +127,14 @@ class Quantizer(nn.Module, ABC):
     (compile, export) looks at no values: it has none of the errors that depend on them.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
-    `set_codebook` and `recent_latents` if the codebook is fitted after training.
+    `live_codebook` if they keep one in training. Those with a codebook that can be fitted after training derive from
+    `CodebookQuantizer`, those with a grid of levels from `ScalarGridQuantizer`.
     """
 
     def __init__(self, config: QuantizerConfig):
         super().__init__()
         self.config = config
+        self._holds_fit = HoldsValues()
 
     codebook_size = property(
         lambda self: self.config.codebook_size, doc="K, the number of codes; None if there are none."
@@ -146,17 +156,32 @@ class Quantizer(nn.Module, ABC):
         """
         return None
 
-    def recent_latents(self) -> Tensor | None:
-        """Latents [n, d] of the last training steps, the same on every rank; None if the quantizer keeps none."""
+    def live_codebook(self) -> Tensor | None:
+        """A codebook [K, d] of the present latents, the same on every rank; None if the quantizer keeps none (yet)."""
         return None
+
+    def set_progress(self, progress: float) -> None:
+        """Tell how much of the training run is over, 0 to 1: steps taken over steps to take, before each forward.
+
+        `VectorPerturbation` changes its loss over a run. The recipes' loop calls it; other loops should.
+        """
 
     def reconfigure(self, config: QuantizerConfig) -> bool:
         """Take on other settings and keep what they leave valid; if only a new quantizer can, change nothing.
 
         Returns:
-            Whether the quantizer has the settings now.
+            Whether the quantizer has the settings now, apart from what was fitted after training.
         """
-        return config == self.config
+        return config.without_fit() == self.config.without_fit()
+
+    @property
+    def fitted_tensors(self) -> tuple[Tensor, ...]:
+        """Buffers that were fitted after training, by what the settings say; () if none were."""
+        return ()
+
+    def drop_fit(self) -> None:
+        """Forget what was fitted after training; codes are then those of training, if that has codes."""
+        self.config = self.config.without_fit()
 
     def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
         """`training_forward(features)` in train mode, `decode(encode(to_latents(features)))` in eval mode.
@@ -242,6 +267,12 @@ class Quantizer(nn.Module, ABC):
                 f"this {self.config.kind!r} quantizer has no fitted codebook, so it has no codes yet; "
                 "call vpvae_hf.fit_codebook(model, batches) once after training, then save the model. "
                 "Without codes, decode(latents, force_not_quantize=True) works"
+            )
+        fitted = self.fitted_tensors
+        if fitted and not is_tracing() and not self._holds_fit(fitted[0]):
+            raise CodebookNotFittedError(
+                f"the settings say that the {self.config.fits} is fitted, but it holds only zeros, as in a model made "
+                "from the config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
             )
 
     def _load_from_state_dict(self, state_dict, prefix, *others):

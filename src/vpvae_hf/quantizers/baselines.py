@@ -1,14 +1,16 @@
 """What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training."""
 
+import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from vpvae_hf.neighbors import nearest_in_graph, nearest_point
-from vpvae_hf.settings import installed_with, require, require_weight
-from vpvae_hf.tensors import is_tracing
+from vpvae_hf.settings import installed_with, require, require_integer, require_weight
+from vpvae_hf.tensors import kept_for_training
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput
+from .base import QuantizerOutput
+from .codebook import CodebookQuantizer, CodebookQuantizerConfig
 from .normalization import rms_length
 
 
@@ -20,42 +22,89 @@ def library():
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedCodebookConfig(QuantizerConfig):
+class LearnedCodebookConfig(CodebookQuantizerConfig):
     """Settings that quantizers with a learned codebook share.
 
     Attributes:
         commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
             to latents; beta of arXiv 1711.00937.
         rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
+        learned_size: how many codes the learned codebook has if one that was fitted after training, of codebook_size,
+            decides the codes in its place, which `set_codebook` and `fit_codebook` set; None if the learned one does.
     """
 
     commitment_weight: float = 0.25
     rotation_trick: bool = False
+    learned_size: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         require_weight("commitment_weight", self.commitment_weight)
         require(isinstance(self.rotation_trick, bool), "rotation_trick", self.rotation_trick, "true or false")
+        if self.learned_size is not None:
+            require_integer("learned_size", self.learned_size, 2)
+
+    @property
+    def trained_size(self) -> int:
+        """How many codes are learned in training."""
+        return self.learned_size or self.codebook_size
+
+    def without_fit(self) -> "LearnedCodebookConfig":
+        return dataclasses.replace(self, codebook_size=self.trained_size, learned_size=None, metric="euclidean")
 
 
-class LearnedCodebook(Quantizer):
-    """A codebook that the library trains; the code of a latent is the nearest by Euclidean distance."""
+class LearnedCodebook(CodebookQuantizer):
+    """A codebook that the library trains.
 
+    After training another may be fitted, which then decides the codes. Training goes on with the learned one.
+
+    Buffers:
+        fitted_codebook: [K, d] float32; None if the learned codebook decides the codes.
+    """
+
+    config: LearnedCodebookConfig
     library: nn.Module
-    codebook = property(lambda self: self.library.codebook, doc="[K, d], with its gradient.")
+    fitted_codebook: Tensor | None
+
+    def __init__(self, config: LearnedCodebookConfig):
+        super().__init__(config)
+        size = config.codebook_size, config.latent_dim
+        fitted = None if config.learned_size is None else torch.zeros(size, dtype=torch.float32)
+        self.register_buffer("fitted_codebook", fitted)
+
+    @property
+    def codebook(self) -> Tensor:
+        """[K, d], what decides the codes; a learned one with its gradient."""
+        return self.library.codebook if self.fitted_codebook is None else self.fitted_codebook
+
+    @property
+    def fitted_tensors(self) -> tuple[Tensor, ...]:
+        return tuple(each for each in (self.fitted_codebook, self.metric_root) if each is not None)
+
+    def drop_fit(self) -> None:
+        self.fitted_codebook = self.metric_root = None
+        super().drop_fit()
 
     @property
     def is_parameter(self) -> bool:
         """Whether the codebook is a parameter itself, not a buffer or made of one."""
         return any(weight.data_ptr() == self.codebook.data_ptr() for weight in self.parameters())
 
-    def nearest_codes(self, latents: Tensor) -> Tensor:
-        flat, codebook = latents.detach().reshape(-1, self.latent_dim), self.codebook.detach()
-        codes = nearest_in_graph(flat, codebook) if is_tracing() else nearest_point(flat, codebook)[1]
-        return codes.view(latents.shape[:-1])
+    def _install(self, codebook: Tensor) -> None:
+        self.config = dataclasses.replace(
+            self.config, codebook_size=len(codebook), learned_size=self.config.trained_size
+        )
+        self.fitted_codebook = codebook
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        return self.codebook[codes]
+    def _load_from_state_dict(self, state_dict, prefix, *others):
+        """Take over a fitted codebook of any K, or that there is none."""
+        loaded = state_dict.get(f"{prefix}fitted_codebook")
+        if loaded is None and any(key.startswith(f"{prefix}library.") for key in state_dict):
+            self.drop_fit()
+        elif loaded is not None and loaded.ndim == 2 and loaded.shape[1] == self.latent_dim:
+            with kept_for_training():
+                self._install(torch.zeros(loaded.shape, dtype=torch.float32, device=self.codebook.device))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @staticmethod
     def _output(features: Tensor, latents: Tensor, codes: Tensor, loss: Tensor) -> QuantizerOutput:

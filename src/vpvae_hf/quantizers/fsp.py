@@ -4,18 +4,18 @@ Shapes: levels L_1..L_d, K = L_1 * ... * L_d codes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from vpvae_hf.codebook import ScalarGrid, complete_levels
 from vpvae_hf.settings import is_number, require, require_name, require_share, require_weight
 
-from .base import Quantizer, QuantizerConfig, QuantizerOutput
+from .base import QuantizerOutput
 from .normalization import normalization_loss, rms_length
+from .scalar import ScalarGridConfig, ScalarGridQuantizer
 
 # Standard deviation 1 for a uniform latent in [0, 1].
 _OUTPUT_SCALE = math.sqrt(12)
@@ -48,28 +48,6 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalarGridConfig(QuantizerConfig):
-    """Settings of a quantizer whose codes are a fixed grid: levels are given, or derived from `codebook_size`.
-
-    Attributes:
-        codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
-        latent_dim: d, the number of levels.
-        levels: L_i, each at least 2.
-    """
-
-    code_defining_fields: ClassVar[tuple[str, ...]] = (*QuantizerConfig.code_defining_fields, "levels")
-    codebook_size: int | None = None
-    latent_dim: int | None = None
-    levels: tuple[int, ...] | None = None
-
-    def __post_init__(self):
-        levels = complete_levels(self.levels, self.codebook_size, self.latent_dim)
-        for name, value in (("levels", levels), ("latent_dim", len(levels)), ("codebook_size", math.prod(levels))):
-            object.__setattr__(self, name, value)
-        super().__post_init__()
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScalarPerturbationConfig(ScalarGridConfig):
     """Settings of `ScalarPerturbation`.
 
@@ -79,9 +57,6 @@ class ScalarPerturbationConfig(ScalarGridConfig):
         perturb_probability: share of tokens that are perturbed in training; the others are quantized straight-through.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (14); both 0 switch it off. They have no
             effect if the activation is that of a distribution without a variance ("cauchy").
-        variance_scale: factor on the target of the normalization. 1 is the paper's: latents become uniform, and codes
-            are used equally; 1/3 with activation "normal" is companding by the cube root of the density, which has a
-            smaller error on a normal source.
     """
 
     kind: ClassVar[str] = "fsp"
@@ -90,27 +65,29 @@ class ScalarPerturbationConfig(ScalarGridConfig):
     code_defining_fields: ClassVar[tuple[str, ...]] = (*ScalarGridConfig.code_defining_fields, "activation")
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"levels": [5, 4, 3]},
-        *({"levels": [5, 4, 3], "activation": activation} for activation in ACTIVATIONS if activation != "tanh"),
+        *(
+            {"levels": [5, 4, 3], "activation": activation, "refitted": activation == "laplace"}
+            for activation in ACTIVATIONS
+            if activation != "tanh"
+        ),
     )
+    former_fields: ClassVar[Mapping[str, Any]] = {"variance_scale": 1.0}
     activation: str = "tanh"
     eta: float = 1.0
     perturb_probability: float = 0.5
     mean_weight: float = 0.1
     variance_weight: float = 0.07
-    variance_scale: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
         require_name("activation", self.activation, ACTIVATIONS)
-        for name in ("eta", "variance_scale"):
-            value = getattr(self, name)
-            require(is_number(value) and value > 0, name, value, "a positive number")
+        require(is_number(self.eta) and self.eta > 0, "eta", self.eta, "a positive number")
         require_share("perturb_probability", self.perturb_probability)
         for name in ("mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
 
 
-class ScalarPerturbation(Quantizer):
+class ScalarPerturbation(ScalarGridQuantizer):
     """Scalar noise in place of rounding; codes are cells of a fixed grid, used equally by uniform latents.
 
     Latents are (g(a) - 1/2) * sqrt(12) of the features a, with unit variance where g(a) is uniform.
@@ -120,7 +97,6 @@ class ScalarPerturbation(Quantizer):
 
     def __init__(self, config: ScalarPerturbationConfig):
         super().__init__(config)
-        self.grid = ScalarGrid(config.levels)
         self._activation, self._target_variance = ACTIVATIONS[config.activation]
 
     def to_latents(self, features: Tensor) -> Tensor:
@@ -139,8 +115,8 @@ class ScalarPerturbation(Quantizer):
         replaced = torch.where(token < config.perturb_probability, perturbed, centroids)
         loss = features.new_zeros(())
         if self._target_variance is not None:
-            flat, target = features.reshape(-1, self.latent_dim), config.variance_scale * self._target_variance
-            loss = normalization_loss(flat, config.mean_weight, config.variance_weight, target)
+            flat = features.reshape(-1, self.latent_dim)
+            loss = normalization_loss(flat, config.mean_weight, config.variance_weight, self._target_variance)
         # The displacement is that of perturbed tokens, the quantization error that of rounding any of them.
         metrics = {
             "quantizer/displacement_rms": _OUTPUT_SCALE * rms_length(perturbed - unit),
@@ -150,11 +126,11 @@ class ScalarPerturbation(Quantizer):
         latents = _from_unit(unit + (replaced - unit.detach()))  # eq. (17): no gradient from the displacement
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
-    def nearest_codes(self, latents: Tensor) -> Tensor:
-        return self.grid.to_codes(self.grid.cells(latents / _OUTPUT_SCALE + 0.5))
+    def even_cells(self, latents: Tensor) -> Tensor:
+        return self.grid.cells(latents / _OUTPUT_SCALE + 0.5)
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        return _from_unit(self.grid.centroids(self.grid.to_cells(codes)))
+    def even_values(self, cells: Tensor) -> Tensor:
+        return _from_unit(self.grid.centroids(cells))
 
 
 def _from_unit(unit: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vpvae_hf.codebook import ScalarGrid
 from vpvae_hf.settings import require, require_share
 
-from .base import Quantizer, QuantizerOutput
+from .base import QuantizerOutput
 from .baselines import library
-from .fsp import ScalarGridConfig
 from .normalization import rms_length
+from .scalar import ScalarGridConfig, ScalarGridQuantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,7 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"levels": [5, 4, 3]},
         {"levels": [5, 4, 3], "symmetric": False, "noise_probability": 0},
+        {"levels": [5, 4, 3], "refitted": True},
     )
     symmetric: bool = True
     noise_probability: float = 0.5
@@ -45,7 +45,7 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
             require(min(self.levels) >= 3, "levels", self.levels, "at least 3 if symmetric is false")
 
 
-class FiniteScalarQuantization(Quantizer):
+class FiniteScalarQuantization(ScalarGridQuantizer):
     """FSQ (arXiv 2309.15505), by default its symmetric variant with noise (arXiv 2411.19842, section 3.2).
 
     Latents lie in [-1, 1], or for even levels of the original a little beyond.
@@ -56,7 +56,6 @@ class FiniteScalarQuantization(Quantizer):
     def __init__(self, config: FiniteScalarQuantizationConfig):
         super().__init__(config)
         library()
-        self._grid = ScalarGrid(config.levels)
         # No submodule: its constants are in no file, and loaders that build without memory would leave them unset.
         self._libraries: dict[torch.device, torch.nn.Module] = {}
 
@@ -64,7 +63,7 @@ class FiniteScalarQuantization(Quantizer):
         """[..., d] from unbounded features [..., d]."""
         if self.config.symmetric:
             return torch.tanh(features.float()).to(features.dtype)
-        levels = self._grid.levels_like(features).float()
+        levels = self.grid.levels_like(features).float()
         half, offset = (levels - 1) * (1 + 1e-3) / 2, (levels % 2 == 0) * 0.5
         bounded = torch.tanh(features.float() + (offset / half).atanh()) * half - offset
         return (bounded / (levels // 2)).to(features.dtype)
@@ -77,7 +76,7 @@ class FiniteScalarQuantization(Quantizer):
         if self.config.noise_probability > 0:
             # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the levels.
             noise = 2 * torch.rand(features.shape, device=features.device, dtype=torch.float32, generator=generator) - 1
-            noisy = continuous + noise / (self._grid.levels_like(features) - 1)
+            noisy = continuous + noise / (self.grid.levels_like(features) - 1)
             token = torch.rand(
                 *features.shape[:-1], 1, device=features.device, dtype=torch.float32, generator=generator
             )
@@ -86,19 +85,19 @@ class FiniteScalarQuantization(Quantizer):
             "quantizer/displacement_rms": rms_length(latents - continuous),
             "quantizer/quantization_error_rms": rms_length(rounded - continuous),
         }
-        codes = self.nearest_codes(continuous.detach())
+        codes = self.grid.to_codes(self.even_cells(continuous.detach()))
         return QuantizerOutput(latents=latents, codes=codes, loss=features.new_zeros(()), metrics=metrics)
 
-    def nearest_codes(self, latents: Tensor) -> Tensor:
-        levels = self._grid.levels_like(latents)
+    def even_cells(self, latents: Tensor) -> Tensor:
+        levels = self.grid.levels_like(latents)
         if self.config.symmetric:
             cells = ((latents + 1) / 2 * (levels - 1) + 0.5).floor()
         else:
             cells = (latents * (levels // 2)).round() + levels // 2
-        return self._grid.to_codes(cells.clamp(min=0).minimum(levels - 1).long())
+        return cells.clamp(min=0).minimum(levels - 1).long()
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        cells, levels = self._grid.to_cells(codes).float(), self._grid.levels_like(codes)
+    def even_values(self, cells: Tensor) -> Tensor:
+        cells, levels = cells.float(), self.grid.levels_like(cells)
         return cells * 2 / (levels - 1) - 1 if self.config.symmetric else (cells - levels // 2) / (levels // 2)
 
     def _fsq(self, device: torch.device):

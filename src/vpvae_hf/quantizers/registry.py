@@ -44,6 +44,11 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
     if kind not in QUANTIZERS:
         raise ValueError(f"unknown quantizer kind {kind!r}; {did_you_mean(str(kind), QUANTIZERS)}")
     config_class = QUANTIZERS[kind][0]
+    for name, value in config_class.former_fields.items():
+        if fields.pop(name, value) != value:
+            raise ValueError(
+                f"{name} is no longer a setting of quantizer kind {kind!r}; leave it out, only training used it"
+            )
     valid = [field.name for field in dataclasses.fields(config_class)]
     for name in fields:
         if name not in valid:

@@ -19,7 +19,7 @@ class SimVQConfig(LearnedCodebookConfig):
     paper: ClassVar[str | None] = "2411.02038"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"codebook_size": 64, "latent_dim": 3},
-        {"codebook_size": 64, "latent_dim": 3, "rotation_trick": True},
+        {"codebook_size": 72, "latent_dim": 3, "rotation_trick": True, "learned_size": 64, "metric": "decoder"},
     )
 
 
@@ -32,7 +32,7 @@ class SimVQ(LearnedCodebook):
         super().__init__(config)
         self.library = library().SimVQ(
             dim=config.latent_dim,
-            codebook_size=config.codebook_size,
+            codebook_size=config.trained_size,
             rotation_trick=config.rotation_trick,
             input_to_quantize_commit_loss_weight=config.commitment_weight,
         )

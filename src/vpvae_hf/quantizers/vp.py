@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.neighbors import BACKENDS, NearestPoint, NeighborIndex, build_index, nearest_in_graph, nearest_point
+from vpvae_hf.neighbors import BACKENDS, NeighborIndex, build_index
 from vpvae_hf.settings import (
     is_integer,
     is_number,
@@ -21,10 +22,12 @@ from vpvae_hf.settings import (
     require_share,
     require_weight,
 )
-from vpvae_hf.tensors import as_real, is_tracing, kept_for_training, precise_dtype, without_bad_values
+from vpvae_hf.tensors import is_tracing, kept_for_training, precise_dtype, without_bad_values
 
-from .base import CodebookNotFittedError, HoldsValues, Quantizer, QuantizerConfig, QuantizerOutput
+from .base import CodebookNotFittedError, HoldsValues, QuantizerConfig, QuantizerOutput
+from .codebook import CodebookQuantizer, CodebookQuantizerConfig
 from .normalization import normalization_loss
+from .vp_live_codebook import LiveCodebook
 from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
 from .vp_scale import PerturbationScale
@@ -46,7 +49,7 @@ PERTURBATIONS = ("metropolis", "always_accept", "random_codebook")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorPerturbationConfig(QuantizerConfig):
+class VectorPerturbationConfig(CodebookQuantizerConfig):
     """Settings of `VectorPerturbation`.
 
     Attributes:
@@ -67,6 +70,11 @@ class VectorPerturbationConfig(QuantizerConfig):
         index_refresh: share of the queue that may change before its search index is rebuilt; for several ranks, which
             fill the queue together, so many times it, up to half of the queue.
         search_backend: how "metropolis" and "always_accept" search, as for `vpvae_hf.neighbors.build_index`.
+        commitment_weight: weight of the commitment loss, the mean over tokens and dimensions of (z - c(z))^2, c(z) the
+            nearest code of the live codebook (with codebook_size_range, of the codebook that was drawn). It takes the
+            place of the normalization loss during the ramp. The paper has none: 0.
+        commitment_ramp: shares of the run between which the normalization loss gives way to the commitment loss, as
+            `set_progress` tells it; a loop that does not call it trains with the normalization loss alone.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
         normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" only their mean, so that
             dimensions that carry more information may take more room than others.
@@ -77,7 +85,7 @@ class VectorPerturbationConfig(QuantizerConfig):
     paper: ClassVar[str | None] = "2602.17133"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         _SMALL,
-        _SMALL | {"perturbation": "always_accept"},
+        _SMALL | {"perturbation": "always_accept", "metric": "decoder"},
         _SMALL | {"perturbation": "random_codebook"},
         _SMALL | {"perturbation": "random_codebook", "codebook_size_range": [32, 128]},
     )
@@ -91,6 +99,8 @@ class VectorPerturbationConfig(QuantizerConfig):
     queue_share: float = 0.01
     index_refresh: float = 0.02
     search_backend: str = "auto"
+    commitment_weight: float = 0.25
+    commitment_ramp: tuple[float, float] = (0.55, 0.7)
     mean_weight: float = 0.1
     variance_weight: float = 0.07
     normalization: Literal["each", "whole"] = "each"
@@ -119,8 +129,9 @@ class VectorPerturbationConfig(QuantizerConfig):
         require_share("index_refresh", self.index_refresh)
         backends = ("auto", *BACKENDS)
         require_name("search_backend", self.search_backend, backends)
-        for name in ("mean_weight", "variance_weight"):
+        for name in ("commitment_weight", "mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
+        self._check_ramp()
         require_name("normalization", self.normalization, ("each", "whole"))
 
     @property
@@ -132,6 +143,16 @@ class VectorPerturbationConfig(QuantizerConfig):
     def queue_size(self) -> int:
         """|S|, the capacity of the queue."""
         return self.queue_per_code * self.largest_codebook * self.latent_dim
+
+    def without_fit(self) -> "VectorPerturbationConfig":
+        return dataclasses.replace(self, fitted=False, metric="euclidean")
+
+    def _check_ramp(self) -> None:
+        given = self.commitment_ramp
+        limits = tuple(given) if isinstance(given, Sequence) else ()
+        valid = len(limits) == 2 and all(map(is_number, limits)) and 0 <= limits[0] <= limits[1] <= 1
+        require(valid, "commitment_ramp", given, "two numbers in [0, 1], the lesser first")
+        object.__setattr__(self, "commitment_ramp", limits)
 
     def _check_range(self) -> None:
         limits = tuple(self.codebook_size_range)
@@ -145,14 +166,17 @@ class VectorPerturbationConfig(QuantizerConfig):
             )
 
 
-class VectorPerturbation(Quantizer):
+class VectorPerturbation(CodebookQuantizer):
     """Trains on displaced latents, without codes; encodes with a codebook fitted after training.
 
-    In the first steps, until the queue holds two latents per code, latents pass through unperturbed.
+    In the first steps, until the queue holds two latents per code, latents pass through unperturbed. From then on a
+    live codebook follows the latents of the queue. It tells the quantization error, to which the displacement is made
+    equal, and late in the run, once the encoder has learned, the commitment loss draws latents to its codes, so that
+    they cluster and quantization costs less.
 
     In a distributed job every rank must run each training forward, since the ranks share one queue of latents of them
-    all. The queue is the same to the bit on each, and so are eta (or share) and the measured error; other metrics are
-    each rank's own. Ranks may have different numbers of tokens. In eval mode a rank may run alone.
+    all. The queue is the same to the bit on each, and so are the live codebook, eta (or share) and the measured error;
+    other metrics are each rank's own. Ranks may have different numbers of tokens. In eval mode a rank may run alone.
 
     Buffers:
         codebook: [K, d] float32, zeros until fitted.
@@ -164,10 +188,11 @@ class VectorPerturbation(Quantizer):
         super().__init__(config)
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.latent_dim, dtype=torch.float32))
         self.queue = LatentQueue(config.queue_size, config.latent_dim)
+        self.live = LiveCodebook(config.codebook_size)
         self.scale = _scale(config)
+        self._progress = 0.0
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
-        self._search: NearestPoint | None = None
         self._step_size_ratio = 1.0
         self._most_tokens = 0  # of a rank in a step so far
         self._is_codebook = HoldsValues()
@@ -177,8 +202,11 @@ class VectorPerturbation(Quantizer):
     def training_state(self) -> "_TrainingState":
         return _TrainingState(self)
 
-    def recent_latents(self) -> Tensor:
-        return self.queue.latents()
+    def live_codebook(self) -> Tensor | None:
+        return self.live.codebook
+
+    def set_progress(self, progress: float) -> None:
+        self._progress = progress
 
     @property
     def _least_queue(self) -> int:
@@ -187,34 +215,46 @@ class VectorPerturbation(Quantizer):
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         config, flat = self.config, features.reshape(-1, self.latent_dim)
-        displacement, metrics = self._displacement(flat.detach(), generator)
-        latents = features + displacement.view_as(features)  # eq. (9): the displacement carries no gradient
+        moves, committed, metrics = self._step(flat.detach(), generator)
+        latents = features + moves.displacement.view_as(features)  # eq. (9): the displacement carries no gradient
         whole = config.normalization == "whole"
-        loss = normalization_loss(flat, config.mean_weight, config.variance_weight, whole=whole)
+        normalization = normalization_loss(flat, config.mean_weight, config.variance_weight, whole=whole)
+        commitment = config.commitment_weight * (flat - moves.codes).square().mean()
+        loss = (1 - committed) * normalization + committed * commitment
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
-    def _displacement(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Displacements [N, d] of latents, which then enter the queue, and the metrics. No graph looks into it."""
+    def _step(self, latents: Tensor, generator: torch.Generator | None) -> tuple["_Moves", Tensor, dict[str, Tensor]]:
+        """Where latents [N, d] go, the share [] of the commitment loss, and the metrics. No graph looks into it.
+
+        The latents then enter the queue.
+        """
         device = latents.device
         self.scale.move(device)
         finite = without_bad_values(latents)  # searches take no others
         with distributed.run_by_all_ranks(_RUN_BY_ALL):
-            perturbed, accepted = self._perturb(finite, generator)
-            displacement = perturbed - finite
-            displacement_ms = displacement.square().sum(dim=-1).mean()
-            self._share(latents, displacement_ms, generator)
-        error_ms = self.scale.error_ms
+            moves = self._moves(finite, generator)
+            self._share(latents, moves, generator)
         scale_name = "share" if self.config.perturbation == "random_codebook" else "eta"
-        known = {
-            "quantizer/quantization_error_rms": math.nan if error_ms is None else error_ms**0.5,
-            "quantizer/queue_fill": len(self.queue) / self.queue.capacity,
-        }
-        return displacement, {
-            "quantizer/displacement_rms": displacement_ms.sqrt(),
-            "quantizer/acceptance": accepted.float().mean(),
-            f"quantizer/{scale_name}": self.scale.value.to(torch.float32, copy=True),
-            **{name: torch.full((), value, device=device, dtype=torch.float32) for name, value in known.items()},
-        }
+        known = {"committed": self._committed(), "queue_fill": len(self.queue) / self.queue.capacity}
+        known = {name: torch.full((), value, device=device, dtype=torch.float32) for name, value in known.items()}
+        return (
+            moves,
+            known["committed"],
+            {
+                "quantizer/displacement_rms": moves.displacement_ms.sqrt(),
+                "quantizer/acceptance": moves.accepted.float().mean(),
+                f"quantizer/{scale_name}": self.scale.value.to(torch.float32, copy=True),
+                "quantizer/quantization_error_rms": self.live.error_ms.sqrt().to(torch.float32),
+                **{f"quantizer/{name}": value for name, value in known.items()},
+            },
+        )
+
+    def _committed(self) -> float:
+        """How much of the normalization loss has given way to the commitment loss, 0 to 1."""
+        begins, ends = self.config.commitment_ramp
+        if self.live.codebook is None or not self.config.commitment_weight or self._progress < begins:
+            return 0.0
+        return 1.0 if self._progress >= ends else (self._progress - begins) / (ends - begins)
 
     def check_codes(self) -> None:
         if not self.config.fitted and not is_tracing() and self._is_codebook(self.codebook):
@@ -223,39 +263,21 @@ class VectorPerturbation(Quantizer):
                 "not fitted; call model.set_codebook(model.quantize.codebook), or load weights with load_state_dict"
             )
         super().check_codes()
-        if not is_tracing() and not self._is_codebook(self.codebook):
-            raise CodebookNotFittedError(
-                "the settings say that the codebook is fitted, but it holds only zeros, as in a model made from the "
-                "config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
-            )
 
-    def nearest_codes(self, latents: Tensor) -> Tensor:
-        flat = latents.reshape(-1, self.latent_dim)
-        if is_tracing():
-            codes = nearest_in_graph(flat, self.codebook)
-        elif flat.device.type == self.codebook.device.type == "cpu":
-            # By content: other code may write into the buffer, and a comparison costs far less than a search.
-            if self._search is None or not torch.equal(self._search.points, self.codebook):
-                self._search = NearestPoint(self.codebook)
-            _, codes = self._search(flat)
-        else:
-            _, codes = nearest_point(flat, self.codebook)
-        return codes.view(latents.shape[:-1])
+    def _install(self, codebook: Tensor) -> None:
+        self.set_codebook_size(len(codebook))
+        self.codebook = codebook
+        self.config = dataclasses.replace(self.config, fitted=True)
 
-    def lookup(self, codes: Tensor) -> Tensor:
-        return self.codebook[codes]
+    @property
+    def fitted_tensors(self) -> tuple[Tensor, ...]:
+        roots = () if self.metric_root is None else (self.metric_root,)
+        return (self.codebook, *roots) if self.config.fitted else ()
 
     @kept_for_training()
-    def set_codebook(self, codebook: Tensor) -> None:
-        """Install a fitted codebook [K, d]; K may differ from the present one."""
-        codebook = as_real(codebook, "codebook")
-        if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
-            raise ValueError(f"codebook must be [K, {self.latent_dim}], got shape {tuple(codebook.shape)}")
-        if not torch.isfinite(codebook).all():
-            raise ValueError("codebook holds NaN or infinite values")
-        self.set_codebook_size(len(codebook))
-        self.codebook = codebook.detach().to(self.codebook.device, torch.float32, copy=True)
-        self.config = dataclasses.replace(self.config, fitted=True)
+    def drop_fit(self) -> None:
+        self.codebook, self.metric_root = torch.zeros_like(self.codebook), None
+        super().drop_fit()
 
     def set_codebook_size(self, codebook_size: int) -> None:
         """Train for another K >= 2 from now on: M, the queue's capacity and the scale follow; no codebook is fitted."""
@@ -271,12 +293,14 @@ class VectorPerturbation(Quantizer):
         present = self.config
         if not isinstance(config, VectorPerturbationConfig) or config.latent_dim != present.latent_dim:
             return False
-        config = dataclasses.replace(config, fitted=present.fitted and config.codebook_size == present.codebook_size)
+        stays = present.fitted and config.codebook_size == present.codebook_size
+        config = dataclasses.replace(config, fitted=stays, metric=present.metric if stays else "euclidean")
         if config == present:
             return True
         self.config = config
         if config.codebook_size != present.codebook_size:
-            self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
+            self.codebook, self.metric_root = self.codebook.new_zeros(config.codebook_size, self.latent_dim), None
+            self.live = LiveCodebook(config.codebook_size)
         self.queue.resize(config.queue_size)
         if _scale_settings(config) == _scale_settings(present):
             self.scale.forget()
@@ -301,28 +325,36 @@ class VectorPerturbation(Quantizer):
             self.config = dataclasses.replace(self.config, fitted=bool(loaded.any()))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
 
-    def _perturb(self, latents: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Perturbed latents [N, d] and which proposals were accepted [N]."""
-        config, held = self.config, len(self.queue)
-        if held < self._least_queue:
-            return latents, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
-        if self.scale.due(self.queue.pushed, held):
-            trial = partial(self._trial_displacement_ms, latents)
-            # A checkpoint is read into main memory, where K-means would take minutes and draw other numbers.
-            queue = self.queue.latents().to(latents.device)
-            self.scale.measure(queue, config.codebook_size, self.queue.pushed, trial)
-        if config.perturbation != "random_codebook":
-            return self._metropolis(latents, self.scale.value, generator)
-        size = config.codebook_size
-        if config.codebook_size_range is not None:
-            least, most = map(math.log, config.codebook_size_range)
+    def _moves(self, latents: Tensor, generator: torch.Generator | None) -> "_Moves":
+        config, queue = self.config, self.queue
+        if len(queue) < self._least_queue:
+            stay = torch.zeros_like(latents)
+            accepted, error_ms = torch.zeros_like(stay[:, 0], dtype=torch.bool), latents.new_full((), math.nan)
+            return _Moves(displacement=stay, accepted=accepted, codes=latents, error_ms=error_ms)
+        self.live.update(queue, latents.device)
+        codes = self.live.nearest(latents)
+        error_ms = (codes - latents).square().sum(dim=-1).mean()
+        if config.perturbation == "random_codebook":
+            drawn_codebook = queue.draw(self._drawn_size(generator), latents.device, generator)
+            perturbed, drawn = random_codebook(latents, drawn_codebook, self.scale.value)
+            accepted = torch.ones_like(latents[:, 0], dtype=torch.bool)
+            codes = codes if config.codebook_size_range is None else drawn
+        else:
+            if self.scale.due(queue.pushed, len(queue)):
+                self.scale.find(error_ms, queue.pushed, partial(self._trial_displacement_ms, latents))
+            perturbed, accepted = self._metropolis(latents, self.scale.value, generator)
+        return _Moves(displacement=perturbed - latents, accepted=accepted, codes=codes, error_ms=error_ms)
+
+    def _drawn_size(self, generator: torch.Generator | None) -> int:
+        """How many codes the random codebook of a step has."""
+        size = self.config.codebook_size
+        if self.config.codebook_size_range is not None:
+            least, most = map(math.log, self.config.codebook_size_range)
             part = torch.rand((), device="cpu", dtype=torch.float32, generator=_on_cpu(generator))
             size = round(math.exp(least + float(part) * (most - least)))
             # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
-            self._step_size_ratio = (size / config.codebook_size) ** (2 / self.latent_dim)
-        codebook = self.queue.draw(size, latents.device, generator)
-        perturbed = random_codebook(latents, codebook, self.scale.value)
-        return perturbed, torch.ones(len(latents), dtype=torch.bool, device=latents.device)
+            self._step_size_ratio = (size / self.config.codebook_size) ** (2 / self.latent_dim)
+        return size
 
     def _metropolis(
         self, latents: Tensor, eta: float | Tensor, generator: torch.Generator | None
@@ -356,13 +388,17 @@ class VectorPerturbation(Quantizer):
             self._indexed_at = self.queue.pushed
         return self._index
 
-    def _share(self, latents: Tensor, displacement_ms: Tensor, generator: torch.Generator | None) -> None:
-        """Have the queue and the scale of every rank see what this rank's latents [N, d] and their displacement are."""
+    def _share(self, latents: Tensor, moves: "_Moves", generator: torch.Generator | None) -> None:
+        """Have queue, scale and live codebook of every rank see this rank's latents [N, d], displacement and error."""
         tokens = len(latents)
         chosen = torch.randperm(tokens, device=latents.device, generator=generator)[: self._entering(tokens)]
-        displaced = displacement_ms.to(precise_dtype(latents.device)) * self._step_size_ratio * tokens
-        rows, displaced, tokens = self._of_all_ranks(latents[chosen], displaced, tokens)
-        self.scale.observe(displaced / tokens)
+        of_step = torch.stack([moves.displacement_ms * self._step_size_ratio, moves.error_ms])
+        rows, sums, tokens = self._of_all_ranks(
+            latents[chosen], of_step.to(precise_dtype(of_step.device)) * tokens, tokens
+        )
+        displacement_ms, error_ms = (sums / tokens).unbind()
+        self.live.observe(error_ms)
+        self.scale.observe(displacement_ms, self.live.error_ms)
         self.queue.push(rows)
 
     def _entering(self, tokens: int) -> int:
@@ -370,30 +406,52 @@ class VectorPerturbation(Quantizer):
         filling = len(self.queue) < self._least_queue
         return tokens if filling else math.ceil(self.config.queue_share * tokens)
 
-    def _of_all_ranks(self, rows: Tensor, displaced: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor | int]:
-        """The rows [n, d] of all ranks, one after the other, and the sums over them of the two numbers.
+    def _of_all_ranks(self, rows: Tensor, sums: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor | int]:
+        """The rows [n, d] of all ranks, one after the other, and the sums over ranks of the sums [2] and the tokens.
 
         It is one collective, of a few kilobytes once the queue is filled, in which ranks wait for the slowest; and one
         more if a rank has more tokens than any had before.
         """
         if distributed.world_size() == 1:
-            return rows, displaced, tokens
-        numbers = torch.stack([displaced, torch.full_like(displaced, tokens)])
+            return rows, sums, tokens
+        numbers = torch.cat([sums, torch.full_like(sums[:1], tokens)])
         while True:
-            parts, sums = distributed.gather_rows(rows, self._entering(self._most_tokens), numbers)
-            counts = [int(count) for count in sums[:, 1].tolist()]
+            parts, received = distributed.gather_rows(rows, self._entering(self._most_tokens), numbers)
+            counts = [int(count) for count in received[:, 2].tolist()]
             if max(counts) <= self._most_tokens:
                 break
             self._most_tokens = max(counts)
         rows = torch.cat([part[: self._entering(count)] for part, count in zip(parts, counts, strict=True)])
-        return rows, *sums.sum(dim=0)
+        totals = received.sum(dim=0)
+        return rows, totals[:2], totals[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moves:
+    """Where a step's latents [N, d] go.
+
+    Attributes:
+        displacement: [N, d].
+        accepted: [N] bool, which proposals were accepted.
+        codes: [N, d] latents of the codes that the commitment loss draws to.
+        error_ms: [] mean square distance to the live codebook; NaN before there is one.
+    """
+
+    displacement: Tensor
+    accepted: Tensor
+    codes: Tensor
+    error_ms: Tensor
+
+    @property
+    def displacement_ms(self) -> Tensor:
+        return self.displacement.square().sum(dim=-1).mean()
 
 
 @cache
 def _stay_out_of_graphs() -> None:
     # What a step does with queue, index and scale is Python between kernels. A decorator would import torch's compiler
     # along with this module, which takes two seconds.
-    VectorPerturbation._displacement = torch.compiler.disable(VectorPerturbation._displacement)
+    VectorPerturbation._step = torch.compiler.disable(VectorPerturbation._step)
 
 
 def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
@@ -423,11 +481,18 @@ class _TrainingState:
         return {
             "codebook_size": self._quantizer.codebook_size,
             "queue": self._quantizer.queue.state_dict(),
+            "live": self._quantizer.live.state_dict(),
             "scale": self._quantizer.scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
+        if "live" not in state:
+            raise ValueError(
+                "the checkpoint was made before VP had a live codebook, and training would go on in another way; "
+                "finish the run with the version that began it, or begin anew"
+            )
         self._quantizer.set_codebook_size(state["codebook_size"])
         self._quantizer._index = None
         self._quantizer.queue.load_state_dict(state["queue"])
+        self._quantizer.live.load_state_dict(state["live"])
         self._quantizer.scale.load_state_dict(state["scale"])

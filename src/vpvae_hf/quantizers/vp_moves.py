@@ -74,12 +74,16 @@ def metropolis(
     return torch.where(accepted[:, None], proposed, latents), accepted
 
 
-def random_codebook(latents: Tensor, codebook: Tensor, share: float | Tensor) -> Tensor:
+def random_codebook(latents: Tensor, codebook: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
     """Latents [N, d], each moved a share of the way to the nearest of K latents [K, d] drawn from the queue.
 
     The drawn latents have the latents' own density and make cells of mass 1/K, so the moves have the directions and
     lengths of a quantization with K codes. A random codebook has a larger error than a fitted one, so the share, in
     (0, 1], is below 1.
+
+    Returns:
+        Moved latents [N, d], and the drawn latents [N, d] that they were moved towards.
     """
     _, nearest = nearest_point(latents, codebook)
-    return latents + share * (codebook[nearest] - latents)
+    drawn = codebook[nearest]
+    return latents + share * (drawn - latents), drawn

@@ -35,7 +35,7 @@ class VectorQuantizationConfig(LearnedCodebookConfig):
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"codebook_size": 64, "latent_dim": 3},
         {"codebook_size": 64, "latent_dim": 3, "update": "ema", "kmeans_start": True, "replace_below": 1.0},
-        {"codebook_size": 64, "latent_dim": 3, "rotation_trick": True},
+        {"codebook_size": 48, "latent_dim": 3, "rotation_trick": True, "learned_size": 64},
     )
     update: Literal["gradient", "ema"] = "gradient"
     decay: float = 0.99
@@ -62,7 +62,7 @@ class VectorQuantization(LearnedCodebook):
         super().__init__(config)
         self.library = library().VectorQuantize(
             dim=config.latent_dim,
-            codebook_size=config.codebook_size,
+            codebook_size=config.trained_size,
             decay=config.decay,
             kmeans_init=config.kmeans_start,
             threshold_ema_dead_code=config.replace_below,
@@ -80,12 +80,13 @@ class VectorQuantization(LearnedCodebook):
             latents, codes, _ = self.library(without_bad_values(features).reshape(1, -1, self.latent_dim))
         loss = self.config.commitment_weight * mse_loss(features, latents.view(features.shape).detach())
         if self.config.update == "gradient":
-            loss = loss + mse_loss(self.codebook[codes.view(features.shape[:-1])], features.detach())
+            loss = loss + mse_loss(self.library.codebook[codes.view(features.shape[:-1])], features.detach())
         return self._output(features, latents, codes, loss)
 
     def check_codes(self) -> None:
         super().check_codes()
-        if not is_tracing() and not self._has_started(self.library._codebook.initted):
+        learned = self.fitted_codebook is None
+        if learned and not is_tracing() and not self._has_started(self.library._codebook.initted):
             raise CodebookNotFittedError(
                 "the codebook starts from the first batch of training (kmeans_start), and none was seen yet; train "
                 "first"

@@ -1,9 +1,9 @@
-"""Fitting the codebook after training, eq. (12): N latents, K codes, d dimensions."""
+"""Fitting the codebook, or levels, after training, eq. (12): N latents, K codes, d dimensions, L_i levels of each."""
 
 import logging
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,13 @@ from torch import Tensor
 from vpvae_hf import distributed
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.metrics import code_usage
+from vpvae_hf.models.decoder_metric import decoder_metric
 from vpvae_hf.models.inputs import batch_inputs, check_batches, unwrapped
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.progress import progress_bar
+from vpvae_hf.quantizers import QuantizerConfig
+from vpvae_hf.quantizers.codebook import Metric, require_metric, square_root, transformed
 from vpvae_hf.settings import require_integer
 
 _log = logging.getLogger(__name__)
@@ -25,17 +28,22 @@ _log = logging.getLogger(__name__)
 _HELD_OUT_SHARE = 0.1
 # From this many passes over the data on, in which the same items occur with other crops, the fit says so.
 _FEW_PASSES = 2
+# Tokens that the decoder's metric is measured on: more change it by less than the data do.
+_METRIC_TOKENS = 16_384
+# A codebook of so few latents and iterations errs as the final one does within some 10%, enough for the metric.
+_PREVIEW_PER_CODE, _PREVIEW_ITERATIONS = 32, 1
 
 
 @dataclass(frozen=True)
 class CodebookFit:
-    """How well a codebook of K codes fits, by so many iterations of K-means.
+    """How well a codebook of K codes, or levels whose product is K, fit after so many iterations of K-means.
 
     Attributes:
-        fitted_latents, held_out_latents: how many latents the codebook was fitted to, and measured on.
-        distortion: mean squared Euclidean distance of a fitted latent to its code.
+        fitted_latents, held_out_latents: how many latents it was fitted to, and measured on.
+        distortion: mean squared distance of a fitted latent to its code, in the metric.
         held_out_distortion: the same on latents that the fit did not see.
         held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
+        metric: that of distances: "euclidean", or "decoder", of which the squares have about the same size.
     """
 
     codebook_size: int
@@ -45,11 +53,13 @@ class CodebookFit:
     held_out_distortion: float
     held_out_usage: float
     iterations: int
+    metric: Metric = "euclidean"
 
     def __str__(self) -> str:
         held_out = f"{self.held_out_distortion:.4f} on {self.held_out_latents} others, CVU {self.held_out_usage:.3f}"
+        where = " in the decoder's metric" if self.metric == "decoder" else ""
         return (
-            f"{self.codebook_size} codes fitted to {self.fitted_latents} latents: mean squared error "
+            f"{self.codebook_size} codes fitted to {self.fitted_latents} latents: mean squared error{where} "
             f"{self.distortion:.4f}, {held_out if self.held_out_latents else 'not measured on others'}"
         )
 
@@ -60,6 +70,7 @@ def fit_codebook(
     codebook_size: int | None = None,
     *,
     latents_per_code: int = 256,
+    metric: Metric = "euclidean",
     seed: int = 0,
     across_ranks: bool | None = None,
     progress: bool = True,
@@ -70,20 +81,28 @@ def fit_codebook(
 
     Batches are read until there are `latents_per_code` latents per code, and a ninth more to measure on, or until they
     end; so they should be shuffled. The same data and seed give the same codebook. The function may be called again,
-    also with another codebook size; later training is then perturbed for that size.
+    also with another codebook size; later training of kind "vp" is then perturbed for that size.
 
-    K-means runs at three moments, of which this is the last: while VP trains, on its queue of recent latents, to
-    measure the quantization error that the perturbation stands for; at validations, on the same queue, for a preview of
-    the codebook; and here, after training, on fresh latents, for the codebook that is saved.
+    Kinds that have codes without a fit can be fitted all the same, for less error. The kinds "vq" and "simvq" get a
+    codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and "fsq" get levels
+    refitted in each dimension alone, which the mean squared error of its latents is least with (Lloyd-Max). Training
+    goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence `train_tokenizer`,
+    drops the fit when it starts, by `model.drop_fit()`, and `train_tokenizer` fits again with `codebook.refit`.
+
+    While VP trains it keeps a live codebook of its queue of recent latents, which tells the quantization error and
+    serves at validations; the one that is fitted here, after training, to fresh latents, is saved.
 
     Args:
         model: a tokenizer, also in a wrapper of DistributedDataParallel, torch.compile or peft; it keeps its mode and
             device.
         batches: each holds inputs as the model takes them; or is a mapping that holds them as "pixel_values" or
             "input_values", and the "padding_mask" of padded audio; or a tuple or list of inputs and labels.
-        codebook_size: K; by default that of the quantizer's config.
+        codebook_size: K; by default that of the quantizer's config, which for levels is the only one.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
-        seed: seed of K-means.
+        metric: what makes latents near to each other, here and when they are encoded: "euclidean", or "decoder", in
+            which a displacement is the longer the more it changes the decoder's output (`decoder_metric`). The latter
+            is for codebooks only. It is measured on some 16,000 of the latents, which takes 2 d decodings of them.
+        seed: seed of K-means, and of the metric.
         across_ranks: in a distributed job, True fits to the latents of all ranks together. Every rank must make this
             call, each with its own model of equal weights and its own part of the data; all end with the same codebook.
             False fits on this rank alone, and leaves the models of the others as they are. None, the default, is True
@@ -92,58 +111,101 @@ def fit_codebook(
 
     Raises:
         TypeError: no tokenizer, or no iterable of batches.
-        ValueError: a quantizer that needs no fitting; fewer (distinct) latents than codes; NaN or infinite latents.
+        ValueError: a quantizer without anything to fit; fewer (distinct) latents than codes; NaN or infinite latents;
+            a decoder whose output does not depend on the latents, if its metric is asked for.
         RuntimeError: another rank fits, or has fitted, its own model alone, by default.
     """
     model = unwrapped(model)
-    quantizer = model.quantize
-    if not quantizer.needs_fitting:
-        raise ValueError(
-            f"the {quantizer.config.kind!r} quantizer needs no fitting; the model can be saved and used as it is"
-        )
-    codebook_size = quantizer.codebook_size if codebook_size is None else codebook_size
+    config = model.quantize.config
+    codebook_size = config.codebook_size if codebook_size is None else codebook_size
+    require_fittable(config, metric)
     require_integer("codebook_size", codebook_size, 2)
     require_integer("latents_per_code", latents_per_code, 1)
     codebook_size = int(codebook_size)  # numpy's do not fit into a config
+    if config.fits == "levels" and codebook_size != config.codebook_size:
+        raise ValueError(
+            f"the levels {config.levels} of the {config.kind!r} quantizer make {config.codebook_size} codes, got "
+            f"codebook_size={codebook_size}; leave it out, or train a model with other levels"
+        )
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
     wanted = math.ceil(codebook_size * latents_per_code / ranks)
     wanted += round(wanted * _HELD_OUT_SHARE / (1 - _HELD_OUT_SHARE))
-    latents = _collect(model, batches, wanted, across_ranks, progress)
+    whole = math.ceil(_METRIC_TOKENS / ranks) if metric == "decoder" else 0
+    latents, samples = _collect(model, batches, wanted, across_ranks, progress, whole)
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(codebook_size / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
     counts = torch.tensor([len(fitted), len(held_out)], device="cpu")
     fitted_count, held_out_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
-    if codebook_size <= fitted_count < 256 * codebook_size:
+    codes_fitted = max(config.levels) if config.fits == "levels" else codebook_size
+    if codes_fitted <= fitted_count < 256 * codes_fitted:
         warnings.warn(
-            f"fitting {codebook_size} codes to {fitted_count} latents, {fitted_count / codebook_size:.0f} a code; "
+            f"fitting {codes_fitted} codes to {fitted_count} latents, {fitted_count / codes_fitted:.0f} a code; "
             "below 256 a code the codebook overfits, give more data if there is more",
             stacklevel=2,
         )
-    result = fit_kmeans(
-        fitted,
-        codebook_size,
-        latents_per_code=None,  # no more were read than are wanted
-        seed=seed,
-        across_ranks=across_ranks,
-        progress=progress,
-    )
-    errors, codes = nearest_point(held_out, result.centroids)
+    how = {"seed": seed, "across_ranks": across_ranks}
+    measured = root = None
+    if metric == "decoder":
+        preview = {"latents_per_code": _PREVIEW_PER_CODE, "max_iterations": _PREVIEW_ITERATIONS}
+        error = fit_kmeans(fitted, codebook_size, **preview, **how).distortion
+        measured = _measured_metric(model, samples, math.sqrt(error / model.quantize.latent_dim), how)
+        root = square_root(measured, model.quantize.latent_dim)
+    how |= {"latents_per_code": None, "progress": progress}  # no more were read than are wanted
+    if config.fits == "levels":
+        columns = fitted.split(1, dim=1)
+        results = [fit_kmeans(column, count, **how) for column, count in zip(columns, config.levels, strict=True)]
+        model.set_levels([result.centroids.flatten().sort().values for result in results])
+        reconstructed, codes = model.quantize.nearest(held_out)
+        distances = torch.linalg.vector_norm(reconstructed - held_out, dim=1)
+    else:
+        if root is not None:
+            fitted, held_out = (transformed(each, root.to(each)) for each in (fitted, held_out))
+        results = [fit_kmeans(fitted, codebook_size, **how)]
+        codebook = results[0].centroids
+        distances, codes = nearest_point(held_out, codebook)
+        # Back from the metric's space.
+        model.set_codebook(codebook if root is None else codebook.double() @ torch.linalg.inv(root), measured)
     if across_ranks:
-        errors, codes = distributed.rows_of_all_ranks(errors), distributed.rows_of_all_ranks(codes)
-    model.set_codebook(result.centroids)
+        distances, codes = distributed.rows_of_all_ranks(distances), distributed.rows_of_all_ranks(codes)
     model.set_scaling_factor(_scaling_factor(latents, across_ranks))
-    fit = CodebookFit(
+    return CodebookFit(
         codebook_size=codebook_size,
         fitted_latents=fitted_count,
         held_out_latents=held_out_count,
-        distortion=result.distortion,
-        held_out_distortion=float(errors.square().mean()) if held_out_count else math.nan,
+        distortion=sum(result.distortion for result in results),
+        held_out_distortion=float(distances.square().mean()) if held_out_count else math.nan,
         held_out_usage=code_usage(codes, codebook_size) if held_out_count else math.nan,
-        iterations=result.iterations,
+        iterations=max(result.iterations for result in results),
+        metric=metric,
     )
-    return fit
+
+
+def require_fittable(config: QuantizerConfig, metric: Metric = "euclidean") -> None:
+    """Raise a ValueError if `fit_codebook` cannot fit a quantizer of such settings, in such a metric."""
+    require_metric(metric)
+    if config.fits is None:
+        raise ValueError(
+            f"the {config.kind!r} quantizer needs no fitting, and has nothing to fit; the model can be saved and used "
+            "as it is"
+        )
+    if config.fits == "levels" and metric != "euclidean":
+        raise ValueError(
+            f"metric={metric!r} is for codebooks, and the {config.kind!r} quantizer has levels in each dimension "
+            'alone; use metric="euclidean"'
+        )
+
+
+def _measured_metric(
+    model: Tokenizer, samples: Sequence[Tensor], displacement: float, how: Mapping[str, Any]
+) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        return decoder_metric(model, samples, displacement, **how)
+    finally:
+        model.train(was_training)
 
 
 def measure_scaling_factor(
@@ -162,7 +224,8 @@ def measure_scaling_factor(
     model = unwrapped(model)
     across_ranks = _across_ranks(across_ranks, "measure_scaling_factor")
     wanted = math.ceil(latents / (distributed.world_size() if across_ranks else 1))
-    factor = _scaling_factor(_collect(model, batches, wanted, across_ranks, progress), across_ranks)
+    found, _ = _collect(model, batches, wanted, across_ranks, progress)
+    factor = _scaling_factor(found, across_ranks)
     model.set_scaling_factor(factor)
     return factor
 
@@ -189,18 +252,27 @@ def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
     return variance**-0.5 if variance > 1e-12 * squares / count else math.inf
 
 
-def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: bool, progress: bool) -> Tensor:
-    """[N, d] latents of this rank on the model's device, at most `wanted`."""
+def _collect(
+    model: Tokenizer, batches: Iterable, wanted: int, across_ranks: bool, progress: bool, whole: int = 0
+) -> tuple[Tensor, list[Tensor]]:
+    """[N, d] latents of this rank on the model's device, at most `wanted`; some `whole` of them as [b, *grid, d]."""
     was_training = model.training
     model.eval()
     found: list[Tensor] = []
+    samples: list[Tensor] = []
     count = 0
     with distributed.failing_together(across_ranks):
         try:
             how = {"desc": "Encoding", "unit": "latent", "unit_scale": True, "shown": progress}
             with progress_bar(total=wanted, **how) as bar:
                 for batch in check_batches(batches):
-                    found.append(_latents(model, batch)[: wanted - count])
+                    grids = _latents(model, batch)
+                    for grid in grids:
+                        if whole > 0 and grid.numel():
+                            items = math.ceil(whole * len(grid) / grid[..., 0].numel())
+                            samples.append(grid[:items])
+                            whole -= samples[-1][..., 0].numel()
+                    found.append(torch.cat([grid.flatten(0, -2) for grid in grids])[: wanted - count])
                     count += len(found[-1])
                     bar.update(len(found[-1]))
                     if count == wanted:
@@ -221,7 +293,7 @@ def _collect(model: Tokenizer, batches: Iterable, wanted: int, across_ranks: boo
         )
     if across_ranks and distributed.world_size() > 1:
         _warn_of_equal_parts(latents)
-    return latents
+    return latents, samples
 
 
 def _warn_of_equal_parts(latents: Tensor) -> None:
@@ -234,8 +306,10 @@ def _warn_of_equal_parts(latents: Tensor) -> None:
         )
 
 
-def _latents(model: Tokenizer, batch: Any) -> Tensor:
-    """[n, d] of a batch, without those of padding."""
+def _latents(model: Tokenizer, batch: Any) -> list[Tensor]:
+    """[B, *grid, d] of a batch; [1, n, d] of each clip of a padded one, without the padding."""
     inputs, mask = batch_inputs(model, batch)
     latents = model.latent_vectors(inputs, mask)
-    return latents.flatten(0, -2) if mask is None else latents[model.token_mask(mask)]
+    if mask is None:
+        return [latents]
+    return [clip[valid][None] for clip, valid in zip(latents, model.token_mask(mask), strict=True)]

@@ -19,7 +19,7 @@ from vpvae_hf.models.tokenizer import Tokenizer
 
 from .checkpoints import prepare_output, resume_hint
 from .config import require_settings
-from .fit import CodebookFit, fit_codebook, measure_scaling_factor
+from .fit import CodebookFit, fit_codebook, measure_scaling_factor, require_fittable
 from .hardware import compiles, describe, find_hardware, tuned, untuned
 from .trackers import end_trackers, start_trackers
 from .trainer import Trainer, accelerator_for
@@ -28,6 +28,10 @@ from .validation import Validation
 
 def train_tokenizer(config: TrainingConfig) -> Path:
     """Train, fit the codebook on a fresh pass, evaluate, save, and push if asked to; returns the tokenizer's folder.
+
+    Kinds that have codes without a fit are fitted if `codebook.refit` asks for it. If they go on from a tokenizer that
+    was fitted, training begins with its learned codebook or even levels, and drops the fit, which would not hold for
+    other latents; only without any step (`max_train_steps=0`), or if the decoder alone is trained, does it stay.
 
     Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, metrics.jsonl, pictures of
     validation items, trackers' logs, settings.json, and the tokenizer with its card.
@@ -103,6 +107,8 @@ def _model(modality: Modality, config: TrainingConfig, compiled: bool) -> Tokeni
             f"train_only={config.train_only} needs a fitted codebook, and {config.model.pretrained} has none; "
             f"fit one first: vpvae fit {config.model.pretrained} --dataset NAME --codebook-size K"
         )
+    if _fits(model, config):
+        require_fittable(model.quantize.config, config.codebook.metric)
     if config.train_only == "decoder":
         model.freeze_encoder()
     if compiled:
@@ -113,16 +119,20 @@ def _model(modality: Modality, config: TrainingConfig, compiled: bool) -> Tokeni
     return model
 
 
+def _fits(model: Tokenizer, config: TrainingConfig) -> bool:
+    return config.train_only is None and (model.quantize.needs_fitting or config.codebook.refit)
+
+
 @untuned()
 def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> CodebookFit | None:
     """Fit the codebook, or measure the scaling factor of a quantizer that needs no fit."""
     if config.train_only is not None:
         return None
     seed = config.seed + 1  # another order than in training
-    if not model.quantize.needs_fitting:
+    if not _fits(model, config):
         measure_scaling_factor(model, batches.fitting(seed, once=True), across_ranks=True)
         return None
-    how = {"latents_per_code": config.codebook.latents_per_code, "seed": config.seed}
+    how = {"latents_per_code": config.codebook.latents_per_code, "metric": config.codebook.metric, "seed": config.seed}
     return fit_codebook(model, batches.fitting(seed), **how, across_ranks=True)
 
 

@@ -41,6 +41,9 @@ _CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_ena
 class Trainer:
     """Trains a tokenizer with AdamW, eq. (10), through its `forward`; makes checkpoints, validates and logs.
 
+    If there is a step to train, and the quantizer is not frozen, a fit that its kind trains without is dropped, by
+    `model.drop_fit()`: the codebook of "vq" and "simvq" is again the learned one, levels of "fsp" and "fsq" are even.
+
     Args:
         batches: endless batches of this rank, as the model takes them. If they have `state_dict` and `load_state_dict`,
             their position is part of a checkpoint; if they have `skipped`, it is logged.
@@ -87,6 +90,8 @@ class Trainer:
         self._shown["cvu"] = "validation/code_usage"
         if config.gradient_checkpointing:
             checkpoint_activations(model)
+        if config.max_train_steps and not model.quantize.needs_fitting and model.quantize not in frozen_modules:
+            model.drop_fit()
         betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         how = {"betas": betas, "fused": fuses_adamw(accelerator) or None}
@@ -157,6 +162,7 @@ class Trainer:
         with progress_bar(total=last, **where, shown=self.step < last) as bar:
             batches = iter(self._batches) if self.step < last else iter(())
             for batch in batches:
+                self.model.quantize.set_progress(self.step / last)
                 interval.add(self.step + 1, *self._forward_backward(batch.to(self.accelerator.device)), len(batch))
                 if not self.accelerator.sync_gradients:
                     continue

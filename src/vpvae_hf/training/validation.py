@@ -3,24 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from vpvae_hf import distributed
-from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.metrics import ReconstructionQuality, reconstruct
 from vpvae_hf.modalities import Batches, Modality
 from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
-from vpvae_hf.quantizers import Quantizer
 
 from .hardware import untuned
 from .trackers import log_picture
-
-# A preview codebook shows how training goes; the one that is published is fitted more carefully, to fresh latents.
-_PREVIEW_ITERATIONS = 10
 
 
 class Validation:
@@ -47,10 +40,10 @@ class Validation:
 
     @untuned()
     def measure(self, step: int) -> dict[str, float]:
-        """Metrics with a preview codebook, or the model's own if it is not refitted; none if there is none yet."""
+        """Metrics with the live codebook, or the model's own if it is not refitted; none if there is none yet."""
         codebook = None
         if self._model.quantize.needs_fitting and self._config.train_only is None:
-            codebook = preview_codebook(self._model.quantize)
+            codebook = self._model.quantize.live_codebook()
             if codebook is None:
                 return {}
         validated = self._batches.evaluation(self._config.data.validation_examples)
@@ -84,12 +77,3 @@ class Validation:
         """What is shown, from codes, and a picture: originals, then without quantization, then from codes."""
         made = reconstruct(self._model, self._shown, codebook)
         return made.quantized, self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
-
-
-def preview_codebook(quantizer: Quantizer) -> Tensor | None:
-    """A codebook [K, d] of the latents in the queue, the same on all ranks; None without a queue, or if it is short."""
-    latents = quantizer.recent_latents()
-    if latents is None or len(torch.unique(latents, dim=0)) < quantizer.codebook_size:
-        return None
-    preview = fit_kmeans(latents, quantizer.codebook_size, max_iterations=_PREVIEW_ITERATIONS)
-    return distributed.from_first_rank(preview.centroids)

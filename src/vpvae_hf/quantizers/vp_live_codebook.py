@@ -1,0 +1,103 @@
+"""The codebook of the present latents, which training keeps warm: what VP's latents are drawn to, and its error."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vpvae_hf import distributed
+from vpvae_hf.neighbors import NearestPoint, nearest_point
+from vpvae_hf.tensors import kept_for_training
+
+from .vp_queue import LatentQueue
+
+# A Lloyd step on so many latents of the queue, every so many training steps, costs about one percent of a small model's
+# training and keeps up with the queue.
+_EVERY, _DRAWN = 10, 8192
+_FIRST_LLOYD_STEPS = 6
+# A code is the mean of about as many latents as were last assigned to it: with fewer it errs more, by one part in as
+# many; with more it lags behind the latents.
+_LATENTS_PER_CODE = 32
+# In a good codebook all codes contribute alike to the error. One that contributes less than this share of the mean is
+# moved to a latent that is drawn in proportion to its squared error.
+_LEAST_CONTRIBUTION = 0.2
+# How much of the error that is remembered one step replaces: a batch shows it within a few percent.
+_GAIN = 0.05
+
+
+class LiveCodebook:
+    """K-means codebook of the latents in the queue, by Lloyd steps with moving averages; no gradient reaches it.
+
+    In a distributed job every rank must call `update` and `observe`; then all have the same codebook and error.
+
+    Attributes:
+        codebook: [K, d] float32 on the latents' device; None before the first update.
+        error_ms: [] mean square distance of latents to their codes, a moving average over steps, of latents that the
+            codebook has not seen; NaN before the first.
+    """
+
+    def __init__(self, codebook_size: int):
+        self.codebook_size = codebook_size
+        self.codebook: Tensor | None = None
+        self.error_ms = torch.tensor(math.nan, device="cpu", dtype=torch.float64)
+        # [K, 2]: latents that each code is the mean of, and their squared distances together
+        self._use: Tensor | None = None
+        self._steps = 0
+        self._search: NearestPoint | None = None
+
+    @kept_for_training()
+    def update(self, queue: LatentQueue, device: torch.device) -> None:
+        """To be called in each training step, once the queue holds two latents per code; acts in one of ten."""
+        first, acts = self.codebook is None, self._steps % _EVERY == 0
+        self._steps += 1
+        if not acts:
+            return
+        generator = torch.Generator(device).manual_seed(queue.pushed)
+        if first:
+            self.codebook = queue.draw(self.codebook_size, device, generator)
+            self._use = torch.zeros(self.codebook_size, 2, device=device, dtype=torch.float32)
+        self.codebook, self._use = self.codebook.to(device), self._use.to(device)
+        if distributed.rank() == 0:
+            for _ in range(_FIRST_LLOYD_STEPS if first else 1):
+                self._lloyd_step(queue, generator)
+        # Sums on a GPU differ in rounding from one time to the next, so the other ranks do not repeat it.
+        both = distributed.from_first_rank(torch.cat([self.codebook, self._use], dim=1), same_shape=True)
+        self.codebook, self._use = both.tensor_split([both.shape[1] - 2], dim=1)
+        self._search = None
+
+    def _lloyd_step(self, queue: LatentQueue, generator: torch.Generator) -> None:
+        count = min(_DRAWN, len(queue))
+        latents = queue.draw(count, generator.device, generator)
+        distances, codes = nearest_point(latents, self.codebook)
+        squares = distances.square()
+        keep = math.exp(-count / (_LATENTS_PER_CODE * self.codebook_size))
+        use = (keep * self._use).index_add(0, codes, torch.stack([torch.ones_like(squares), squares], dim=1))
+        means = (keep * self._use[:, :1] * self.codebook).index_add(0, codes, latents) / use[:, :1].clamp_min(1e-6)
+        contribution = use[:, 1].mean()
+        idle = (use[:, 1] < _LEAST_CONTRIBUTION * contribution)[:, None]
+        # All zeros have no proportions.
+        drawn = (squares + 1e-20).multinomial(self.codebook_size, replacement=True, generator=generator)
+        self.codebook = torch.where(idle, latents[drawn], means)
+        # A code that was moved counts as one latent, so that it goes to the middle of its new cell at once.
+        self._use = torch.where(idle, torch.stack([torch.ones_like(contribution), contribution]), use)
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """The nearest code of each latent, [N, d]."""
+        if latents.device.type == "cpu":
+            self._search = self._search or NearestPoint(self.codebook)
+            return self.codebook[self._search(latents)[1]]
+        return self.codebook[nearest_point(latents, self.codebook)[1]]
+
+    @kept_for_training()
+    def observe(self, error_ms: Tensor) -> None:
+        """Take note of the mean square error [], float64, of all ranks' latents in a step."""
+        known = self.error_ms.to(error_ms)
+        self.error_ms = torch.where(known.isnan(), error_ms, torch.lerp(known, error_ms, _GAIN))
+
+    def state_dict(self) -> dict:
+        return {"codebook": self.codebook, "use": self._use, "steps": self._steps, "error_ms": float(self.error_ms)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.codebook, self._use, self._steps = state["codebook"], state["use"], state["steps"]
+        self.error_ms = torch.full_like(self.error_ms, state["error_ms"])
+        self._search = None
