@@ -24,12 +24,12 @@ from vpvae_hf.quantizers import Quantizer
 RefineLoss = Callable[[Tensor, Tensor], Tensor]
 
 # Share of the tokens that may move at once. Neighbours that move together disturb each other.
-_MOVING = 0.5
+_MOVING = 0.4
 # What a token's step is multiplied by after a move that was kept, or undone; and the limits of a step.
 _LONGER, _SHORTER, _SHORTEST_STEP, _LONGEST_STEP = 1.3, 0.5, 0.02, 4.0
 # How much a neighbour's error counts when a token's move is judged, along each axis of the grid.
 _NEIGHBOUR_WEIGHT = 0.6
-# After so many steps in a row that did not lower its error an item is finished.
+# After so many steps in a row whose moves were all undone an item is finished.
 _PATIENCE = 4
 
 
@@ -63,6 +63,12 @@ class Refinement:
             errors.append(self._by_token(loss(decoded[place : place + 1, ..., :length], original), original, grid))
         return torch.cat(errors)
 
+    def token_counts(self, grid: Sequence[int]) -> list[int]:
+        """How many tokens of a grid are of each item."""
+        if self.lengths is None:
+            return [math.prod(grid)] * len(self.originals)
+        return [-(-length // self.token_size) for length in self.lengths]
+
     def _by_token(self, errors: Tensor, originals: Tensor, grid: Sequence[int]) -> Tensor:
         count, positions = len(originals), originals.shape[2:]
         if errors.shape == (count,):
@@ -85,24 +91,41 @@ def refined_codes(batch: Refinement, loss: RefineLoss, quantizer: Quantizer, lat
     The codes of an item do not depend on the other items of the batch, rounding aside.
 
     Args:
-        steps: how many gradients are computed; signals are decoded once more often.
+        steps: how many gradients are computed, and trials made; signals are decoded twice more often.
     """
     # Autograd takes no tensors that were made within torch.inference_mode.
     with torch.inference_mode(False), torch.no_grad():
         batch = replace(batch, originals=batch.originals.float().clone())
-        search = _Search(quantizer, latents.float().clone())
+        search = _Search(quantizer, latents.float().clone(), batch.token_counts(latents.shape[1:-1]))
         for _ in range(steps):
             with torch.enable_grad():
                 vectors = search.trial_vectors.detach().requires_grad_()
                 errors = batch.errors(vectors, search.items, loss)
                 (gradient,) = torch.autograd.grad(errors.sum(), vectors)
-            search.judge(errors.detach())
             search.settle(errors.detach(), gradient)
             if not len(search.items):
-                return search.best
+                break
             search.move()
+        if len(search.items):
+            search.settle(batch.errors(search.trial_vectors, search.items, loss))
+        # What is left of several trials has not been decoded yet.
+        search.finish()
         search.judge(batch.errors(search.trial_vectors, search.items, loss))
         return search.best
+
+
+_OF_STAYING = (
+    "items",
+    "_in_vain",
+    "_counts",
+    "_codes",
+    "_vectors",
+    "_length",
+    "_step",
+    "_errors",
+    "_gradient",
+    "_metric",
+)
 
 
 class _Search:
@@ -114,18 +137,23 @@ class _Search:
         best: [B, *grid] or [B, *grid, G] the codes of the least error so far.
     """
 
-    def __init__(self, quantizer: Quantizer, latents: Tensor):
+    def __init__(self, quantizer: Quantizer, latents: Tensor, counts: list[int]):
         self._quantizer = quantizer
         self.items = torch.arange(len(latents), device=latents.device)
         self.trial_vectors, self._trial = self._vectors, self._codes = quantizer.nearest(latents)
-        self.best, self._least = self._codes.clone(), latents.new_full((len(latents),), math.inf)
+        self.best, self._kept = self._codes.clone(), self._codes.clone()
+        self._least = latents.new_full((len(latents),), math.inf)
+        # A clip's tokens are its first; what lies beyond has a part in nothing.
+        self._counts = torch.tensor(counts, device=latents.device)
+        beyond = torch.arange(latents[0, ..., 0].numel(), device=latents.device) >= self._counts[:, None]
+        errors = (self._vectors - latents).masked_fill(beyond.view(latents.shape[:-1])[..., None], 0)
         # Codes lie about as far apart as latents lie from them, so steps have that length, too.
-        self._length = _rms_length(self._vectors - latents)
+        self._length = self._rms_length(errors)
         self._step = torch.ones_like(latents[..., 0])
         self._moved = torch.zeros_like(self._step, dtype=torch.bool)
         self._in_vain = torch.zeros_like(self.items)
         self._errors = self._gradient = self._metric = None
-        self._generator = torch.Generator().manual_seed(0)
+        self._moves = 0
 
     def judge(self, errors: Tensor) -> None:
         """Remember the trial of an item if its error is the least so far."""
@@ -133,16 +161,20 @@ class _Search:
         better = errors < self._least[self.items]
         self._least[self.items] = torch.where(better, errors, self._least[self.items])
         self.best[self.items] = torch.where(_like(better, self._trial), self._trial, self.best[self.items])
-        self._in_vain = torch.where(better, 0, self._in_vain + 1)
 
-    def settle(self, errors: Tensor, gradient: Tensor) -> None:
+    def settle(self, errors: Tensor, gradient: Tensor | None = None) -> None:
         """Keep the moves of the trial that lowered the errors around their token; undo the others.
 
-        The trial's errors and gradient are taken for those of what is kept, except where a move was undone. Items that
-        have not improved for some steps leave.
+        The trial's errors and gradient are taken for those of what is kept, except where a move was undone. Items of
+        which no move was kept for some steps leave.
+
+        Args:
+            gradient: None if no other trial follows.
         """
+        self.judge(errors)
         around = _around if errors.ndim > 1 else _everywhere
-        errors, gradient = _like(errors, self._step).expand_as(self._step), gradient.nan_to_num(0.0, 0.0, 0.0)
+        errors = _like(errors, self._step).expand_as(self._step)
+        gradient = self._gradient if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
         if self._errors is None:
             self._errors, self._gradient, self._metric = errors, gradient, _whitening(gradient)
             return
@@ -154,40 +186,39 @@ class _Search:
         self._gradient = torch.where(undone[..., None], self._gradient, gradient)
         self._vectors = torch.where(kept[..., None], self.trial_vectors, self._vectors)
         self._codes = torch.where(_like(kept, self._codes), self._trial, self._codes)
+        self._kept[self.items] = self._codes
         factor = torch.where(kept, _LONGER, torch.where(undone, _SHORTER, 1.0))
         self._step = (self._step * factor).clamp(_SHORTEST_STEP, _LONGEST_STEP)
+        self._in_vain = torch.where(kept.flatten(1).any(dim=1), 0, self._in_vain + 1)
         staying = self._in_vain < _PATIENCE
         if not staying.all():
-            for name in (
-                "items",
-                "_in_vain",
-                "_codes",
-                "_vectors",
-                "_length",
-                "_step",
-                "_errors",
-                "_gradient",
-                "_metric",
-            ):
+            for name in _OF_STAYING:
                 setattr(self, name, getattr(self, name)[staying])
 
     def move(self) -> None:
         """Make a trial of what was kept: some of the tokens move against the gradient."""
         direction = (self._gradient.flatten(1, -2) @ self._metric).view_as(self._gradient)
-        length = self._length / _rms_length(direction).clamp(min=torch.finfo(torch.float32).tiny)
+        length = self._length / self._rms_length(direction).clamp(min=torch.finfo(torch.float32).tiny)
         vectors, codes = self._quantizer.nearest(
             self._vectors - (_like(length, self._step) * self._step)[..., None] * direction
         )
-        chosen = torch.rand(self._step.shape[1:], generator=self._generator).to(self._step.device) < _MOVING
+        # Drawn for the grid, so alike in every batch; a longer grid begins with what a shorter one draws.
+        generator = torch.Generator().manual_seed(self._moves)
+        chosen = torch.rand(self._step.shape[1:], generator=generator).to(self._step.device) < _MOVING
+        self._moves += 1
         differs = codes != self._codes
         self._moved = chosen & (differs if differs.ndim == self._step.ndim else differs.any(dim=-1))
         self._trial = torch.where(_like(self._moved, codes), codes, self._codes)
         self.trial_vectors = torch.where(self._moved[..., None], vectors, self._vectors)
 
+    def finish(self) -> None:
+        """Make what was kept of all items the last trial."""
+        self.items, self._trial = torch.arange(len(self.best), device=self.best.device), self._kept
+        self.trial_vectors = self._quantizer.decode(self._kept)
 
-def _rms_length(vectors: Tensor) -> Tensor:
-    """[b] root mean square length of vectors [b, *grid, d]."""
-    return vectors.square().sum(dim=-1).flatten(1).mean(dim=1).sqrt()
+    def _rms_length(self, vectors: Tensor) -> Tensor:
+        """[b] root mean square length of vectors [b, *grid, d] of tokens; those that are of no item are 0."""
+        return (vectors.square().flatten(1).sum(dim=1) / self._counts).sqrt()
 
 
 def _whitening(gradients: Tensor) -> Tensor:
