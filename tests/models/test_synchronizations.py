@@ -1,5 +1,7 @@
 """How often models look at values, for which a GPU would have to be waited for."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from tiny import FSP, FSQ, GROUPED, LENGTHS, NONE, VP, batch_of, noise, noise_images, tiny_codec, tiny_vae
 from vpvae_hf.neighbors import BACKENDS, nearest_in_graph
-from vpvae_hf.quantizers import vp_moves
+from vpvae_hf.quantizers import vp_live_codebook, vp_moves
 from vpvae_hf.tensors import deferred_checks
 
 _ATEN = torch.ops.aten
@@ -16,11 +18,11 @@ _WAITING = {
     *(_ATEN._local_scalar_dense, _ATEN.equal, _ATEN.nonzero, _ATEN.masked_select, _ATEN.bincount),
     *(_ATEN._unique2, _ATEN.unique_dim, _ATEN.lift_fresh),
 }
-METROPOLIS = VP | {"search_backend": "torch", "index_refresh": 1.0, "queue_share": 0.01}
+METROPOLIS = VP | {"perturbation": "metropolis", "search_backend": "torch", "index_refresh": 1.0, "queue_share": 0.01}
 TRAINED = {
     "metropolis": METROPOLIS,
     "always_accept": METROPOLIS | {"perturbation": "always_accept"},
-    "random_codebook": VP | {"perturbation": "random_codebook"},
+    "random_codebook": VP,
     "fsp": FSP,
     "fsq": FSQ,
     "simvq": {"kind": "simvq", "codebook_size": 16, "latent_dim": 3},
@@ -66,7 +68,9 @@ class Waits(TorchDispatchMode):
 @pytest.fixture
 def waits(monkeypatch):
     # Searches on a GPU are kernels, which are tested by themselves; on a CPU they look at values.
-    monkeypatch.setattr(vp_moves, "nearest_point", lambda queries, points: (None, nearest_in_graph(queries, points)))
+    for module in (vp_moves, vp_live_codebook):
+        monkeypatch.setattr(module, "nearest_point", nearest_in_a_kernel)
+    monkeypatch.setattr(vp_live_codebook, "NearestPoint", lambda points: partial(nearest_in_a_kernel, points=points))
     brute_force = BACKENDS["torch"]
     search = brute_force.distances_unchecked
 
@@ -76,6 +80,11 @@ def waits(monkeypatch):
 
     monkeypatch.setattr(brute_force, "distances_unchecked", uncounted)
     return Waits(monkeypatch)
+
+
+def nearest_in_a_kernel(queries, points):
+    found = nearest_in_graph(queries, points)
+    return (queries - points[found]).norm(dim=1), found
 
 
 def model_of(modality, quantizer):
@@ -89,7 +98,8 @@ def test_a_training_forward_waits_for_nothing(modality, kind, waits):
     for _ in range(4):  # until the perturbation is measured, and constants are made
         model(inputs)
     with deferred_checks() as checks, waits:
-        model(inputs)
+        for _ in range(10):  # in one of which the live codebook is moved
+            model(inputs)
     assert waits.found == []
     checks.raise_failed()
 

@@ -48,15 +48,15 @@ class LiveCodebook:
     @kept_for_training()
     def update(self, queue: LatentQueue, device: torch.device) -> None:
         """To be called in each training step, once the queue holds two latents per code; acts in one of ten."""
-        first, acts = self.codebook is None, self._steps % _EVERY == 0
-        self._steps += 1
-        if not acts:
-            return
         generator = torch.Generator(device).manual_seed(queue.pushed)
-        if first:
+        if first := self.codebook is None:
             self.codebook = queue.draw(self.codebook_size, device, generator)
             self._use = torch.zeros(self.codebook_size, 2, device=device, dtype=torch.float32)
+        # Those of a checkpoint are read into main memory.
         self.codebook, self._use = self.codebook.to(device), self._use.to(device)
+        self._steps += 1
+        if self._steps % _EVERY != 1:
+            return
         if distributed.rank() == 0:
             for _ in range(_FIRST_LLOYD_STEPS if first else 1):
                 self._lloyd_step(queue, generator)
