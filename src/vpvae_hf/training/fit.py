@@ -83,9 +83,10 @@ def fit_codebook(
     end; so they should be shuffled. The same data and seed give the same codebook. The function may be called again,
     also with another codebook size; later training of kind "vp" is then perturbed for that size.
 
-    Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds "vq" and "simvq" get a
-    codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and "fsq" get levels
-    refitted in each dimension alone, which the mean squared error of its latents is least with (Lloyd-Max). Training
+    Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds
+    "vq" and "simvq" get a codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and
+    "fsq" get levels refitted in each dimension alone, which the mean squared error of its latents is least with
+    (Lloyd-Max); their decoders have read even levels, and reconstruct better from those (benchmarks/results). Training
     goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence `train_tokenizer`,
     drops the fit when it starts, by `model.drop_fit()`, and `train_tokenizer` fits again with `codebook.refit`.
 
