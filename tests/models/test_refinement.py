@@ -11,7 +11,7 @@ from vpvae_hf.quantizers import NoCodesError
 
 VQ = {"kind": "vq", "codebook_size": 16, "latent_dim": 3}
 KINDS = {"vp": VP, "vq": VQ, "simvq": VQ | {"kind": "simvq"}, "fsp": FSP, "fsq": FSQ, "grouped": GROUPED}
-STEPS = 3
+STEPS = 2
 
 
 def errors_of(model, codes, inputs):
@@ -39,7 +39,7 @@ def test_no_signal_is_worse_than_with_nearest_codes(build, inputs, kind):
 
 def test_more_steps_are_better(build, inputs):
     model = build()
-    errors = [errors_of(model, model.tokenize(inputs, refine_steps=n, refine_loss="l2"), inputs) for n in (1, 6)]
+    errors = [errors_of(model, model.tokenize(inputs, refine_steps=n, refine_loss="l2"), inputs) for n in (1, 4)]
     assert (errors[1] < errors[0]).all()
 
 
@@ -128,7 +128,7 @@ def test_losses_are_functions_or_have_names(build, inputs, modality):
     def of_whole_items(reconstruction, original):
         return (reconstruction - original).square().flatten(1).mean(dim=1)
 
-    refined = model.tokenize(inputs, refine_steps=9, refine_loss=of_whole_items)
+    refined = model.tokenize(inputs, refine_steps=4, refine_loss=of_whole_items)
     assert_no_worse(model, refined, model.tokenize(inputs), inputs)
 
 
