@@ -54,6 +54,18 @@ def test_tokenize_then_decode(codec, data, tmp_path, capsys):
         assert torch.equal(model.encode(audio).audio_codes[0, 0], torch.from_numpy(row["codes"].astype(np.int64)))
 
 
+def test_refined_codes_of_a_file(codec, data, tmp_path, capsys):
+    audio = read(data, 0)
+    name = write_files(tmp_path / "clips", {"a.wav": encoded(audio)})
+    assert main(["encode-audio", f"{name}/a.wav", "--tokenizer", codec, "--refine", "2"]) == 0
+    with safe_open(f"{name}/a.safetensors", "pt") as opened:
+        codes, header = opened.get_tensor("audio_codes"), opened.metadata()
+    model, clip = VPCodecModel.from_pretrained(codec).eval(), torch.from_numpy(audio)[None, None]
+    assert torch.equal(codes[:, 0].long(), model.tokenize(clip, refine_steps=2))
+    assert not torch.equal(codes[:, 0].long(), model.tokenize(clip))
+    assert header["refine_steps"] == "2"
+
+
 def test_what_wrote_no_file_may_be_started_with_other_settings(codec, tmp_path, capsys):
     stereo = encoded(np.stack([speech(0.8).numpy()] * 2, axis=1))
     name = write_files(tmp_path / "clips", {"a.wav": encoded(speech(0.8).numpy()), "b.wav": stereo})

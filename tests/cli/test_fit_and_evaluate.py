@@ -48,9 +48,16 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert saved["images"] == 9
     assert saved["metrics"] == pytest.approx(figures, rel=1e-6)
+    # Refined codes are measured beside nearest ones.
+    assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--refine", "2"]) == 0
+    assert "tokens, codes refined in 2 steps" in capsys.readouterr().out
+    _, refined = json.loads((fitted / "results.json").read_text())["evaluation"]
+    assert refined["refine_steps"] == 2
+    assert refined["metrics"]["psnr"] > figures["psnr"]
+    assert "| validation, codes refined in 2 steps |" in (fitted / "README.md").read_text()
     # A second measurement of the same split takes the first one's place; a refit makes both void.
     assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--size", "8"]) == 0
-    (again,) = json.loads((fitted / "results.json").read_text())["evaluation"]
+    _, again = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert again["tokens"] == 9 * 16
     again = ["fit", str(fitted), "--dataset", data, "--output", str(fitted), "--overwrite", "--metric", "decoder"]
     assert main(again) == 0

@@ -12,7 +12,7 @@ from image_shards import CORRUPT, encoded, loader_of, write_shards
 
 from processes import ended, launched
 from tiny import tiny_vae
-from vpvae_hf import AutoencoderVP
+from vpvae_hf import AutoencoderVP, BatchTokenizer
 from vpvae_hf.cli import tokenize as cli_tokenize
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import code_dtype
@@ -92,6 +92,23 @@ def test_codes_labels_and_counts(tokenizer, images, tmp_path, capsys):
         "tokenizer": str(tokenizer), "codebook_size": 200, "downsample_factor": 2, "dataset": images, "split": "train",
         "size": 16, "shortest_side": 16, "files": 3, "images": 11, "unreadable_images": 2,
     }.items()  # fmt: skip
+
+
+def test_refined_codes(tokenizer, images, tmp_path, capsys):
+    output, vae = tmp_path / "codes", AutoencoderVP.from_pretrained(tokenizer).eval()
+    assert tokenize(tokenizer, images, output, "--refine", "2") == 0
+    rows = datasets.load_dataset(str(output), split="train")
+    batches = list(loader_of(images, batch_size=3, size=16, shortest_side=16))
+    codes = torch.cat([vae.tokenize(batch, refine_steps=2) for batch in batches])
+    assert torch.equal(torch.as_tensor(rows["codes"][:]), codes)
+    assert not torch.equal(codes, expected_codes(tokenizer, images, size=16, shortest_side=16))
+    assert manifest_of(output)["refine_steps"] == 2
+    assert manifest_of(output)["fingerprint"] == vae.fingerprint()
+    assert tokenize(tokenizer, images, output) == 1
+    assert "its refine_steps is 2, here it is 0" in last_error(capsys)
+    given = BatchTokenizer(tokenizer, "photo", batch_size=3, refine_steps=2, size=16)
+    columns = datasets.load_dataset(str(images), split="train[1:4]").cast_column("photo", datasets.Image(decode=False))
+    assert np.array_equal(given(columns[:])["codes"], codes[:3])
 
 
 @pytest.mark.parametrize("streaming", [False, True])

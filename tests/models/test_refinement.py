@@ -11,7 +11,7 @@ from vpvae_hf.quantizers import NoCodesError
 
 VQ = {"kind": "vq", "codebook_size": 16, "latent_dim": 3}
 KINDS = {"vp": VP, "vq": VQ, "simvq": VQ | {"kind": "simvq"}, "fsp": FSP, "fsq": FSQ, "grouped": GROUPED}
-STEPS = 3
+STEPS = 2
 
 
 def errors_of(model, codes, inputs):
@@ -39,9 +39,8 @@ def test_no_signal_is_worse_than_with_nearest_codes(build, inputs, kind):
 
 def test_more_steps_are_better(build, inputs):
     model = build()
-    errors = [errors_of(model, model.tokenize(inputs, refine_steps=n, refine_loss="l2"), inputs) for n in (1, 3, 9)]
-    assert errors[0].sum() >= errors[1].sum() >= errors[2].sum()
-    assert errors[0].sum() > errors[2].sum()
+    errors = [errors_of(model, model.tokenize(inputs, refine_steps=n, refine_loss="l2"), inputs) for n in (1, 4)]
+    assert (errors[1] < errors[0]).all()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -65,9 +64,9 @@ def test_the_model_stays_as_it_was(build, inputs, training):
 
 
 def test_codes_do_not_depend_on_the_other_items(build, inputs):
-    model, many = build(), torch.cat([inputs, inputs.flip(-1), 0.1 * inputs])
-    together = model.tokenize(many, refine_steps=6)
-    alone = torch.cat([model.tokenize(each, refine_steps=6) for each in many.split(1)])
+    model, many = build(), torch.cat([inputs, 0.1 * inputs[:1]])
+    together = model.tokenize(many, refine_steps=STEPS)
+    alone = torch.cat([model.tokenize(each, refine_steps=STEPS) for each in many.split(1)])
     assert (together == alone).float().mean() > 0.98  # kernels round otherwise
 
 
@@ -92,25 +91,27 @@ def test_half_precision(build, inputs, how):
 
 
 def test_a_large_image_is_refined_in_tiles():
-    vae, images = tiny_vae(), noise_images(2, 40, 72)
+    vae, images = tiny_vae(), noise_images(2, 16, 40)
     vae.enable_tiling()
+    vae.tile_sample_min_size = 16
     nearest, seen = vae.tokenize(images), []
     hook = vae.decoder.register_forward_hook(lambda module, given, made: seen.append((made.shape, made.grad_fn)))
     refined = vae.tokenize(images, refine_steps=STEPS)
     hook.remove()
-    assert {tuple(shape[2:]) for shape, _ in seen} == {(32, 32)}
+    assert {tuple(shape[2:]) for shape, _ in seen} == {(16, 16)}
+    assert len(seen) == 3 * (STEPS + 2)  # what a backward pass decodes again ends before the hook
     assert_no_worse(vae, refined, nearest, images)
     vae.enable_slicing()
     assert (vae.tokenize(images, refine_steps=STEPS) == refined).float().mean() > 0.98
 
 
 def test_long_audio_is_refined_in_parts():
-    codec, audio = tiny_codec(sliding_window=2, num_hidden_layers=1, chunk_length_s=0.3), noise(1, 150 * HOP)
+    codec, audio = tiny_codec(sliding_window=2, num_hidden_layers=1, chunk_length_s=0.3), noise(1, 100 * HOP)
     nearest, frames = codec.tokenize(audio), []
     hook = codec.decoder.register_forward_hook(lambda module, given, made: frames.append(given[0].shape[-1]))
     refined = codec.tokenize(audio, refine_steps=STEPS, refine_loss="l2")
     hook.remove()
-    assert max(frames) < 150
+    assert max(frames) < 100
     assert_no_worse(codec, refined, nearest, audio)
 
 
@@ -127,7 +128,7 @@ def test_losses_are_functions_or_have_names(build, inputs, modality):
     def of_whole_items(reconstruction, original):
         return (reconstruction - original).square().flatten(1).mean(dim=1)
 
-    refined = model.tokenize(inputs, refine_steps=9, refine_loss=of_whole_items)
+    refined = model.tokenize(inputs, refine_steps=4, refine_loss=of_whole_items)
     assert_no_worse(model, refined, model.tokenize(inputs), inputs)
 
 
@@ -169,8 +170,9 @@ def test_parts_of_losses_add_up(name):
     loss = build_losses({name: 1.0}, available)[name]
     each = torch.stack([0.5 * loss(*pair) for pair in zip(made.split(1), wanted.split(1), strict=True)])
     torch.testing.assert_close(parts.flatten(1).mean(dim=1) if parts.ndim > 1 else parts, each)
-    both = item_losses({name: 0.5, "l1": 1.0}, available)(made, wanted)
-    torch.testing.assert_close(both.mean(dim=1), each + (made - wanted).abs().mean(dim=(1, 2)))
+    both = item_losses({name: 0.5, "other": 1.0}, available | {"other": available["quadratic"]})(made, wanted)
+    both = both.flatten(1).mean(dim=1) if both.ndim > 1 else both
+    torch.testing.assert_close(both, each + (made - wanted).square().mean(dim=(1, 2)))
 
 
 def test_the_stft_loss_of_short_clips_and_its_gradient():

@@ -120,10 +120,9 @@ def _read_codes(file: Path) -> tuple[Tensor, dict[str, str]]:
 
 @contextmanager
 def _progress(codec: VPCodecModel, samples: int, title: str, refine_steps: int = 0) -> Iterator[None]:
-    """A bar over the parts that a long recording is processed in; refined codes are decoded at most so many times."""
+    """A bar over the parts that a long recording is processed in, each several times if codes are refined."""
     parts = math.ceil(math.ceil(samples / codec.config.hop_length) / codec.config.chunk_frames)
-    # Of several parts each is decoded once more for its gradient.
-    passes = 1 + refine_steps * (1 if parts == 1 else 2) + (refine_steps > 0)
+    passes = 1 + (refine_steps + 2 if refine_steps else 0)
     with progress_bar(total=parts * passes, desc=title, unit="part", shown=parts * passes > 1) as bar:
 
         def count(*_) -> None:  # if a hook returned something, that would replace the module's output

@@ -1,0 +1,94 @@
+"""What refined codes gain and cost: metrics of a saved tokenizer's codes, and seconds, by the number of steps.
+
+    python benchmarks/refinement.py TOKENIZER --dataset NAME --name METHOD [--out benchmarks/results/refinement]
+
+For images and audio. Seconds are those of the process on one core, for an item's codes: encoding and refinement. The
+results of several tokenizers gather in results.json, of which table.md is made. `steps` may be "continuous": latents
+that are not quantized, for comparison.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from vpvae_hf.files import read_json, write_json
+from vpvae_hf.metric_labels import metric_label, sort_metrics
+from vpvae_hf.metrics.codes import code_statistics
+from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
+
+SHOWN = ("psnr", "ssim", "pesq", "stoi", "mel_distance", "code_usage")
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace) -> dict:
+    model = load_tokenizer(options.tokenizer)
+    modality = modality_of(model)
+    data = modality.data_config(model, size=options.size)
+    data.name, data.split, data.validation_split, data.workers = options.dataset, options.split, options.split, 0
+    batches = Batches(modality, model, data, batch_size=options.batch_size)
+    metric_fn, rows = modality.metric_fn(model), {}
+    for steps in ["continuous", 0, *options.steps]:
+        values, counts, seconds = [], torch.zeros(model.quantize.codebook_size), 0.0
+        for batch in batches.evaluation(options.limit):
+            started = time.process_time()
+            if steps == "continuous":
+                made = model.decode_vectors(model.latent_vectors(batch))
+            else:
+                codes = model.tokenize(batch, refine_steps=steps)
+                seconds += time.process_time() - started
+                made = model.detokenize(codes)
+                counts += codes.flatten().bincount(minlength=len(counts))
+            values.append(metric_fn(made[..., : batch.shape[-1]], batch))
+        means = {name: float(torch.cat([each[name] for each in values]).nanmean()) for name in values[0]}
+        items = len(torch.cat([each[next(iter(means))] for each in values]))
+        if steps != "continuous":
+            means |= code_statistics(counts)
+        rows[str(steps)] = {"seconds": seconds / items, "metrics": means}
+        print(steps, f"{seconds / items:.3f} s", means, flush=True)
+    setting = {
+        "quantizer": model.quantize.config.to_dict(),
+        "items": items,
+        "split": options.split,
+        "size": options.size,
+    }
+    return {**setting, "torch": torch.__version__, "threads": torch.get_num_threads(), "steps": rows}
+
+
+def table(results: dict[str, dict]) -> str:
+    lines = []
+    for name, result in results.items():
+        names = [each for each in sort_metrics(result["steps"]["0"]["metrics"]) if each in SHOWN]
+        lines += [f"## {name}: {result['items']} items of {result['split']}", ""]
+        lines += ["| " + " | ".join(["steps", "seconds", *(metric_label(each).heading for each in names)]) + " |"]
+        lines += ["|---" * (2 + len(names)) + "|"]
+        for steps, row in result["steps"].items():
+            seconds = "" if steps == "continuous" else f"{row['seconds']:.2f}"
+            metrics = [
+                metric_label(each).format(row["metrics"][each]) if each in row["metrics"] else "" for each in names
+            ]
+            lines += ["| " + " | ".join([steps, seconds, *metrics]) + " |"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("tokenizer")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--name", required=True, help="what the tables call the tokenizer")
+    parser.add_argument("--size", type=int, help="side of images")
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/refinement"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    measured = measure(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "results.json"
+    results = (read_json(file) if file.exists() else {}) | {options.name: measured}
+    write_json(file, results)
+    Path(options.out, "table.md").write_text("# Refined codes\n\n" + table(results))
