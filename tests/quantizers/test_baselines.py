@@ -119,3 +119,35 @@ def test_missing_library_is_named(kind, monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     with pytest.raises(ImportError, match=r"vpvae_hf\[baselines\]"):
         build_quantizer({"kind": kind})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "simvq"},
+        {"kind": "vq"},
+        {"kind": "vq", "update": "ema", "kmeans_start": True, "replace_below": 0.1},
+    ],
+)
+def test_the_learned_codebook_can_begin_with_a_fitted_one(settings):
+    """Its first training forward quantizes to that, and training moves it from there."""
+    built = build_quantizer(settings | {"codebook_size": 8, "latent_dim": 2})
+    with pytest.raises(ValueError, match="training learns a codebook of 8 codes and there is none"):
+        built.learn_from_fit()
+    built.set_codebook(torch.randn(5, 2))
+    with pytest.raises(ValueError, match="the fitted one has 5; fit one of 8 first"):
+        built.learn_from_fit()
+    codebook = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    built.set_codebook(codebook)
+    built.learn_from_fit()
+    built.drop_fit()
+    assert torch.equal(built.codebook, codebook)
+    features = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
+    output = built.train()(features)
+    assert torch.equal(output.codes, torch.cdist(features, codebook).argmin(dim=1))
+    if output.loss.requires_grad:  # a moving average has moved already
+        output.loss.backward()
+        for weights in built.parameters():
+            weights.data -= 0.1 * weights.grad
+    torch.testing.assert_close(built.codebook, codebook, rtol=0, atol=0.3)
+    assert not torch.equal(built.codebook, codebook)

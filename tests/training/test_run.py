@@ -267,12 +267,25 @@ def test_training_goes_on_with_the_learned_codebook(changes, learned_size, metri
     assert ("Metric of the errors" in (folder / "README.md").read_text()) == (metric == "decoder")
 
 
+def test_a_learned_codebook_begins_where_the_latents_are(data, tmp_path):
+    """Untrained encoders give small latents, far from the random table that SimVQ begins with."""
+    quantizer = {"kind": "simvq", "codebook_size": 32, "latent_dim": 4}
+    tiny_vae(quantizer, **ARCHITECTURE, sample_size=16).save_pretrained(tmp_path / "start")
+    errors = {}
+    for start in (False, True):
+        how = {"model": {"pretrained": str(tmp_path / "start")}, "quantizer": {}, "codebook": {"start": start}}
+        train_tokenizer(configured(settings(data, tmp_path / str(start), max_train_steps=2, logging_steps=1, **how)))
+        errors[start] = metrics(tmp_path / str(start))[0]["quantizer/quantization_error_rms"]
+    assert errors[True] < 0.5 * errors[False]
+
+
 @pytest.mark.parametrize(
     ("quantizer", "changes", "message"),
     [
         ({"kind": "none"}, {"codebook": {"refit": True}}, "'none' quantizer needs no fitting, and has nothing to fit"),
         ({"kind": "fsp"}, {"codebook": {"refit": True, "metric": "decoder"}}, "metric='decoder' is for codebooks"),
         (VECTOR, {"codebook": {"refit": True}, "train_only": "decoder"}, "codebook.refit must be false"),
+        (VECTOR, {"codebook": {"start": True}}, "codebook.start is for kinds that learn a codebook, .*, got 'vp'"),
     ],
 )
 def test_a_fit_that_cannot_be_is_refused_before_training(quantizer, changes, message, data, tmp_path):

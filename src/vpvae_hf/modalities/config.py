@@ -128,6 +128,9 @@ class CodebookConfig:
     metric: Literal["euclidean", "decoder"] = option(
         "euclidean", "what makes latents near: euclidean, or decoder: displacements count by what the decoder shows"
     )
+    start: bool = option(
+        False, "begin the codebook that vq or simvq learn with one fitted to the starting model's latents"
+    )
     refit: bool = option(
         False, "fit, too, what kinds have codes without: a codebook of vq and simvq, the levels of fsp and fsq"
     )

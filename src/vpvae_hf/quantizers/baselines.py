@@ -1,6 +1,7 @@
 """What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training."""
 
 import dataclasses
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,19 @@ class LearnedCodebook(CodebookQuantizer):
     def drop_fit(self) -> None:
         self.fitted_codebook = self.metric_root = None
         super().drop_fit()
+
+    @torch.no_grad()
+    def learn_from_fit(self) -> None:
+        """Make the fitted codebook the learned one, too; a ValueError if it has another K, or there is none."""
+        fitted, size = self.fitted_codebook, self.config.trained_size
+        if fitted is None or len(fitted) != size:
+            there = "there is none" if fitted is None else f"the fitted one has {len(fitted)}"
+            raise ValueError(f"training learns a codebook of {size} codes and {there}; fit one of {size} first")
+        self._start_from(fitted)
+
+    @abstractmethod
+    def _start_from(self, codebook: Tensor) -> None:
+        """Write a codebook [K, d] into what is learned."""
 
     @property
     def is_parameter(self) -> bool:

@@ -37,5 +37,9 @@ class SimVQ(LearnedCodebook):
             input_to_quantize_commit_loss_weight=config.commitment_weight,
         )
 
+    def _start_from(self, codebook: Tensor) -> None:
+        self.library.frozen_codebook.copy_(codebook)
+        self.library.code_transform.weight.copy_(torch.eye(self.latent_dim))
+
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         return self._output(features, *self.library(features.reshape(1, -1, self.latent_dim)))

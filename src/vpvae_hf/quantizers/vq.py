@@ -74,6 +74,13 @@ class VectorQuantization(LearnedCodebook):
         )
         self._has_started = HoldsValues()
 
+    def _start_from(self, codebook: Tensor) -> None:
+        learned = self.library._codebook
+        learned.embed.copy_(codebook)
+        learned.embed_avg.copy_(codebook)
+        learned.cluster_size.fill_(1.0)
+        learned.initted.fill_(True)
+
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         with seeded_by(generator, features.device):  # the library takes no generator
             # Whose moving averages would keep NaN for good.

@@ -16,6 +16,7 @@ from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, Modality, modality_of
 from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.quantizers.baselines import LearnedCodebook
 
 from .checkpoints import prepare_output, resume_hint
 from .config import require_settings
@@ -55,6 +56,8 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     part = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     batches = Batches(modality, model, config.data, batch_size=config.train_batch_size, **part)
     batches.open()
+    if config.codebook.start and checkpoint is None:
+        _start_codebook(model, batches, config)
     set_seed(config.seed, device_specific=True)
     validation = Validation(modality, model, batches, output, config, accelerator)
     trainer = Trainer(
@@ -134,6 +137,18 @@ def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> Codebook
         return None
     how = {"latents_per_code": config.codebook.latents_per_code, "metric": config.codebook.metric, "seed": config.seed}
     return fit_codebook(model, batches.fitting(seed), **how, across_ranks=True)
+
+
+@untuned()
+def _start_codebook(model: Tokenizer, batches: Batches, config: TrainingConfig) -> None:
+    """Begin the learned codebook with one that is fitted to the model's latents."""
+    if not isinstance(model.quantize, LearnedCodebook):
+        kind = model.quantize.config.kind
+        raise ValueError(f"codebook.start is for kinds that learn a codebook, vq and simvq, got {kind!r}; leave it out")
+    how = {"latents_per_code": config.codebook.latents_per_code, "seed": config.seed}
+    size = model.quantize.config.trained_size
+    fit_codebook(model, batches.fitting(config.seed + 2), size, **how, across_ranks=True)
+    model.quantize.learn_from_fit()  # the trainer drops the fit
 
 
 def _beginning(
