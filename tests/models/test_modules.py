@@ -1,5 +1,6 @@
 """Every layer is called as a module, so that what others attach to layers works."""
 
+import copy
 import warnings
 
 import peft
@@ -11,7 +12,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 from transformers.models.dac.modeling_dac import Snake1d
 
-from tiny import HOP, MODELS, VP, noise, tiny_codec, tiny_vae, training
+from tiny import FSP, HOP, MODELS, VP, noise, tiny_codec, tiny_vae, training
 from vpvae_hf import StreamingEncoder
 
 CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d
@@ -103,6 +104,16 @@ def test_offloaded_models_have_the_same_codes(build, inputs, kind):
     for needs_weights in (model.fingerprint, lambda: model.save_pretrained("offloaded")):
         with pytest.raises(ValueError, match=r"weights of the model are offloaded.*remove_hook_from_submodules"):
             needs_weights()
+
+
+@torch.no_grad()
+def test_offloaded_models_take_levels(build, inputs):
+    model = build(FSP)
+    levels = [torch.linspace(-1, 1, count) for count in model.quantize.config.levels]
+    offloaded = cpu_offload(copy.deepcopy(model), execution_device="cpu", offload_buffers=True)
+    for each in (model, offloaded):
+        each.set_levels(levels)
+    assert torch.equal(offloaded.tokenize(inputs), model.tokenize(inputs))
 
 
 # transformers warns of a name that peft uses.

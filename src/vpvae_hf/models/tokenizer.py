@@ -154,7 +154,8 @@ class Tokenizer(Persistence, ABC):
         if not isinstance(self.quantize, ScalarGridQuantizer):
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no levels")
         self.quantize.set_levels(values)
-        self.quantize.to(self.device)
+        if self.device.type != "meta":  # where weights are that accelerate has offloaded
+            self.quantize.to(self.device)
         self._sync_config()
 
     def drop_fit(self) -> None:
