@@ -271,6 +271,14 @@ def test_a_fit_in_the_decoder_s_metric(made, data, kind, tmp_path):
     assert loaded.fingerprint()["codes"] != model.fingerprint()["codes"]
 
 
+def test_without_a_quantization_error_there_is_no_metric(vae):
+    images = next(batches(1))
+    count = vae.latent_vectors(images).flatten(0, -2).unique(dim=0).shape[0]
+    with pytest.raises(ValueError, match=f"each of the {count} latents is one of {count} codes, so .*; give more data"):
+        quietly(vae, [images], count, metric="decoder")
+    assert not vae.quantize.config.fitted
+
+
 def test_a_decoder_without_an_answer_has_no_metric(vae):
     torch.nn.init.zeros_(vae.post_quant_conv.weight)
     with pytest.raises(ValueError, match="is 0, so it measures no metric; train the decoder"):

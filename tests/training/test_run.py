@@ -285,6 +285,7 @@ def test_a_learned_codebook_begins_where_the_latents_are(data, tmp_path):
         ({"kind": "none"}, {"codebook": {"refit": True}}, "'none' quantizer needs no fitting, and has nothing to fit"),
         ({"kind": "fsp"}, {"codebook": {"refit": True, "metric": "decoder"}}, "metric='decoder' is for codebooks"),
         (VECTOR, {"codebook": {"refit": True}, "train_only": "decoder"}, "codebook.refit must be false"),
+        (VECTOR, {"codebook": {"start": True}, "train_only": "decoder"}, "codebook.start must be false"),
         (VECTOR, {"codebook": {"start": True}}, "codebook.start is for kinds that learn a codebook, .*, got 'vp'"),
     ],
 )

@@ -233,8 +233,11 @@ class TrainingConfig(LoopConfig):
         require(self.validation_pictures >= 0, "validation_pictures", self.validation_pictures, "at least 0")
         if self.max_train_steps == 0 and self.model.start is None:
             raise ValueError("max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained")
-        if self.codebook.refit and self.train_only is not None:
-            raise ValueError(f"train_only={self.train_only} keeps the codes as they are; codebook.refit must be false")
+        for name in ("start", "refit"):
+            if getattr(self.codebook, name) and self.train_only is not None:
+                raise ValueError(
+                    f"train_only={self.train_only} keeps the codes as they are; codebook.{name} must be false"
+                )
         if self.train_only is not None and self.model.pretrained is None:
             raise ValueError(
                 f"train_only={self.train_only} goes on from a fitted tokenizer; name one with --model.pretrained"

@@ -47,7 +47,8 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
     for name, value in config_class.former_fields.items():
         if fields.pop(name, value) != value:
             raise ValueError(
-                f"{name} is no longer a setting of quantizer kind {kind!r}; leave it out, only training used it"
+                f"{name} is no longer a setting of quantizer kind {kind!r}; leave it out, or delete it from the config "
+                "of a saved model: only training used it"
             )
     valid = [field.name for field in dataclasses.fields(config_class)]
     for name in fields:

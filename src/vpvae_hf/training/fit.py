@@ -113,7 +113,8 @@ def fit_codebook(
     Raises:
         TypeError: no tokenizer, or no iterable of batches.
         ValueError: a quantizer without anything to fit; fewer (distinct) latents than codes; NaN or infinite latents;
-            a decoder whose output does not depend on the latents, if its metric is asked for.
+            if the decoder's metric is asked for, a decoder whose output does not depend on the latents, or no more
+            latents than codes.
         RuntimeError: another rank fits, or has fitted, its own model alone, by default.
     """
     model = unwrapped(model)
@@ -151,6 +152,11 @@ def fit_codebook(
     if metric == "decoder":
         preview = {"latents_per_code": _PREVIEW_PER_CODE, "max_iterations": _PREVIEW_ITERATIONS}
         error = fit_kmeans(fitted, codebook_size, **preview, **how).distortion
+        if not error:
+            raise ValueError(
+                f"each of the {fitted_count} latents is one of {codebook_size} codes, so there is no quantization "
+                'error, at whose size the metric is measured; give more data, or use metric="euclidean"'
+            )
         measured = _measured_metric(model, samples, math.sqrt(error / model.quantize.latent_dim), how)
         root = square_root(measured, model.quantize.latent_dim)
     how |= {"latents_per_code": None, "progress": progress}  # no more were read than are wanted
