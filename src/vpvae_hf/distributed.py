@@ -91,10 +91,12 @@ def from_first_rank(tensor: Tensor, *, same_shape: bool = False) -> Tensor:
     """
     if world_size() == 1:
         return tensor
-    count = _sendable(torch.tensor(len(tensor), device="cpu"))
+    shape = tensor.shape
     if not same_shape:
+        count = _sendable(torch.tensor(len(tensor), device="cpu"))
         dist.broadcast(count, src=0)
-    sent = _sendable(tensor.clone() if rank() == 0 else tensor.new_empty(int(count), *tensor.shape[1:]))
+        shape = (int(count), *shape[1:])
+    sent = _sendable(tensor.clone() if rank() == 0 else tensor.new_empty(shape))
     dist.broadcast(sent, src=0)
     return sent.to(tensor.device)
 

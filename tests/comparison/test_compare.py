@@ -305,8 +305,11 @@ def test_what_is_finished_is_not_done_again(files, finished, capsys):
 
 
 def test_other_settings_are_refused(files, finished, capsys):
-    assert main(arguments(files, finished, "--set", "max_train_steps=5")) == 1
-    assert "holds a run with other settings" in capsys.readouterr().err
+    file = files / "without_start.yaml"
+    file.write_text(yaml.safe_dump({"base": "comparison.yaml", "start": None}))
+    for more in (["--set", "max_train_steps=5"], ["--config", str(file)]):
+        assert main(arguments(files, finished, *more)) == 1
+        assert "holds a run with other settings" in capsys.readouterr().err
 
 
 def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, monkeypatch):
@@ -383,6 +386,7 @@ def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path,
         ({"reference": "vq"}, "reference must be among bridge, fsp, none, vp, vp_decoder, got 'vq'"),
         ({"measure": {"columns": ["owned"]}}, "measure.columns must be among continuous, own,.*got 'owned'"),
         ({"measure": {"examples": 0}}, r"measure\.examples must be an integer of at least 1"),
+        ({"measure": {"refine_steps": None}}, r"measure\.refine_steps must be an integer of at least 1, got None"),
         ({"out_of_domain": {"name": "a", "colum": "b"}}, "did you mean 'column'"),
     ],
 )

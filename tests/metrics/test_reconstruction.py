@@ -7,7 +7,7 @@ import pytest
 import torch
 from speech import RATE, BlockCodec, MeanDifference, speech
 
-from tiny import FSP, tiny_vae
+from tiny import FSP, NONE, noise_images, tiny_vae
 from vpvae_hf.codebook import fit_kmeans
 from vpvae_hf.losses import perceptual
 from vpvae_hf.metrics import (
@@ -18,7 +18,7 @@ from vpvae_hf.metrics import (
     lpips_distance,
     reconstruct,
 )
-from vpvae_hf.quantizers import CodebookNotFittedError
+from vpvae_hf.quantizers import CodebookNotFittedError, NoCodesError
 
 NAMES = ("pesq", "stoi", "mel_distance")
 QUALITY = partial(audio_quality, sampling_rate=RATE)
@@ -51,6 +51,11 @@ def test_the_mode_is_left_as_it_was(codec, clips):
         codec.train(training)
         assert not reconstruct(codec, clips[:1]).quantized.requires_grad
         assert codec.training == training
+
+
+def test_without_codes_there_are_no_refined_ones():
+    with pytest.raises(NoCodesError, match="'none'"):
+        evaluate_reconstruction(tiny_vae(NONE), [noise_images()], metric_fn=image_quality, refine_steps=2)
 
 
 def test_metrics_are_means_over_clips(codec, clips):

@@ -82,6 +82,16 @@ def test_padding_has_no_part_in_refinement():
         assert (refined[item, : len(alone)] == alone).float().mean() > 0.98
 
 
+def test_codes_do_not_depend_on_torch_s_default_dtype(build, inputs):
+    model = build()
+    refined = model.tokenize(inputs, refine_steps=STEPS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(model.tokenize(inputs, refine_steps=STEPS), refined)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("how", ["autocast", "bfloat16"])
 def test_half_precision(build, inputs, how):
     model = build().to(torch.bfloat16 if how == "bfloat16" else torch.float32)
@@ -126,7 +136,7 @@ def test_losses_are_functions_or_have_names(build, inputs, modality):
     assert torch.equal(default, given)
 
     def of_whole_items(reconstruction, original):
-        return (reconstruction - original).square().flatten(1).mean(dim=1)
+        return (reconstruction - original).double().square().flatten(1).mean(dim=1)
 
     refined = model.tokenize(inputs, refine_steps=4, refine_loss=of_whole_items)
     assert_no_worse(model, refined, model.tokenize(inputs), inputs)
@@ -139,6 +149,7 @@ def test_losses_are_functions_or_have_names(build, inputs, modality):
         (VP, {"refine_steps": 2.5}, ValueError, "refine_steps must be an integer of at least 0, got 2.5"),
         (VP, {"refine_loss": "l3"}, ValueError, "no loss 'l3'"),
         (VP, {"refine_loss": {"l1": 0.0}}, ValueError, "no loss has a positive weight"),
+        (VP, {"refine_loss": ["l1"]}, TypeError, r"refine_loss must be a name, .* got \['l1'\]"),
         (VP, {"refine_loss": lambda made, wanted: (made - wanted).mean()}, ValueError, r"\[2\], .* it gives \[\]"),
         (NONE, {}, NoCodesError, "'none'"),
     ],

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from tiny import FSP, FSQ, GROUPED, LENGTHS, NONE, VP, batch_of, noise, noise_images, tiny_codec, tiny_vae
+from vpvae_hf import distributed
 from vpvae_hf.neighbors import BACKENDS, nearest_in_graph
 from vpvae_hf.quantizers import vp_live_codebook, vp_moves
 from vpvae_hf.tensors import deferred_checks
@@ -102,6 +103,18 @@ def test_a_training_forward_waits_for_nothing(modality, kind, waits):
             model(inputs)
     assert waits.found == []
     checks.raise_failed()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_the_first_rank_has_in_known_shape_is_not_waited_for(rank, waits, monkeypatch):
+    sent = []
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed.dist, "get_backend_config", lambda: "cpu:gloo")
+    monkeypatch.setattr(distributed.dist, "broadcast", lambda tensor, src: sent.append(tensor.shape))
+    with waits:
+        distributed.from_first_rank(torch.ones(3, 2), same_shape=True)
+    assert (waits.found, sent) == ([], [(3, 2)])
 
 
 @pytest.mark.parametrize(

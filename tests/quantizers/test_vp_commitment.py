@@ -106,6 +106,28 @@ def test_with_a_range_of_sizes_latents_are_drawn_to_the_codebook_that_was_drawn(
     torch.testing.assert_close(output.loss, 0.25 * (output.latents - latents).square().mean())
 
 
+@pytest.mark.parametrize("progress", [1000, -0.1, float("nan"), None])
+def test_progress_is_a_share_of_the_run(progress):
+    with pytest.raises(ValueError, match=r"progress must be a number in \[0, 1\], got"):
+        quantizer_of().set_progress(progress)
+
+
+def test_of_latents_that_diverge_nothing_infinite_is_remembered():
+    """It would stay, and numbers are drawn in proportion to it, which a GPU does not survive."""
+    quantizer, generator = fed(quantizer_of(), steps=3)
+    for _ in range(10):
+        quantizer(1e18 * gaussian(512, DIM, generator), generator=generator)
+    assert quantizer.live.state_dict()["use"].isfinite().all()
+    assert quantizer.live_codebook().isfinite().all()
+
+
+def test_settings_without_a_fit_leave_no_metric():
+    quantizer = quantizer_of(metric="decoder")
+    assert quantizer.reconfigure(quantizer_of(share=0.5).config)
+    assert quantizer.metric is None
+    assert "metric_root" not in quantizer.state_dict()
+
+
 def test_before_the_queue_can_tell_there_is_no_commitment():
     quantizer = quantizer_of()
     quantizer.set_progress(1.0)

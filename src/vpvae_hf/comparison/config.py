@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vpvae_hf.modalities import MODALITIES
-from vpvae_hf.settings import did_you_mean, installed_with, require, require_count
+from vpvae_hf.settings import did_you_mean, installed_with, require, require_count, require_integer
 from vpvae_hf.training.config import with_bases
 
 from .columns import COLUMNS
@@ -70,8 +70,10 @@ class Measurement:
     def __post_init__(self):
         for name in self.columns:
             require(name in COLUMNS, "measure.columns", name, f"among {', '.join(COLUMNS)}")
-        for name in ("examples", "refined_examples", "refine_steps", "fitted_latents"):
+        for name in ("examples", "refined_examples"):
             require_count(f"measure.{name}", getattr(self, name))
+        for name in ("refine_steps", "fitted_latents"):
+            require_integer(f"measure.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)

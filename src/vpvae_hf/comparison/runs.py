@@ -176,14 +176,15 @@ def _claimed(folder: Path) -> Iterator[bool]:
 
 
 def _record(run: Run, arguments: Sequence[str]) -> dict[str, Any]:
-    return {"settings": run.settings, "arguments": list(arguments)}
+    return {"settings": run.settings, "start": run.start and run.start.name, "arguments": list(arguments)}
 
 
 def _is_same(held: dict[str, Any], record: dict[str, Any]) -> bool:
     """Whether two records are of one run; paths may be spelt differently."""
     pairs = itertools.zip_longest(held["arguments"], record["arguments"], fillvalue="")
     split = [[argument.partition("=") for argument in pair] for pair in pairs]
-    return held["settings"] == record["settings"] and all(
+    held = {"start": record["start"]} | held  # which earlier records do not tell
+    return all(held[name] == record[name] for name in ("settings", "start")) and all(
         one[0] == other[0] and same_place(one[2], other[2]) for one, other in split
     )
 

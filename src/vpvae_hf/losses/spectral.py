@@ -65,7 +65,7 @@ def check_waveforms(loss: str, reconstruction: Tensor, original: Tensor) -> None
 
 def _stft_loss(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length: int) -> Tensor:
     """Eq. (3): the mean over waveforms of eqs. (4) and (5). x, x_hat: [W, T] -> []."""
-    window = torch.hann_window(window_length, device=x.device)
+    window = torch.hann_window(window_length, dtype=torch.float32, device=x.device)
     s, s_hat = (_magnitudes(each, fft_size, hop, window) for each in (x, x_hat))
     loudness = torch.linalg.matrix_norm(s).clamp(min=QUIETEST_MAGNITUDE * s[0].numel() ** 0.5)
     spectral_convergence = torch.linalg.matrix_norm(s - s_hat) / loudness
@@ -75,7 +75,7 @@ def _stft_loss(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length:
 
 def _frame_losses(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length: int) -> Tensor:
     """The part [W, L] of each frame in eqs. (4) and (5) of its waveform, whose sum they are."""
-    window = torch.hann_window(window_length, device=x.device)
+    window = torch.hann_window(window_length, dtype=torch.float32, device=x.device)
     s, s_hat = (
         _magnitudes(_reflected(each, fft_size // 2), fft_size, hop, window, center=False) for each in (x, x_hat)
     )

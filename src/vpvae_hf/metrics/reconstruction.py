@@ -72,11 +72,14 @@ def evaluate_reconstruction(
             number. Every rank must make this call, and all get the same result.
         refine_steps: measure codes that `tokenize` has refined in so many steps; not together with a codebook.
 
-    A codebook that is not fitted raises a CodebookNotFittedError unless one is given.
+    A codebook that is not fitted raises a CodebookNotFittedError unless one is given, and a model without codes a
+    NoCodesError if they are to be refined.
     """
     model = unwrapped(model)
     device = next(model.parameters()).device
     groups, size = model.quantize.code_groups, model.quantize.codebook_size or 0
+    if refine_steps:
+        model.quantize.check_codes()
     if codebook is not None:
         if refine_steps:
             raise ValueError("refine_steps needs the model's own codebook; call model.set_codebook(codebook) instead")

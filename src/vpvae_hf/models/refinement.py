@@ -70,7 +70,7 @@ class Refinement:
         return [-(-length // self.token_size) for length in self.lengths]
 
     def _by_token(self, errors: Tensor, originals: Tensor, grid: Sequence[int]) -> Tensor:
-        count, positions = len(originals), originals.shape[2:]
+        errors, count, positions = errors.float(), len(originals), originals.shape[2:]
         if errors.shape == (count,):
             return errors
         if errors.shape != (count, *positions):
@@ -203,8 +203,9 @@ class _Search:
             self._vectors - (_like(length, self._step) * self._step)[..., None] * direction
         )
         # Drawn for the grid, so alike in every batch; a longer grid begins with what a shorter one draws.
-        generator = torch.Generator().manual_seed(self._moves)
-        chosen = torch.rand(self._step.shape[1:], generator=generator).to(self._step.device) < _MOVING
+        generator = torch.Generator("cpu").manual_seed(self._moves)
+        numbers = torch.rand(self._step.shape[1:], generator=generator, device="cpu", dtype=torch.float32)
+        chosen = numbers.to(self._step.device) < _MOVING
         self._moves += 1
         differs = codes != self._codes
         self._moved = chosen & (differs if differs.ndim == self._step.ndim else differs.any(dim=-1))

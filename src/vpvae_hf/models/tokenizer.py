@@ -115,10 +115,12 @@ class Tokenizer(Persistence, ABC):
         if is_tracing():
             raise ValueError("refine_steps cannot be part of a graph: the codes depend on errors; leave it out there")
         self.quantize.check_codes()
-        if not callable(loss):
+        loss = {loss: 1.0} if isinstance(loss, str) else loss
+        if loss is None or isinstance(loss, Mapping):
             # Losses by name know models, so models cannot import them.
-            modality = importlib.import_module("vpvae_hf.modalities").modality_of(self)
-            loss = modality.refine_loss(self, {loss: 1.0} if isinstance(loss, str) else loss)
+            loss = importlib.import_module("vpvae_hf.modalities").modality_of(self).refine_loss(self, loss)
+        elif not callable(loss):
+            raise TypeError(f"refine_loss must be a name, weights of losses by name, or a function, got {loss!r}")
         return refined_codes(self._refinement(inputs, padding_mask), loss, self.quantize, latents, steps)
 
     def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:

@@ -206,6 +206,7 @@ class VectorPerturbation(CodebookQuantizer):
         return self.live.codebook
 
     def set_progress(self, progress: float) -> None:
+        require_share("progress", progress)
         self._progress = progress
 
     @property
@@ -298,8 +299,10 @@ class VectorPerturbation(CodebookQuantizer):
         if config == present:
             return True
         self.config = config
+        if not stays:
+            self.metric_root = None
         if config.codebook_size != present.codebook_size:
-            self.codebook, self.metric_root = self.codebook.new_zeros(config.codebook_size, self.latent_dim), None
+            self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
             self.live = LiveCodebook(config.codebook_size)
         self.queue.resize(config.queue_size)
         if _scale_settings(config) == _scale_settings(present):

@@ -21,6 +21,8 @@ _LATENTS_PER_CODE = 32
 # In a good codebook all codes contribute alike to the error. One that contributes less than this share of the mean is
 # moved to a latent that is drawn in proportion to its squared error.
 _LEAST_CONTRIBUTION = 0.2
+# Squared distances of latents that diverge count as this, since what is infinite once would be remembered for good.
+_LARGEST = 1e30
 # How much of the error that is remembered one step replaces: a batch shows it within a few percent.
 _GAIN = 0.05
 
@@ -69,7 +71,7 @@ class LiveCodebook:
         count = min(_DRAWN, len(queue))
         latents = queue.draw(count, generator.device, generator)
         distances, codes = nearest_point(latents, self.codebook)
-        squares = distances.square()
+        squares = distances.square().clamp(max=_LARGEST)
         keep = math.exp(-count / (_LATENTS_PER_CODE * self.codebook_size))
         use = (keep * self._use).index_add(0, codes, torch.stack([torch.ones_like(squares), squares], dim=1))
         means = (keep * self._use[:, :1] * self.codebook).index_add(0, codes, latents) / use[:, :1].clamp_min(1e-6)
