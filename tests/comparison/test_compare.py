@@ -60,6 +60,13 @@ COMPARISON = {
             "codebook_sizes": [16],
             "seeds": [0],
         },
+        "vp_refitted": {
+            "quantizer": {"kind": "vp", "perturbation": "random_codebook", "queue_share": 0.2, "latent_dim": 3},
+            "starts_from": "vp",  # which is trained for K = 16 alone
+            "settings": {"max_train_steps": 0},
+            "codebook_sizes": [32],
+            "seeds": [0],
+        },
     },
 }
 
@@ -130,7 +137,7 @@ def measured(run, column, domain="in_domain"):
 
 def test_every_run_has_its_tokenizer_and_result(finished):
     names = {"none-16-seed0", "vp-16-seed0", "vp-16-seed1", "fsp-16-seed0", "fsp-32-seed0", "bridge-16-seed0"}
-    names |= {"vp_decoder-16-seed0", "start-d3-seed0", "start-d3-seed1", "start-d4-seed0"}
+    names |= {"vp_decoder-16-seed0", "vp_refitted-32-seed0", "start-d3-seed0", "start-d3-seed1", "start-d4-seed0"}
     assert {path.parent.name for path in finished.glob("*/result.json")} == names
     assert {path.parents[2].name for path in finished.glob("*/training/tokenizer/config.json")} == names
     result = json.loads((finished / "vp-16-seed1/result.json").read_text())
@@ -204,6 +211,9 @@ def test_a_method_goes_on_from_the_tokenizer_of_another(finished):
     assert torch.equal(before["encoder.conv_in.weight"], after["encoder.conv_in.weight"])
     assert not torch.equal(before["decoder.conv_in.weight"], after["decoder.conv_in.weight"])
     assert json.loads((finished / "vp_decoder-16-seed0/result.json").read_text())["steps"] == 2
+    _, refitted = weights_of(finished, "vp-16-seed0", "vp_refitted-32-seed0")
+    assert torch.equal(before["decoder.conv_in.weight"], refitted["decoder.conv_in.weight"])
+    assert refitted["quantize.codebook"].shape == (32, 3)
 
 
 def settings_of(finished, run):
@@ -381,9 +391,19 @@ def test_sizes_methods_and_seeds_that_are_not_there_are_refused(files, tmp_path,
         ({"methods": {"a": {"quantizer": {}}}}, r"methods\.a\.quantizer names no kind"),
         ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [5]}}}, r"settings of K=5.*16, 32"),
         ({"methods": {"a": {"quantizer": {"kind": "fsp"}, "starts_from": "b"}}}, "starts from 'b', which must be"),
+        (
+            {
+                "latent_dims": {16: 3, 32: 4, 64: 4},
+                "methods": {
+                    "a": {"quantizer": {"kind": "fsp"}, "codebook_sizes": [16, 32]},
+                    "b": {"quantizer": {"kind": "fsp"}, "starts_from": "a"},
+                },
+            },
+            "starts from 'a', which is compared at several K, but not at 64",
+        ),
         ({"methods": {"start": {"quantizer": {"kind": "fsp"}}}}, "the name of a method must be another"),
         ({"start": {"quantizer": {}}}, r"start\.quantizer names no kind"),
-        ({"reference": "vq"}, "reference must be among bridge, fsp, none, vp, vp_decoder, got 'vq'"),
+        ({"reference": "vq"}, "reference must be among bridge, fsp, none, vp, vp_decoder, vp_refitted, got 'vq'"),
         ({"measure": {"columns": ["owned"]}}, "measure.columns must be among continuous, own,.*got 'owned'"),
         ({"measure": {"examples": 0}}, r"measure\.examples must be an integer of at least 1"),
         ({"measure": {"refine_steps": None}}, r"measure\.refine_steps must be an integer of at least 1, got None"),

@@ -85,7 +85,7 @@ class Method:
         by_size: further settings of the quantizer for some K.
         settings: settings of training that change those of the comparison.
         starts_from: what training starts from: "start", the default if the comparison has one, or a method named
-            before, whose tokenizer of the same K and seed it then is; None for a new model.
+            before, whose tokenizer of the same seed and K, or of its only K, it then is; None for a new model.
         codebook_sizes, seeds: given if they differ from those of the comparison.
         paper: the paper's name of the method, if the paper has it.
     """
@@ -137,6 +137,11 @@ class Comparison:
         inside = DataSplit(split=self.measure.split, label="in domain")
         return {"in_domain": inside} | ({"out_of_domain": self.out_of_domain} if self.out_of_domain else {})
 
+    def size_of_start(self, method: str, codebook_size: int) -> int:
+        """The K of the run of another method that a method's run at some K starts from."""
+        sizes = _sizes(self.methods[self.methods[method].starts_from], self.latent_dims)
+        return sizes[0] if len(sizes) == 1 else codebook_size
+
     def paper_metrics(self, method: str, codebook_size: int) -> dict[str, float]:
         """What the paper measured of a method at one K; empty if it did not."""
         return self.paper.get(codebook_size, {}).get(self.methods[method].paper, {})
@@ -167,7 +172,7 @@ def read_comparison(file: Path) -> Comparison:
     start = _with_kind(Start, values["start"], f"{file}: start") if values["start"] is not None else None
     methods: dict[str, Method] = {}
     for name, each in values["methods"].items():
-        methods[name] = _method(name, each, file, latent_dims, before=[*([START] if start else []), *methods])
+        methods[name] = _method(name, each, file, latent_dims, before=({START: None} if start else {}) | methods)
     require(values["reference"] in methods, f"{file}: reference", values["reference"], f"among {', '.join(methods)}")
     split = values["out_of_domain"]
     return Comparison(
@@ -186,7 +191,9 @@ def read_comparison(file: Path) -> Comparison:
     )
 
 
-def _method(name: str, values: Any, file: Path, latent_dims: Mapping[int, int], before: Collection[str]) -> Method:
+def _method(
+    name: str, values: Any, file: Path, latent_dims: Mapping[int, int], before: Mapping[str, Method | None]
+) -> Method:
     where = f"{file}: methods.{name}"
     require(name != START, f"{file}: the name of a method", name, "another: runs of the start have it")
     if isinstance(values, Mapping):
@@ -195,11 +202,23 @@ def _method(name: str, values: Any, file: Path, latent_dims: Mapping[int, int], 
     if method.starts_from is not None and method.starts_from not in before:
         known = ", ".join(before) or "there is none"
         raise ValueError(f"{where} starts from {method.starts_from!r}, which must be named before it: {known}")
+    named = before.get(method.starts_from)
+    missing = set(_sizes(method, latent_dims)) - set(_sizes(named, latent_dims)) if named is not None else set()
+    if missing and len(_sizes(named, latent_dims)) > 1:
+        sizes = ", ".join(map(str, sorted(missing)))
+        raise ValueError(
+            f"{where} starts from {method.starts_from!r}, which is compared at several K, but not at {sizes}"
+        )
     for size in (*method.by_size, *(method.codebook_sizes or ())):
         if size not in latent_dims:
             there = ", ".join(map(str, latent_dims))
             raise ValueError(f"{where} has settings of K={size}, but latent_dims has only {there}")
     return method
+
+
+def _sizes(method: Method, latent_dims: Mapping[int, int]) -> tuple[int, ...]:
+    """The K that a method is compared at."""
+    return method.codebook_sizes or tuple(latent_dims)
 
 
 def _with_kind(part: type[Part], values: Any, where: str) -> Part:

@@ -134,8 +134,10 @@ def _run(comparison: Comparison, name: str, method: Method, size: int, seed: int
     quantizer = {"codebook_size": size, "latent_dim": comparison.latent_dims[size]}
     quantizer |= method.quantizer | method.by_size.get(size, {})
     dim = quantizer_config(quantizer).latent_dim  # which also shows what is wrong with it, before the first run
-    starts = {None: None, START: f"{START}-d{dim}-seed{seed}"}
-    start = starts.get(method.starts_from, f"{method.starts_from}-{size}-seed{seed}")
+    if method.starts_from in (None, START):
+        start = method.starts_from and f"{START}-d{dim}-seed{seed}"
+    else:
+        start = f"{method.starts_from}-{comparison.size_of_start(name, size)}-seed{seed}"
     folder = comparison.output_dir / f"{name}-{size}-seed{seed}"
     measured = (measured_column(column, quantizer) for column in comparison.measure.columns)
     columns = [column for column in dict.fromkeys(measured) if column is not None]
