@@ -82,8 +82,8 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
-    near = "what makes latents near: euclidean (default), or decoder: displacements count by what the decoder shows"
-    parser.add_argument("--metric", choices=["euclidean", "decoder"], default="euclidean", help=near)
+    metric = "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
+    parser.add_argument("--metric", choices=["euclidean", "decoder"], default="euclidean", help=metric)
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
     split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
     _add_data_options(parser, None, split)
@@ -210,7 +210,7 @@ def _add_command(
 
 
 def _add_refine_option(parser: argparse.ArgumentParser) -> None:
-    refine = "refine codes by the decoded signal in at most so many steps: closer to the original, and slower"
+    refine = "refine codes in at most so many steps, until what is decoded is closer to the original; slow"
     parser.add_argument("--refine", type=_positive, default=0, dest="refine_steps", metavar="STEPS", help=refine)
 
 

@@ -126,13 +126,13 @@ class CodebookConfig:
 
     latents_per_code: int = option(256, "fresh latents to fit each code to")
     metric: Literal["euclidean", "decoder"] = option(
-        "euclidean", "what makes latents near: euclidean, or decoder: displacements count by what the decoder shows"
+        "euclidean", "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
     )
     start: bool = option(
         False, "begin the codebook that vq or simvq learn with one fitted to the starting model's latents"
     )
     refit: bool = option(
-        False, "fit, too, what kinds have codes without: a codebook of vq and simvq, the levels of fsp and fsq"
+        False, "also fit kinds that have codes without a fit: a codebook to vq and simvq, levels to fsp and fsq"
     )
 
 

@@ -18,7 +18,7 @@ _LEAST_EIGENVALUE = 0.01
 def decoder_metric(
     model: Tokenizer, latents: Sequence[Tensor], displacement: float, *, seed: int = 0, across_ranks: bool = False
 ) -> Tensor:
-    """M [d, d] float64 on the CPU: a latent that moves by v changes the output's squares in proportion to v^T M v.
+    """M [d, d] float64 on the CPU: if a latent moves by v, the output's squared change is in proportion to v^T M v.
 
     It is M = E[J^T J], J the derivative of the whole output by one token's latent, times a number that makes its trace
     d. All tokens are displaced at once along one axis, each by a random sign, forth and back; what the tokens do to

@@ -134,8 +134,8 @@ class Tokenizer(Persistence, ABC):
     def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
         """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the kind has none.
 
-        It decides the codes from now on, also those of kinds that learn a codebook in training. Training changes it no
-        more, but the latents: so fit again afterwards, or call `drop_fit` before, as `Trainer` does.
+        It decides the codes from now on, also those of kinds that learn a codebook in training. Training does not
+        change it, but changes the latents: so fit again afterwards, or call `drop_fit` before, as `Trainer` does.
 
         Args:
             metric: M [d, d], symmetric and positive definite: the code of a latent z is the c of the least

@@ -30,8 +30,8 @@ class LearnedCodebookConfig(CodebookQuantizerConfig):
         commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
             to latents; beta of arXiv 1711.00937.
         rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
-        learned_size: how many codes the learned codebook has if one that was fitted after training, of codebook_size,
-            decides the codes in its place, which `set_codebook` and `fit_codebook` set; None if the learned one does.
+        learned_size: None if the learned codebook decides the codes. If one that was fitted after training decides
+            them, which has codebook_size codes, how many the learned one has. `set_codebook` and `fit_codebook` set it.
     """
 
     commitment_weight: float = 0.25

@@ -30,7 +30,7 @@ class ScalarGridConfig(QuantizerConfig):
         latent_dim: d, the number of levels.
         levels: L_i, each at least 2.
         refitted: whether `fit_codebook` has moved the levels of each dimension to where its latents lie; training
-            itself knows even levels alone.
+            always uses even levels.
     """
 
     code_defining_fields: ClassVar[tuple[str, ...]] = (*QuantizerConfig.code_defining_fields, "levels")

@@ -1,4 +1,4 @@
-"""The codebook of the present latents, which training keeps warm: what VP's latents are drawn to, and its error."""
+"""A codebook of the present latents, which VP updates in training: it draws latents to it, and measures its error."""
 
 import math
 

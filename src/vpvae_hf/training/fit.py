@@ -43,7 +43,7 @@ class CodebookFit:
         distortion: mean squared distance of a fitted latent to its code, in the metric.
         held_out_distortion: the same on latents that the fit did not see.
         held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
-        metric: that of distances: "euclidean", or "decoder", of which the squares have about the same size.
+        metric: the metric of distances, "euclidean" or "decoder"; their squares have about the same size in both.
     """
 
     codebook_size: int
@@ -85,10 +85,11 @@ def fit_codebook(
 
     Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds
     "vq" and "simvq" get a codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and
-    "fsq" get levels refitted in each dimension alone, which the mean squared error of its latents is least with
-    (Lloyd-Max); their decoders have read even levels, and reconstruct better from those (benchmarks/results). Training
-    goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence `train_tokenizer`,
-    drops the fit when it starts, by `model.drop_fit()`, and `train_tokenizer` fits again with `codebook.refit`.
+    "fsq" get, for each dimension alone, the levels with which the mean squared error of its latents is least
+    (Lloyd-Max). But their decoders were trained on even levels, and reconstruct better from those (benchmarks/results).
+    Training goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence
+    `train_tokenizer`, drops the fit when it starts, by `model.drop_fit()`; `train_tokenizer` fits again with
+    `codebook.refit`.
 
     While VP trains it keeps a live codebook of its queue of recent latents, which tells the quantization error and
     serves at validations; the one that is fitted here, after training, to fresh latents, is saved.

@@ -41,8 +41,8 @@ _CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_ena
 class Trainer:
     """Trains a tokenizer with AdamW, eq. (10), through its `forward`; makes checkpoints, validates and logs.
 
-    If there is a step to train, and the quantizer is not frozen, a fit that its kind trains without is dropped, by
-    `model.drop_fit()`: the codebook of "vq" and "simvq" is again the learned one, levels of "fsp" and "fsq" are even.
+    If there is a step to train, and the quantizer is not frozen, `model.drop_fit()` is called for kinds that need no
+    fit: the codebook of "vq" and "simvq" is again the learned one, levels of "fsp" and "fsq" are even.
 
     Args:
         batches: endless batches of this rank, as the model takes them. If they have `state_dict` and `load_state_dict`,
