@@ -35,7 +35,7 @@ class QuantizerOutput:
 
     Attributes:
         latents: [..., d] float32, what the decoder reads.
-        codes: [...] or [..., G] int64 in 0..K-1; None if there are none.
+        codes: [...] or [..., G] int64 in 0..K-1; None if there are none, such as in training if a fit decides them.
         loss: [] the quantizer's own loss, which is added to the reconstruction loss as it is.
         metrics: detached scalars, e.g. "quantizer/acceptance".
     """

@@ -120,10 +120,13 @@ class LearnedCodebook(CodebookQuantizer):
                 self._install(torch.zeros(loaded.shape, dtype=torch.float32, device=self.codebook.device))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
-    @staticmethod
-    def _output(features: Tensor, latents: Tensor, codes: Tensor, loss: Tensor) -> QuantizerOutput:
-        """The output of a training forward, from latents [N, d] and codes [N] in one batch."""
-        latents, codes = latents.view(features.shape), codes.view(features.shape[:-1])
+    def _output(self, features: Tensor, latents: Tensor, codes: Tensor, loss: Tensor) -> QuantizerOutput:
+        """The output of a training forward, from latents [N, d] and codes [N] in one batch.
+
+        It has no codes if a fitted codebook decides them: those of the learned one mean something else.
+        """
+        latents = latents.view(features.shape)
+        codes = codes.view(features.shape[:-1]) if self.fitted_codebook is None else None
         moved = rms_length(latents - features)
         metrics = {"quantizer/displacement_rms": moved, "quantizer/quantization_error_rms": moved}
         return QuantizerOutput(latents=latents, codes=codes, loss=loss, metrics=metrics)

@@ -85,7 +85,7 @@ class FiniteScalarQuantization(ScalarGridQuantizer):
             "quantizer/displacement_rms": rms_length(latents - continuous),
             "quantizer/quantization_error_rms": rms_length(rounded - continuous),
         }
-        codes = self.grid.to_codes(self.even_cells(continuous.detach()))
+        codes = self.grid.to_codes(self.even_cells(continuous.detach())) if self.level_values is None else None
         return QuantizerOutput(latents=latents, codes=codes, loss=features.new_zeros(()), metrics=metrics)
 
     def even_cells(self, latents: Tensor) -> Tensor:
