@@ -31,7 +31,7 @@ def quantizers(session: Session) -> dict[str, dict]:
     """The published sizes, and larger ones of the search that costs most."""
     if session.quick:
         small = {"kind": "vp", "codebook_size": 64, "latent_dim": 3}
-        return {"metropolis K=64": small, "random_codebook K=64": small | {"perturbation": "random_codebook"}}
+        return {"metropolis K=64": small | {"perturbation": "metropolis"}, "random_codebook K=64": small}
     found = {}
     for size, dim in ((1024, 4), (16384, 5), (65536, 5), (262144, 5), (1024, 16)):
         for perturbation in ("metropolis", "random_codebook"):
@@ -172,13 +172,14 @@ def _with_quantizer(session: Session, name: str, settings: dict, batch: int, mod
 
 
 def fill_queue(session: Session, quantizer: nn.Module) -> None:
-    """As of a run long under way: the queue full, and the size of the perturbation measured, which takes seconds."""
+    """As of a run long under way: the queue full, and the size of the perturbation found."""
     if quantizer.needs_fitting:
         size, dim = quantizer.queue.capacity, quantizer.latent_dim
         bounds = (0.01, 1.0) if quantizer.config.perturbation == "random_codebook" else (0.5, 2.0)
-        scale = {"value": 0.8, "error_ms": 0.05, "measured_at": size, "bounds": bounds}
+        scale = {"value": 0.8, "found_at": size, "bounds": bounds}
         queue = {"latents": session.normal(size, dim), "pushed": size}
-        state = {"codebook_size": quantizer.codebook_size, "queue": queue, "scale": scale}
+        live = quantizer.live.state_dict()
+        state = {"codebook_size": quantizer.codebook_size, "queue": queue, "live": live, "scale": scale}
         quantizer.training_state.load_state_dict(state)
 
 

@@ -138,7 +138,8 @@ def test_copies_of_one_latent_do_no_harm(generator):
 def test_mass_rank_follows_the_queue_and_the_codebook_size(monkeypatch):
     """M = ceil(|S| / K), also after K changes at run time."""
     asked = []
-    quantizer = build_quantizer({"kind": "vp", "codebook_size": 64, "latent_dim": 2, "queue_share": 1.0, "eta": 1.0})
+    settings = {"kind": "vp", "perturbation": "metropolis", "codebook_size": 64, "latent_dim": 2, "queue_share": 1.0}
+    quantizer = build_quantizer(settings | {"eta": 1.0})
 
     def recording(latents, index, *, mass_rank, **settings):
         asked.append((index.size, mass_rank))
