@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 KINDS = {
-    "vp, metropolis": {"kind": "vp"},
+    "vp, metropolis": {"kind": "vp", "perturbation": "metropolis"},
     "vp, always_accept": {"kind": "vp", "perturbation": "always_accept"},
     "vp, random_codebook": {"kind": "vp", "perturbation": "random_codebook"},
     "vp, random_codebook, range": {"kind": "vp", "perturbation": "random_codebook", "codebook_size_range": [32, 64]},
@@ -371,17 +371,17 @@ def fitted_model(modality: str, quantizer: dict):
 
 
 def fill_queue(quantizer, place) -> None:
-    """As of a run long under way: the queue full, and the size of the perturbation measured."""
+    """As of a run long under way: the queue full, and the size of the perturbation found. Of either checkout."""
     import torch
 
     if quantizer.needs_fitting:
         size = quantizer.queue.capacity
         latents = torch.randn(size, quantizer.latent_dim, generator=torch.Generator().manual_seed(0))
         bounds = (0.01, 1.0) if quantizer.config.perturbation == "random_codebook" else (0.5, 2.0)
-        scale = {"value": 0.8, "error_ms": 0.05, "measured_at": size, "bounds": bounds}
-        queue = {"latents": latents.to(place), "pushed": size}
-        state = {"codebook_size": quantizer.codebook_size, "queue": queue, "scale": scale}
-        quantizer.training_state.load_state_dict(state)
+        state = quantizer.training_state.state_dict()
+        known = {"value": 0.8, "error_ms": 0.05, "measured_at": size, "found_at": size, "bounds": bounds}
+        state["scale"] |= {name: value for name, value in known.items() if name in state["scale"]}
+        quantizer.training_state.load_state_dict(state | {"queue": {"latents": latents.to(place), "pushed": size}})
 
 
 def write_images(folder: Path) -> str:
