@@ -38,7 +38,7 @@ COMPARISON = {
         "quantizer": {"kind": "none", "codebook_size": None},
         "settings": {"max_train_steps": 2, "lr_scheduler": "constant_with_warmup"},
     },
-    "measure": {"examples": 3, "fitted_latents": 4096},
+    "measure": {"examples": 3, "fitted_latents": 8192},
     "methods": {
         "none": {"quantizer": {"kind": "none", "codebook_size": None}, "codebook_sizes": [16], "seeds": [0]},
         "vp": {
@@ -286,7 +286,7 @@ def test_tables_and_curves(finished):
     assert "vp" not in differences
     assert "95% bootstrap interval over items alone, since there is one seed" in inside
     assert outside.startswith(" (CVU). Means over seeds and 3 images.")
-    assert rows_of(large.split("\n\n")[2]).keys() == {"fsp"}
+    assert rows_of(large.split("\n\n")[2]).keys() == {"fsp", "vp_refitted"}
     assert "In total 0.0 hours of training" in large
     for name in ("cvu_over_training.png", "rate_distortion.png", "code_usage.png"):
         assert (finished / name).stat().st_size > 5000
@@ -294,12 +294,12 @@ def test_tables_and_curves(finished):
 
 def test_results_hold_all_that_was_measured(finished):
     results = json.loads((finished / "results.json").read_text())
-    assert len(results) == 7
+    assert len(results) == 8
     with np.load(finished / "items.npz") as items:
         runs = items["runs"].tolist()
         assert [f"{row['method']}-{row['size']}-seed{row['seed']}" for row in results] == runs
         psnr = items["out_of_domain/refitted/psnr"]
-    assert psnr.shape == (7, 3)
+    assert psnr.shape == (8, 3)
     found = measured(finished / "vp-16-seed1", "refitted", "out_of_domain")
     np.testing.assert_allclose(psnr[runs.index("vp-16-seed1")], found["items"]["psnr"], rtol=1e-6)
     assert np.isnan(psnr[runs.index("bridge-16-seed0")]).all()
