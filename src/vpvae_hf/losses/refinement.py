@@ -13,7 +13,8 @@ from torch.nn.functional import pad
 from .registry import Loaded, Loss, build_losses
 from .spectral import MINIMUM_LENGTH, multi_resolution_stft_by_position
 
-# (reconstruction, original) [B, C, *positions] -> [B, *positions], whose mean is the item's loss, or [B].
+# (reconstruction, original), both [B, C, *positions] float32 -> the error [B, *positions] at each position, whose mean
+# is an item's error; or, if a loss has no positions, the error [B] of each item. An item's error depends on no other's.
 ItemLoss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtype, open_audio
-from vpvae_hf.losses import Loaded, Loss, audio_losses, build_losses
+from vpvae_hf.losses import Loss, audio_losses, build_losses
 from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 from vpvae_hf.settings import is_number, require
@@ -65,7 +65,6 @@ class AudioModality(Modality):
     headline_metrics = ("pesq", "stoi")  # PESQ is defined at 16 kHz alone
     one_by_one = True
     batches_decoded = 4  # clips of like lengths are batched: sorted among so many, little of a batch is padding
-    refined_by = {"l1": 10.0, "stft": 1.0}  # noqa: RUF012, as the recipes train, without Whisper
     takes_validation_share = True
     _open = staticmethod(open_audio)
 
@@ -75,9 +74,6 @@ class AudioModality(Modality):
     def losses(self, config: AudioTrainingConfig, model: VPCodecModel) -> Mapping[str, Loss]:
         available = audio_losses(whisper=config.whisper, sampling_rate=model.config.sampling_rate)
         return build_losses(config.loss_weights, available)
-
-    def available_losses(self, model: VPCodecModel) -> Mapping[str, Loss | Loaded]:
-        return audio_losses(sampling_rate=model.config.sampling_rate)
 
     def data_config(self, model: VPCodecModel, **given: Any) -> AudioDataConfig:
         return super().data_config(model, **{"segment_s": _FITTED_SECONDS, **given})

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vpvae_hf.data import Source, Transform, check_readable, code_dtype
-from vpvae_hf.losses import RECONSTRUCTION_LOSSES, ItemLoss, Loaded, Loss, item_losses
+from vpvae_hf.losses import Loss
 from vpvae_hf.metrics import MetricFn, ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.tensors import deferred_checks, fetched_late, to_device
@@ -33,7 +33,6 @@ class Modality(ABC):
         extra_metrics: metrics that are measured only if they are asked for, since they need a network.
         one_by_one: whether items differ in size, so that they are measured one by one.
         batches_decoded: for how many batches files are decoded before they are encoded into codes.
-        refined_by: weights of the losses that refined codes have lowered, by name.
         takes_validation_share: whether its data sets may be local files of which a share is set aside for validation.
     """
 
@@ -45,7 +44,6 @@ class Modality(ABC):
     extra_metrics: ClassVar[tuple[str, ...]] = ()
     one_by_one: ClassVar[bool] = False
     batches_decoded: ClassVar[int] = 1
-    refined_by: ClassVar[Mapping[str, float]] = {"l2": 1.0}
     takes_validation_share: ClassVar[bool] = False
     _open: ClassVar[Callable[..., Source]]
 
@@ -84,17 +82,6 @@ class Modality(ABC):
     @abstractmethod
     def losses(self, config: TrainingConfig, model: Tokenizer) -> Mapping[str, Loss]:
         """The losses that `config.loss_weights` weights, by name."""
-
-    def available_losses(self, model: Tokenizer) -> Mapping[str, Loss | Loaded]:
-        """All losses of its signals by name."""
-        return RECONSTRUCTION_LOSSES
-
-    def refine_loss(self, model: Tokenizer, weights: Mapping[str, float] | None = None) -> ItemLoss:
-        """What `tokenize` lowers if it refines codes: losses by name, by default `refined_by`.
-
-        Errors as of `build_losses`.
-        """
-        return item_losses(self.refined_by if weights is None else weights, self.available_losses(model))
 
     def adversarial(self, config: TrainingConfig, model: Tokenizer) -> tuple[AdversarialConfig, nn.Module] | None:
         """Settings of a discriminator, and the discriminator; None to train without one."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpvae_hf.data import ImageCrop, code_dtype, open_images
-from vpvae_hf.losses import IMAGE_LOSSES, Loaded, Loss, PatchDiscriminator, build_losses, require_lpips_channels
+from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses, require_lpips_channels
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.pixels import pixels_of_array, pixels_of_image, require_channels
@@ -98,9 +98,6 @@ class ImageModality(Modality):
         if config.loss_weights.get("lpips"):
             require_lpips_channels(model.config.out_channels)
         return build_losses(config.loss_weights, IMAGE_LOSSES)
-
-    def available_losses(self, model: AutoencoderVP) -> Mapping[str, Loss | Loaded]:
-        return IMAGE_LOSSES
 
     def adversarial(
         self, config: ImageTrainingConfig, model: AutoencoderVP

@@ -20,13 +20,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HubEntry
+from vpvae_hf.losses import IMAGE_LOSSES, ItemLoss, Loaded, Loss
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 from vpvae_hf.quantizers.baselines import LearnedCodebook
 from vpvae_hf.settings import did_you_mean
 from vpvae_hf.tensors import as_floating, as_real, device_for, require_finite, require_nonempty
 
 from .autoencoder_kl import AutoencoderKLStart
-from .refinement import RefineLoss, Refinement, recomputed
+from .refinement import Refinement, recomputed
 from .tiling import apply_in_tiles
 from .tokenizer import Tokenizer, in_full_precision, require_shape
 
@@ -202,7 +203,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         original_sizes: Tensor | None = None,
         *,
         refine_steps: int = 0,
-        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
+        refine_loss: ItemLoss | Mapping[str, float] | str | None = None,
     ) -> Tensor:
         """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1].
 
@@ -313,6 +314,9 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         # No longer as defaults, which diffusers would leave out.
         defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
         self.register_to_config(**settings, _use_default_values=defaults)
+
+    def _available_losses(self) -> Mapping[str, Loss | Loaded]:
+        return IMAGE_LOSSES
 
     def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
         return Refinement(

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transformers.models.mimi.modeling_mimi import MimiLayerScale
 from transformers.utils import ModelOutput
 
 from vpvae_hf.hub import HubEntry
+from vpvae_hf.losses import ItemLoss, Loaded, Loss, audio_losses
 from vpvae_hf.quantizers import Quantizer, QuantizerOutput, build_quantizer
 from vpvae_hf.tensors import (
     as_floating,
@@ -34,7 +35,7 @@ from vpvae_hf.tensors import (
 
 from .configuration_vp_codec import VPCodecConfig
 from .feature_extraction_vp_codec import SCALING, VPCodecFeatureExtractor, require_samples
-from .refinement import RefineLoss, Refinement, recomputed
+from .refinement import Refinement, recomputed
 from .tokenizer import Tokenizer, in_full_precision, require_shape, zero_beyond
 from .vp_codec_layers import (
     CausalPadding,
@@ -122,6 +123,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     )
     _weights_file = "model"
     _projections = ("quant_proj", "post_quant_proj")
+    _refined_by: ClassVar = {"l1": 10.0, "stft": 1.0}  # as the recipes train, without Whisper
     # transformers' own error does not say what is mismatched; the info that it gives does.
     _loading = {"ignore_mismatched_sizes": True}  # noqa: RUF012
     base_model_prefix = "vp_codec"
@@ -250,7 +252,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         padding_mask: Tensor | None = None,
         *,
         refine_steps: int = 0,
-        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
+        refine_loss: ItemLoss | Mapping[str, float] | str | None = None,
     ) -> Tensor:
         """Codes [B, N] or [B, N, G] int64 of audio [B, 1, T], N = ceil(T / hop); 0 beyond the end of a padded clip.
 
@@ -302,6 +304,9 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     def _set_config(self, **settings) -> None:
         self.config.update(settings)
+
+    def _available_losses(self) -> Mapping[str, Loss | Loaded]:
+        return audio_losses(sampling_rate=self.config.sampling_rate)
 
     def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
         audio = self.as_inputs(inputs)

@@ -17,11 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from vpvae_hf.losses import ItemLoss
 from vpvae_hf.quantizers import Quantizer
-
-# (reconstruction, original), both [B, C, *positions] float32 -> the error [B, *positions] at each position, whose mean
-# is an item's error; or, if a loss has no positions, the error [B] of each item. An item's error depends on no other's.
-RefineLoss = Callable[[Tensor, Tensor], Tensor]
 
 # Share of the tokens that may move at once. Neighbours that move together disturb each other.
 _MOVING = 0.4
@@ -50,7 +47,7 @@ class Refinement:
     token_size: int
     lengths: list[int] | None = None
 
-    def errors(self, vectors: Tensor, items: Tensor, loss: RefineLoss) -> Tensor:
+    def errors(self, vectors: Tensor, items: Tensor, loss: ItemLoss) -> Tensor:
         """The part [b, *grid] of each token in an item's error, their sum; or [b], if the loss has no parts."""
         originals, grid = self.originals[items], vectors.shape[1:-1]
         decoded = self.decode(vectors, items).float()[..., : originals.shape[-1]]
@@ -85,7 +82,7 @@ class Refinement:
         return errors / math.prod(positions)
 
 
-def refined_codes(batch: Refinement, loss: RefineLoss, quantizer: Quantizer, latents: Tensor, steps: int) -> Tensor:
+def refined_codes(batch: Refinement, loss: ItemLoss, quantizer: Quantizer, latents: Tensor, steps: int) -> Tensor:
     """Codes [B, *grid] or [B, *grid, G] of latents [B, *grid, d]; no item has a greater error than with nearest codes.
 
     The codes of an item do not depend on the other items of the batch, rounding aside.

@@ -6,7 +6,6 @@ codes. Codes are [B, *grid], or [B, *grid, G] if a token has G codes of its own.
 
 import contextlib
 import hashlib
-import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HUB_ENTRIES, HubEntry
+from vpvae_hf.losses import RECONSTRUCTION_LOSSES, ItemLoss, Loaded, Loss, item_losses
 from vpvae_hf.quantizers import (
     CodebookQuantizer,
     Quantizer,
@@ -28,7 +28,7 @@ from vpvae_hf.settings import require_integer
 from vpvae_hf.tensors import as_tensor, device_for, is_tracing, kept_for_training
 
 from .persistence import Persistence
-from .refinement import RefineLoss, Refinement, refined_codes
+from .refinement import Refinement, refined_codes
 
 
 class Tokenizer(Persistence, ABC):
@@ -52,6 +52,7 @@ class Tokenizer(Persistence, ABC):
     quantize: Quantizer
     hub_entry: ClassVar[HubEntry]
     _input_dims: ClassVar[int] = 3  # of a batch of inputs, [B, C, T]
+    _refined_by: ClassVar[Mapping[str, float]] = {"l2": 1.0}  # weights of the losses that refined codes lower, by name
     _projections: ClassVar[tuple[str, str]]  # names of the layers, linear at each position, around the quantizer
 
     def __init_subclass__(cls, **kwargs):
@@ -86,7 +87,7 @@ class Tokenizer(Persistence, ABC):
         padding_mask: Tensor | None = None,
         *,
         refine_steps: int = 0,
-        refine_loss: RefineLoss | Mapping[str, float] | str | None = None,
+        refine_loss: ItemLoss | Mapping[str, float] | str | None = None,
     ) -> Tensor:
         """Codes of signals, int64; 0 beyond the end of a padded signal.
 
@@ -99,7 +100,8 @@ class Tokenizer(Persistence, ABC):
         Args:
             refine_steps: how many steps at most.
             refine_loss: what is lowered: the name of a loss of training, weights of several by name, or a function, see
-                `RefineLoss`; None for the modality's own, of images the squared error, of audio L1 with the STFT loss.
+                `losses.ItemLoss`; None for the model's own: of images the squared error, of audio L1 with the STFT
+                loss.
         """
         require_integer("refine_steps", refine_steps, 0)
         latents = self.latent_vectors(inputs, padding_mask)
@@ -117,11 +119,14 @@ class Tokenizer(Persistence, ABC):
         self.quantize.check_codes()
         loss = {loss: 1.0} if isinstance(loss, str) else loss
         if loss is None or isinstance(loss, Mapping):
-            # Losses by name know models, so models cannot import them.
-            loss = importlib.import_module("vpvae_hf.modalities").modality_of(self).refine_loss(self, loss)
+            loss = item_losses(self._refined_by if loss is None else loss, self._available_losses())
         elif not callable(loss):
             raise TypeError(f"refine_loss must be a name, weights of losses by name, or a function, got {loss!r}")
         return refined_codes(self._refinement(inputs, padding_mask), loss, self.quantize, latents, steps)
+
+    def _available_losses(self) -> Mapping[str, Loss | Loaded]:
+        """All losses by name that codes can be refined by."""
+        return RECONSTRUCTION_LOSSES
 
     def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
         """What refined codes are judged by; a model without it refuses `refine_steps`."""

@@ -24,7 +24,7 @@ from vpvae_hf.settings import (
 )
 from vpvae_hf.tensors import is_tracing, kept_for_training, precise_dtype, without_bad_values
 
-from .base import CodebookNotFittedError, HoldsValues, QuantizerConfig, QuantizerOutput
+from .base import CodebookNotFittedError, QuantizerConfig, QuantizerOutput
 from .codebook import CodebookQuantizer, CodebookQuantizerConfig
 from .normalization import normalization_loss
 from .vp_live_codebook import LiveCodebook
@@ -195,7 +195,6 @@ class VectorPerturbation(CodebookQuantizer):
         self._indexed_at = 0
         self._step_size_ratio = 1.0
         self._most_tokens = 0  # of a rank in a step so far
-        self._is_codebook = HoldsValues()
         _stay_out_of_graphs()
 
     @property
@@ -258,7 +257,7 @@ class VectorPerturbation(CodebookQuantizer):
         return 1.0 if self._progress >= ends else (self._progress - begins) / (ends - begins)
 
     def check_codes(self) -> None:
-        if not self.config.fitted and not is_tracing() and self._is_codebook(self.codebook):
+        if not self.config.fitted and not is_tracing() and self._holds_fit(self.codebook):
             raise CodebookNotFittedError(
                 "the codebook holds values, as of weights that were copied one by one, but the settings say that it is "
                 "not fitted; call model.set_codebook(model.quantize.codebook), or load weights with load_state_dict"
@@ -331,9 +330,8 @@ class VectorPerturbation(CodebookQuantizer):
     def _moves(self, latents: Tensor, generator: torch.Generator | None) -> "_Moves":
         config, queue = self.config, self.queue
         if len(queue) < self._least_queue:
-            stay = torch.zeros_like(latents)
-            accepted, error_ms = torch.zeros_like(stay[:, 0], dtype=torch.bool), latents.new_full((), math.nan)
-            return _Moves(displacement=stay, accepted=accepted, codes=latents, error_ms=error_ms)
+            accepted = torch.zeros_like(latents[:, 0], dtype=torch.bool)
+            return _Moves.to(latents, latents, accepted, codes=latents, error_ms=latents.new_full((), math.nan))
         self.live.update(queue, latents.device)
         codes = self.live.nearest(latents)
         error_ms = (codes - latents).square().sum(dim=-1).mean()
@@ -346,7 +344,7 @@ class VectorPerturbation(CodebookQuantizer):
             if self.scale.due(queue.pushed, len(queue)):
                 self.scale.find(error_ms, queue.pushed, partial(self._trial_displacement_ms, latents))
             perturbed, accepted = self._metropolis(latents, self.scale.value, generator)
-        return _Moves(displacement=perturbed - latents, accepted=accepted, codes=codes, error_ms=error_ms)
+        return _Moves.to(perturbed, latents, accepted, codes=codes, error_ms=error_ms)
 
     def _drawn_size(self, generator: torch.Generator | None) -> int:
         """How many codes the random codebook of a step has."""
@@ -435,19 +433,24 @@ class _Moves:
 
     Attributes:
         displacement: [N, d].
+        displacement_ms: [] its mean square length.
         accepted: [N] bool, which proposals were accepted.
         codes: [N, d] latents of the codes that the commitment loss draws to.
         error_ms: [] mean square distance to the live codebook; NaN before there is one.
     """
 
     displacement: Tensor
+    displacement_ms: Tensor
     accepted: Tensor
     codes: Tensor
     error_ms: Tensor
 
-    @property
-    def displacement_ms(self) -> Tensor:
-        return self.displacement.square().sum(dim=-1).mean()
+    @classmethod
+    def to(cls, perturbed: Tensor, latents: Tensor, accepted: Tensor, **others: Tensor) -> "_Moves":
+        """From latents to where they are perturbed, each [N, d]."""
+        displacement = perturbed - latents
+        displacement_ms = displacement.square().sum(dim=-1).mean()
+        return cls(displacement=displacement, displacement_ms=displacement_ms, accepted=accepted, **others)
 
 
 @cache

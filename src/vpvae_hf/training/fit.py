@@ -86,8 +86,8 @@ def fit_codebook(
     Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds
     "vq" and "simvq" get a codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and
     "fsq" get, for each dimension alone, the levels with which the mean squared error of its latents is least
-    (Lloyd-Max). But their decoders were trained on even levels, and reconstruct better from those (benchmarks/results).
-    Training goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence
+    (Lloyd-Max); see by `vpvae evaluate` whether that helps, since their decoders were trained on even levels. Training
+    goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence
     `train_tokenizer`, drops the fit when it starts, by `model.drop_fit()`; `train_tokenizer` fits again with
     `codebook.refit`.
 
