@@ -5,12 +5,16 @@ import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 # Of more valid names than this a message gives the nearest alone, if there is one.
 _LISTED_NAMES = 30
 # What encoder and decoder of a saved tokenizer may compute in.
 DTYPES = ("float32", "bfloat16", "float16")
+# In what latents are near to each other: as they are, or by what the decoder makes of them.
+Metric = Literal["euclidean", "decoder"]
+# How VP displaces latents in training, the default first.
+Perturbation = Literal["random_codebook", "metropolis", "always_accept"]
 
 
 def require(holds: bool, name: str, value: Any, valid: str) -> None:

@@ -4,9 +4,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from vpvae_hf import __version__
-from vpvae_hf.settings import DTYPES, did_you_mean
+from vpvae_hf.settings import DTYPES, Metric, Perturbation, did_you_mean
 
 _REVISION = "branch, tag or commit of the tokenizer"
 
@@ -59,7 +60,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
     parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
-    kinds = ("random_codebook", "metropolis", "always_accept")
+    kinds = get_args(Perturbation)
     parser.add_argument("--perturbation", choices=kinds, default=kinds[0], help="how vp perturbs latents in training")
     parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
     parser.add_argument("--steps", type=_positive, default=900, help="training steps")
@@ -83,7 +84,7 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
     metric = "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
-    parser.add_argument("--metric", choices=["euclidean", "decoder"], default="euclidean", help=metric)
+    parser.add_argument("--metric", choices=get_args(Metric), default="euclidean", help=metric)
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
     split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
     _add_data_options(parser, None, split)

@@ -35,9 +35,6 @@ COLUMNS = {
     "refitted_decoder": Column("refitted, decoder's metric", "decoder", before="refitted"),
     "own_refined": Column("own codes, refined", "own", refined=True, before="own"),
     "refitted_refined": Column("refitted, refined", "euclidean", refined=True, before="refitted"),
-    "refitted_decoder_refined": Column(
-        "refitted, decoder's metric, refined", "decoder", refined=True, before="refitted_decoder"
-    ),
 }
 
 

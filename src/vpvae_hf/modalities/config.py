@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from vpvae_hf.files import same_place
-from vpvae_hf.settings import require, require_count
+from vpvae_hf.settings import Metric, require, require_count
 
 # More hold many blocks of examples in memory, and seldom does a GPU need them.
 _MOST_WORKERS = 8
@@ -125,7 +125,7 @@ class CodebookConfig:
     """How the codebook is fitted when training has ended."""
 
     latents_per_code: int = option(256, "fresh latents to fit each code to")
-    metric: Literal["euclidean", "decoder"] = option(
+    metric: Metric = option(
         "euclidean", "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
     )
     start: bool = option(

@@ -8,7 +8,8 @@ from .codebook import CodebookQuantizer, CodebookQuantizerConfig
 from .fsp import ScalarPerturbation, ScalarPerturbationConfig
 from .registry import QUANTIZERS, build_quantizer, quantizer_config
 from .scalar import ScalarGridConfig, ScalarGridQuantizer
-from .vp import VectorPerturbation, VectorPerturbationConfig
+from .vp import VectorPerturbation
+from .vp_config import VectorPerturbationConfig
 
 __all__ = [
     "QUANTIZERS",

@@ -3,18 +3,16 @@
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from vpvae_hf.neighbors import NearestPoint, nearest_in_graph, nearest_point
-from vpvae_hf.settings import require_name
+from vpvae_hf.settings import Metric, require_name
 from vpvae_hf.tensors import as_real, is_tracing, kept_for_training
 
 from .base import Quantizer, QuantizerConfig
-
-Metric = Literal["euclidean", "decoder"]
 
 
 def require_metric(metric: str) -> None:

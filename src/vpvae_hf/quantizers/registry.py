@@ -14,7 +14,8 @@ from .fsq import FiniteScalarQuantization, FiniteScalarQuantizationConfig
 from .none import Continuous, ContinuousConfig
 from .simvq import SimVQ, SimVQConfig
 from .token_bridge import TokenBridge, TokenBridgeConfig
-from .vp import VectorPerturbation, VectorPerturbationConfig
+from .vp import VectorPerturbation
+from .vp_config import VectorPerturbationConfig
 from .vq import VectorQuantization, VectorQuantizationConfig
 
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {

@@ -19,8 +19,8 @@ from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import QuantizerConfig
-from vpvae_hf.quantizers.codebook import Metric, require_metric, square_root, transformed
-from vpvae_hf.settings import require_integer
+from vpvae_hf.quantizers.codebook import require_metric, square_root, transformed
+from vpvae_hf.settings import Metric, require_integer
 
 _log = logging.getLogger(__name__)
 
