@@ -334,7 +334,7 @@ def enter() -> _Mode:
     torch.cuda._lazy_init = lambda: None
     torch.cuda.current_device = lambda: 0
     torch.cuda.set_device = torch.cuda._exchange_device = torch.cuda._maybe_exchange_device = lambda device: 0
-    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132)
+    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(multi_processor_count=132, major=9, minor=0)
     torch.cuda.synchronize = lambda device=None: counter.add("sync", "torch.cuda.synchronize")
     torch.cuda.current_stream = torch.cuda.Event = torch.cuda.Stream = _Waiting
     torch.cuda.stream = lambda stream: contextlib.nullcontext()

@@ -69,7 +69,7 @@ class LiveCodebook:
 
     def _lloyd_step(self, queue: LatentQueue, generator: torch.Generator) -> None:
         count = min(_DRAWN, len(queue))
-        latents = queue.draw(count, generator.device, generator)
+        latents = queue.draw(count, self.codebook.device, generator)
         distances, codes = nearest_point(latents, self.codebook)
         squares = distances.square().clamp(max=_LARGEST)
         keep = math.exp(-count / (_LATENTS_PER_CODE * self.codebook_size))
