@@ -116,6 +116,50 @@ def test_mixture_of_noise_and_rounding(probability, generator):
     assert float(rounded) == pytest.approx(1 - probability, abs=0.02)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "cauchy"])
+@pytest.mark.parametrize(
+    ("settings", "progress", "committed"),
+    [
+        ({}, None, 0.0),
+        ({}, 0.55, 0.0),
+        ({}, 0.625, 0.5),
+        ({}, 1.0, 1.0),
+        ({"commitment_ramp": [0.0, 1.0]}, 0.25, 0.25),
+        ({"commitment_weight": 0}, 1.0, 0.0),
+    ],
+)
+def test_the_normalization_loss_gives_way_to_the_commitment_loss(settings, progress, committed, activation, generator):
+    quantizer = fsp(activation=activation, **settings)
+    if progress is not None:
+        quantizer.set_progress(progress)
+    features = torch.randn(500, 3, generator=generator) + 1
+    target = ACTIVATIONS[activation][1]
+    mean, variance = features.mean(dim=0), features.var(dim=0, correction=0)
+    normalization = 0 if target is None else 0.1 * mean.square().mean() + 0.07 * (variance - target).square().mean()
+    latents = quantizer.to_latents(features)
+    commitment = 0.25 * (latents - quantizer.decode(quantizer.encode(latents))).square().mean()
+    output = quantizer.train()(features, generator=generator)
+    torch.testing.assert_close(output.loss, torch.as_tensor((1 - committed) * normalization + committed * commitment))
+    assert float(output.metrics["quantizer/committed"]) == pytest.approx(committed)
+
+
+def test_the_commitment_loss_draws_latents_to_the_middles_of_their_cells(generator):
+    quantizer = fsp(commitment_ramp=[0.0, 0.0]).train()
+    quantizer.set_progress(1.0)
+    features = torch.randn(500, 3, generator=generator)
+
+    def error():
+        latents = quantizer.to_latents(features)
+        return float((latents - quantizer.decode(quantizer.encode(latents))).square().mean())
+
+    before = error()
+    for _ in range(100):
+        features = features.detach().requires_grad_()
+        quantizer(features, generator=generator).loss.backward()
+        features = features.detach() - 100 * features.grad
+    assert error() < 0.1 * before
+
+
 def test_settings_that_were_saved_with_a_former_field():
     assert build_quantizer({"kind": "fsp", "variance_scale": 1.0}).config == build_quantizer({"kind": "fsp"}).config
 
@@ -137,6 +181,8 @@ def test_levels_follow_the_codebook_size():
         ({"activation": "relu"}, "unknown activation 'relu'; valid: tanh, sigmoid"),
         ({"variance_scale": 0.5}, "variance_scale is no longer a setting of quantizer kind 'fsp'; leave it out"),
         ({"eta": -1}, "eta must be a positive number, got -1"),
+        ({"commitment_weight": -1}, "commitment_weight must be a number of at least 0, got -1"),
+        ({"commitment_ramp": [0.7, 0.5]}, r"commitment_ramp must be two numbers in \[0, 1\], the lesser first, got"),
         ({"perturb_probability": 2}, r"perturb_probability must be a number in \[0, 1\], got 2"),
         ({"fitted": False}, "fitted must be true: the kind .fsp. needs no fitting"),
     ],

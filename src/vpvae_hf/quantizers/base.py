@@ -163,8 +163,8 @@ class Quantizer(nn.Module, ABC):
     def set_progress(self, progress: float) -> None:
         """Tell how much of the training run is over, 0 to 1: steps taken over steps to take, before each forward.
 
-        `VectorPerturbation` changes its loss over a run, and raises a ValueError for another number. The recipes' loop
-        calls it; other loops should.
+        `VectorPerturbation` and `ScalarPerturbation` change their loss over a run, and raise a ValueError for another
+        number. The recipes' loop calls it; other loops should.
         """
 
     def reconfigure(self, config: QuantizerConfig) -> bool:

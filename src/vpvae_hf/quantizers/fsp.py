@@ -14,6 +14,7 @@ from torch import Tensor
 from vpvae_hf.settings import is_number, require, require_name, require_share, require_weight
 
 from .base import QuantizerOutput
+from .commitment import Commitment, CommitmentConfig
 from .normalization import normalization_loss, rms_length
 from .scalar import ScalarGridConfig, ScalarGridQuantizer
 
@@ -48,8 +49,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScalarPerturbationConfig(ScalarGridConfig):
-    """Settings of `ScalarPerturbation`.
+class ScalarPerturbationConfig(CommitmentConfig, ScalarGridConfig):
+    """Settings of `ScalarPerturbation`, and those of `CommitmentConfig`: the loss draws to the middles of cells.
 
     Attributes:
         activation: a name in `ACTIVATIONS`.
@@ -87,10 +88,11 @@ class ScalarPerturbationConfig(ScalarGridConfig):
             require_weight(name, getattr(self, name))
 
 
-class ScalarPerturbation(ScalarGridQuantizer):
+class ScalarPerturbation(Commitment, ScalarGridQuantizer):
     """Scalar noise in place of rounding; codes are cells of a fixed grid, used equally by uniform latents.
 
-    Latents are (g(a) - 1/2) * sqrt(12) of the features a, with unit variance where g(a) is uniform.
+    Latents are (g(a) - 1/2) * sqrt(12) of the features a, with unit variance where g(a) is uniform. Late in the run,
+    once the encoder has learned, the commitment loss draws latents to the middles of their cells.
     """
 
     config: ScalarPerturbationConfig
@@ -113,15 +115,19 @@ class ScalarPerturbation(ScalarGridQuantizer):
         centroids = self.grid.centroids(self.grid.cells(unit.detach()))
         token = torch.rand(*unit.shape[:-1], 1, device=unit.device, dtype=torch.float32, generator=generator)
         replaced = torch.where(token < config.perturb_probability, perturbed, centroids)
-        loss = features.new_zeros(())
+        normalization = features.new_zeros(())
         if self._target_variance is not None:
             flat = features.reshape(-1, self.latent_dim)
-            loss = normalization_loss(flat, config.mean_weight, config.variance_weight, self._target_variance)
+            target = self._target_variance
+            normalization = normalization_loss(flat, config.mean_weight, config.variance_weight, target)
+        committed = self._committed()
+        loss = self._loss(normalization, committed, _from_unit(unit), _from_unit(centroids))
         # The displacement is that of perturbed tokens, the quantization error that of rounding any of them.
         metrics = {
             "quantizer/displacement_rms": _OUTPUT_SCALE * rms_length(perturbed - unit),
             "quantizer/quantization_error_rms": _OUTPUT_SCALE * rms_length(centroids - unit),
             "quantizer/acceptance": kept.float().mean(),
+            "quantizer/committed": features.new_full((), committed),
         }
         latents = _from_unit(unit + (replaced - unit.detach()))  # eq. (17): no gradient from the displacement
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)

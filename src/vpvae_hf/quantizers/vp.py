@@ -11,13 +11,11 @@ from torch import Tensor
 
 from vpvae_hf import distributed
 from vpvae_hf.neighbors import NeighborIndex, build_index
-from vpvae_hf.settings import (
-    require_share,
-)
 from vpvae_hf.tensors import is_tracing, kept_for_training, precise_dtype, without_bad_values
 
 from .base import CodebookNotFittedError, QuantizerConfig, QuantizerOutput
 from .codebook import CodebookQuantizer
+from .commitment import Commitment
 from .normalization import normalization_loss
 from .vp_config import VectorPerturbationConfig
 from .vp_live_codebook import LiveCodebook
@@ -37,7 +35,7 @@ _RUN_BY_ALL = (
 )
 
 
-class VectorPerturbation(CodebookQuantizer):
+class VectorPerturbation(Commitment, CodebookQuantizer):
     """Trains on displaced latents, without codes; encodes with a codebook fitted after training.
 
     In the first steps, until the queue holds two latents per code, latents pass through unperturbed. From then on a
@@ -61,7 +59,6 @@ class VectorPerturbation(CodebookQuantizer):
         self.queue = LatentQueue(config.queue_size, config.latent_dim)
         self.live = LiveCodebook(config.codebook_size)
         self.scale = _scale(config)
-        self._progress = 0.0
         self._index: NeighborIndex | None = None
         self._indexed_at = 0
         self._step_size_ratio = 1.0
@@ -75,10 +72,6 @@ class VectorPerturbation(CodebookQuantizer):
     def live_codebook(self) -> Tensor | None:
         return self.live.codebook
 
-    def set_progress(self, progress: float) -> None:
-        require_share("progress", progress)
-        self._progress = progress
-
     @property
     def _least_queue(self) -> int:
         """How many latents the queue must hold before distances mean something."""
@@ -90,8 +83,7 @@ class VectorPerturbation(CodebookQuantizer):
         latents = features + moves.displacement.view_as(features)  # eq. (9): the displacement carries no gradient
         whole = config.normalization == "whole"
         normalization = normalization_loss(flat, config.mean_weight, config.variance_weight, whole=whole)
-        commitment = config.commitment_weight * (flat - moves.codes).square().mean()
-        loss = (1 - committed) * normalization + committed * commitment
+        loss = self._loss(normalization, committed, flat, moves.codes)
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def _step(self, latents: Tensor, generator: torch.Generator | None) -> tuple["_Moves", Tensor, dict[str, Tensor]]:
@@ -106,7 +98,8 @@ class VectorPerturbation(CodebookQuantizer):
             moves = self._moves(finite, generator)
             self._share(latents, moves, generator)
         scale_name = "share" if self.config.perturbation == "random_codebook" else "eta"
-        known = {"committed": self._committed(), "queue_fill": len(self.queue) / self.queue.capacity}
+        committed = 0.0 if self.live.codebook is None else self._committed()
+        known = {"committed": committed, "queue_fill": len(self.queue) / self.queue.capacity}
         known = {name: torch.full((), value, device=device, dtype=torch.float32) for name, value in known.items()}
         return (
             moves,
@@ -119,13 +112,6 @@ class VectorPerturbation(CodebookQuantizer):
                 **{f"quantizer/{name}": value for name, value in known.items()},
             },
         )
-
-    def _committed(self) -> float:
-        """How much of the normalization loss has given way to the commitment loss, 0 to 1."""
-        begins, ends = self.config.commitment_ramp
-        if self.live.codebook is None or not self.config.commitment_weight or self._progress < begins:
-            return 0.0
-        return 1.0 if self._progress >= ends else (self._progress - begins) / (ends - begins)
 
     def check_codes(self) -> None:
         if not self.config.fitted and not is_tracing() and self._holds_fit(self.codebook):

@@ -1,7 +1,6 @@
 """Settings of VP."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,13 +17,17 @@ from vpvae_hf.settings import (
 )
 
 from .codebook import CodebookQuantizerConfig
+from .commitment import CommitmentConfig
 
 _SMALL = {"codebook_size": 64, "latent_dim": 3, "queue_share": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class VectorPerturbationConfig(CodebookQuantizerConfig):
-    """Settings of `VectorPerturbation`.
+class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
+    """Settings of `VectorPerturbation`, and those of `CommitmentConfig`.
+
+    The commitment loss draws to the nearest code of the live codebook; with codebook_size_range, of the codebook that
+    was drawn.
 
     Attributes:
         codebook_size: K, for which the perturbation is scaled and which `fit_codebook` fits by default.
@@ -44,11 +47,6 @@ class VectorPerturbationConfig(CodebookQuantizerConfig):
         index_refresh: share of the queue that may change before its search index is rebuilt; for several ranks, which
             fill the queue together, so many times it, up to half of the queue.
         search_backend: how "metropolis" and "always_accept" search, as for `vpvae_hf.neighbors.build_index`.
-        commitment_weight: weight of the commitment loss, the mean over tokens and dimensions of (z - c(z))^2, c(z) the
-            nearest code of the live codebook (with codebook_size_range, of the codebook that was drawn). It takes the
-            place of the normalization loss during the ramp. The paper has none: 0.
-        commitment_ramp: shares of the run between which the normalization loss gives way to the commitment loss, as
-            `set_progress` tells it; a loop that does not call it trains with the normalization loss alone.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
         normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" only their mean, so that
             dimensions that carry more information may take more room than others.
@@ -73,8 +71,6 @@ class VectorPerturbationConfig(CodebookQuantizerConfig):
     queue_share: float = 0.01
     index_refresh: float = 0.02
     search_backend: str = "auto"
-    commitment_weight: float = 0.25
-    commitment_ramp: tuple[float, float] = (0.55, 0.7)
     mean_weight: float = 0.1
     variance_weight: float = 0.07
     normalization: Literal["each", "whole"] = "each"
@@ -103,9 +99,8 @@ class VectorPerturbationConfig(CodebookQuantizerConfig):
         require_share("index_refresh", self.index_refresh)
         backends = ("auto", *BACKENDS)
         require_name("search_backend", self.search_backend, backends)
-        for name in ("commitment_weight", "mean_weight", "variance_weight"):
+        for name in ("mean_weight", "variance_weight"):
             require_weight(name, getattr(self, name))
-        self._check_ramp()
         require_name("normalization", self.normalization, ("each", "whole"))
 
     @property
@@ -120,13 +115,6 @@ class VectorPerturbationConfig(CodebookQuantizerConfig):
 
     def without_fit(self) -> "VectorPerturbationConfig":
         return dataclasses.replace(self, fitted=False, metric="euclidean")
-
-    def _check_ramp(self) -> None:
-        given = self.commitment_ramp
-        limits = tuple(given) if isinstance(given, Sequence) else ()
-        valid = len(limits) == 2 and all(map(is_number, limits)) and 0 <= limits[0] <= limits[1] <= 1
-        require(valid, "commitment_ramp", given, "two numbers in [0, 1], the lesser first")
-        object.__setattr__(self, "commitment_ramp", limits)
 
     def _check_range(self) -> None:
         limits = tuple(self.codebook_size_range)
