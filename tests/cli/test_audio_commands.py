@@ -54,6 +54,22 @@ def test_tokenize_then_decode(codec, data, tmp_path, capsys):
         assert torch.equal(model.encode(audio).audio_codes[0, 0], torch.from_numpy(row["codes"].astype(np.int64)))
 
 
+def test_the_codebook_of_a_size(data, tmp_path, capsys):
+    model = VPCodecModel(VPCodecConfig(**ARCHITECTURE, quantizer=VECTOR))
+    model.set_codebooks([torch.randn(size, model.quantize.latent_dim) for size in (16, 300)])
+    model.save_pretrained(tmp_path / "tokenizer")
+    name = write_files(tmp_path / "clips", {"a.wav": encoded(read(data, 0))})
+    how = ["--tokenizer", str(tmp_path / "tokenizer"), "--codebook-size", "300"]
+    assert main(["encode-audio", f"{name}/a.wav", *how]) == 0
+    assert "codes of 300" in capsys.readouterr().out
+    assert main(["decode-audio", f"{name}/a.safetensors"]) == 0
+    model.select_codebook(300)
+    decoded, _ = soundfile.read(f"{name}/a.decoded.wav", dtype="float32")
+    audio = torch.from_numpy(read(data, 0))[None, None]
+    expected = model.eval().detokenize(model.tokenize(audio))[0, 0, : len(decoded)].clamp(-1, 1)
+    np.testing.assert_allclose(decoded, expected.detach().numpy(), atol=1e-4)
+
+
 def test_refined_codes_of_a_file(codec, data, tmp_path, capsys):
     audio = read(data, 0)
     name = write_files(tmp_path / "clips", {"a.wav": encoded(audio)})

@@ -68,6 +68,33 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     assert results["codebook"]["codebook_size"] == 48
 
 
+@pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+def test_several_codebooks(tokenizer, data, tmp_path, capsys):
+    fitted = tmp_path / "fitted"
+    sizes = ["--codebook-size", "48", "8", "--latents-per-code", "64"]
+    assert main(["fit", str(tokenizer), "--dataset", data, "--output", str(fitted), *sizes]) == 0
+    printed = capsys.readouterr().out
+    assert "48 codes fitted to 3072 latents" in printed
+    assert "8 codes fitted to 512 latents" in printed
+    results = json.loads((fitted / "results.json").read_text())
+    assert [each["codebook_size"] for each in (results["codebook"], *results["codebook"]["others"])] == [48, 8]
+    card = (fitted / "README.md").read_text()
+    assert "| Codes | 48 | 8 |" in card
+    assert "| Other codebooks' sizes, for `from_pretrained(name, codebook_size=K)` | 8 |" in card
+    for size, others in (("8", 0), ("48", 1), ("8", 1)):  # measured again in the place of the first
+        assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--codebook-size", size]) == 0
+        recorded = json.loads((fitted / "results.json").read_text())["evaluation"]
+        assert len(recorded) == 1 + others
+        assert recorded[-1]["codebook_size"] == int(size)
+    by_size = {each["codebook_size"]: each["metrics"]["psnr"] for each in recorded}
+    assert by_size[48] != by_size[8]
+    card = (fitted / "README.md").read_text()
+    assert "| validation, K = 8 |" in card
+    assert "| validation, K = 48 |" in card
+    assert main(["evaluate", str(fitted), "--dataset", data, "--codebook-size", "9"]) == 1
+    assert "there is no codebook of 9 codes; there are: 8, 48" in capsys.readouterr().err
+
+
 @pytest.fixture
 def flat(tmp_path):
     """A folder of 30 images without splits."""

@@ -15,7 +15,8 @@ from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP, BatchTokenizer
 from vpvae_hf.cli import tokenize as cli_tokenize
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import code_dtype
+from vpvae_hf.data import CodeFolder, code_dtype
+from vpvae_hf.generation.batches import load_code_tokenizer
 
 
 def noise(seed: int, height: int = 20, width: int = 30) -> bytes:
@@ -55,6 +56,25 @@ LABELS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]  # 0 and 12 are those of the unread
 def tokenize(tokenizer, images, output, *arguments) -> int:
     names = ["tokenize", str(tokenizer), "--dataset", str(images), "--output", str(output), "--batch-size", "3"]
     return main([*names, *arguments])
+
+
+def test_the_codebook_of_a_size(images, tmp_path):
+    vae = tiny_vae(VP, fitted=False, **ARCHITECTURE, sample_size=16)
+    vae.quantize.set_codebooks([torch.randn(200, 2), torch.randn(20, 2)])
+    vae.save_pretrained(tmp_path / "tokenizer")
+    for size in (200, 20):
+        codes = tmp_path / f"codes{size}"
+        assert tokenize(tmp_path / "tokenizer", images, codes, "--codebook-size", str(size)) == 0
+        vae.select_codebook(size)
+        manifest = json.loads((codes / "tokenizer.json").read_text())
+        assert (manifest["codebook_size"], manifest["fingerprint"]) == (size, vae.fingerprint())
+        rows = datasets.load_dataset(str(codes), split="train").with_format("numpy")
+        assert 0.5 * size < max(row["codes"].max() for row in rows) < size
+        batch = {"image": [noise(0)]}
+        function = BatchTokenizer(str(tmp_path / "tokenizer"), "image", codebook_size=size)
+        assert np.array_equal(function(batch)["codes"][0], rows[0]["codes"])
+        # What is trained on them finds the codebook that they are of.
+        assert load_code_tokenizer(CodeFolder(codes)).fingerprint() == vae.fingerprint()
 
 
 def expected_codes(tokenizer, images, **settings) -> torch.Tensor:

@@ -28,6 +28,8 @@ def encode(options: argparse.Namespace) -> None:
     """Encode, write the codes, and print their count, bitrate and speed."""
     output = _output(options, options.file.with_suffix(".safetensors"))
     codec = _load_codec(options.tokenizer, options.revision)
+    if options.codebook_size is not None:
+        codec.select_codebook(options.codebook_size)
     rate = codec.config.sampling_rate
     waveform = read_audio(options.file, sampling_rate=rate, resample=options.resample, downmix=options.downmix)
     started = time.monotonic()
@@ -70,6 +72,8 @@ def decode(options: argparse.Namespace) -> None:
     name = options.tokenizer or header["tokenizer"]
     recorded = header["revision"] if options.tokenizer is None else ""
     codec = _load_codec(name, options.revision or recorded or None)
+    if (size := int(header["codebook_size"])) in codec.codebook_sizes:
+        codec.select_codebook(size)
     try:
         codec.check_fingerprint(json.loads(header["fingerprint"]), f"{options.file} was written")
     except ValueError as error:

@@ -23,7 +23,8 @@ def run(options: argparse.Namespace) -> None:
     if options.save and not folder.is_dir():
         raise FileNotFoundError(f"--save needs a local folder, got {options.tokenizer}; download the tokenizer first")
     execution = execution_of(options)
-    model = execution.prepare(load_tokenizer(options.tokenizer, device=execution.find_device()))
+    how = {"device": execution.find_device(), "codebook_size": options.codebook_size}
+    model = execution.prepare(load_tokenizer(options.tokenizer, **how))
     modality = modality_of(model)
     batches = Batches(modality, model, data_config(options, model), batch_size=options.batch_size)
     how = {"extra": ["lpips"] if options.lpips else [], "refine_steps": options.refine_steps}
@@ -34,18 +35,19 @@ def run(options: argparse.Namespace) -> None:
     if options.save:
         entry = {"dataset": options.dataset, "split": options.split, modality.items: quality.items}
         entry |= {"refine_steps": options.refine_steps} if options.refine_steps else {}
+        entry |= {"codebook_size": model.quantize.codebook_size} if len(model.codebook_sizes) > 1 else {}
         results = read_results(folder)
-        others = [old for old in results.get("evaluation", []) if not _is_of(old, options)]
+        others = [old for old in results.get("evaluation", []) if not _is_alike(old, entry)]
         measured = {name: getattr(quality, name) for name in ("tokens", "metrics", "undefined")}
         results["evaluation"] = [*others, entry | measured | {"execution": execution.record()}]
         write_results(folder, results)
         print(f"added to the results and the model card in {folder}")
 
 
-def _is_of(evaluation: dict[str, Any], options: argparse.Namespace) -> bool:
-    """Whether a recorded evaluation is of the data that the options name, and of codes refined alike."""
-    alike = evaluation["split"] == options.split and evaluation.get("refine_steps", 0) == options.refine_steps
-    return alike and same_place(evaluation["dataset"], options.dataset)
+def _is_alike(recorded: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a recorded evaluation is of the same data, codebook and refinement as a new one."""
+    alike = all(recorded.get(name) == new.get(name) for name in ("split", "refine_steps", "codebook_size"))
+    return alike and same_place(recorded["dataset"], new["dataset"])
 
 
 def _told(batches: Iterable[Tensor], options: argparse.Namespace, items: str) -> Iterator[Tensor]:

@@ -81,7 +81,8 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
-    parser.add_argument("--codebook-size", type=int, help="number of codes; default: the tokenizer's")
+    sizes = "number of codes, or several for a codebook of each; default: the tokenizer's"
+    parser.add_argument("--codebook-size", type=int, nargs="+", metavar="K", help=sizes)
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
     metric = "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
     parser.add_argument("--metric", choices=get_args(Metric), default="euclidean", help=metric)
@@ -102,7 +103,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
-    _add_refine_option(parser)
+    _add_code_options(parser)
     parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
     _add_data_options(parser, "validation")
     _add_share_option(parser)
@@ -124,7 +125,7 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
     _add_data_options(parser, "train")
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
-    _add_refine_option(parser)
+    _add_code_options(parser)
     _add_execution_options(parser, "encode the first so many images or clips, unreadable ones among them")
     exact = "codes that depend on the device as little as they can: float32 without TF32, deterministic kernels"
     parser.add_argument("--exact", action="store_true", help=exact)
@@ -145,7 +146,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--revision", help=_REVISION)
     parser.add_argument("--output", type=Path, help="file for codes; default: the audio file's name with .safetensors")
-    _add_refine_option(parser)
+    _add_code_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
     _add_audio_options(parser)
 
@@ -210,7 +211,9 @@ def _add_command(
     return parser
 
 
-def _add_refine_option(parser: argparse.ArgumentParser) -> None:
+def _add_code_options(parser: argparse.ArgumentParser) -> None:
+    size = "select the codebook of so many codes, of a tokenizer that has several; default: the one last selected"
+    parser.add_argument("--codebook-size", type=int, metavar="K", help=size)
     refine = "refine codes in at most so many steps, until what is decoded is closer to the original; slow"
     parser.add_argument("--refine", type=_positive, default=0, dest="refine_steps", metavar="STEPS", help=refine)
 

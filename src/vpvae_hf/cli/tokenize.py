@@ -43,7 +43,7 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
     Returns:
         What writes its files, and what they hold codes of, e.g. "images".
     """
-    model = load_for_tokenizing(options.tokenizer, options.revision, execution)
+    model = load_for_tokenizing(options.tokenizer, options.revision, execution, options.codebook_size)
     modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
     transform = modality.eval_transform(data, model)
     source = modality.open(data, transform, other_columns=True)

@@ -29,7 +29,8 @@ def load_code_tokenizer(folder: CodeFolder, name: str | None = None) -> Tokenize
         return load_tokenizer(name, device=device)
     name = folder.manifest["tokenizer"]
     try:
-        return load_tokenizer(name, folder.manifest["tokenizer_revision"], device)
+        size = folder.manifest["codebook_size"]
+        return load_tokenizer(name, folder.manifest["tokenizer_revision"], device, size)
     except (FileNotFoundError, PermissionError, ConnectionError, ValueError) as error:
         raise type(error)(
             f"the tokenizer that the codes were made with, {name}, cannot be loaded; name it with --tokenizer ({error})"

@@ -128,7 +128,7 @@ def render_card(
         training=_rows(training, _TRAINING),
         settings=json.dumps(strip_local_paths(settings), indent=2) if settings else None,
         versions=training.get("versions"),
-        codebook=_rows(saved.results.get("codebook"), _CODEBOOK),
+        codebook=_codebook_rows(saved.results.get("codebook")),
         metrics={metric: metric_label(metric).heading for metric in sort_metrics(measured)},
         evaluations=evaluations,
         paper=_PAPER if quantizer.paper == _PAPER else None,
@@ -259,12 +259,20 @@ def _rows(record: dict[str, Any] | None, names: dict[str, str]) -> list[tuple[st
     return [(label, format_number(record[key])) for key, label in names.items() if record.get(key) is not None]
 
 
+def _codebook_rows(fit: dict[str, Any] | None) -> list[tuple[str, list[str]]]:
+    """A row for each label, with a value for each codebook."""
+    fits = [dict(_rows(each, _CODEBOOK)) for each in (fit, *(fit or {}).get("others", ()))]
+    return [(label, [each.get(label, "") for each in fits]) for label in fits[0]]
+
+
 def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
     """As recorded, but values that are not finite are None: neither the Hub nor a reader has a use for them."""
     evaluations = strip_local_paths(saved.results.get("evaluation") or [])
     for evaluation in evaluations:
         metrics, steps = evaluation["metrics"].items(), evaluation.get("refine_steps")
-        evaluation["measured"] = evaluation["split"] + (f", codes refined in {steps} steps" if steps else "")
+        size = evaluation.get("codebook_size")
+        evaluation["measured"] = evaluation["split"] + (f", K = {size}" if size else "")
+        evaluation["measured"] += f", codes refined in {steps} steps" if steps else ""
         evaluation["metrics"] = {k: v if v is not None and math.isfinite(v) else None for k, v in metrics}
         evaluation["notes"] = metric_notes(evaluation["metrics"], evaluation.get("undefined", {}))
     return evaluations

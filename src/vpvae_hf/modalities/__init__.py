@@ -33,13 +33,17 @@ def modality_of(subject: Tokenizer | TrainingConfig) -> Modality:
 
 
 def load_tokenizer(
-    name: str | os.PathLike, revision: str | None = None, device: torch.device | None = None
+    name: str | os.PathLike,
+    revision: str | None = None,
+    device: torch.device | None = None,
+    codebook_size: int | None = None,
 ) -> Tokenizer:
     """A tokenizer of any modality from a folder or a hub id, in eval mode.
 
     Args:
         revision: branch, tag or commit of the hub id.
         device: where it is to be; None for a GPU if there is one, otherwise the CPU.
+        codebook_size: K of the codebook to select, of a tokenizer that has several.
 
     Raises:
         ValueError: it is no tokenizer of this package, or not a whole one.
@@ -61,19 +65,22 @@ def load_tokenizer(
         raise ValueError(
             f"{name} is no saved tokenizer: its config.json is of the class {recorded}; known: {', '.join(classes)}"
         )
-    where = {} if revision is None else {"revision": revision}
+    given = {"revision": revision, "codebook_size": codebook_size}
+    given = {key: value for key, value in given.items() if value is not None}
     device = device or Execution().find_device()
-    return classes[recorded].from_pretrained(name, **where).eval().to(device)
+    return classes[recorded].from_pretrained(name, **given).eval().to(device)
 
 
-def load_for_tokenizing(name: str | os.PathLike, revision: str | None, execution: Execution) -> Tokenizer:
+def load_for_tokenizing(
+    name: str | os.PathLike, revision: str | None, execution: Execution, codebook_size: int | None = None
+) -> Tokenizer:
     """A tokenizer that has codes, to be run as `execution` says.
 
     Raises:
         CodebookNotFittedError, NoCodesError: it has none.
         and the errors of `load_tokenizer` and `Execution.find_device`.
     """
-    model = execution.prepare(load_tokenizer(name, revision, execution.find_device()))
+    model = execution.prepare(load_tokenizer(name, revision, execution.find_device(), codebook_size))
     if not model.quantize.config.fitted:
         raise CodebookNotFittedError(f"{name} has no fitted codebook; run `vpvae fit {name} --dataset NAME` first")
     if not model.quantize.has_codes:

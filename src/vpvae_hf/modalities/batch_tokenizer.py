@@ -42,6 +42,7 @@ class BatchTokenizer:
         tokenizer: folder or hub id.
         column: the column that holds the images or the audio.
         revision: branch, tag or commit of the hub id.
+        codebook_size: K of the codebook to encode with, of a tokenizer that has several; None for the one selected.
         batch_size: how many are encoded together; a batch may be larger.
         refine_steps: refine the codes of each batch in at most so many steps, see `Tokenizer.tokenize`; 0 for nearest
             codes.
@@ -63,6 +64,7 @@ class BatchTokenizer:
         column: str,
         *,
         revision: str | None = None,
+        codebook_size: int | None = None,
         batch_size: int = 16,
         refine_steps: int = 0,
         keep_column: bool = False,
@@ -86,7 +88,15 @@ class BatchTokenizer:
         settings = {"size": size, "shortest_side": shortest_side, "resample": resample, "downmix": downmix}
         name = os.fspath(tokenizer)
         self._run = _Run(
-            name, revision, _stamp(name), execution, column, batch_size, refine_steps, tuple(settings.items())
+            tokenizer=name,
+            revision=revision,
+            codebook_size=codebook_size,
+            stamp=_stamp(name),
+            execution=execution,
+            column=column,
+            batch_size=batch_size,
+            refine_steps=refine_steps,
+            settings=tuple(settings.items()),
         )
         self._keep_column = keep_column
 
@@ -106,12 +116,13 @@ class BatchTokenizer:
         return others | added
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """What decides the codes of a run, to load a tokenizer once for all copies that a process gets of a function."""
 
     tokenizer: str
     revision: str | None
+    codebook_size: int | None
     stamp: tuple
     execution: Execution
     column: str
@@ -130,7 +141,7 @@ class _Worker:
 
     def __init__(self, run: _Run):
         with run.execution.running():
-            self._model = load_for_tokenizing(run.tokenizer, run.revision, run.execution)
+            self._model = load_for_tokenizing(run.tokenizer, run.revision, run.execution, run.codebook_size)
         self._modality, self._run = modality_of(self._model), run
         data = self._modality.data_config(self._model, **dict(run.settings))
         self._transform = self._modality.eval_transform(data, self._model)

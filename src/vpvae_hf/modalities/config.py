@@ -124,6 +124,9 @@ class AdversarialConfig:
 class CodebookConfig:
     """How the codebook is fitted when training has ended."""
 
+    sizes: list[int] | None = option(
+        None, "sizes of the codebooks to fit, the first of which is selected; default: quantizer.codebook_size alone"
+    )
     latents_per_code: int = option(256, "fresh latents to fit each code to")
     metric: Metric = option(
         "euclidean", "distance of latents: euclidean, or decoder: displacements count by what they change in the output"

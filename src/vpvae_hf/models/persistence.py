@@ -105,13 +105,17 @@ class Persistence:
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Self:
         """Load a folder or a hub id; arguments as in diffusers or transformers.
 
+        With `codebook_size` the codebook of that size is selected, of a tokenizer that has several.
+
         Raises:
-            ValueError: a weight or the codebook is missing, misshapen, damaged or not usable, or unknown config fields.
+            ValueError: a weight or the codebook is missing, misshapen, damaged or not usable; there is no codebook of
+                that size; or unknown config fields.
             FileNotFoundError: there is no such folder, repository, revision or file.
             PermissionError: the hub refuses the token.
             ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
         """
         name, with_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        codebook_size = kwargs.pop("codebook_size", None)
         for argument in ("dtype", "torch_dtype"):
             # transformers also takes "auto", that of the files.
             if argument in kwargs and (kwargs[argument] != "auto" or cls.hub_entry.library != "transformers"):
@@ -140,6 +144,8 @@ class Persistence:
             if explained is None:
                 raise
             raise explained from error
+        if codebook_size is not None:
+            model.select_codebook(codebook_size)
         return (model, info) if with_info else model
 
     @abstractmethod
@@ -175,7 +181,7 @@ class Persistence:
             )
             quantizer.drop_fit()
         elif quantizer.needs_fitting and not quantizer.config.fitted and quantizer.codebook.any():
-            self.set_codebook(quantizer.codebook)  # it came with weights that were copied one by one
+            self.set_codebook(quantizer.codebook, quantizer.metric)  # it came with weights that were copied one by one
 
     @torch.no_grad()
     def _make_mismatched(self, keys: Iterable[str]) -> None:

@@ -136,11 +136,30 @@ class Tokenizer(Persistence, ABC):
         """Which tokens are of the signal, [B, *grid] bool; a model without padded signals raises a ValueError."""
         raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
 
-    def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
-        """Install a fitted codebook [K, d], in the model and in its config; a ValueError if the kind has none.
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Each K that `select_codebook` takes, in rising order: () before a codebook is fitted, and without codes."""
+        return self.quantize.codebook_sizes
 
-        It decides the codes from now on, also those of kinds that learn a codebook in training. Training does not
-        change it, but changes the latents: so fit again afterwards, or call `drop_fit` before, as `Trainer` does.
+    def select_codebook(self, codebook_size: int) -> None:
+        """Have another of the codebooks that were fitted decide the codes; they are all saved with the model.
+
+        Codes of another codebook mean something else, so they have another fingerprint. Of a model that is trained
+        further, the perturbation is then scaled for this K. A ValueError if no codebook has so many codes.
+        """
+        self.quantize.select_codebook(codebook_size)
+        self._sync_config()
+
+    def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
+        """Install a fitted codebook [K, d] in place of all that are there; see `set_codebooks`."""
+        self.set_codebooks([codebook], metric)
+
+    def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None) -> None:
+        """Install fitted codebooks [K, d], each of another K, in the model and in its config.
+
+        The first decides the codes from now on, also those of kinds that learn a codebook in training;
+        `select_codebook` changes to another. Training does not change them, but changes the latents: so fit again
+        afterwards, or call `drop_fit` before, as `Trainer` does. A ValueError if the kind has no codebook.
 
         Args:
             metric: M [d, d], symmetric and positive definite: the code of a latent z is the c of the least
@@ -148,7 +167,7 @@ class Tokenizer(Persistence, ABC):
         """
         if not isinstance(self.quantize, CodebookQuantizer):
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, its codes are no vectors")
-        self.quantize.set_codebook(codebook, metric)
+        self.quantize.set_codebooks(codebooks, metric)
         self._sync_config()
 
     def set_levels(self, values: Sequence[Tensor]) -> None:
@@ -218,7 +237,7 @@ class Tokenizer(Persistence, ABC):
         self._check_present()
         config = self.quantize.config
         deciding = {"kind": config.kind} | {name: getattr(config, name) for name in config.code_defining_fields}
-        fingerprint = {"codes": _sha256(deciding, self.quantize.state_dict())}
+        fingerprint = {"codes": _sha256(deciding, self.quantize.code_state)}
         parts = {
             f"{number}.{name}": weights
             for number, part in enumerate(self._encoder_parts())

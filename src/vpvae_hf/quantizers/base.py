@@ -160,6 +160,25 @@ class Quantizer(nn.Module, ABC):
         """A codebook [K, d] of the present latents, the same on every rank; None if the quantizer keeps none (yet)."""
         return None
 
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Each K that `select_codebook` takes, in rising order; () before a fit that is needed, and without codes."""
+        return (self.codebook_size,) if self.has_codes and self.config.fitted else ()
+
+    def select_codebook(self, codebook_size: int) -> None:
+        """Have another of the fitted codebooks decide the codes; a ValueError if none has so many codes."""
+        if codebook_size not in self.codebook_sizes:
+            sizes = ", ".join(map(str, self.codebook_sizes)) or "none"
+            raise ValueError(
+                f"there is no codebook of {codebook_size} codes; there are: {sizes}. Fit one with "
+                "vpvae_hf.fit_codebook, or vpvae fit"
+            )
+
+    @property
+    def code_state(self) -> dict[str, Tensor]:
+        """The weights and buffers, by name, that decide which code features have."""
+        return self.state_dict()
+
     def set_progress(self, progress: float) -> None:
         """Tell how much of the training run is over, 0 to 1: steps taken over steps to take, before each forward.
 

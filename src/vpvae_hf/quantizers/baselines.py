@@ -51,7 +51,7 @@ class LearnedCodebookConfig(CodebookQuantizerConfig):
         return self.learned_size or self.codebook_size
 
     def without_fit(self) -> "LearnedCodebookConfig":
-        return dataclasses.replace(self, codebook_size=self.trained_size, learned_size=None, metric="euclidean")
+        return dataclasses.replace(super().without_fit(), codebook_size=self.trained_size, learned_size=None)
 
 
 class LearnedCodebook(CodebookQuantizer):
@@ -80,10 +80,10 @@ class LearnedCodebook(CodebookQuantizer):
 
     @property
     def fitted_tensors(self) -> tuple[Tensor, ...]:
-        return tuple(each for each in (self.fitted_codebook, self.metric_root) if each is not None)
+        return () if self.fitted_codebook is None else (self.fitted_codebook, *self._fitted_beside)
 
     def drop_fit(self) -> None:
-        self.fitted_codebook = self.metric_root = None
+        self.fitted_codebook = None
         super().drop_fit()
 
     @torch.no_grad()

@@ -2,14 +2,15 @@
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpvae_hf.neighbors import NearestPoint, nearest_in_graph, nearest_point
-from vpvae_hf.settings import Metric, require_name
+from vpvae_hf.settings import Metric, is_integer, require, require_name
 from vpvae_hf.tensors import as_real, is_tracing, kept_for_training
 
 from .base import Quantizer, QuantizerConfig
@@ -27,23 +28,38 @@ class CodebookQuantizerConfig(QuantizerConfig):
     Attributes:
         metric: in which metric the code of a latent is the nearest: "euclidean", or "decoder", in which displacements
             that change the decoder's output more are longer. `set_codebook` and `fit_codebook` set it.
+        other_codebook_sizes: K of each codebook that is kept beside the one that decides the codes, in rising order.
+            `set_codebooks` and `fit_codebook` set it.
     """
 
     fits: ClassVar[str | None] = "codebook"
     metric: Metric = "euclidean"
+    other_codebook_sizes: tuple[int, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
         require_metric(self.metric)
+        given = self.other_codebook_sizes
+        valid = isinstance(given, Sequence) and all(is_integer(size) and size >= 2 for size in given)
+        valid = valid and sorted({*given} - {self.codebook_size}) == list(given)
+        require(
+            valid, "other_codebook_sizes", given, "integers of at least 2 in rising order, codebook_size not among them"
+        )
+        object.__setattr__(self, "other_codebook_sizes", tuple(given))
+
+    def without_fit(self) -> "CodebookQuantizerConfig":
+        return dataclasses.replace(self, metric="euclidean", other_codebook_sizes=())
 
 
 class CodebookQuantizer(Quantizer):
     """Latents get the nearest code of a codebook, in the metric that it was fitted in.
 
-    Subclasses have a `codebook`, [K, d], and write `_install`.
+    Others of other sizes may be kept beside it, each of which can take its place. Subclasses have a `codebook`, [K, d],
+    and write `_install`.
 
     Buffers:
         metric_root: [d, d] float32, symmetric, whose square is the metric; None if that is Euclidean.
+        other_codebooks.K: [K, d] float32 for each K of the config's `other_codebook_sizes`.
     """
 
     config: CodebookQuantizerConfig
@@ -55,6 +71,7 @@ class CodebookQuantizer(Quantizer):
         self.register_buffer("metric_root", None)
         if config.metric == "decoder":
             self._make_root()
+        self._make_others(config.other_codebook_sizes)
         self._search: NearestPoint | None = None
 
     @property
@@ -79,26 +96,88 @@ class CodebookQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return self.codebook[codes]
 
-    @kept_for_training()
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        present = (self.codebook_size,) if self.config.fitted else ()
+        return tuple(sorted((*present, *self.config.other_codebook_sizes)))
+
     def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
-        """Install a fitted codebook [K, d]; K may differ from the present one.
+        """Install a fitted codebook [K, d] in place of all that are there; K may differ from the present one."""
+        self.set_codebooks([codebook], metric)
+
+    @kept_for_training()
+    def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None) -> None:
+        """Install fitted codebooks [K, d], each of another K, in place of all that are there. The first is selected.
 
         Args:
             metric: M [d, d], symmetric and positive definite; None for the Euclidean one.
         """
+        if not codebooks:
+            raise ValueError("codebooks must hold at least one codebook, got none")
+        first, *others = (self._checked(codebook) for codebook in codebooks)
+        sizes = [len(codebook) for codebook in (first, *others)]
+        if len({*sizes}) < len(sizes):
+            raise ValueError(f"codebooks must differ in size, got {', '.join(map(str, sizes))} codes; leave one out")
+        root = None if metric is None else square_root(metric, self.latent_dim).to(first)
+        self._install_all(first, others, root)
+
+    @kept_for_training()
+    def select_codebook(self, codebook_size: int) -> None:
+        if codebook_size not in self.codebook_sizes:
+            super().select_codebook(codebook_size)
+        if codebook_size == self.codebook_size:
+            return
+        others = [self._other(size) for size in self.config.other_codebook_sizes if size != codebook_size]
+        others.append(self.codebook.detach().clone())
+        self._install_all(self._other(codebook_size), others, self.metric_root)
+
+    def _install_all(self, selected: Tensor, others: Sequence[Tensor], root: Tensor | None) -> None:
+        self._set_others([])
+        self._install(selected)
+        self._set_root(root)
+        self._set_others(others)
+
+    def _checked(self, codebook: Tensor) -> Tensor:
         codebook = as_real(codebook, "codebook")
         if codebook.ndim != 2 or codebook.shape[1] != self.latent_dim:
             raise ValueError(f"codebook must be [K, {self.latent_dim}], got shape {tuple(codebook.shape)}")
         if not torch.isfinite(codebook).all():
             raise ValueError("codebook holds NaN or infinite values")
-        root = None if metric is None else square_root(metric, self.latent_dim)
-        place = self.codebook.device
-        self._install(codebook.detach().to(place, torch.float32, copy=True))
-        self._set_root(None if root is None else root.to(place, torch.float32))
+        return codebook.detach().to(self.codebook.device, torch.float32, copy=True)
 
     @abstractmethod
     def _install(self, codebook: Tensor) -> None:
         """Have a codebook [K, d], which was checked, decide the codes, and note it in the config."""
+
+    @property
+    def code_state(self) -> dict[str, Tensor]:
+        return {name: each for name, each in self.state_dict().items() if not name.startswith("other_codebooks.")}
+
+    @property
+    def _fitted_beside(self) -> tuple[Tensor, ...]:
+        """What was fitted in addition to the codebook that decides the codes."""
+        others = (self._other(size) for size in self.config.other_codebook_sizes)
+        return (*(() if self.metric_root is None else (self.metric_root,)), *others)
+
+    def drop_fit(self) -> None:
+        self.metric_root = None
+        self._make_others(())
+        super().drop_fit()
+
+    def _other(self, size: int) -> Tensor:
+        return self.other_codebooks.get_buffer(str(size))
+
+    def _set_others(self, codebooks: Sequence[Tensor]) -> None:
+        self.other_codebooks = nn.Module()
+        for codebook in sorted(codebooks, key=len):
+            self.other_codebooks.register_buffer(str(len(codebook)), codebook)
+        sizes = tuple(sorted(map(len, codebooks)))
+        self.config = dataclasses.replace(self.config, other_codebook_sizes=sizes)
+
+    @kept_for_training()
+    def _make_others(self, sizes: Sequence[int], device: torch.device | None = None) -> None:
+        like = {"dtype": torch.float32, "device": device}
+        self._set_others([torch.zeros(size, self.latent_dim, **like) for size in sizes])
 
     def _set_root(self, root: Tensor | None) -> None:
         self.metric_root = root
@@ -112,11 +191,15 @@ class CodebookQuantizer(Quantizer):
         self._set_root(torch.zeros(self.latent_dim, self.latent_dim, dtype=torch.float32, device=device))
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
-        """Take over whether there is a metric; a state dict without the quantizer, such as of adapters, tells none."""
-        if f"{prefix}metric_root" in state_dict:
+        """Take over metric and other codebooks; a state dict without the quantizer, as of adapters, tells nothing."""
+        own = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+        if "metric_root" in own:
             self._make_root(self.codebook.device)
-        elif any(key.startswith(prefix) for key in state_dict):
+        elif own:
             self._set_root(None)
+        if own:
+            sizes = (key.removeprefix("other_codebooks.") for key in own if key.startswith("other_codebooks."))
+            self._make_others([int(size) for size in sizes if size.isdecimal()], self.codebook.device)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 

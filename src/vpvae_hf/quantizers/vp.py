@@ -128,35 +128,37 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
 
     @property
     def fitted_tensors(self) -> tuple[Tensor, ...]:
-        roots = () if self.metric_root is None else (self.metric_root,)
-        return (self.codebook, *roots) if self.config.fitted else ()
+        return (self.codebook, *self._fitted_beside) if self.config.fitted else ()
 
     @kept_for_training()
     def drop_fit(self) -> None:
-        self.codebook, self.metric_root = torch.zeros_like(self.codebook), None
+        self.codebook = torch.zeros_like(self.codebook)
         super().drop_fit()
 
     def set_codebook_size(self, codebook_size: int) -> None:
         """Train for another K >= 2 from now on: M, the queue's capacity and the scale follow; no codebook is fitted."""
-        self.reconfigure(dataclasses.replace(self.config, codebook_size=codebook_size))
+        if codebook_size != self.codebook_size:
+            self.reconfigure(dataclasses.replace(self.config.without_fit(), codebook_size=codebook_size))
 
     @kept_for_training()
     def reconfigure(self, config: QuantizerConfig) -> bool:
         """Train with other settings of the kind and the same latent_dim from now on.
 
-        The queue keeps the newest latents that it can hold, a fitted codebook stays if K stays, and the scale is
-        measured anew. Settings equal to the present ones, `fitted` aside, change nothing.
+        The queue keeps the newest latents that it can hold, fitted codebooks stay if K stays, and the scale is measured
+        anew. Settings equal to the present ones, `fitted` aside, change nothing.
         """
         present = self.config
         if not isinstance(config, VectorPerturbationConfig) or config.latent_dim != present.latent_dim:
             return False
         stays = present.fitted and config.codebook_size == present.codebook_size
-        config = dataclasses.replace(config, fitted=stays, metric=present.metric if stays else "euclidean")
+        fit = {name: getattr(present, name) for name in ("fitted", "metric", "other_codebook_sizes")} if stays else {}
+        config = dataclasses.replace(config.without_fit(), **fit)
         if config == present:
             return True
-        self.config = config
         if not stays:
             self.metric_root = None
+            self._make_others(())
+        self.config = config
         if config.codebook_size != present.codebook_size:
             self.codebook = self.codebook.new_zeros(config.codebook_size, self.latent_dim)
             self.live = LiveCodebook(config.codebook_size)

@@ -114,7 +114,7 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
         return self.queue_per_code * self.largest_codebook * self.latent_dim
 
     def without_fit(self) -> "VectorPerturbationConfig":
-        return dataclasses.replace(self, fitted=False, metric="euclidean")
+        return dataclasses.replace(super().without_fit(), fitted=False)
 
     def _check_range(self) -> None:
         limits = tuple(self.codebook_size_range)

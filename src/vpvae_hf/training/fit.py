@@ -4,7 +4,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class CodebookFit:
         held_out_distortion: the same on latents that the fit did not see.
         held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
         metric: the metric of distances, "euclidean" or "decoder"; their squares have about the same size in both.
+        others: of the further codebooks that were fitted together with this one.
     """
 
     codebook_size: int
@@ -54,20 +55,22 @@ class CodebookFit:
     held_out_usage: float
     iterations: int
     metric: Metric = "euclidean"
+    others: tuple["CodebookFit", ...] = ()
 
     def __str__(self) -> str:
         held_out = f"{self.held_out_distortion:.4f} on {self.held_out_latents} others, CVU {self.held_out_usage:.3f}"
         where = " in the decoder's metric" if self.metric == "decoder" else ""
-        return (
+        own = (
             f"{self.codebook_size} codes fitted to {self.fitted_latents} latents: mean squared error{where} "
             f"{self.distortion:.4f}, {held_out if self.held_out_latents else 'not measured on others'}"
         )
+        return "\n".join([own, *map(str, self.others)])
 
 
 def fit_codebook(
     model: Tokenizer,
     batches: Iterable,
-    codebook_size: int | None = None,
+    codebook_size: int | Sequence[int] | None = None,
     *,
     latents_per_code: int = 256,
     metric: Metric = "euclidean",
@@ -82,6 +85,9 @@ def fit_codebook(
     Batches are read until there are `latents_per_code` latents per code, and a ninth more to measure on, or until they
     end; so they should be shuffled. The same data and seed give the same codebook. The function may be called again,
     also with another codebook size; later training of kind "vp" is then perturbed for that size.
+
+    Several codebooks are fitted at once and kept side by side if their sizes are given. The first one decides the codes
+    until `model.select_codebook` chooses another.
 
     Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds
     "vq" and "simvq" get a codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and
@@ -99,7 +105,7 @@ def fit_codebook(
             device.
         batches: each holds inputs as the model takes them; or is a mapping that holds them as "pixel_values" or
             "input_values", and the "padding_mask" of padded audio; or a tuple or list of inputs and labels.
-        codebook_size: K; by default that of the quantizer's config, which for levels is the only one.
+        codebook_size: K, or several; by default that of the quantizer's config, which for levels is the only one.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
         metric: what makes latents near to each other, here and when they are encoded: "euclidean", or "decoder", in
             which a displacement is the longer the more it changes the decoder's output (`decoder_metric`). The latter
@@ -120,74 +126,93 @@ def fit_codebook(
     """
     model = unwrapped(model)
     config = model.quantize.config
-    codebook_size = config.codebook_size if codebook_size is None else codebook_size
     require_fittable(config, metric)
-    require_integer("codebook_size", codebook_size, 2)
+    sizes = _sizes(config, codebook_size)
     require_integer("latents_per_code", latents_per_code, 1)
-    codebook_size = int(codebook_size)  # numpy's do not fit into a config
-    if config.fits == "levels" and codebook_size != config.codebook_size:
-        raise ValueError(
-            f"the levels {config.levels} of the {config.kind!r} quantizer make {config.codebook_size} codes, got "
-            f"codebook_size={codebook_size}; leave it out, or train a model with other levels"
-        )
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
-    wanted = math.ceil(codebook_size * latents_per_code / ranks)
+    wanted = math.ceil(max(sizes) * latents_per_code / ranks)
     wanted += round(wanted * _HELD_OUT_SHARE / (1 - _HELD_OUT_SHARE))
     whole = math.ceil(_METRIC_TOKENS / ranks) if metric == "decoder" else 0
     latents, samples = _collect(model, batches, wanted, across_ranks, progress, whole)
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
-    held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(codebook_size / ranks)))
+    held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(max(sizes) / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
-    counts = torch.tensor([len(fitted), len(held_out)], device="cpu")
-    fitted_count, held_out_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
-    codes_fitted = max(config.levels) if config.fits == "levels" else codebook_size
-    if codes_fitted <= fitted_count < 256 * codes_fitted:
-        warnings.warn(
-            f"fitting {codes_fitted} codes to {fitted_count} latents, {fitted_count / codes_fitted:.0f} a code; "
-            "below 256 a code the codebook overfits, give more data if there is more",
-            stacklevel=2,
-        )
+    parts = [fitted[: math.ceil(size * latents_per_code / ranks)] for size in sizes]
+    counts = torch.tensor([len(held_out), *map(len, parts)], device="cpu")
+    held_out_count, *fitted_counts = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
+    for size, count in zip(sizes, fitted_counts, strict=True):
+        _warn_of_few(max(config.levels) if config.fits == "levels" else size, count)
     how = {"seed": seed, "across_ranks": across_ranks}
     measured = root = None
     if metric == "decoder":
         preview = {"latents_per_code": _PREVIEW_PER_CODE, "max_iterations": _PREVIEW_ITERATIONS}
-        error = fit_kmeans(fitted, codebook_size, **preview, **how).distortion
+        error = fit_kmeans(parts[0], sizes[0], **preview, **how).distortion
         if not error:
             raise ValueError(
-                f"each of the {fitted_count} latents is one of {codebook_size} codes, so there is no quantization "
+                f"each of the {fitted_counts[0]} latents is one of {sizes[0]} codes, so there is no quantization "
                 'error, at whose size the metric is measured; give more data, or use metric="euclidean"'
             )
         measured = _measured_metric(model, samples, math.sqrt(error / model.quantize.latent_dim), how)
         root = square_root(measured, model.quantize.latent_dim)
+        *parts, held_out = (transformed(each, root.to(each)) for each in (*parts, held_out))
     how |= {"latents_per_code": None, "progress": progress}  # no more were read than are wanted
     if config.fits == "levels":
-        columns = fitted.split(1, dim=1)
-        results = [fit_kmeans(column, count, **how) for column, count in zip(columns, config.levels, strict=True)]
-        model.set_levels([result.centroids.flatten().sort().values for result in results])
+        columns = parts[0].split(1, dim=1)
+        results = [[fit_kmeans(column, count, **how) for column, count in zip(columns, config.levels, strict=True)]]
+        model.set_levels([result.centroids.flatten().sort().values for result in results[0]])
         reconstructed, codes = model.quantize.nearest(held_out)
-        distances = torch.linalg.vector_norm(reconstructed - held_out, dim=1)
+        found = [(torch.linalg.vector_norm(reconstructed - held_out, dim=1), codes)]
     else:
-        if root is not None:
-            fitted, held_out = (transformed(each, root.to(each)) for each in (fitted, held_out))
-        results = [fit_kmeans(fitted, codebook_size, **how)]
-        codebook = results[0].centroids
-        distances, codes = nearest_point(held_out, codebook)
-        # Back from the metric's space.
-        model.set_codebook(codebook if root is None else codebook.double() @ torch.linalg.inv(root), measured)
+        results = [[fit_kmeans(part, size, **how)] for part, size in zip(parts, sizes, strict=True)]
+        codebooks = [result.centroids for (result,) in results]
+        found = [nearest_point(held_out, codebook) for codebook in codebooks]
+        if root is not None:  # back from the metric's space
+            codebooks = [codebook.double() @ torch.linalg.inv(root).to(codebook.device) for codebook in codebooks]
+        model.set_codebooks(codebooks, measured)
     if across_ranks:
-        distances, codes = distributed.rows_of_all_ranks(distances), distributed.rows_of_all_ranks(codes)
+        found = [tuple(map(distributed.rows_of_all_ranks, each)) for each in found]
     model.set_scaling_factor(_scaling_factor(latents, across_ranks))
-    return CodebookFit(
-        codebook_size=codebook_size,
-        fitted_latents=fitted_count,
-        held_out_latents=held_out_count,
-        distortion=sum(result.distortion for result in results),
-        held_out_distortion=float(distances.square().mean()) if held_out_count else math.nan,
-        held_out_usage=code_usage(codes, codebook_size) if held_out_count else math.nan,
-        iterations=max(result.iterations for result in results),
-        metric=metric,
-    )
+    fits = [
+        CodebookFit(
+            codebook_size=size,
+            fitted_latents=count,
+            held_out_latents=held_out_count,
+            distortion=sum(each.distortion for each in of_size),
+            held_out_distortion=float(distances.square().mean()) if held_out_count else math.nan,
+            held_out_usage=code_usage(codes, size) if held_out_count else math.nan,
+            iterations=max(each.iterations for each in of_size),
+            metric=metric,
+        )
+        for size, count, of_size, (distances, codes) in zip(sizes, fitted_counts, results, found, strict=True)
+    ]
+    return replace(fits[0], others=tuple(fits[1:]))
+
+
+def _sizes(config: QuantizerConfig, codebook_size: int | Sequence[int] | None) -> list[int]:
+    """Each K that is to be fitted."""
+    given = config.codebook_size if codebook_size is None else codebook_size
+    several = isinstance(given, Iterable) and not isinstance(given, str)
+    sizes = list(given) if several else [given]
+    for size in sizes:
+        require_integer("codebook_size", size, 2)
+    if not sizes or len({*sizes}) < len(sizes):
+        raise ValueError(f"codebook_size must be a size, or several that differ, got {given}")
+    if config.fits == "levels" and sizes != [config.codebook_size]:
+        raise ValueError(
+            f"the levels {config.levels} of the {config.kind!r} quantizer make {config.codebook_size} codes, got "
+            f"codebook_size={given}; leave it out, or train a model with other levels"
+        )
+    return [int(size) for size in sizes]  # numpy's do not fit into a config
+
+
+def _warn_of_few(codes: int, latents: int) -> None:
+    if codes <= latents < 256 * codes:
+        warnings.warn(
+            f"fitting {codes} codes to {latents} latents, {latents / codes:.0f} a code; below 256 a code the codebook "
+            "overfits, give more data if there is more",
+            stacklevel=3,
+        )
 
 
 def require_fittable(config: QuantizerConfig, metric: Metric = "euclidean") -> None:

@@ -136,7 +136,7 @@ def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> Codebook
         measure_scaling_factor(model, batches.fitting(seed, once=True), across_ranks=True)
         return None
     how = {"latents_per_code": config.codebook.latents_per_code, "metric": config.codebook.metric, "seed": config.seed}
-    return fit_codebook(model, batches.fitting(seed), **how, across_ranks=True)
+    return fit_codebook(model, batches.fitting(seed), config.codebook.sizes, **how, across_ranks=True)
 
 
 @untuned()

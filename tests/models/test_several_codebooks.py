@@ -1,0 +1,173 @@
+"""Several fitted codebooks side by side in one tokenizer, of which one decides the codes."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from tiny import FSP, NONE, noise, noise_images, tiny_codec, tiny_vae
+from vpvae_hf import AutoencoderVP, VPCodecModel, fit_codebook
+from vpvae_hf.modalities import load_tokenizer
+
+SIZES = [24, 8, 48]
+KINDS = {
+    "vp": {"kind": "vp", "codebook_size": 16, "latent_dim": 3},
+    "simvq": {"kind": "simvq", "codebook_size": 16, "latent_dim": 3},
+    "vq": {"kind": "vq", "codebook_size": 16, "latent_dim": 3},
+}
+
+
+def images(count=4):
+    return [noise_images(4, seed=seed) for seed in range(count)]
+
+
+@pytest.fixture(params=KINDS)
+def vae(request):
+    """With codebooks of 8, 24 and 48 codes, the second selected."""
+    model = tiny_vae(KINDS[request.param], fitted=False)
+    fit_codebook(model, images(), SIZES, latents_per_code=6, progress=False)
+    return model
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+
+
+def test_each_is_what_a_fit_of_its_size_alone_gives(vae):
+    together = fit_codebook(vae, images(), SIZES, latents_per_code=6, progress=False)
+    assert [each.codebook_size for each in (together, *together.others)] == SIZES
+    assert str(together).count("codes fitted to") == 3
+    for size, fit in zip(SIZES, (together, *together.others), strict=True):
+        alone = tiny_vae(vae.quantize.config.without_fit().to_dict(), fitted=False)
+        alone.load_state_dict({name: each for name, each in vae.state_dict().items() if "quantize." not in name}, False)
+        # The larger ones' latents are held out for all, so that all are measured on the same.
+        found = fit_codebook(alone, images(), size, latents_per_code=6, progress=False)
+        assert fit.fitted_latents == found.fitted_latents == 6 * size
+        assert fit.distortion == pytest.approx(found.distortion)
+        vae.select_codebook(size)
+        torch.testing.assert_close(vae.quantize.codebook, alone.quantize.codebook)
+
+
+def test_select_changes_the_codes_and_back(vae):
+    batch = noise_images(2)
+    assert vae.codebook_sizes == (8, 24, 48)
+    codes, prints = {}, {}
+    for size in (24, 8, 48):
+        vae.select_codebook(size)
+        assert vae.quantize.codebook_size == vae.config.quantizer["codebook_size"] == size
+        assert vae.codebook_sizes == (8, 24, 48)
+        codes[size], prints[size] = vae.tokenize(batch), vae.fingerprint()
+        assert codes[size].max() < size
+    assert codes[48].max() >= 24
+    assert len({each["codes"] for each in prints.values()}) == 3
+    assert len({each["encoder"] for each in prints.values()}) == 1
+    vae.select_codebook(24)
+    assert torch.equal(vae.tokenize(batch), codes[24])
+    assert vae.fingerprint() == prints[24]
+
+
+def test_all_are_saved_and_one_is_selected_in_loading(vae, tmp_path):
+    batch = noise_images(2)
+    vae.save_pretrained(tmp_path)
+    again = AutoencoderVP.from_pretrained(tmp_path)
+    assert again.codebook_sizes == (8, 24, 48)
+    assert again.fingerprint() == vae.fingerprint()
+    assert torch.equal(again.tokenize(batch), vae.tokenize(batch))
+    vae.select_codebook(8)
+    for chosen in (
+        AutoencoderVP.from_pretrained(tmp_path, codebook_size=8),
+        load_tokenizer(tmp_path, codebook_size=8),
+        AutoencoderVP.from_pretrained(tmp_path, torch_dtype=torch.bfloat16, codebook_size=8).float(),
+    ):
+        assert chosen.quantize.codebook.dtype == torch.float32
+        assert torch.equal(chosen.quantize.codebook, vae.quantize.codebook)
+    assert torch.equal(load_tokenizer(tmp_path, codebook_size=8).tokenize(batch), vae.tokenize(batch))
+    with pytest.raises(ValueError, match=r"there is no codebook of 9 codes; there are: 8, 24, 48\. Fit one with"):
+        AutoencoderVP.from_pretrained(tmp_path, codebook_size=9)
+
+
+def test_of_an_audio_tokenizer_too(tmp_path):
+    codec = tiny_codec(fitted=False)
+    fit_codebook(codec, [noise(4, 96 * 40)], [16, 32], latents_per_code=4, progress=False, metric="decoder")
+    codec.save_pretrained(tmp_path)
+    codec.select_codebook(32)
+    for loaded in (VPCodecModel.from_pretrained(tmp_path, codebook_size=32), AutoModel.from_pretrained(tmp_path)):
+        loaded.select_codebook(32)
+        assert loaded.config.codebook_size == 32
+        assert torch.equal(loaded.tokenize(noise(1, 960)), codec.tokenize(noise(1, 960)))
+        assert torch.equal(loaded.quantize.metric, codec.quantize.metric)
+
+
+def test_a_state_dict_brings_them(vae):
+    other = tiny_vae(vae.quantize.config.without_fit().to_dict(), fitted=False)
+    other.load_state_dict(vae.state_dict())
+    assert other.codebook_sizes == (8, 24, 48)
+    assert other.fingerprint() == vae.fingerprint()
+    other.select_codebook(48)
+    # One without any takes them away, one of weights beside the quantizer's leaves them.
+    other.load_state_dict({name: each for name, each in vae.state_dict().items() if "quantize." not in name}, False)
+    assert other.codebook_sizes == (8, 24, 48)
+    alone = tiny_vae(KINDS["vp"])
+    if vae.quantize.config.kind == "vp":
+        other.load_state_dict(alone.state_dict())
+        assert other.codebook_sizes == (16,)
+        assert other.config.quantizer["other_codebook_sizes"] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda vae: vae.set_codebook(torch.randn(24, 3)),
+        lambda vae: vae.drop_fit(),
+        lambda vae: vae.set_quantizer({"kind": "vp", "codebook_size": 32, "latent_dim": 3}),
+    ],
+    ids=["another codebook", "no fit", "another quantizer"],
+)
+def test_what_was_fitted_before_does_not_stay(change, vae):
+    change(vae)
+    assert set(vae.codebook_sizes) <= {16, 24}
+    assert not any("other_codebooks" in name for name in vae.state_dict())
+
+
+def test_half_precision_keeps_their_values(vae):
+    kept = {name: each.clone() for name, each in vae.state_dict().items() if "other_codebooks" in name}
+    assert len(kept) == 2
+    for name, each in vae.half().state_dict().items():
+        assert name not in kept or torch.equal(each, kept[name])
+
+
+def test_a_damaged_one_is_found_in_loading(vae, tmp_path):
+    vae.quantize.other_codebooks.get_buffer("48").zero_()
+    vae.save_pretrained(tmp_path)  # as not fitted
+    assert AutoencoderVP.from_pretrained(tmp_path).codebook_sizes in ((), (16,))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ([], "codebook_size must be a size, or several that differ, got \\[\\]"),
+        ([8, 8], "codebook_size must be a size, or several that differ, got \\[8, 8\\]"),
+        ([8, 1], "codebook_size must be an integer of at least 2, got 1"),
+    ],
+)
+def test_sizes_that_cannot_be(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        fit_codebook(tiny_vae(fitted=False), images(1), sizes)
+
+
+def test_codebooks_of_one_size_are_refused():
+    vae = tiny_vae()
+    with pytest.raises(ValueError, match="codebooks must differ in size, got 8, 8 codes; leave one out"):
+        vae.set_codebooks([torch.randn(8, 3), torch.randn(8, 3)])
+    with pytest.raises(ValueError, match="codebooks must hold at least one codebook, got none"):
+        vae.set_codebooks([])
+    assert vae.codebook_sizes == (16,)
+
+
+@pytest.mark.parametrize(("quantizer", "sizes"), [(FSP, (36,)), (NONE, ()), (KINDS["vp"], ()), (KINDS["vq"], (16,))])
+def test_what_there_is_without_a_fit(quantizer, sizes):
+    vae = tiny_vae(quantizer, fitted=False)
+    assert vae.codebook_sizes == sizes
+    for size in sizes:
+        vae.select_codebook(size)
+    there = ", ".join(map(str, sizes)) or "none"
+    with pytest.raises(ValueError, match=f"there is no codebook of 5 codes; there are: {there}"):
+        vae.select_codebook(5)
