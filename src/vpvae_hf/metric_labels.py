@@ -49,6 +49,8 @@ def metric_label(name: str) -> MetricLabel:
     """How a metric is shown: "NAME_unquantized" as NAME without quantization, an unknown one by its own name."""
     quantized = name.removesuffix(_UNQUANTIZED)
     known = METRIC_LABELS.get(quantized)
+    if known is None and quantized.startswith("features/"):
+        known = MetricLabel(f"Feature distance ({quantized.removeprefix('features/')})", "", 4)
     if known is None:
         return MetricLabel(name, "", 4)
     return known if quantized == name else replace(known, label=f"{known.label} without quantization")

@@ -5,17 +5,20 @@ import shutil
 import pytest
 import torch
 from networks import FILE_NAME, install, noisy, save_weights, save_whisper, speech
+from transformers import ResNetConfig, ResNetForImageClassification
 
+from vpvae_hf.losses.features import load_feature_network
 from vpvae_hf.losses.perceptual import load_lpips_network
 from vpvae_hf.losses.whisper import load_whisper_features
 
 
 @pytest.fixture(autouse=True)
 def empty_caches():
-    for load in (load_lpips_network, load_whisper_features):
+    loaders = (load_lpips_network, load_whisper_features, load_feature_network)
+    for load in loaders:
         load.cache_clear()
     yield
-    for load in (load_lpips_network, load_whisper_features):
+    for load in loaders:
         load.cache_clear()
 
 
@@ -42,6 +45,16 @@ def saved_whisper(tmp_path_factory) -> str:
 def whisper(saved_whisper, tmp_path) -> str:
     """The folder of a Whisper model."""
     return str(shutil.copytree(saved_whisper, tmp_path / "whisper"))
+
+
+@pytest.fixture
+def backbone(tmp_path) -> str:
+    """The folder of a small ResNet."""
+    torch.manual_seed(0)
+    small = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    network = ResNetForImageClassification(ResNetConfig(**small))
+    network.save_pretrained(tmp_path / "backbone")
+    return str(tmp_path / "backbone")
 
 
 @pytest.fixture

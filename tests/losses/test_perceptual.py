@@ -4,7 +4,7 @@ import pytest
 import torch
 from networks import FILE_NAME, SEED, save_weights, vgg16_features
 
-from vpvae_hf.losses import IMAGE_LOSSES, build_losses, lpips_per_image
+from vpvae_hf.losses import build_losses, image_losses, lpips_per_image
 from vpvae_hf.losses.perceptual import load_lpips_network, lpips_loss
 
 
@@ -46,19 +46,19 @@ def test_grey_is_rgb_with_equal_channels(lpips, images):
 def test_weights_that_can_not_be_downloaded(tmp_path, without_weights):
     file = tmp_path / "hub" / "checkpoints" / FILE_NAME
     with pytest.raises(OSError, match="LPIPS needs VGG16's weights") as caught:
-        build_losses({"lpips": 1.0}, IMAGE_LOSSES)
+        build_losses({"lpips": 1.0}, image_losses())
     assert f"download {without_weights} where there is a network and save it as {file}" in str(caught.value)
     file.parent.rmdir()
     save_weights(tmp_path)
     assert file.exists()
-    assert build_losses({"lpips": 1.0}, IMAGE_LOSSES)["lpips"] is lpips_loss
+    assert build_losses({"lpips": 1.0}, image_losses())["lpips"] is lpips_loss
 
 
 @pytest.mark.parametrize("missing", ["torchmetrics.image.lpip", "torchvision.models"])
 def test_missing_package(missing, without_weights, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ImportError, match=f"needs torchmetrics and a torchvision .*{missing}.*pip install"):
-        build_losses({"lpips": 1.0}, IMAGE_LOSSES)
+        build_losses({"lpips": 1.0}, image_losses())
 
 
 def test_torchvision_of_another_torch(tmp_path, monkeypatch):
@@ -69,7 +69,7 @@ def test_torchvision_of_another_torch(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ImportError, match=r"built for torch \d.*torchvision::nms does not exist.*from the index that"):
-        build_losses({"lpips": 1.0}, IMAGE_LOSSES)
+        build_losses({"lpips": 1.0}, image_losses())
 
 
 def test_smallest_images(lpips):

@@ -3,9 +3,12 @@ import sys
 import pytest
 import torch
 
-from vpvae_hf.losses import IMAGE_LOSSES, audio_losses, build_losses, multi_resolution_stft_loss
+from vpvae_hf.losses import audio_losses, build_losses, image_losses, multi_resolution_stft_loss
 
-AVAILABLE = {"l1, l2, lpips": IMAGE_LOSSES, "l1, l2, stft, whisper": audio_losses(whisper="/no/such/folder")}
+AVAILABLE = {
+    "l1, l2, lpips, features": image_losses(),
+    "l1, l2, stft, whisper": audio_losses(whisper="/no/such/folder"),
+}
 
 
 @pytest.fixture(params=AVAILABLE, ids=["image", "audio"])
@@ -23,7 +26,7 @@ def test_losses_by_name_in_the_order_of_their_weights(names):
 
 def test_a_weight_of_zero_leaves_a_loss_out_and_its_network_unloaded(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    assert list(build_losses({"l1": 1.0, "l2": 0.0, "lpips": 0}, IMAGE_LOSSES)) == ["l1"]
+    assert list(build_losses({"l1": 1.0, "l2": 0.0, "lpips": 0}, image_losses())) == ["l1"]
     monkeypatch.setitem(sys.modules, "transformers", None)
     # Whisper's sampling rate and name matter to no other loss.
     available = audio_losses(whisper="/no/such/folder", sampling_rate=24000)
@@ -34,7 +37,7 @@ def test_a_loss_of_ones_own():
     def slopes(reconstruction, original):
         return (reconstruction.diff() - original.diff()).abs().mean()
 
-    (loss,) = build_losses({"slopes": 1.0}, {**IMAGE_LOSSES, "slopes": slopes}).values()
+    (loss,) = build_losses({"slopes": 1.0}, {**image_losses(), "slopes": slopes}).values()
     assert float(loss(torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0]))) == 1
 
 
@@ -48,7 +51,7 @@ def test_unknown_name(names, name, nearest):
 @pytest.mark.parametrize("weight", [-0.0001, float("nan"), float("inf"), -float("inf")])
 def test_weight_that_weights_nothing(weight):
     with pytest.raises(ValueError, match=f"weight of loss 'l2' is {weight}: give a finite number of at least 0"):
-        build_losses({"l1": 1.0, "l2": weight}, IMAGE_LOSSES)
+        build_losses({"l1": 1.0, "l2": weight}, image_losses())
 
 
 @pytest.mark.parametrize("weights", [{}, {"l1": 0.0, "l2": 0}])

@@ -11,7 +11,7 @@ from image_runs import ARCHITECTURE
 from torch import nn
 
 from tiny import tiny_vae
-from vpvae_hf.losses import IMAGE_LOSSES, build_losses
+from vpvae_hf.losses import build_losses, image_losses
 from vpvae_hf.modalities.config import LoopConfig, TrainingConfig
 from vpvae_hf.training import hardware, trainer
 from vpvae_hf.training.hardware import Hardware, compiles, describe, find_hardware, mixed_precision, tuned, untuned
@@ -179,7 +179,7 @@ def test_a_step_that_the_scaler_skips_changes_no_rate_and_no_average():
         model = tiny_vae({"kind": "fsp", "levels": [4, 4]}, **ARCHITECTURE)
         batches = [torch.rand(2, 3, 16, 16) for _ in range(4)]
         weights = {"l1": 1e6}
-        losses = {"losses": build_losses(weights, IMAGE_LOSSES), "loss_weights": weights}
+        losses = {"losses": build_losses(weights, image_losses()), "loss_weights": weights}
         run = Trainer(model, batches, config, **losses, accelerator=accelerator)
         return run, [row["learning_rate"] for row in run.run().rows]
 

@@ -242,6 +242,16 @@ def test_training_the_decoder_alone_needs_a_fitted_tokenizer(data, tmp_path):
         train_tokenizer(configured(values))
 
 
+def test_features_of_a_network_are_a_loss_and_a_metric(data, tmp_path):
+    losses = {"l1": 1.0, "features": 0.5}
+    changes = {"data": {"size": 32, "shortest_side": 32}, "losses": losses, "max_train_steps": 2}
+    folder = train_tokenizer(configured(settings(data, tmp_path / "run", **changes)))
+    rows = metrics(tmp_path / "run")
+    assert all(0 < row["loss/features"] < 4 for row in rows if "loss/features" in row)
+    (evaluation,) = read_results(folder)["evaluation"]
+    assert 0 < evaluation["metrics"]["features/efficientnet-lite0"] < 4
+
+
 @pytest.mark.parametrize(
     ("changes", "learned_size", "metric"),
     [

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
 from vpvae_hf.files import claim_output_folder, write_json
-from vpvae_hf.losses import IMAGE_LOSSES, build_losses
+from vpvae_hf.losses import build_losses, image_losses
 from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
 from vpvae_hf.models import AutoencoderVP
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
             logging_steps=_LOGGING_STEPS,
             validation_steps=max(1, options.steps // _VALIDATIONS),
         ),
-        losses=build_losses(_LOSS_WEIGHTS, IMAGE_LOSSES),
+        losses=build_losses(_LOSS_WEIGHTS, image_losses()),
         loss_weights=_LOSS_WEIGHTS,
         validate=lambda step: _validated(vae, validated),
     ).run()

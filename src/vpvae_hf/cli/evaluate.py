@@ -27,7 +27,8 @@ def run(options: argparse.Namespace) -> None:
     model = execution.prepare(load_tokenizer(options.tokenizer, **how))
     modality = modality_of(model)
     batches = Batches(modality, model, data_config(options, model), batch_size=options.batch_size)
-    how = {"extra": ["lpips"] if options.lpips else [], "refine_steps": options.refine_steps}
+    extra = (["lpips"] if options.lpips else []) + ([f"features/{options.features}"] if options.features else [])
+    how = {"extra": extra, "refine_steps": options.refine_steps}
     quality = modality.evaluate(model, _told(batches.evaluation(options.limit), options, modality.items), **how)
     refined = f", codes refined in {options.refine_steps} steps" if options.refine_steps else ""
     print(f"{options.dataset}, {options.split}: {quality.items} {modality.items}, {quality.tokens} tokens{refined}")

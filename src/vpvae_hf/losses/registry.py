@@ -10,6 +10,7 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from vpvae_hf.settings import did_you_mean
 
+from .features import EFFICIENTNET, load_feature_loss
 from .perceptual import load_lpips_loss
 from .spectral import multi_resolution_stft_loss
 from .whisper import SAMPLING_RATE, load_whisper_loss
@@ -29,8 +30,14 @@ class Loaded:
 # Of any signal.
 RECONSTRUCTION_LOSSES: dict[str, Loss | Loaded] = {"l1": l1_loss, "l2": mse_loss}
 
-# Of images [B, C, H, W] in [-1, 1].
-IMAGE_LOSSES: dict[str, Loss | Loaded] = {**RECONSTRUCTION_LOSSES, "lpips": Loaded(load_lpips_loss)}
+
+def image_losses(*, feature_network: str = EFFICIENTNET) -> dict[str, Loss | Loaded]:
+    """The losses of images [B, C, H, W] in [-1, 1] by name; see `load_feature_network`."""
+    return {
+        **RECONSTRUCTION_LOSSES,
+        "lpips": Loaded(load_lpips_loss),
+        "features": Loaded(partial(load_feature_loss, feature_network)),
+    }
 
 
 def audio_losses(
@@ -52,7 +59,7 @@ def build_losses(weights: Mapping[str, float], available: Mapping[str, Loss | Lo
 
     Args:
         weights: non-negative weight of each loss by its name; it is not applied.
-        available: the losses that there are, e.g. `IMAGE_LOSSES` or `audio_losses()`.
+        available: the losses that there are, e.g. `image_losses()` or `audio_losses()`.
 
     Raises:
         ValueError: an unknown name, a weight that is negative or not finite, or no positive weight.

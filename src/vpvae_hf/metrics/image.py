@@ -1,12 +1,17 @@
 """Metrics of reconstructed images."""
 
+from collections.abc import Iterable
+from pathlib import PurePath
+
 from torch import Tensor
 
-from vpvae_hf.losses import lpips_per_image
+from vpvae_hf.losses import feature_distance_per_image, lpips_per_image
 from vpvae_hf.tensors import as_floating
 
 
-def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = False) -> dict[str, Tensor]:
+def image_quality(
+    reconstruction: Tensor, original: Tensor, *, lpips: bool = False, feature_networks: Iterable[str] = ()
+) -> dict[str, Tensor]:
     """PSNR in dB and SSIM of each image, over all channels, from values clipped to [-1, 1] and shifted to [0, 1].
 
     Channels (grey, RGB or RGBA) are as they are, not luma; the data range is 1. PSNR of equal images is infinite. SSIM
@@ -16,9 +21,11 @@ def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = Fal
     Args:
         reconstruction, original: [B, C, H, W] in [-1, 1], at least 11 pixels a side.
         lpips: measure LPIPS, too; its network may have to be downloaded, see `lpips_distance`.
+        feature_networks: also measure the distance of these networks' features, see `feature_distance_per_image`.
 
     Returns:
-        "psnr" and "ssim", and "lpips" if it is asked for, each [B] float32.
+        "psnr" and "ssim", and, if they are asked for, "lpips" and "features/NAME" with the last part of a network's
+        name, each [B] float32.
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
@@ -29,7 +36,12 @@ def image_quality(reconstruction: Tensor, original: Tensor, *, lpips: bool = Fal
         "psnr": peak_signal_noise_ratio(made, true, data_range=1.0, reduction="none", dim=dims),
         "ssim": structural_similarity_index_measure(made, true, data_range=1.0, reduction="none"),
     }
-    return quality | {"lpips": lpips_distance(reconstruction, original)} if lpips else quality
+    if lpips:
+        quality["lpips"] = lpips_distance(reconstruction, original)
+    clipped = [x.clamp(-1, 1) for x in (reconstruction, original)]
+    for network in feature_networks:
+        quality[f"features/{PurePath(network).name}"] = feature_distance_per_image(*clipped, network=network)
+    return quality
 
 
 def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class Modality(ABC):
             unquantized: whether continuous latents are measured too, by `unquantized_metrics`.
         """
         for name in extra:
-            if name not in self.extra_metrics:
+            if name.partition("/")[0] not in self.extra_metrics:
                 _refuse_option(name, model)
         how = {"metric_fn": self.metric_fn(model, extra), "quantized": quantized, "across_ranks": across_ranks}
         how |= {"refine_steps": refine_steps}

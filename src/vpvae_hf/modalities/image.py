@@ -14,7 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpvae_hf.data import ImageCrop, code_dtype, open_images
-from vpvae_hf.losses import IMAGE_LOSSES, Loss, PatchDiscriminator, build_losses, require_lpips_channels
+from vpvae_hf.losses import (
+    EFFICIENTNET,
+    Loss,
+    PatchDiscriminator,
+    build_losses,
+    image_losses,
+    require_lpips_channels,
+)
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.pixels import pixels_of_array, pixels_of_image, require_channels
@@ -65,7 +72,10 @@ class ImageTrainingConfig(TrainingConfig):
 
     model: ImageModelConfig = field(default_factory=ImageModelConfig)
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
-    losses: dict[str, float] = option({}, loss_help(IMAGE_LOSSES))
+    losses: dict[str, float] = option({}, loss_help(image_losses()))
+    feature_network: str = option(
+        EFFICIENTNET, "network of the loss features: this one, or folder or hub id of a backbone of transformers"
+    )
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     channels_last: bool = option(
         False, "train with weights of the layout [N, H, W, C]; on a GPU see which is faster, with torch_compile too"
@@ -78,7 +88,7 @@ class ImageModality(Modality):
     model_class, config_class = AutoencoderVP, ImageTrainingConfig
     train_items = "images"
     headline_metrics = unquantized_metrics = ("psnr",)
-    extra_metrics = ("lpips",)
+    extra_metrics = ("lpips", "features")
     takes_validation_share = True
     _open = staticmethod(open_images)
 
@@ -97,7 +107,7 @@ class ImageModality(Modality):
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
         if config.loss_weights.get("lpips"):
             require_lpips_channels(model.config.out_channels)
-        return build_losses(config.loss_weights, IMAGE_LOSSES)
+        return build_losses(config.loss_weights, image_losses(feature_network=config.feature_network))
 
     def adversarial(
         self, config: ImageTrainingConfig, model: AutoencoderVP
@@ -138,9 +148,15 @@ class ImageModality(Modality):
         return data.crop == "random"
 
     def metric_fn(self, model: AutoencoderVP, extra: Collection[str] = ()) -> MetricFn:
+        """With "lpips", and "features/NETWORK" for the distance of a network's features."""
         if "lpips" in extra:
             require_lpips_channels(model.config.out_channels)
-        return partial(image_quality, lpips="lpips" in extra)
+        networks = [name.partition("/")[2] for name in extra if name.startswith("features/")]
+        return partial(image_quality, lpips="lpips" in extra, feature_networks=networks)
+
+    def lowered_metrics(self, config: ImageTrainingConfig) -> list[str]:
+        lowered = super().lowered_metrics(config)
+        return [f"{name}/{config.feature_network}" if name == "features" else name for name in lowered]
 
     def code_features(self, data: ImageDataConfig, model: AutoencoderVP) -> dict[str, Any]:
         """ "codes" [h, w], or [h, w, G] if a token has several."""

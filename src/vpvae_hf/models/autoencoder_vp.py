@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpvae_hf.hub import HubEntry
-from vpvae_hf.losses import IMAGE_LOSSES, ItemLoss, Loaded, Loss
+from vpvae_hf.losses import ItemLoss, Loaded, Loss, image_losses
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 from vpvae_hf.quantizers.baselines import LearnedCodebook
 from vpvae_hf.settings import did_you_mean
@@ -316,7 +316,7 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
         self.register_to_config(**settings, _use_default_values=defaults)
 
     def _available_losses(self) -> Mapping[str, Loss | Loaded]:
-        return IMAGE_LOSSES
+        return image_losses()
 
     def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
         return Refinement(
