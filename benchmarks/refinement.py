@@ -3,8 +3,8 @@
     python benchmarks/refinement.py TOKENIZER --dataset NAME --name METHOD [--out benchmarks/results/refinement]
 
 For images and audio. Seconds are those of the process on one core, for the codes of an item of the first batch:
-encoding and refinement. The results of several tokenizers gather in results.json, of which table.md is made. "continuous" are
-latents that are not quantized, for comparison.
+encoding and refinement. The results of several tokenizers gather in results.json, of which table.md is made.
+"continuous" are latents that are not quantized, for comparison.
 """
 
 import argparse
