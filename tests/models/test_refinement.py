@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiny import FSP, FSQ, GROUPED, HOP, NONE, VP, batch_of, noise, noise_images, tiny_codec, tiny_vae
-from vpvae_hf.losses import IMAGE_LOSSES, audio_losses, build_losses, item_losses
+from vpvae_hf.losses import audio_losses, build_losses, image_losses, item_losses
 from vpvae_hf.quantizers import NoCodesError
 
 VQ = {"kind": "vq", "codebook_size": 16, "latent_dim": 3}
@@ -126,7 +126,7 @@ def test_long_audio_is_refined_in_parts():
 
 
 def test_losses_are_functions_or_have_names(build, inputs, modality):
-    model, available = build(), {"image": IMAGE_LOSSES, "audio": audio_losses()}[modality]
+    model, available = build(), {"image": image_losses(), "audio": audio_losses()}[modality]
     weights = {"image": {"l2": 1.0}, "audio": {"l1": 10.0, "stft": 1.0}}[modality]
     (default, named, given) = (
         model.tokenize(inputs, refine_steps=STEPS, refine_loss=loss)

@@ -1,8 +1,9 @@
 """Several fitted codebooks side by side in one tokenizer, of which one decides the codes."""
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from tiny import FSP, NONE, noise, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, VPCodecModel, fit_codebook
@@ -89,11 +90,13 @@ def test_of_an_audio_tokenizer_too(tmp_path):
     fit_codebook(codec, [noise(4, 96 * 40)], [16, 32], latents_per_code=4, progress=False, metric="decoder")
     codec.save_pretrained(tmp_path)
     codec.select_codebook(32)
-    for loaded in (VPCodecModel.from_pretrained(tmp_path, codebook_size=32), AutoModel.from_pretrained(tmp_path)):
-        loaded.select_codebook(32)
+    for model_class in (VPCodecModel, AutoModel):
+        loaded = model_class.from_pretrained(tmp_path, codebook_size=32)
         assert loaded.config.codebook_size == 32
         assert torch.equal(loaded.tokenize(noise(1, 960)), codec.tokenize(noise(1, 960)))
         assert torch.equal(loaded.quantize.metric, codec.quantize.metric)
+    with pytest.raises(ValueError, match="codebook_size=32 cannot be set, it follows from"):
+        AutoConfig.from_pretrained(tmp_path, codebook_size=32)
 
 
 def test_a_state_dict_brings_them(vae):
@@ -101,6 +104,12 @@ def test_a_state_dict_brings_them(vae):
     other.load_state_dict(vae.state_dict())
     assert other.codebook_sizes == (8, 24, 48)
     assert other.fingerprint() == vae.fingerprint()
+    for selected, chosen in ((8, 24), (48, 8)):
+        vae.select_codebook(selected)
+        other.select_codebook(chosen)
+        other.load_state_dict(vae.state_dict())
+        assert other.codebook_sizes == (8, 24, 48)
+        assert other.fingerprint() == vae.fingerprint()
     other.select_codebook(48)
     # One without any takes them away, one of weights beside the quantizer's leaves them.
     other.load_state_dict({name: each for name, each in vae.state_dict().items() if "quantize." not in name}, False)
@@ -125,6 +134,25 @@ def test_what_was_fitted_before_does_not_stay(change, vae):
     change(vae)
     assert set(vae.codebook_sizes) <= {16, 24}
     assert not any("other_codebooks" in name for name in vae.state_dict())
+
+
+def test_what_cannot_be_selected_changes_nothing(vae):
+    with pytest.raises(ValueError, match="there is no codebook of 9 codes; there are: 8, 24, 48"):
+        vae.select_codebook(9)
+    for size in (8.0, "8", None):
+        with pytest.raises(ValueError, match="codebook_size must be an integer of at least 2, got"):
+            vae.select_codebook(size)
+    vae.select_codebook(np.int64(8))
+    assert (vae.config.quantizer["codebook_size"], vae.codebook_sizes) == (8, (8, 24, 48))
+
+
+def test_a_codebook_too_small_for_the_training_settings_leaves_all_as_they_are():
+    vae = tiny_vae(KINDS["vp"] | {"queue_per_code": 1}, fitted=False)
+    vae.set_codebooks([torch.randn(size, 3) for size in (16, 2, 8)])
+    before = vae.fingerprint()
+    with pytest.raises(ValueError, match=r"a queue of .* = 6 latents is too short"):
+        vae.select_codebook(2)
+    assert (vae.codebook_sizes, vae.fingerprint()) == ((2, 8, 16), before)
 
 
 def test_half_precision_keeps_their_values(vae):

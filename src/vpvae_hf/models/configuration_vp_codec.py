@@ -87,6 +87,15 @@ class VPCodecConfig(PreTrainedConfig):
     is_causal = property(lambda self: self.causal, doc="The name under which transformers' masks ask for `causal`.")
     num_codebooks = property(lambda self: quantizer_config(self.quantizer).code_groups, doc="G, codes per frame.")
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VPCodecConfig | tuple[VPCodecConfig, dict[str, Any]]":
+        """As of transformers; AutoModel gives `codebook_size` here first, which is for the model to select."""
+        derived = {name: kwargs.pop(name) for name in [*kwargs] if isinstance(vars(VPCodecConfig).get(name), property)}
+        if not kwargs.get("return_unused_kwargs"):
+            return super().from_dict(config_dict | derived, **kwargs)
+        config, unused = super().from_dict(config_dict, **kwargs)
+        return config, unused | derived
+
     def _check_sizes(self) -> None:
         def check(name: str, holds: bool, valid: str) -> None:
             require(holds, name, getattr(self, name), valid)

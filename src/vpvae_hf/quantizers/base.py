@@ -167,6 +167,7 @@ class Quantizer(nn.Module, ABC):
 
     def select_codebook(self, codebook_size: int) -> None:
         """Have another of the fitted codebooks decide the codes; a ValueError if none has so many codes."""
+        require_integer("codebook_size", codebook_size, 2)
         if codebook_size not in self.codebook_sizes:
             sizes = ", ".join(map(str, self.codebook_sizes)) or "none"
             raise ValueError(

@@ -105,9 +105,8 @@ class LearnedCodebook(CodebookQuantizer):
         return any(weight.data_ptr() == self.codebook.data_ptr() for weight in self.parameters())
 
     def _install(self, codebook: Tensor) -> None:
-        self.config = dataclasses.replace(
-            self.config, codebook_size=len(codebook), learned_size=self.config.trained_size
-        )
+        sizes = {"codebook_size": len(codebook), "learned_size": self.config.trained_size}
+        self.config = dataclasses.replace(self.config, **sizes, other_codebook_sizes=())
         self.fitted_codebook = codebook
 
     def _load_from_state_dict(self, state_dict, prefix, *others):

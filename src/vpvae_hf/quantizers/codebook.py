@@ -123,8 +123,7 @@ class CodebookQuantizer(Quantizer):
 
     @kept_for_training()
     def select_codebook(self, codebook_size: int) -> None:
-        if codebook_size not in self.codebook_sizes:
-            super().select_codebook(codebook_size)
+        super().select_codebook(codebook_size)
         if codebook_size == self.codebook_size:
             return
         others = [self._other(size) for size in self.config.other_codebook_sizes if size != codebook_size]
@@ -132,7 +131,6 @@ class CodebookQuantizer(Quantizer):
         self._install_all(self._other(codebook_size), others, self.metric_root)
 
     def _install_all(self, selected: Tensor, others: Sequence[Tensor], root: Tensor | None) -> None:
-        self._set_others([])
         self._install(selected)
         self._set_root(root)
         self._set_others(others)
@@ -147,7 +145,10 @@ class CodebookQuantizer(Quantizer):
 
     @abstractmethod
     def _install(self, codebook: Tensor) -> None:
-        """Have a codebook [K, d], which was checked, decide the codes, and note it in the config."""
+        """Have a codebook [K, d], which was checked, decide the codes, and note it in the config.
+
+        What was fitted beside the former one may stay. An error leaves everything as it was.
+        """
 
     @property
     def code_state(self) -> dict[str, Tensor]:
