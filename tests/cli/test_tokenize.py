@@ -16,7 +16,7 @@ from vpvae_hf import AutoencoderVP, BatchTokenizer
 from vpvae_hf.cli import tokenize as cli_tokenize
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import CodeFolder, code_dtype
-from vpvae_hf.generation.batches import load_code_tokenizer
+from vpvae_hf.generation import load_code_tokenizer, vocabulary_of
 
 
 def noise(seed: int, height: int = 20, width: int = 30) -> bytes:
@@ -73,8 +73,16 @@ def test_the_codebook_of_a_size(images, tmp_path):
         batch = {"image": [noise(0)]}
         function = BatchTokenizer(str(tmp_path / "tokenizer"), "image", codebook_size=size)
         assert np.array_equal(function(batch)["codes"][0], rows[0]["codes"])
-        # What is trained on them finds the codebook that they are of.
-        assert load_code_tokenizer(CodeFolder(codes)).fingerprint() == vae.fingerprint()
+        # What is trained on them finds the codebook that they are of, also in a copy of the tokenizer.
+        for name in (None, str(tmp_path / "tokenizer")):
+            assert load_code_tokenizer(CodeFolder(codes), name).fingerprint() == vae.fingerprint()
+    # In a tokenizer that has no such codebook any more, the check of the codes says what is wrong.
+    save_tokenizer(tmp_path / "tokenizer", 30)
+    folder = CodeFolder(tmp_path / "codes20")
+    with pytest.raises(ValueError, match="trained on codes with codebook_size=20, the tokenizer has 30"):
+        vocabulary_of(folder).check_tokenizer(load_code_tokenizer(folder))
+    with pytest.raises(ValueError, match="codebook_size must be an integer of at least 1, or null, got \\[20\\]"):
+        BatchTokenizer(str(tmp_path / "tokenizer"), "image", codebook_size=[20])
 
 
 def expected_codes(tokenizer, images, **settings) -> torch.Tensor:

@@ -292,6 +292,23 @@ def test_tokenizers_that_do_not_belong_to_the_model(make, method, tmp_path):
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
+@MAKERS
+@pytest.mark.parametrize("method", ["llama", "block"])
+def test_the_codebook_that_is_selected_must_be_that_of_the_model(make, method):
+    tokenizer = make()
+    tokenizer.set_codebooks([tokenizer.quantize.codebook, torch.randn(32, 3)])
+    pipeline = pipeline_of(method, tokenizer)
+    tokenizer.select_codebook(32)
+    message = r"codes with codebook_size=16, the tokenizer has 32; call tokenizer.select_codebook\(16\), or load"
+    with pytest.raises(ValueError, match=message):
+        type(pipeline)(**pipeline.components)
+    with pytest.raises(ValueError, match=message):
+        pipeline()
+    tokenizer.select_codebook(16)
+    type(pipeline)(**pipeline.components)
+    pipeline()
+
+
 @pytest.mark.parametrize("place", ["tokenizer", "transformer", ""])
 def test_a_folder_of_something_else(vae, place, tmp_path):
     causal_pipeline(vae).save_pretrained(tmp_path)

@@ -23,14 +23,23 @@ IGNORED = -100  # a label that transformers leaves out of the loss
 
 
 def load_code_tokenizer(folder: CodeFolder, name: str | None = None) -> Tokenizer:
-    """The tokenizer that made a folder of codes, or the named one, on the CPU in eval mode; errors as loading's."""
+    """The tokenizer that made a folder of codes, or the named one, on the CPU in eval mode; errors as loading's.
+
+    If it has a codebook of as many codes as theirs, that one is selected.
+    """
+    tokenizer = _loaded(folder, name)
+    if (size := folder.manifest["codebook_size"]) in tokenizer.codebook_sizes:
+        tokenizer.select_codebook(size)
+    return tokenizer
+
+
+def _loaded(folder: CodeFolder, name: str | None) -> Tokenizer:
     device = torch.device("cpu")
     if name:
         return load_tokenizer(name, device=device)
     name = folder.manifest["tokenizer"]
     try:
-        size = folder.manifest["codebook_size"]
-        return load_tokenizer(name, folder.manifest["tokenizer_revision"], device, size)
+        return load_tokenizer(name, folder.manifest["tokenizer_revision"], device)
     except (FileNotFoundError, PermissionError, ConnectionError, ValueError) as error:
         raise type(error)(
             f"the tokenizer that the codes were made with, {name}, cannot be loaded; name it with --tokenizer ({error})"

@@ -144,10 +144,12 @@ class CodePipeline(DiffusionPipeline):
         return CodeVocabulary.from_model(self.transformer)
 
     def _output_type(self, output_type: str | None) -> str:
-        """The wanted kind of output, or the usual one for None."""
+        """The wanted kind of output, or the usual one for None; a ValueError if the tokenizer cannot make it."""
         valid = ("np", "codes") if self.vocabulary.is_audio else ("pil", "np", "pt", "codes")
         output_type = output_type or valid[0]
         require(output_type in valid, "output_type", output_type, f"one of {', '.join(valid)}")
+        if output_type != "codes":  # another codebook may have been selected since the pipeline was made
+            self.vocabulary.check_selected(self.tokenizer)
         return output_type
 
     def _conditions(

@@ -196,16 +196,22 @@ class CodeVocabulary:
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raise a NoCodesError for a tokenizer without codes, and a ValueError if they are not those of the model."""
-        quantizer = tokenizer.quantize
-        quantizer.check_codes()
-        for name in ("codebook_size", "code_groups"):
-            if getattr(quantizer, name) != getattr(self, name):
-                raise ValueError(
-                    f"the model was trained on codes with {name}={getattr(self, name)}, the tokenizer has "
-                    f"{getattr(quantizer, name)}; load the tokenizer that made the model's codes"
-                )
+        tokenizer.quantize.check_codes()
+        self.check_selected(tokenizer)
         if self.fingerprint is not None:
             tokenizer.check_fingerprint(self.fingerprint, "the model was trained")
+
+    def check_selected(self, tokenizer: Tokenizer) -> None:
+        """Raise a ValueError unless a tokenizer's codes are as many as the model's: the quick part of the check."""
+        remedy = "load the tokenizer that made the model's codes"
+        if self.codebook_size in tokenizer.codebook_sizes:
+            remedy = f"call tokenizer.select_codebook({self.codebook_size}), or {remedy}"
+        for name in ("codebook_size", "code_groups"):
+            if getattr(tokenizer.quantize, name) != getattr(self, name):
+                raise ValueError(
+                    f"the model was trained on codes with {name}={getattr(self, name)}, the tokenizer has "
+                    f"{getattr(tokenizer.quantize, name)}; {remedy}"
+                )
 
 
 def checked_conditions(conditions: Any) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from vpvae_hf.files import local_path
-from vpvae_hf.settings import require_integer
+from vpvae_hf.settings import require_count, require_integer
 from vpvae_hf.unreadable import MOST_UNREADABLE, SkippedFiles, UnreadableFileError
 
 from . import load_for_tokenizing, modality_of
@@ -84,6 +84,7 @@ class BatchTokenizer:
             )
         require_integer("batch_size", batch_size, 1)
         require_integer("refine_steps", refine_steps, 0)
+        require_count("codebook_size", codebook_size)
         execution = Execution(dtype=dtype, compile=compile, device=device, exact=exact)
         settings = {"size": size, "shortest_side": shortest_side, "resample": resample, "downmix": downmix}
         name = os.fspath(tokenizer)
