@@ -106,6 +106,7 @@ def test_several_codebooks(tokenizer, data, tmp_path, capsys):
     card = (fitted / "README.md").read_text()
     assert "| validation, K = 8 |" in card
     assert "| validation, K = 48 |" in card
+    assert "name: PSNR, dB (K = 8)" in card
     assert main(["evaluate", str(fitted), "--dataset", data, "--codebook-size", "9"]) == 1
     assert "there is no codebook of 9 codes; there are: 8, 48" in capsys.readouterr().err
 

@@ -289,6 +289,24 @@ def test_a_learned_codebook_begins_where_the_latents_are(data, tmp_path):
     assert errors[True] < 0.5 * errors[False]
 
 
+@pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+def test_several_codebooks_are_fitted_and_one_goes_on(data, tmp_path):
+    fit = {"codebook": {"sizes": [8, 24], "latents_per_code": 20}, "max_train_steps": 2}
+    folder = train_tokenizer(configured(settings(data, tmp_path / "run", **fit)))
+    vae, results = AutoencoderVP.from_pretrained(folder), read_results(folder)
+    assert (vae.codebook_sizes, vae.quantize.codebook_size) == ((8, 24), 8)
+    assert [each["codebook_size"] for each in results["codebook"]["others"]] == [24]
+    assert results["evaluation"][0]["codebook_size"] == 8
+    assert "| validation, K = 8 |" in (folder / "README.md").read_text()
+    # Codes of the decoder alone stay; of another training none do.
+    start = {"model": {"pretrained": str(folder)}, "quantizer": {}, "max_train_steps": 2}
+    alone = train_tokenizer(configured(settings(data, tmp_path / "alone", **start, train_only="decoder")))
+    assert AutoencoderVP.from_pretrained(alone).fingerprint() == vae.fingerprint()
+    assert AutoencoderVP.from_pretrained(alone).codebook_sizes == (8, 24)
+    more = train_tokenizer(configured(settings(data, tmp_path / "more", **start)))
+    assert AutoencoderVP.from_pretrained(more).codebook_sizes == (8,)
+
+
 @pytest.mark.parametrize(
     ("quantizer", "changes", "message"),
     [
@@ -297,6 +315,11 @@ def test_a_learned_codebook_begins_where_the_latents_are(data, tmp_path):
         (VECTOR, {"codebook": {"refit": True}, "train_only": "decoder"}, "codebook.refit must be false"),
         (VECTOR, {"codebook": {"start": True}, "train_only": "decoder"}, "codebook.start must be false"),
         (VECTOR, {"codebook": {"start": True}}, "codebook.start is for kinds that learn a codebook, .*, got 'vp'"),
+        (VECTOR, {"codebook": {"sizes": [8, 8]}}, r"a size, or several that differ, got \[8, 8\]"),
+        (VECTOR, {"codebook": {"sizes": [8, 1]}}, "codebook_size must be an integer of at least 2, got 1"),
+        ({"kind": "fsp"}, {"codebook": {"refit": True, "sizes": [8]}}, "make [0-9]+ codes, got codebook_size="),
+        ({"kind": "fsp"}, {"codebook": {"sizes": [8]}}, r"codebook.sizes=\[8\] is for .*: 'fsp' is fitted only with"),
+        (VECTOR, {"codebook": {"latents_per_code": 0}}, "codebook.latents_per_code must be at least 1, got 0"),
     ],
 )
 def test_a_fit_that_cannot_be_is_refused_before_training(quantizer, changes, message, data, tmp_path):

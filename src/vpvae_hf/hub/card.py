@@ -229,7 +229,7 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluation
             dataset_name=evaluation["dataset"],
             dataset_split=evaluation["split"],
             metric_type=name,
-            metric_name=metric_label(name).heading + (" (refined codes)" if evaluation.get("refine_steps") else ""),
+            metric_name=metric_label(name).heading + _codes_of(evaluation),
             metric_value=value,
         )
         for evaluation in evaluations
@@ -247,6 +247,13 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluation
         model_name=title if results else None,
         eval_results=results or None,
     )
+
+
+def _codes_of(evaluation: dict[str, Any]) -> str:
+    """Which codes of the data were measured, in brackets, if a tokenizer can have others."""
+    size, refined = evaluation.get("codebook_size"), evaluation.get("refine_steps")
+    said = [*([f"K = {size}"] if size else []), *(["refined codes"] if refined else [])]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _sound_address(name: str, repo_id: str | None, revision: str | None = None) -> str:

@@ -138,6 +138,9 @@ class CodebookConfig:
         False, "also fit kinds that have codes without a fit: a codebook to vq and simvq, levels to fsp and fsq"
     )
 
+    def __post_init__(self):
+        require(self.latents_per_code >= 1, "codebook.latents_per_code", self.latents_per_code, "at least 1")
+
 
 @dataclass
 class RunConfig:

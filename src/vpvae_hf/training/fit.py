@@ -126,8 +126,7 @@ def fit_codebook(
     """
     model = unwrapped(model)
     config = model.quantize.config
-    require_fittable(config, metric)
-    sizes = _sizes(config, codebook_size)
+    sizes = require_fittable(config, metric, codebook_size)
     require_integer("latents_per_code", latents_per_code, 1)
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
@@ -190,7 +189,6 @@ def fit_codebook(
 
 
 def _sizes(config: QuantizerConfig, codebook_size: int | Sequence[int] | None) -> list[int]:
-    """Each K that is to be fitted."""
     given = config.codebook_size if codebook_size is None else codebook_size
     several = isinstance(given, Iterable) and not isinstance(given, str)
     sizes = list(given) if several else [given]
@@ -215,8 +213,10 @@ def _warn_of_few(codes: int, latents: int) -> None:
         )
 
 
-def require_fittable(config: QuantizerConfig, metric: Metric = "euclidean") -> None:
-    """Raise a ValueError if `fit_codebook` cannot fit a quantizer of such settings, in such a metric."""
+def require_fittable(
+    config: QuantizerConfig, metric: Metric = "euclidean", codebook_size: int | Sequence[int] | None = None
+) -> list[int]:
+    """Each K that `fit_codebook` would fit; a ValueError if it cannot fit them to a quantizer of such settings."""
     require_metric(metric)
     if config.fits is None:
         raise ValueError(
@@ -228,6 +228,7 @@ def require_fittable(config: QuantizerConfig, metric: Metric = "euclidean") -> N
             f"metric={metric!r} is for codebooks, and the {config.kind!r} quantizer has levels in each dimension "
             'alone; use metric="euclidean"'
         )
+    return _sizes(config, codebook_size)
 
 
 def _measured_metric(

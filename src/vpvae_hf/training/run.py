@@ -95,7 +95,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     with distributed.failing_together():
         if accelerator.is_main_process:
             validation.write_examples(folder)
-            write_results(folder, _results(modality, config, trainer, fit, quality), repo_id=config.hub_model_id)
+            write_results(folder, _results(modality, model, config, trainer, fit, quality), repo_id=config.hub_model_id)
             accelerator.print(_summary(modality, model, folder, fit, quality))
             if config.push_to_hub:
                 accelerator.print(f"pushed to {push_folder(folder, config.hub_model_id, private=config.hub_private)}")
@@ -111,7 +111,13 @@ def _model(modality: Modality, config: TrainingConfig, compiled: bool) -> Tokeni
             f"fit one first: vpvae fit {config.model.pretrained} --dataset NAME --codebook-size K"
         )
     if _fits(model, config):
-        require_fittable(model.quantize.config, config.codebook.metric)
+        require_fittable(model.quantize.config, config.codebook.metric, config.codebook.sizes)
+    elif config.codebook.sizes is not None:
+        raise ValueError(
+            f"codebook.sizes={config.codebook.sizes} is for a fit after training, and there is none: "
+            f"{model.quantize.config.kind!r} is fitted only with codebook.refit, and nothing with train_only; leave it "
+            "out"
+        )
     if config.train_only == "decoder":
         model.freeze_encoder()
     if compiled:
@@ -168,6 +174,7 @@ def _beginning(
 
 def _results(
     modality: Modality,
+    model: Tokenizer,
     config: TrainingConfig,
     trainer: Trainer,
     fit: CodebookFit | None,
@@ -179,6 +186,7 @@ def _results(
     if quality is not None:
         split = {"dataset": data.validation_name or data.name, "split": data.validation_split}
         counts = {modality.items: quality.items, "tokens": quality.tokens}
+        counts |= {"codebook_size": model.quantize.codebook_size} if len(model.codebook_sizes) > 1 else {}
         measured.append({**split, **counts, "metrics": quality.metrics, "undefined": quality.undefined})
     where = {"dataset": data.name, "dataset_config": data.config, "split": data.split, "column": data.column}
     return {
