@@ -41,8 +41,9 @@ _CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_ena
 class Trainer:
     """Trains a tokenizer with AdamW, eq. (10), through its `forward`; makes checkpoints, validates and logs.
 
-    If there is a step to train, and the quantizer is not frozen, `model.drop_fit()` is called for kinds that need no
-    fit: the codebook of "vq" and "simvq" is again the learned one, levels of "fsp" and "fsq" are even.
+    If there is a step to train, and the quantizer is not frozen, `model.drop_fit()` is called, since training changes
+    the latents: "vp" has no codes until it is fitted again, the codebook of "vq" and "simvq" is again the learned one,
+    levels of "fsp" and "fsq" are even.
 
     Args:
         batches: endless batches of this rank, as the model takes them. If they have `state_dict` and `load_state_dict`,
@@ -90,7 +91,7 @@ class Trainer:
         self._shown["cvu"] = "validation/code_usage"
         if config.gradient_checkpointing:
             checkpoint_activations(model)
-        if config.max_train_steps and not model.quantize.needs_fitting and model.quantize not in frozen_modules:
+        if config.max_train_steps and model.quantize not in frozen_modules:
             model.drop_fit()
         betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
         trained = [weights for weights in model.parameters() if weights.requires_grad]
