@@ -180,6 +180,7 @@ def test_mistakes_are_one_line_and_lose_nothing(codec, tmp_path, capsys):
         (["decode-audio", str(tmp_path / "no.safetensors")], "does not exist; name a file that"),
         (["decode-audio", codes, "--tokenizer", other], "is another than when"),
         (["evaluate", codec, "--dataset", "x", "--lpips"], "--lpips has no meaning for VPCodecModel"),
+        (["evaluate", codec, "--dataset", "x", "--features", "~/net"], "--features has no meaning for VPCodecModel"),
     ):
         assert main(arguments) == 1, arguments
         error = capsys.readouterr().err

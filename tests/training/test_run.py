@@ -354,6 +354,8 @@ def test_images_are_read_with_the_model_s_channels(channels, data, tmp_path):
     if channels == 4:
         with pytest.raises(ValueError, match=r"LPIPS compares images with 1 channel .* got 4 channels"):
             train_tokenizer(configured(settings(data, tmp_path / "lpips", **short, losses={"lpips": 1.0})))
+        with pytest.raises(ValueError, match=r"features need images of 1 channel .* got 4 channels and 16 pixels"):
+            train_tokenizer(configured(settings(data, tmp_path / "features", **short, losses={"features": 1.0})))
 
 
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(2, 2), (5, 5), (1, 3), (3, 4)])
@@ -386,6 +388,11 @@ def test_a_new_run_is_never_written_over_another(data, tmp_path):
         ({"data": {"name": None}}, ValueError, "data.name is not set"),
         ({"data": {"column": "photo"}}, ValueError, "'photo' is none of them"),
         ({"data": {"split": "test"}}, ValueError, "no split 'test'"),
+        (
+            {"data": {"size": 32, "shortest_side": 32, "validation_size": 16}, "losses": {"features": 1.0}},
+            ValueError,
+            "features need images .* at least 32 pixels a side, got 3 channels and 16 pixels",
+        ),
         ({"quantizer": {"kind": "vqq"}}, ValueError, "unknown quantizer kind 'vqq'"),
         ({"losses": {"l3": 1.0}}, ValueError, "l3"),
         ({"resume_from_checkpoint": "checkpoint-7"}, FileNotFoundError, "no checkpoint checkpoint-7"),

@@ -114,6 +114,15 @@ def _backbone(name: str) -> FeatureNetwork:
     return FeatureNetwork(_Backbone(network), mean or _MEAN, deviation or _DEVIATION)
 
 
+def require_feature_images(channels: int, side: int) -> None:
+    """Raise a ValueError if features cannot be compared of images with so many channels and pixels a side."""
+    if channels not in (1, 3) or side < _MINIMUM_SIDE:
+        raise ValueError(
+            f"features need images of 1 channel (grey) or 3 (RGB), at least {_MINIMUM_SIDE} pixels a side, got "
+            f"{channels} channels and {side} pixels: use other images, or do without features"
+        )
+
+
 def feature_distance_per_image(reconstruction: Tensor, original: Tensor, *, network: str = EFFICIENTNET) -> Tensor:
     """[B] float32: squared distance of normalized features, as in LPIPS (arXiv 1801.03924, eq. 1) with equal weights.
 
@@ -132,11 +141,9 @@ def feature_distance_per_image(reconstruction: Tensor, original: Tensor, *, netw
     shapes = [list(reconstruction.shape), list(original.shape)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"features compare images of one shape, got {shapes[0]} and {shapes[1]}: crop or resize one")
-    if len(shapes[0]) != 4 or shapes[0][1] not in (1, 3) or min(shapes[0][2:]) < _MINIMUM_SIDE:
-        raise ValueError(
-            f"features need images [B, 1 or 3, H, W] of at least {_MINIMUM_SIDE} pixels a side, got {shapes[0]}: use "
-            "other images, or do without features"
-        )
+    if len(shapes[0]) != 4:
+        raise ValueError(f"features need images [B, C, H, W], got {shapes[0]}: add a dimension for the batch")
+    require_feature_images(shapes[0][1], min(shapes[0][2:]))
     extract = _network_on(reconstruction.device, network)
     with torch.autocast(reconstruction.device.type, enabled=False):
         maps = [extract(images.float().expand(-1, 3, -1, -1)) for images in (reconstruction, original)]

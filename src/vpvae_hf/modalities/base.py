@@ -159,8 +159,9 @@ class Modality(ABC):
             unquantized: whether continuous latents are measured too, by `unquantized_metrics`.
         """
         for name in extra:
-            if name.partition("/")[0] not in self.extra_metrics:
-                _refuse_option(name, model)
+            kind = name.partition("/")[0]
+            if kind not in self.extra_metrics:
+                _refuse_option(kind, model)
         how = {"metric_fn": self.metric_fn(model, extra), "quantized": quantized, "across_ranks": across_ranks}
         how |= {"refine_steps": refine_steps}
         names = self.unquantized_metrics if unquantized else ()

@@ -20,6 +20,7 @@ from vpvae_hf.losses import (
     PatchDiscriminator,
     build_losses,
     image_losses,
+    require_feature_images,
     require_lpips_channels,
 )
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
@@ -107,6 +108,9 @@ class ImageModality(Modality):
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
         if config.loss_weights.get("lpips"):
             require_lpips_channels(model.config.out_channels)
+        if config.loss_weights.get("features"):  # which the end also measures
+            side = min(config.data.size, config.data.validation_size or config.data.size)
+            require_feature_images(model.config.out_channels, side)
         return build_losses(config.loss_weights, image_losses(feature_network=config.feature_network))
 
     def adversarial(
