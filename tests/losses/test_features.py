@@ -1,13 +1,21 @@
 """The distance of features: by which networks, and on what images."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from skimage.data import astronaut
 from torch.nn.functional import interpolate
-from transformers import BertConfig, BertModel, BitImageProcessor, ResNetBackbone
+from transformers import (
+    BertConfig,
+    BertModel,
+    BitImageProcessor,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetBackbone,
+)
 
 from vpvae_hf.losses import build_losses, feature_distance_per_image, image_losses
 from vpvae_hf.losses.features import load_feature_network
@@ -56,8 +64,20 @@ def test_colours_are_normalized_as_the_folder_says(backbone):
 def test_weights_that_are_missing(backbone):
     weights = load_file(f"{backbone}/model.safetensors")
     save_file({name: each for name, each in weights.items() if "stages.1" not in name}, f"{backbone}/model.safetensors")
-    with pytest.raises(ValueError, match=r"lacks weights of ResNetBackbone \(encoder.stages.1"):
+    with pytest.raises(ValueError, match=r"lacks weights of ResNetBackbone: encoder.stages.1"):
         load_feature_network(backbone)
+    Path(backbone, "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"the feature network '.*' cannot be loaded \(Error while deserializing"):
+        load_feature_network(backbone)
+
+
+def test_norms_that_only_backbones_have_may_be_missing(tmp_path, images):
+    torch.manual_seed(0)
+    config = ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+    ConvNextForImageClassification(config).save_pretrained(tmp_path)
+    distances = feature_distance_per_image(*images, network=str(tmp_path))  # the first pair is equal
+    assert distances[0] == 0
+    assert (distances[1:] > 0).all()
 
 
 @torch.no_grad()
@@ -76,10 +96,13 @@ def test_missing_package(monkeypatch):
 def test_what_is_no_backbone(tmp_path):
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(**small)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"features need a backbone, and .* is of the type bert: name eff"):
+    with pytest.raises(ValueError, match=r"\(features need a backbone, and it is of the type bert\): name eff"):
         load_feature_network(str(tmp_path))
-    with pytest.raises(OSError, match=r"the feature network /no/such/folder cannot be loaded .*: name efficientnet"):
-        load_feature_network("/no/such/folder")
+    (tmp_path / "config.json").write_text("{}")
+    for name, error in ((str(tmp_path), ValueError), ("/no/such/folder", OSError), ("", OSError)):
+        load_feature_network.cache_clear()
+        with pytest.raises(error, match=f"the feature network '{name}' cannot be loaded .*: name efficientnet"):
+            load_feature_network(name)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -73,7 +74,7 @@ def load_feature_network(name: str) -> FeatureNetwork:
 
     Raises:
         ImportError: a package is missing.
-        ValueError: another kind of model.
+        ValueError: another kind of model, or files that are damaged.
         OSError: there is no such folder or repository, it lacks a file, or the hub cannot be reached or refuses access.
     """
     with torch.random.fork_rng(devices=[]):
@@ -93,23 +94,27 @@ def _efficientnet() -> FeatureNetwork:
 def _backbone(name: str) -> FeatureNetwork:
     from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, AutoImageProcessor
 
-    remedy = f"name {EFFICIENTNET}, or a folder or hub id of a backbone of transformers"
     try:
         config = AutoConfig.from_pretrained(name)
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise ValueError(f"features need a backbone, and {name} is of the type {config.model_type}: {remedy}")
+            raise ValueError(f"features need a backbone, and it is of the type {config.model_type}")
         config.out_indices = list(range(1, len(config.stage_names)))
         # Not by AutoBackbone, which looks for folders on the hub.
         model_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         how = {"config": config, "dtype": torch.float32, "output_loading_info": True}
         network, info = model_class.from_pretrained(name, **how)
-        if missing := sorted(info["missing_keys"]):
-            raise ValueError(f"{name} lacks weights of {model_class.__name__} ({', '.join(missing[:3])}): {remedy}")
+        # Other models lack the norms of a backbone's maps, which begin as layer norms of unit weights.
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("hidden_states_norms."))
+        if missing:
+            raise ValueError(f"it lacks weights of {model_class.__name__}: {', '.join(missing[:3])}")
         processor = None
         with contextlib.suppress(OSError, ValueError):  # which a folder need not have
             processor = AutoImageProcessor.from_pretrained(name)
-    except OSError as error:
-        raise OSError(f"the feature network {name} cannot be loaded ({error}): {remedy}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise (OSError if isinstance(error, OSError) else ValueError)(
+            f"the feature network {name!r} cannot be loaded ({error}): name {EFFICIENTNET}, or a folder or hub id of a "
+            "backbone of transformers"
+        ) from error
     mean, deviation = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
     return FeatureNetwork(_Backbone(network), mean or _MEAN, deviation or _DEVIATION)
 
