@@ -168,6 +168,15 @@ def test_a_damaged_one_is_found_in_loading(vae, tmp_path):
     assert AutoencoderVP.from_pretrained(tmp_path).codebook_sizes in ((), (16,))
 
 
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor])
+def test_sizes_may_be_of_any_kind(kind):
+    vae = tiny_vae(fitted=False)
+    fit_codebook(vae, images(), kind([8, 24]), latents_per_code=6, progress=False)
+    assert vae.config.quantizer["codebook_size"] == 8
+    fit_codebook(vae, images(), kind([8, 24])[1], latents_per_code=6, progress=False)
+    assert vae.codebook_sizes == (24,)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [

@@ -81,7 +81,7 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
-    sizes = "number of codes, or several for a codebook of each; default: the tokenizer's"
+    sizes = "number of codes, or several for a codebook of each; default: that of the tokenizer's selected codebook"
     parser.add_argument("--codebook-size", type=int, nargs="+", metavar="K", help=sizes)
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
     metric = "distance of latents: euclidean, or decoder: displacements count by what they change in the output"

@@ -20,7 +20,7 @@ from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import QuantizerConfig
 from vpvae_hf.quantizers.codebook import require_metric, square_root, transformed
-from vpvae_hf.settings import Metric, require_integer
+from vpvae_hf.settings import Metric, plain, require_integer
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def fit_codebook(
     also with another codebook size; later training of kind "vp" is then perturbed for that size.
 
     Several codebooks are fitted at once and kept side by side if their sizes are given. The first one decides the codes
-    until `model.select_codebook` chooses another.
+    until `model.select_codebook` chooses another. They take the place of all that the model had.
 
     Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds
     "vq" and "simvq" get a codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and
@@ -105,7 +105,8 @@ def fit_codebook(
             device.
         batches: each holds inputs as the model takes them; or is a mapping that holds them as "pixel_values" or
             "input_values", and the "padding_mask" of padded audio; or a tuple or list of inputs and labels.
-        codebook_size: K, or several; by default that of the quantizer's config, which for levels is the only one.
+        codebook_size: K, or several; by default that of the quantizer's config, hence of the codebook that is
+            selected. For levels it is the only one.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
         metric: what makes latents near to each other, here and when they are encoded: "euclidean", or "decoder", in
             which a displacement is the longer the more it changes the decoder's output (`decoder_metric`). The latter
@@ -189,7 +190,7 @@ def fit_codebook(
 
 
 def _sizes(config: QuantizerConfig, codebook_size: int | Sequence[int] | None) -> list[int]:
-    given = config.codebook_size if codebook_size is None else codebook_size
+    given = plain(config.codebook_size if codebook_size is None else codebook_size)
     several = isinstance(given, Iterable) and not isinstance(given, str)
     sizes = list(given) if several else [given]
     for size in sizes:
