@@ -97,6 +97,8 @@ def test_of_an_audio_tokenizer_too(tmp_path):
         assert torch.equal(loaded.quantize.metric, codec.quantize.metric)
     with pytest.raises(ValueError, match="codebook_size=32 cannot be set, it follows from"):
         AutoConfig.from_pretrained(tmp_path, codebook_size=32)
+    with pytest.raises(ValueError, match="hop_length=16 cannot be set, it follows from"):
+        AutoModel.from_pretrained(tmp_path, hop_length=16)
 
 
 def test_a_state_dict_brings_them(vae):

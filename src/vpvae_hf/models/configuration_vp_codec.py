@@ -91,10 +91,11 @@ class VPCodecConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VPCodecConfig | tuple[VPCodecConfig, dict[str, Any]]":
         """As of transformers; AutoModel gives `codebook_size` here first, which is for the model to select."""
         derived = {name: kwargs.pop(name) for name in [*kwargs] if isinstance(vars(VPCodecConfig).get(name), property)}
-        if not kwargs.get("return_unused_kwargs"):
-            return super().from_dict(config_dict | derived, **kwargs)
-        config, unused = super().from_dict(config_dict, **kwargs)
-        return config, unused | derived
+        if kwargs.get("return_unused_kwargs") and "codebook_size" in derived:
+            size = derived.pop("codebook_size")
+            config, unused = super().from_dict(config_dict | derived, **kwargs)
+            return config, unused | {"codebook_size": size}
+        return super().from_dict(config_dict | derived, **kwargs)  # the constructor refuses what is derived
 
     def _check_sizes(self) -> None:
         def check(name: str, holds: bool, valid: str) -> None:
