@@ -156,7 +156,7 @@ def test_the_commitment_loss_draws_latents_to_the_middles_of_their_cells(generat
     for _ in range(100):
         features = features.detach().requires_grad_()
         quantizer(features, generator=generator).loss.backward()
-        features = features.detach() - 100 * features.grad
+        features = features.detach() - 1000 * features.grad
     assert error() < 0.1 * before
 
 
