@@ -208,5 +208,6 @@ def test_what_there_is_without_a_fit(quantizer, sizes):
     for size in sizes:
         vae.select_codebook(size)
     there = ", ".join(map(str, sizes)) or "none"
-    with pytest.raises(ValueError, match=f"there is no codebook of 5 codes; there are: {there}"):
+    remedy = "Fit one with" if vae.quantize.config.fits == "codebook" else "Leave it out"
+    with pytest.raises(ValueError, match=rf"there is no codebook of 5 codes; there are: {there}\. {remedy}"):
         vae.select_codebook(5)

@@ -170,10 +170,10 @@ class Quantizer(nn.Module, ABC):
         require_integer("codebook_size", codebook_size, 2)
         if codebook_size not in self.codebook_sizes:
             sizes = ", ".join(map(str, self.codebook_sizes)) or "none"
-            raise ValueError(
-                f"there is no codebook of {codebook_size} codes; there are: {sizes}. Fit one with "
-                "vpvae_hf.fit_codebook, or vpvae fit"
+            remedy = (
+                "Fit one with vpvae_hf.fit_codebook, or vpvae fit" if self.config.fits == "codebook" else "Leave it out"
             )
+            raise ValueError(f"there is no codebook of {codebook_size} codes; there are: {sizes}. {remedy}")
 
     @property
     def code_state(self) -> dict[str, Tensor]:
