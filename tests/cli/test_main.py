@@ -45,6 +45,7 @@ def test_a_command_has_help(command, capsys):
         (["fit", "x", "--datset", "y", "--output", "z"], "vpvae fit: error: there is no option --datset; did you mean"),
         (["push", "x", "a/b", "--pivate=1"], "there is no option --pivate; did you mean '--private'?"),
         (["demo", "--steps", "0"], "must be an integer of at least 1, got 0"),
+        (["evaluate", "x", "--dataset", "y", "--refine", "-1"], "must be an integer of at least 0, got -1"),
         (["demo", "--quantizer", "vq"], "invalid choice: 'vq'"),
         (["demo", "--perturbation", "none"], "invalid choice: 'none'"),
         (["fit", "x", "--output", "y"], "required: --dataset"),

@@ -217,7 +217,7 @@ def _add_code_options(parser: argparse.ArgumentParser) -> None:
     size = "select the codebook of so many codes, of a tokenizer that has several; default: the one last selected"
     parser.add_argument("--codebook-size", type=int, metavar="K", help=size)
     refine = "refine codes in at most so many steps, until what is decoded is closer to the original; slow"
-    parser.add_argument("--refine", type=_positive, default=0, dest="refine_steps", metavar="STEPS", help=refine)
+    parser.add_argument("--refine", type=_count, default=0, dest="refine_steps", metavar="STEPS", help=refine)
 
 
 def _add_share_option(parser: argparse.ArgumentParser) -> None:
@@ -256,6 +256,10 @@ def _add_audio_options(parser: argparse._ActionsContainer) -> None:
 
 
 def _positive(text: str) -> int:
-    if not (text.strip().isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
+    return _count(text, least=1)
+
+
+def _count(text: str, least: int = 0) -> int:
+    if not (text.strip().isdecimal() and int(text) >= least):
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text}")
     return int(text)
