@@ -38,8 +38,9 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
             large as the quantization error.
         share: share of the way that "random_codebook" moves, in (0, 1], or "auto", likewise.
         codebook_size_range: least and greatest K of "random_codebook", which then draws K anew each step, with a
-            uniform logarithm, so that one model serves codebooks of all sizes in between. The share is measured at
-            codebook_size all the same. None for codebook_size alone.
+            uniform logarithm, so that one model serves codebooks of all sizes in between: best if the range goes on to
+            four times the greatest size that is fitted. The share is measured at codebook_size all the same. None for
+            codebook_size alone.
         density_rank: k of the density estimate, eq. (4).
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents per code;
