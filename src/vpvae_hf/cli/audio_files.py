@@ -27,9 +27,7 @@ _WRITTEN = ("WAV", "FLAC", "OGG")
 def encode(options: argparse.Namespace) -> None:
     """Encode, write the codes, and print their count, bitrate and speed."""
     output = _output(options, options.file.with_suffix(".safetensors"))
-    codec = _load_codec(options.tokenizer, options.revision)
-    if options.codebook_size is not None:
-        codec.select_codebook(options.codebook_size)
+    codec = _load_codec(options.tokenizer, options.revision, options.codebook_size)
     rate = codec.config.sampling_rate
     waveform = read_audio(options.file, sampling_rate=rate, resample=options.resample, downmix=options.downmix)
     started = time.monotonic()
@@ -92,8 +90,8 @@ def decode(options: argparse.Namespace) -> None:
     print(f"audio: {output}")
 
 
-def _load_codec(name: str, revision: str | None) -> VPCodecModel:
-    codec = load_tokenizer(name, revision)
+def _load_codec(name: str, revision: str | None, codebook_size: int | None = None) -> VPCodecModel:
+    codec = load_tokenizer(name, revision, codebook_size=codebook_size)
     if not isinstance(codec, VPCodecModel):
         raise ValueError(f"{name} holds {type(codec).__name__}, which is for images; name an audio tokenizer")
     return codec

@@ -24,10 +24,8 @@ def run(options: argparse.Namespace) -> None:
     batches = Batches(modality_of(model), model, data_config(options, model), batch_size=options.batch_size)
     items = batches.fitting(options.seed)
     items = items if options.limit is None else _FirstItems(items, options.limit)
-    sizes = options.codebook_size
-    sizes = sizes[0] if sizes is not None and len(sizes) == 1 else sizes
     how = {"latents_per_code": options.latents_per_code, "metric": options.metric, "seed": options.seed}
-    fit = fit_codebook(model, items, sizes, **how)
+    fit = fit_codebook(model, items, options.codebook_size, **how)
     model.save_pretrained(output)
     # Metrics of the former codebook do not hold for the new one.
     write_results(output, read_results(options.tokenizer) | {"codebook": asdict(fit), "evaluation": []})

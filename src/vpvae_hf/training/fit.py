@@ -155,7 +155,8 @@ def fit_codebook(
             )
         measured = _measured_metric(model, samples, math.sqrt(error / model.quantize.latent_dim), how)
         root = square_root(measured, model.quantize.latent_dim)
-        *parts, held_out = (transformed(each, root.to(each)) for each in (*parts, held_out))
+        fitted, held_out = (transformed(each, root.to(each)) for each in (fitted, held_out))
+        parts = [fitted[: len(part)] for part in parts]
     how |= {"latents_per_code": None, "progress": progress}  # no more were read than are wanted
     if config.fits == "levels":
         columns = parts[0].split(1, dim=1)
