@@ -37,7 +37,7 @@ PRELOAD = [
     "vpvae_hf.cli.tokenize",
     "vpvae_hf.cli.evaluate",
     "vpvae_hf.cli.fit",
-    "vpvae_hf.cli.audio_files",
+    "vpvae_hf.cli.own_files",
     "vpvae_hf.training.run",
     "vpvae_hf.models.autoencoder_vp",
     "vpvae_hf.models.modeling_vp_codec",

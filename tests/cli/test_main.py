@@ -11,7 +11,7 @@ import vpvae_hf
 from vpvae_hf.cli import push
 from vpvae_hf.cli.main import main
 
-COMMANDS = ["demo", "fit", "evaluate", "tokenize", "encode-audio", "decode-audio", "push", "compare"]
+COMMANDS = ["demo", "encode", "decode", "reconstruct", "fit", "evaluate", "tokenize", "push", "compare"]
 
 
 def stopped(arguments, capsys) -> tuple[int, str]:
@@ -39,7 +39,7 @@ def test_a_command_has_help(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tokenise", "x"], "there is no command tokenise; did you mean 'tokenize'? valid: demo, fit"),
+        (["tokenise", "x"], "there is no command tokenise; did you mean 'tokenize'? valid: demo, encode"),
         (["--verson"], "there is no option --verson; did you mean '--version'?"),
         # Rather than that --dataset is missing.
         (["fit", "x", "--datset", "y", "--output", "z"], "vpvae fit: error: there is no option --datset; did you mean"),
@@ -113,7 +113,7 @@ def test_every_command_has_something_to_run():
     from vpvae_hf.cli.parser import build_parser
 
     required = {"fit": ["x", "--dataset", "x", "--output", "y"], "evaluate": ["x", "--dataset", "x"]}
-    required |= {"tokenize": required["evaluate"], "encode-audio": ["x", "--tokenizer", "y"], "decode-audio": ["x"]}
+    required |= {"tokenize": required["evaluate"]} | {name: ["x", "--tokenizer", "y"] for name in COMMANDS[1:4]}
     required |= {"push": ["x", "a/b"], "compare": ["--config", "x"]}
     for command in COMMANDS:
         module, function = build_parser().parse_args([command, *required.get(command, [])]).run.split(":")

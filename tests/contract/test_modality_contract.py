@@ -128,7 +128,7 @@ class SeriesTrainingConfig(TrainingConfig):
 
 class SeriesModality(Modality):
     model_class, config_class = SeriesTokenizer, SeriesTrainingConfig
-    train_items, headline_metrics = "series", ("error",)
+    train_items, headline_metrics, written_suffixes = "series", ("error",), (".txt",)
     _open = staticmethod(open_series)
 
     def new_model(self, config):
@@ -159,6 +159,28 @@ class SeriesModality(Modality):
 
     def picture(self, rows, model):
         return np.zeros((len(rows), len(rows[0]), 3), np.uint8)
+
+    def read_suffixes(self):
+        return frozenset((".txt",))
+
+    def read_file(self, file, model):
+        series = torch.from_numpy(np.loadtxt(file, dtype=np.float32))
+        return nn.functional.pad(series, (0, -len(series) % 4))[None, None], {"length": len(series)}
+
+    def cut(self, signal, size):
+        return signal[..., : size["length"]]
+
+    def write_file(self, path, signal, model):
+        np.savetxt(path, signal[0, 0].numpy())
+
+    def described(self, size, bits):
+        return f"{size['length']} numbers", f"{bits / size['length']} bits a number"
+
+    def parts(self, size, model):
+        return 1
+
+    def compared(self, original, decoded, codes, model):
+        return self.picture([original, decoded], model)
 
 
 def write_series(folder, shards):
@@ -198,6 +220,12 @@ def test_a_new_modality_does_all_that_the_others_do(registered, tmp_path, capsys
     assert json.loads(Path(fitted, "results.json").read_text())["evaluation"][0]["series"] == 9
     assert main(["tokenize", fitted, "--dataset", data, "--output", str(tmp_path / "codes"), "--size", "8"]) == 0
     assert "300 series in 1 files" in capsys.readouterr().out
+    np.savetxt(tmp_path / "own.txt", np.arange(10))
+    assert main(["encode", str(tmp_path / "own.txt"), "--tokenizer", fitted]) == 0
+    assert "10 numbers in 3 codes of 4, 0.6 bits a number" in capsys.readouterr().out
+    assert main(["decode", str(tmp_path / "own.safetensors")]) == 0
+    assert len(np.loadtxt(tmp_path / "own.decoded.txt")) == 10
+    assert main(["reconstruct", str(tmp_path / "own.txt"), "--tokenizer", fitted]) == 0
     rows = datasets.load_dataset(str(tmp_path / "codes"), split="train").with_format("torch")
     source = open_series(data, split="train", config=None, revision=None, column=None, streaming=True, other_columns=0)
     (series,) = ItemLoader(ItemStream(source, SeriesTransform(8)), batch_size=300)

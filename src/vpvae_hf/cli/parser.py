@@ -9,6 +9,7 @@ from typing import get_args
 from vpvae_hf import __version__
 from vpvae_hf.settings import DTYPES, Metric, Perturbation, did_you_mean
 
+_TOKENIZER = "folder or hub id"
 _REVISION = "branch, tag or commit of the tokenizer"
 
 
@@ -44,7 +45,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="vpvae", description="Discrete tokens from images and audio: train, fit, use.")
     parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_fit, _add_evaluate, _add_tokenize, _add_encode, _add_decode, _add_push, _add_compare):
+    for add in (
+        _add_demo,
+        _add_encode,
+        _add_decode,
+        _add_reconstruct,
+        _add_fit,
+        _add_evaluate,
+        _add_tokenize,
+        _add_push,
+        _add_compare,
+    ):
         add(commands)
     return parser
 
@@ -78,7 +89,7 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
         "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
         "save the tokenizer with that codebook in another folder. Of kind fsp and fsq, fit the levels.",
     )
-    parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
+    parser.add_argument("tokenizer", type=os.path.expanduser, help=_TOKENIZER)
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     sizes = "number of codes, or several for a codebook of each; default: that of the tokenizer's selected codebook"
@@ -101,7 +112,7 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
         "Measure PSNR, SSIM and code usage on centre crops of every image of a split, or PESQ, STOI, mel "
         "distance and code usage on every clip of audio.",
     )
-    parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
+    parser.add_argument("tokenizer", type=os.path.expanduser, help=_TOKENIZER)
     parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
     network = "measure the distance of a network's features too: efficientnet-lite0, or a backbone's folder or hub id"
     parser.add_argument("--features", type=os.path.expanduser, metavar="NETWORK", help=network)
@@ -122,7 +133,7 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
         "run that was interrupted goes on if it is started again. For several GPUs start it with accelerate launch "
         "-m vpvae_hf tokenize.",
     )
-    parser.add_argument("tokenizer", type=os.path.expanduser, help="folder or hub id")
+    parser.add_argument("tokenizer", type=os.path.expanduser, help=_TOKENIZER)
     parser.add_argument("--revision", help=_REVISION)
     _add_data_options(parser, "train")
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
@@ -136,32 +147,48 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
 def _add_encode(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
-        "encode-audio",
-        "turn an audio file into a file of codes",
-        "Encode an audio file (WAV, FLAC, OGG, MP3) and write its codes to a safetensors file, from which "
-        "`vpvae decode-audio` makes audio again.",
-        run="audio_files:encode",
+        "encode",
+        "turn pictures and sounds into files of codes",
+        "Encode pictures and sounds of any size and rate, and write the codes of each to a safetensors file, from "
+        "which `vpvae decode` makes it again. Sounds are resampled and their channels averaged if need be.",
+        run="own_files:encode",
+        aliases=["encode-audio"],
     )
-    parser.add_argument("file", type=Path, help="audio file")
-    parser.add_argument(
-        "--tokenizer", type=os.path.expanduser, required=True, help="folder or hub id of an audio tokenizer"
-    )
-    parser.add_argument("--revision", help=_REVISION)
-    parser.add_argument("--output", type=Path, help="file for codes; default: the audio file's name with .safetensors")
+    _add_own_files(parser, "picture, sound, folder of such, or pattern", "file or folder for codes")
     _add_code_options(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
-    _add_audio_options(parser)
+    parser.add_argument("--pack", action="store_true", help="store ceil(log2 K) bits for each code")
 
 
 def _add_decode(commands: argparse._SubParsersAction) -> None:
-    summary, description = "turn a file of codes into an audio file", "Decode a file that `vpvae encode-audio` wrote."
-    parser = _add_command(commands, "decode-audio", summary, description, run="audio_files:decode")
-    parser.add_argument("file", type=Path, help="file of codes")
-    default = "folder or hub id; default: the one that the file of codes names"
-    parser.add_argument("--tokenizer", type=os.path.expanduser, help=default)
+    summary, description = "turn files of codes into pictures and sounds", "Decode what `vpvae encode` wrote."
+    where = {"run": "own_files:decode", "aliases": ["decode-audio"]}
+    parser = _add_command(commands, "decode", summary, description, **where)
+    given = "file, or folder, for a PNG, WebP, JPEG, TIFF or BMP picture or a WAV, FLAC or OGG sound"
+    _add_own_files(parser, "file of codes, folder of such, or pattern", given, "the one that the codes name")
+
+
+def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "reconstruct",
+        "show what pictures and sounds become",
+        "Encode and decode pictures and sounds, and write each beside what became of it, with a map of the codes of a "
+        "picture, or the spectrograms and the decoded sound; print their quality and bits.",
+        run="own_files:reconstruct",
+    )
+    _add_own_files(parser, "picture, sound, folder of such, or pattern", "file or folder for pictures")
+    _add_code_options(parser)
+
+
+def _add_own_files(parser: argparse.ArgumentParser, files: str, output: str, tokenizer: str | None = None) -> None:
+    """Options of the commands on a person's own files."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help=files)
+    parser.add_argument("--output", type=Path, help=f"{output}; default: beside each file")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    name = _TOKENIZER if tokenizer is None else f"{_TOKENIZER}; default: {tokenizer}"
+    parser.add_argument("--tokenizer", type=os.path.expanduser, required=tokenizer is None, help=name)
     parser.add_argument("--revision", help=_REVISION)
-    parser.add_argument("--output", type=Path, help="WAV, FLAC or OGG file; default: the file's name with .decoded.wav")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    parser.add_argument("--device", help="e.g. cpu, cuda or cuda:1; default: a GPU if there is one")
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
@@ -206,9 +233,15 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_command(
-    commands: argparse._SubParsersAction, name: str, summary: str, description: str, run: str | None = None
+    commands: argparse._SubParsersAction,
+    name: str,
+    summary: str,
+    description: str,
+    run: str | None = None,
+    aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=summary, description=description, formatter_class=_Help)
+    how = {"description": description, "formatter_class": _Help, "aliases": aliases}
+    parser = commands.add_parser(name, help=summary, **how)
     parser.set_defaults(run=run or f"{name}:run")
     return parser
 

@@ -5,7 +5,9 @@ from vpvae_hf.pixels import to_pixel_values
 from vpvae_hf.unreadable import UnreadableFileError
 
 from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
+from .code_file import read_codes, write_codes
 from .codes import CodeFiles, CodeFolder, claim_code_folder, code_dtype, write_totals
+from .folders import readable_suffixes
 from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops
 from .sources import Source, Transform, open_audio, open_images
 from .streams import ItemLoader, ItemStream, check_readable
@@ -32,7 +34,10 @@ __all__ = [
     "open_images",
     "random_crops",
     "read_audio",
+    "read_codes",
+    "readable_suffixes",
     "to_pixel_values",
+    "write_codes",
     "write_totals",
 ]
 _FORMER = {"Cut": "Transform", "SampleLoader": "ItemLoader", "SampleStream": "ItemStream"}

@@ -45,6 +45,14 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(*images.shape[:-3], 3, -1, -1)
 
 
+def code_colours(code_latents: Tensor) -> Tensor:
+    """Colours [B, h, w, 3] in [0, 1] of codes: the first three dimensions of their latents [B, h, w, d]."""
+    latents = code_latents.detach().float().cpu()[..., :3]
+    latents = torch.nn.functional.pad(latents, (0, 3 - latents.shape[-1]))
+    low, high = latents.flatten(0, 2).quantile(torch.tensor([0.02, 0.98]), dim=0)
+    return ((latents - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+
+
 def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
     """A picture [height, width, 3] uint8 of rows of clips: above the waveform, below it the log-mel spectrogram.
 

@@ -1,6 +1,8 @@
 """Kinds of signals. Another one is a subclass of `Modality` in a file of its own, and one line in `MODALITIES`."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -68,7 +70,22 @@ def load_tokenizer(
     given = {"revision": revision, "codebook_size": codebook_size}
     given = {key: value for key, value in given.items() if value is not None}
     device = device or Execution().find_device()
-    return classes[recorded].from_pretrained(name, **given).eval().to(device)
+    with _without_bar():
+        return classes[recorded].from_pretrained(name, **given).eval().to(device)
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Without the bar of transformers, which says nothing where weights are read in a second."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_for_tokenizing(

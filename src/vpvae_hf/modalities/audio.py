@@ -4,6 +4,7 @@ Shapes: T samples of a clip, n = ceil(T / hop) codes; S samples of a training se
 """
 
 import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtype, open_audio
+from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtype, open_audio, readable_suffixes
+from vpvae_hf.files import write_atomically
 from vpvae_hf.losses import Loss, audio_losses, build_losses
 from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
@@ -32,6 +34,8 @@ _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
 _MOST_CHANNELS = 1024
 # Length of the segments that `vpvae fit` reads.
 _FITTED_SECONDS = 2.0
+# Longest part of a clip that a picture of it shows.
+_COMPARED_SECONDS = 20
 
 
 @dataclass
@@ -66,6 +70,7 @@ class AudioModality(Modality):
     one_by_one = True
     batches_decoded = 4  # clips of like lengths are batched: sorted among so many, little of a batch is padding
     takes_validation_share = True
+    written_suffixes = (".wav", ".flac", ".ogg")
     _open = staticmethod(open_audio)
 
     def new_model(self, config: AudioTrainingConfig) -> VPCodecModel:
@@ -139,6 +144,41 @@ class AudioModality(Modality):
 
     def picture(self, rows: list[Tensor], model: VPCodecModel) -> np.ndarray:
         return spectrogram_grid(rows, sampling_rate=model.config.sampling_rate)
+
+    def read_suffixes(self) -> frozenset[str]:
+        return readable_suffixes("audio")
+
+    def read_file(self, file: Path, model: VPCodecModel) -> tuple[Tensor, dict[str, int]]:
+        """Resampled, and the mean of its channels, if need be."""
+        data = AudioDataConfig(resample=True, downmix=True)
+        clip = self.item_of(file, self.eval_transform(data, model))
+        return clip[None, None], {"num_samples": len(clip), "sampling_rate": model.config.sampling_rate}
+
+    def cut(self, signal: Tensor, size: Mapping[str, int]) -> Tensor:
+        return signal[..., : size["num_samples"]]
+
+    def write_file(self, path: Path, signal: Tensor, model: VPCodecModel) -> None:
+        import soundfile
+
+        rate, waveform = model.config.sampling_rate, signal[0, 0].float().cpu().clamp(-1, 1).numpy()
+        kind = path.suffix[1:].upper()
+        with write_atomically(path) as aside, soundfile.SoundFile(aside, "w", rate, 1, format=kind) as opened:
+            # One second at a time: libsndfile's OGG encoder ends the process if it gets minutes at once.
+            for start in range(0, len(waveform), rate):
+                opened.write(waveform[start : start + rate])
+
+    def described(self, size: Mapping[str, int], bits: float) -> tuple[str, str]:
+        seconds = size["num_samples"] / size["sampling_rate"]
+        return f"{seconds:.2f} s at {size['sampling_rate']} Hz", f"{bits / seconds / 1000:.2f} kbit/s"
+
+    def parts(self, size: Mapping[str, int], model: VPCodecModel) -> int:
+        frames = math.ceil(size["num_samples"] / model.config.hop_length)
+        return math.ceil(frames / model.config.chunk_frames)
+
+    def compared(self, original: Tensor, decoded: Tensor, codes: Tensor, model: VPCodecModel) -> np.ndarray:
+        """Spectrograms of at most the first 20 seconds, one above the other."""
+        samples = _COMPARED_SECONDS * model.config.sampling_rate
+        return self.picture([original[..., :samples], decoded[..., :samples]], model)
 
     def write_sounds(self, folder: Path, original: Tensor, reconstruction: Tensor, model: VPCodecModel) -> None:
         import soundfile

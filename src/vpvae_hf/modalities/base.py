@@ -33,6 +33,7 @@ class Modality(ABC):
         extra_metrics: metrics that are measured only if they are asked for, since they need a network.
         one_by_one: whether items differ in size, so that they are measured one by one.
         batches_decoded: for how many batches files are decoded before they are encoded into codes.
+        written_suffixes: of files that `write_file` writes, the usual one first.
         takes_validation_share: whether its data sets may be local files of which a share is set aside for validation.
     """
 
@@ -45,6 +46,7 @@ class Modality(ABC):
     one_by_one: ClassVar[bool] = False
     batches_decoded: ClassVar[int] = 1
     takes_validation_share: ClassVar[bool] = False
+    written_suffixes: ClassVar[tuple[str, ...]]
     _open: ClassVar[Callable[..., Source]]
 
     @property
@@ -252,6 +254,44 @@ class Modality(ABC):
     @abstractmethod
     def picture(self, rows: list[Tensor], model: Tokenizer) -> np.ndarray:
         """A picture [height, width, 3] uint8 of rows of items [B, ...], the originals first."""
+
+    @abstractmethod
+    def read_suffixes(self) -> frozenset[str]:
+        """Suffixes, in lower case, of the files that `read_file` reads."""
+
+    @abstractmethod
+    def read_file(self, file: Path, model: Tokenizer) -> tuple[Tensor, dict[str, int]]:
+        """A person's own file as a batch of one signal [1, ...] on the CPU, and its size without padding, by name.
+
+        It is converted to what the model takes, whatever its size.
+
+        Raises:
+            UnreadableFileError: it cannot be read, or is too short.
+        """
+
+    @abstractmethod
+    def cut(self, signal: Tensor, size: Mapping[str, int]) -> Tensor:
+        """A signal [1, ...] without padding; `size` is as `read_file` gives it."""
+
+    @abstractmethod
+    def write_file(self, path: Path, signal: Tensor, model: Tokenizer) -> None:
+        """Write a signal [1, ...], without padding, to a file whose suffix is one of `written_suffixes`."""
+
+    @abstractmethod
+    def described(self, size: Mapping[str, int], bits: float) -> tuple[str, str]:
+        """The size of a signal and its share of so many bits in words, e.g. "640 x 480 pixels", "0.22 bits a pixel"."""
+
+    def limit_memory(self, model: Tokenizer) -> None:
+        """Have the model process large signals in parts, where it does not by itself."""
+        return
+
+    @abstractmethod
+    def parts(self, size: Mapping[str, int], model: Tokenizer) -> int:
+        """In how many parts a signal is encoded or decoded."""
+
+    @abstractmethod
+    def compared(self, original: Tensor, decoded: Tensor, codes: Tensor, model: Tokenizer) -> np.ndarray:
+        """A picture [height, width, 3] uint8 of a signal [1, ...] without padding, what was decoded, and its codes."""
 
     def write_sounds(self, folder: Path, original: Tensor, reconstruction: Tensor, model: Tokenizer) -> None:
         """Write sounds for the model card into a saved tokenizer's folder, if the modality has any."""

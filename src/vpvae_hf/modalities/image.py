@@ -6,6 +6,7 @@ Shapes: S the side of a crop in pixels, f the tokenizer's downsampling factor, h
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vpvae_hf.data import ImageCrop, code_dtype, open_images
+from vpvae_hf.data import ImageCrop, code_dtype, open_images, readable_suffixes
+from vpvae_hf.files import write_atomically
 from vpvae_hf.losses import (
     EFFICIENTNET,
     Loss,
@@ -24,6 +26,7 @@ from vpvae_hf.losses import (
     require_lpips_channels,
 )
 from vpvae_hf.metrics import MetricFn, image_grid, image_quality
+from vpvae_hf.metrics.pictures import as_rgb, code_colours
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.pixels import pixels_of_array, pixels_of_image, require_channels
 from vpvae_hf.settings import require, require_count
@@ -31,6 +34,9 @@ from vpvae_hf.unreadable import unreadable
 
 from .base import Modality
 from .config import AdversarialConfig, DataConfig, ModelConfig, TrainingConfig, loss_help, option
+
+# Side of the tiles that a larger picture of a person's own is processed in, pixels.
+_TILE = 1024
 
 
 @dataclass
@@ -91,6 +97,7 @@ class ImageModality(Modality):
     headline_metrics = unquantized_metrics = ("psnr",)
     extra_metrics = ("lpips", "features")
     takes_validation_share = True
+    written_suffixes = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
     _open = staticmethod(open_images)
 
     def new_model(self, config: ImageTrainingConfig) -> AutoencoderVP:
@@ -196,6 +203,40 @@ class ImageModality(Modality):
 
     def picture(self, rows: list[Tensor], model: AutoencoderVP) -> np.ndarray:
         return image_grid(rows)
+
+    def read_suffixes(self) -> frozenset[str]:
+        return readable_suffixes("image")
+
+    def read_file(self, file: Path, model: AutoencoderVP) -> tuple[Tensor, dict[str, int]]:
+        batch = model.preprocessor()(file, return_tensors="pt")
+        height, width = batch.original_sizes[0].tolist()
+        return batch.pixel_values, {"height": height, "width": width}
+
+    def cut(self, signal: Tensor, size: Mapping[str, int]) -> Tensor:
+        return signal[..., : size["height"], : size["width"]]
+
+    def write_file(self, path: Path, signal: Tensor, model: AutoencoderVP) -> None:
+        (image,) = model.preprocessor().post_process(signal)
+        with write_atomically(path) as aside:
+            image.save(aside, format=Image.registered_extensions()[path.suffix.lower()])
+
+    def described(self, size: Mapping[str, int], bits: float) -> tuple[str, str]:
+        rate = bits / (size["height"] * size["width"])
+        return f"{size['width']} x {size['height']} pixels", f"{rate:.3f} bits a pixel"
+
+    def limit_memory(self, model: AutoencoderVP) -> None:
+        model.use_tiling, model.tile_sample_min_size = True, _TILE
+
+    def parts(self, size: Mapping[str, int], model: AutoencoderVP) -> int:
+        return model.tile_count(size["height"], size["width"])
+
+    def compared(self, original: Tensor, decoded: Tensor, codes: Tensor, model: AutoencoderVP) -> np.ndarray:
+        """Side by side; a code's colour is the first three dimensions of its latent, so that like codes look alike."""
+        colours = code_colours(model.quantize.decode(codes)).movedim(-1, 1) * 2 - 1
+        factor = model.downsample_factor
+        enlarged = colours.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+        enlarged = enlarged[..., : original.shape[-2], : original.shape[-1]]
+        return image_grid([torch.cat([as_rgb(original), as_rgb(decoded), enlarged])])
 
 
 def _channels(model: AutoencoderVP) -> int:

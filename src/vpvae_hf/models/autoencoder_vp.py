@@ -28,7 +28,7 @@ from vpvae_hf.tensors import as_floating, as_real, device_for, require_finite, r
 
 from .autoencoder_kl import AutoencoderKLStart
 from .refinement import Refinement, recomputed
-from .tiling import apply_in_tiles
+from .tiling import apply_in_tiles, tile_starts
 from .tokenizer import Tokenizer, in_full_precision, require_shape
 
 if TYPE_CHECKING:
@@ -384,6 +384,14 @@ class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin,
     def _decode_whole(self, latents: Tensor) -> Tensor:
         features = self.post_quant_conv(latents.movedim(-1, 1))
         return self.decoder(features, features if self.config.norm_type == "spatial" else None)
+
+    def tile_count(self, height: int, width: int) -> int:
+        """In how many tiles an image of so many pixels is encoded or decoded; 1 for the whole."""
+        tile, latent_tile = self._tile_sizes()
+        if not self.use_tiling or max(height, width) <= tile:
+            return 1
+        overlap = int(latent_tile * self.tile_overlap_factor) * self.downsample_factor
+        return len(tile_starts(height, tile, overlap)) * len(tile_starts(width, tile, overlap))
 
     def _tile_sizes(self) -> tuple[int, int]:
         """Side of a tile in pixels, a multiple of f, and in codes."""

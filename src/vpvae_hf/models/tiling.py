@@ -23,8 +23,8 @@ def apply_in_tiles(
     height, width = inputs.shape[1:3]
     out_height, out_width = height * out_tile // tile, width * out_tile // tile
     total = weights = None
-    for top in _starts(height, tile, overlap):
-        for left in _starts(width, tile, overlap):
+    for top in tile_starts(height, tile, overlap):
+        for left in tile_starts(width, tile, overlap):
             result = function(inputs[:, top : top + tile, left : left + tile])
             y, x = top * out_tile // tile, left * out_tile // tile
             rows, columns = result.shape[1:3]
@@ -39,7 +39,7 @@ def apply_in_tiles(
     return total / weights
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
+def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
     """First positions of tiles that cover a side; the last one ends with it."""
     if size <= tile:
         return [0]

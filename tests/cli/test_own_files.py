@@ -1,0 +1,330 @@
+"""`vpvae encode`, `decode` and `reconstruct`: a person's own pictures and sounds."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from audio_files import CORRUPT, RATE, encoded, write_files
+from audio_runs import ARCHITECTURE, VECTOR
+from image_runs import ARCHITECTURE as IMAGE_ARCHITECTURE
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from speech import speech
+
+from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
+from vpvae_hf.cli.main import main
+from vpvae_hf.data import read_codes
+
+FSP = {"kind": "fsp", "levels": [8, 6, 5]}
+HEIGHT, WIDTH, SECONDS = 37, 58, 1.23
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the tests need of pictures or of sounds."""
+
+    model: type
+    new: Callable
+    write: Callable[[Path], None]
+    read: Callable[[Path], np.ndarray]
+    suffix: str
+    decoded: str
+    described: str
+    grid: list[int]
+
+
+def write_picture(path):
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    Image.fromarray(values).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(path)
+
+
+def new_vae(quantizer=FSP, **settings):
+    return AutoencoderVP(**IMAGE_ARCHITECTURE | settings, quantizer=quantizer)
+
+
+def new_codec(quantizer=FSP, **settings):
+    return VPCodecModel(VPCodecConfig(**ARCHITECTURE | settings, quantizer=quantizer))
+
+
+KINDS = {
+    "image": Kind(
+        AutoencoderVP, new_vae, write_picture, lambda path: np.asarray(Image.open(path)), ".png", ".png",
+        f"{WIDTH} x {HEIGHT} pixels", [19, 29],
+    ),
+    "audio": Kind(
+        VPCodecModel, new_codec, lambda path: soundfile.write(path, speech(SECONDS).numpy(), RATE),
+        lambda path: soundfile.read(path, dtype="float32")[0], ".flac", ".wav", f"{SECONDS} s at {RATE} Hz", [205],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+def save(folder, model):
+    torch.manual_seed(0)
+    model().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {kind.model: save(folder / name, kind.new) for name, kind in KINDS.items()}
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def expected(kind, model, source, **how):
+    """Codes [*grid] of a file, and what they are decoded to, as the file of it holds that."""
+    if kind.model is AutoencoderVP:
+        batch = model.preprocessor()(source, return_tensors="pt")
+        codes = model.tokenize(batch.pixel_values, **how)
+        return codes[0], np.asarray(model.preprocessor().post_process(model.detokenize(codes), batch.original_sizes)[0])
+    audio = torch.from_numpy(kind.read(source))[None, None]
+    codes = model.tokenize(audio, **how)
+    return codes[0], model.detokenize(codes)[0, 0, : audio.shape[-1]].clamp(-1, 1).numpy()
+
+
+@pytest.mark.parametrize("pack", [[], ["--pack"]], ids=["whole", "packed"])
+def test_a_file_goes_to_codes_and_back(kind, pack, tokenizers, tmp_path, capsys):
+    source, tokenizer = tmp_path / f"own{kind.suffix}", tokenizers[kind.model]
+    kind.write(source)
+    assert run("encode", source, "--tokenizer", tokenizer, *pack) == 0
+    printed = capsys.readouterr().out
+    grid = " x ".join(map(str, kind.grid))
+    count = np.prod(kind.grid)
+    assert f"{source}: {kind.described} in {grid} codes of 240, " in printed
+    assert f"; {count} bytes of codes: {tmp_path / 'own.safetensors'}" in printed
+    codes, made = expected(kind, kind.model.from_pretrained(tokenizer).eval(), source)
+    written, header = read_codes(tmp_path / "own.safetensors")
+    assert torch.equal(written, codes)
+    assert header["refine_steps"] == "0"
+    assert run("decode", tmp_path / "own.safetensors") == 0
+    output = tmp_path / f"own.decoded{kind.decoded}"
+    assert f"{kind.described}: {output}" in capsys.readouterr().out
+    np.testing.assert_allclose(kind.read(output), made, atol=1e-4)
+
+
+def test_codes_take_as_few_bits_as_they_need(tmp_path, tokenizers, capsys):
+    model = new_vae({"kind": "vp", "codebook_size": 600, "latent_dim": 3})
+    model.set_codebook(torch.randn(600, 3))
+    model.save_pretrained(tmp_path / "tokenizer")
+    write_picture(tmp_path / "a.png")
+    for pack, size in ([], 551 * 2), (["--pack"], -(-551 * 10 // 8)):
+        assert run("encode", tmp_path / "a.png", "--tokenizer", tmp_path / "tokenizer", "--overwrite", *pack) == 0
+        assert f"; {size:,} bytes of codes" in capsys.readouterr().out
+        with safe_open(tmp_path / "a.safetensors", "pt") as opened:
+            assert opened.get_tensor("codes").nbytes == size
+        codes, _ = read_codes(tmp_path / "a.safetensors")
+        assert torch.equal(codes, model.eval().tokenize(_values(model, tmp_path / "a.png"))[0])
+
+
+def _values(model, file):
+    return model.preprocessor()(file, return_tensors="pt").pixel_values
+
+
+def test_several_codes_a_token(tmp_path, kind):
+    tokenizer = save(
+        tmp_path / "tokenizer",
+        lambda: kind.new({"kind": "token_bridge", "codebook_size": 4, "latent_dim": 3, "fitted": True}),
+    )
+    model = kind.model.from_pretrained(tokenizer)
+    source = tmp_path / f"own{kind.suffix}"
+    kind.write(source)
+    assert run("encode", source, "--tokenizer", tokenizer, "--pack") == 0
+    codes, _ = read_codes(tmp_path / "own.safetensors")
+    assert list(codes.shape) == [*kind.grid, 3]
+    assert torch.equal(codes, expected(kind, model.eval(), source)[0])
+    assert run("decode", tmp_path / "own.safetensors") == 0
+
+
+def test_refined_codes(kind, tokenizers, tmp_path):
+    source, tokenizer = tmp_path / f"own{kind.suffix}", tokenizers[kind.model]
+    kind.write(source)
+    assert run("encode", source, "--tokenizer", tokenizer, "--refine", "2") == 0
+    codes, header = read_codes(tmp_path / "own.safetensors")
+    model = kind.model.from_pretrained(tokenizer).eval()
+    assert torch.equal(codes, expected(kind, model, source, refine_steps=2)[0])
+    assert not torch.equal(codes, expected(kind, model, source)[0])
+    assert header["refine_steps"] == "2"
+
+
+def test_the_codebook_of_a_size(kind, tmp_path, capsys):
+    model = kind.new(VECTOR)
+    model.set_codebooks([torch.randn(size, model.quantize.latent_dim) for size in (16, 300)])
+    model.save_pretrained(tmp_path / "tokenizer")
+    source = tmp_path / f"own{kind.suffix}"
+    kind.write(source)
+    assert run("encode", source, "--tokenizer", tmp_path / "tokenizer", "--codebook-size", "300") == 0
+    assert "codes of 300" in capsys.readouterr().out
+    assert run("decode", tmp_path / "own.safetensors", "--output", tmp_path / f"made{kind.decoded}") == 0
+    model.select_codebook(300)
+    _, made = expected(kind, model.eval(), source)
+    np.testing.assert_allclose(kind.read(tmp_path / f"made{kind.decoded}"), made, atol=1e-4)
+
+
+def test_a_picture_of_both(kind, tokenizers, tmp_path, capsys):
+    source = tmp_path / f"own{kind.suffix}"
+    kind.write(source)
+    assert run("reconstruct", source, "--tokenizer", tokenizers[kind.model]) == 0
+    printed = capsys.readouterr().out
+    assert kind.described in printed
+    assert all(
+        phrase in printed for phrase in {AutoencoderVP: ["PSNR", "bits a pixel"]}.get(kind.model, ["STOI", "kbit/s"])
+    )
+    picture = np.asarray(Image.open(tmp_path / "own.reconstruction.png"))
+    model = kind.model.from_pretrained(tokenizers[kind.model]).eval()
+    _, made = expected(kind, model, source)
+    if kind.model is AutoencoderVP:
+        assert picture.shape == (HEIGHT, 3 * WIDTH + 2 * 4, 3)
+        np.testing.assert_array_equal(picture[:, :WIDTH], kind.read(source))
+        np.testing.assert_array_equal(picture[:, WIDTH + 4 : 2 * WIDTH + 4], made)
+    else:
+        np.testing.assert_allclose(kind.read(tmp_path / "own.reconstruction.wav"), made, atol=1e-4)
+
+
+def test_folders_keep_their_tree_and_files_of_both_kinds(tokenizers, tmp_path, capsys):
+    (tmp_path / "own" / "more").mkdir(parents=True)
+    write_picture(tmp_path / "own" / "a.png")
+    write_picture(tmp_path / "own" / "more" / "b.jpg")
+    (tmp_path / "own" / "notes.txt").write_text("notes")
+    (tmp_path / "own" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "own" / "bad.png").write_bytes(b"no picture")
+    image = tokenizers[AutoencoderVP]
+    assert run("encode", tmp_path / "own", "--tokenizer", image, "--output", tmp_path / "codes") == 1
+    printed = capsys.readouterr()
+    assert "2 of 3 in" in printed.out
+    assert "bad.png: skipped" in printed.out
+    assert "1 of 3 files could not be read, the first: " in printed.err
+    names = ["a.safetensors", "more/b.safetensors"]
+    assert sorted(str(file.relative_to(tmp_path / "codes")) for file in (tmp_path / "codes").rglob("*.*")) == names
+    assert run("decode", tmp_path / "codes", "--output", tmp_path / "made") == 0
+    assert sorted(str(file.relative_to(tmp_path / "made")) for file in (tmp_path / "made").rglob("*.*")) == [
+        "a.png",
+        "more/b.png",
+    ]
+    assert run("encode", str(tmp_path / "own" / "*" / "*.jpg"), "--tokenizer", image) == 0
+    assert (tmp_path / "own" / "more" / "b.safetensors").exists()
+
+
+def test_sounds_are_resampled_and_downmixed(tokenizers, tmp_path, capsys):
+    clip = speech(1.0).numpy()
+    soundfile.write(tmp_path / "stereo.wav", np.stack([clip, clip], axis=1), 48000)
+    assert run("encode-audio", tmp_path / "stereo.wav", "--tokenizer", tokenizers[VPCodecModel]) == 0
+    assert "0.33 s at 16000 Hz in 56 codes" in capsys.readouterr().out
+    assert run("decode-audio", tmp_path / "stereo.safetensors") == 0
+
+
+def test_large_signals_show_how_far_they_are(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vpvae_hf.modalities.image._TILE", 32)
+    tokenizer = save(
+        tmp_path / "tokenizer", lambda: kind.new(**({"chunk_length_s": 0.5} if kind.model is VPCodecModel else {}))
+    )
+    source = tmp_path / f"own{kind.suffix}"
+    kind.write(source)
+    parts = 3 if kind.model is VPCodecModel else 2 * 3
+    assert run("encode", source, "--tokenizer", tokenizer) == 0
+    assert f"{parts}/{parts}" in capsys.readouterr().err
+    assert run("decode", tmp_path / "own.safetensors") == 0
+    assert f"{parts}/{parts}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
+def test_kinds_of_sound_files(ending, tokenizers, tmp_path):
+    clip = speech(0.5).numpy()
+    soundfile.write(tmp_path / f"clip.{ending}", clip, RATE)
+    assert run("encode", tmp_path / f"clip.{ending}", "--tokenizer", tokenizers[VPCodecModel]) == 0
+    assert run("decode", tmp_path / "clip.safetensors", "--output", tmp_path / f"made.{ending}") == 0
+    info = soundfile.info(tmp_path / f"made.{ending}")
+    assert (info.frames, info.samplerate, info.format) == (len(clip), RATE, ending.upper())
+
+
+@pytest.mark.parametrize("ending", ["webp", "jpg", "tiff", "bmp"])
+def test_kinds_of_pictures(ending, tokenizers, tmp_path):
+    write_picture(tmp_path / "a.png")
+    assert run("encode", tmp_path / "a.png", "--tokenizer", tokenizers[AutoencoderVP]) == 0
+    assert run("decode", tmp_path / "a.safetensors", "--output", tmp_path / f"made.{ending}") == 0
+    with Image.open(tmp_path / f"made.{ending}") as image:
+        assert image.size == (WIDTH, HEIGHT)
+
+
+def test_codes_of_version_0_1(tokenizers, tmp_path):
+    model = VPCodecModel.from_pretrained(tokenizers[VPCodecModel]).eval()
+    codes = torch.randint(0, 240, (1, 1, 50))
+    header = {
+        "format": "vpvae_hf audio codes", "tokenizer": tokenizers[VPCodecModel], "revision": "",
+        "fingerprint": json.dumps(model.fingerprint()), "sampling_rate": str(RATE), "num_samples": "4750",
+        "codebook_size": "240", "refine_steps": "0",
+    }  # fmt: skip
+    save_file({"audio_codes": codes.to(torch.uint8)}, tmp_path / "old.safetensors", metadata=header)
+    assert run("decode-audio", tmp_path / "old.safetensors") == 0
+    made, _ = soundfile.read(tmp_path / "old.decoded.wav", dtype="float32")
+    expected = model.detokenize(codes[:, 0])[0, 0, :4750].clamp(-1, 1).numpy()
+    np.testing.assert_allclose(made, expected, atol=1e-4)
+
+
+def test_minutes_of_audio_can_be_written_as_ogg(tmp_path):
+    """libsndfile's encoder ends the process where it gets so much at once."""
+    tokenizer = save(tmp_path / "codec", lambda: new_codec(downsampling_ratios=[8, 8, 8]))
+    soundfile.write(tmp_path / "long.flac", np.zeros(200 * RATE, np.float32), RATE)
+    assert run("encode", tmp_path / "long.flac", "--tokenizer", tokenizer) == 0
+    assert run("decode", tmp_path / "long.safetensors", "--output", tmp_path / "long.ogg") == 0
+    assert soundfile.info(tmp_path / "long.ogg").frames == 200 * RATE
+
+
+def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
+    image, codec = tokenizers[AutoencoderVP], tokenizers[VPCodecModel]
+    soundfile.write(tmp_path / "clip.wav", speech(0.5).numpy(), RATE)
+    write_picture(tmp_path / "clip.png")
+    clip, codes = tmp_path / "clip.wav", tmp_path / "clip.safetensors"
+    assert run("encode", clip, "--tokenizer", codec) == 0
+    write_files(tmp_path, {"corrupt.wav": CORRUPT, "one.wav": encoded(np.zeros(1)), "empty.wav": encoded(np.zeros(0))})
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "nothing").mkdir()
+    unfitted = save(tmp_path / "unfitted", lambda: new_codec(VECTOR))
+    other = save(tmp_path / "other", lambda: new_codec({"kind": "fsp", "levels": [5, 5]}))
+    before = codes.read_bytes()
+    new = ["--output", tmp_path / "new.safetensors"]
+    capsys.readouterr()
+    for arguments, message in (
+        (["encode", clip, "--tokenizer", codec], "exists; use --overwrite"),
+        (
+            ["encode", clip, tmp_path / "clip.png", "--tokenizer", codec],
+            "clip.safetensors would be written for several",
+        ),
+        (["encode", clip, clip, "--tokenizer", codec, *new], "names a file, but 2 are to be written; name a folder"),
+        (["encode", clip, "--tokenizer", image, *new], "a tokenizer of images; name one of clips with --tokenizer"),
+        (["encode", clip, "--tokenizer", unfitted, *new], "no fitted codebook"),
+        (["encode", clip, "--tokenizer", tmp_path / "none", *new], "none"),
+        (["encode", clip, "--tokenizer", tmp_path, *new], "has no config.json"),
+        (["encode", tmp_path / "no.wav", "--tokenizer", codec, *new], "no.wav does not exist"),
+        (["encode", tmp_path / "nothing", "--tokenizer", codec, *new], "holds no file that is read here"),
+        (["encode", tmp_path / "notes.txt", "--tokenizer", codec, *new], "notes.txt is of no type that is read here"),
+        (["encode", tmp_path / "corrupt.wav", "--tokenizer", codec, *new], "corrupt.wav"),
+        (["encode", tmp_path / "empty.wav", "--tokenizer", codec, *new], "it holds no sample"),
+        (["encode", tmp_path / "one.wav", "--tokenizer", codec, *new], "at least 96 samples"),
+        (["decode", codes, "--output", tmp_path / "a.xyz"], "must end in .wav or .flac or .ogg"),
+        (["decode", clip, "--output", tmp_path / "a.wav"], "clip.wav is of no type that is read here"),
+        (["decode", other + "/model.safetensors"], "holds no codes; name a file that"),
+        (["decode", tmp_path / "no.safetensors"], "does not exist"),
+        (["decode", codes, "--tokenizer", other], "is another than when"),
+        (["decode", codes, "--tokenizer", image], "a tokenizer of images"),
+    ):
+        assert run(*arguments) == 1, arguments
+        error = capsys.readouterr().err
+        assert message in error, error
+        assert "Traceback" not in error
+    assert codes.read_bytes() == before
+    assert not (tmp_path / "new.safetensors").exists()
+    assert not list(tmp_path.glob(".*partial"))
