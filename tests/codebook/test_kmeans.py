@@ -131,7 +131,7 @@ def test_256_latents_per_code_are_drawn_from_more():
     """On others their codebook is at most 3% worse than what 50 more iterations over all, 1500 per code, make of it."""
     rng = np.random.default_rng(0)
     latents, others = (torch.from_numpy(rng.normal(size=(64 * 1500, 3))).float() for _ in range(2))
-    assert len(kmeans._gathered(latents, 64, 256, 0, across_ranks=False)) == 64 * 256
+    assert len(kmeans.gathered(latents, 64, 256, 0, across_ranks=False)) == 64 * 256
     drawn = fit_kmeans(latents, 64).centroids
     whole, _ = kmeans._Lloyd(latents, latents.device).iterate(drawn, 50, 1e-4, latents)
     few, many = (float(nearest_point(others, centroids)[0].square().mean()) for centroids in (drawn, whole))

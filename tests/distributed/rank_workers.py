@@ -13,7 +13,7 @@ from image_runs import ARCHITECTURE
 
 from tiny import tiny_vae
 from vpvae_hf import AutoencoderVP, distributed, fit_codebook
-from vpvae_hf.codebook import fit_kmeans, kmeans
+from vpvae_hf.codebook import fit_kmeans, fit_nested_kmeans, kmeans
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction
 
 
@@ -87,7 +87,8 @@ def found_on(rank: int, folder: Path) -> dict[str, Any]:
     found = {
         "drawn": together(part_of_rank(latents(6000), rank), 16),
         "whole": together(part_of_rank(latents(1500), rank), 64),
-        "draw": kmeans._gathered(torch.arange(1000.0)[:, None] + 1000 * rank, 1, 256, 0, across_ranks=True),
+        "nested": fit_nested_kmeans(part_of_rank(latents(1500), rank), [4, 16], across_ranks=True),
+        "draw": kmeans.gathered(torch.arange(1000.0)[:, None] + 1000 * rank, 1, 256, 0, across_ranks=True),
         "one rank's": together(latents(300)[: 300 * rank], 8),
         "alone": fit_kmeans(latents(200) + rank, 8),
         "distinct values": together(latents(10)[5 * rank : 5 * rank + 5].repeat(400, 1), 10),

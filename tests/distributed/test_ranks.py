@@ -6,7 +6,7 @@ import pytest
 import rank_workers
 import torch
 
-from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.codebook import fit_kmeans, fit_nested_kmeans
 
 found_on = rank_workers.found_on
 
@@ -60,6 +60,13 @@ def test_values_of_both_ranks_are_codes(ranks):
 def test_an_error_on_one_rank_is_raised_on_both(ranks, case, messages):
     for found, message in zip(ranks, messages, strict=True):
         assert message in found[case]
+
+
+def test_nested_codebooks_of_all_ranks(ranks):
+    alone = fit_nested_kmeans(rank_workers.latents(1500), [4, 16])
+    for found in ranks:
+        for one, other in zip(found["nested"], alone, strict=True):
+            assert torch.equal(one.centroids, other.centroids)
 
 
 def test_fit_codebook_gives_every_rank_the_same_codebook_and_figures(ranks):

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModel
 
 from tiny import FSP, NONE, noise, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, VPCodecModel, fit_codebook
+from vpvae_hf.codebook import fit_nested_kmeans
 from vpvae_hf.modalities import load_tokenizer
 
 SIZES = [24, 8, 48]
@@ -211,3 +212,69 @@ def test_what_there_is_without_a_fit(quantizer, sizes):
     remedy = "Fit one with" if vae.quantize.config.fits == "codebook" else "Leave it out"
     with pytest.raises(ValueError, match=rf"there is no codebook of 5 codes; there are: {there}\. {remedy}"):
         vae.select_codebook(5)
+
+
+NESTED = [48, 8, 24]
+
+
+@pytest.fixture(params=KINDS)
+def nested(request):
+    """With codebooks of 8, 24 and 48 codes within each other, the last selected."""
+    model = tiny_vae(KINDS[request.param], fitted=False)
+    fit = fit_codebook(model, images(), NESTED, latents_per_code=20, nested=True, progress=False)
+    assert [each.codebook_size for each in (fit, *fit.others)] == NESTED
+    assert fit.distortion < fit.others[1].distortion < fit.others[0].distortion
+    return model
+
+
+def test_codes_of_a_nested_codebook_are_cut_to_those_of_a_smaller_one(nested):
+    batch = noise_images(2)
+    codes, latents = nested.tokenize(batch), nested.latent_vectors(batch)
+    parents = nested.quantize.codebook.clone()
+    errors = {}
+    for size in (8, 24, 48):
+        coarse = nested.coarser_codes(codes, size)
+        assert torch.equal(coarse, codes // (48 // size))
+        nested.select_codebook(size)
+        # A code of the larger codebook is nearest to its own cell's centre, but for those of cells of few latents.
+        own = nested.quantize.nearest_codes(parents)
+        assert (own == torch.arange(48) // (48 // size)).float().mean() > 0.9
+        errors[size] = (nested.quantize.decode(coarse) - latents).square().sum(-1).mean()
+        best = (nested.quantize.decode(nested.tokenize(batch)) - latents).square().sum(-1).mean()
+        assert best <= errors[size] < 1.3 * best
+        nested.select_codebook(48)
+    assert errors[48] < errors[24] < errors[8]
+
+
+def test_that_codebooks_are_nested_is_saved(nested, tmp_path):
+    codes = nested.tokenize(noise_images(2))
+    nested.save_pretrained(tmp_path)
+    again = AutoencoderVP.from_pretrained(tmp_path)
+    assert torch.equal(again.coarser_codes(codes, 8), nested.coarser_codes(codes, 8))
+    again.select_codebook(24)
+    with pytest.raises(ValueError, match=r"no nested codebook of 48 codes below these; there are: 8, 24"):
+        again.coarser_codes(codes, 48)
+    again.drop_fit()
+    assert not again.quantize.config.nested
+
+
+def test_cells_of_few_latents_hold_their_centre_several_times():
+    latents = torch.cat([torch.randn(300, 2, generator=torch.Generator().manual_seed(0)), torch.full((5, 2), 100.0)])
+    coarse, fine = fit_nested_kmeans(latents, [4, 64])
+    far = coarse.centroids.norm(dim=1).argmax()
+    assert torch.equal(fine.centroids.view(4, 16, 2)[far], torch.full((16, 2), 100.0))
+    assert len(fine.centroids.unique(dim=0)) == 3 * 16 + 1
+
+
+def test_what_cannot_be_nested_is_refused(vae):
+    with pytest.raises(ValueError, match="several sizes, each a multiple of the next smaller one"):
+        fit_codebook(vae, images(), [8, 20], nested=True)
+    with pytest.raises(ValueError, match="several sizes, each a multiple of the next smaller one"):
+        fit_codebook(vae, images(), 8, nested=True)
+    with pytest.raises(
+        ValueError, match=r"no nested codebook of 8 codes below these; there are: none; fit several with"
+    ):
+        vae.coarser_codes(torch.zeros(1, 2, 2, dtype=torch.long), 8)
+    with pytest.raises(ValueError, match="has no codebooks"):
+        tiny_vae(FSP).coarser_codes(torch.zeros(1, 2, 2, dtype=torch.long), 8)
+    assert vae.codebook_sizes == (8, 24, 48)

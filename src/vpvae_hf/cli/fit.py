@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> None:
     items = batches.fitting(options.seed)
     items = items if options.limit is None else _FirstItems(items, options.limit)
     how = {"latents_per_code": options.latents_per_code, "metric": options.metric, "seed": options.seed}
+    how |= {"nested": options.nested}
     fit = fit_codebook(model, items, options.codebook_size, **how)
     model.save_pretrained(output)
     # Metrics of the former codebook do not hold for the new one.

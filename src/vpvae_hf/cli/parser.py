@@ -97,6 +97,8 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
     metric = "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
     parser.add_argument("--metric", choices=get_args(Metric), default="euclidean", help=metric)
+    nested = "fit codebooks within each other, so that codes of a larger one can be cut to those of a smaller one"
+    parser.add_argument("--nested", action="store_true", help=nested)
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
     split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
     _add_data_options(parser, None, split)

@@ -105,7 +105,7 @@ def fit_kmeans(
         require_integer("latents_per_code", latents_per_code, 1)
     result = None
     with torch.no_grad():
-        latents = _gathered(latents, codebook_size, latents_per_code, seed, across_ranks)
+        latents = gathered(latents, codebook_size, latents_per_code, seed, across_ranks)
         device = latents.device if device is None else torch.empty(0, device=device).device
         latents = latents if latents.device.type == "cpu" else latents.to(device)
         with distributed.failing_together(across_ranks):
@@ -118,7 +118,7 @@ def fit_kmeans(
     return distributed.objects_of_all_ranks(result)[0] if across_ranks else result
 
 
-def _gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: int, across_ranks: bool) -> Tensor:
+def gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: int, across_ranks: bool) -> Tensor:
     """[N, d] float32, checked, of all ranks if asked, on CUDA or the CPU: other devices have no float64 for sums."""
     with distributed.failing_together(across_ranks):
         latents = as_real(latents, "latents")

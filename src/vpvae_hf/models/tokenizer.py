@@ -154,7 +154,24 @@ class Tokenizer(Persistence, ABC):
         """Install a fitted codebook [K, d] in place of all that are there; see `set_codebooks`."""
         self.set_codebooks([codebook], metric)
 
-    def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None) -> None:
+    def coarser_codes(self, codes: Tensor, codebook_size: int) -> Tensor:
+        """Codes of this model as codes of a smaller codebook, if they were fitted `nested`: a stream cut to fewer bits.
+
+        `select_codebook` then has `detokenize` read them. They are not always the codes that `tokenize` gives with the
+        smaller codebook, but nearly as good.
+
+        Args:
+            codes: integers of any shape, of the selected codebook.
+            codebook_size: K' of the smaller one.
+
+        Raises:
+            ValueError: the codebooks are not nested, or there is none of that size.
+        """
+        if not isinstance(self.quantize, CodebookQuantizer):
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer has no codebooks")
+        return self.quantize.coarser_codes(codes, codebook_size)
+
+    def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None, *, nested: bool = False) -> None:
         """Install fitted codebooks [K, d], each of another K, in the model and in its config.
 
         The first decides the codes from now on, also those of kinds that learn a codebook in training;
@@ -164,10 +181,11 @@ class Tokenizer(Persistence, ABC):
         Args:
             metric: M [d, d], symmetric and positive definite: the code of a latent z is the c of the least
                 (z - c)^T M (z - c), as `decoder_metric` measures one; None for the Euclidean one.
+            nested: whether the codes of a larger one divide the cells of a smaller one, see `coarser_codes`.
         """
         if not isinstance(self.quantize, CodebookQuantizer):
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, its codes are no vectors")
-        self.quantize.set_codebooks(codebooks, metric)
+        self.quantize.set_codebooks(codebooks, metric, nested=nested)
         self._sync_config()
 
     def set_levels(self, values: Sequence[Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from vpvae_hf.codebook import require_nested_sizes
 from vpvae_hf.neighbors import NearestPoint, nearest_in_graph, nearest_point
 from vpvae_hf.settings import Metric, is_integer, require, require_name
 from vpvae_hf.tensors import as_real, is_tracing, kept_for_training
@@ -30,11 +31,14 @@ class CodebookQuantizerConfig(QuantizerConfig):
             that change the decoder's output more are longer. `set_codebook` and `fit_codebook` set it.
         other_codebook_sizes: K of each codebook that is kept beside the one that decides the codes, in rising order.
             `set_codebooks` and `fit_codebook` set it.
+        nested: whether the codes of a larger codebook divide the cells of a smaller one: code c of K codes lies in
+            the cell of code c // (K / K') of K' codes. `set_codebooks` and `fit_codebook` set it.
     """
 
     fits: ClassVar[str | None] = "codebook"
     metric: Metric = "euclidean"
     other_codebook_sizes: tuple[int, ...] = ()
+    nested: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,9 +50,11 @@ class CodebookQuantizerConfig(QuantizerConfig):
             valid, "other_codebook_sizes", given, "integers of at least 2 in rising order, codebook_size not among them"
         )
         object.__setattr__(self, "other_codebook_sizes", tuple(given))
+        if self.nested:
+            require_nested_sizes((self.codebook_size, *given))
 
     def without_fit(self) -> "CodebookQuantizerConfig":
-        return dataclasses.replace(self, metric="euclidean", other_codebook_sizes=())
+        return dataclasses.replace(self, metric="euclidean", other_codebook_sizes=(), nested=False)
 
 
 class CodebookQuantizer(Quantizer):
@@ -106,11 +112,12 @@ class CodebookQuantizer(Quantizer):
         self.set_codebooks([codebook], metric)
 
     @kept_for_training()
-    def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None) -> None:
+    def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None, *, nested: bool = False) -> None:
         """Install fitted codebooks [K, d], each of another K, in place of all that are there. The first is selected.
 
         Args:
             metric: M [d, d], symmetric and positive definite; None for the Euclidean one.
+            nested: whether the codes of a larger one divide the cells of a smaller one.
         """
         if not codebooks:
             raise ValueError("codebooks must hold at least one codebook, got none")
@@ -118,8 +125,10 @@ class CodebookQuantizer(Quantizer):
         sizes = [len(codebook) for codebook in (first, *others)]
         if len({*sizes}) < len(sizes):
             raise ValueError(f"codebooks must differ in size, got {', '.join(map(str, sizes))} codes; leave one out")
+        if nested:
+            require_nested_sizes(sizes)
         root = None if metric is None else square_root(metric, self.latent_dim).to(first)
-        self._install_all(first, others, root)
+        self._install_all(first, others, root, nested)
 
     @kept_for_training()
     def select_codebook(self, codebook_size: int) -> None:
@@ -128,12 +137,14 @@ class CodebookQuantizer(Quantizer):
             return
         others = [self._other(size) for size in self.config.other_codebook_sizes if size != codebook_size]
         others.append(self.codebook.detach().clone())
-        self._install_all(self._other(codebook_size), others, self.metric_root)
+        self._install_all(self._other(codebook_size), others, self.metric_root, self.config.nested)
 
-    def _install_all(self, selected: Tensor, others: Sequence[Tensor], root: Tensor | None) -> None:
+    def _install_all(self, selected: Tensor, others: Sequence[Tensor], root: Tensor | None, nested: bool) -> None:
+        self.config = dataclasses.replace(self.config, nested=False)  # which would refuse sizes on their way
         self._install(selected)
         self._set_root(root)
         self._set_others(others)
+        self.config = dataclasses.replace(self.config, nested=nested)
 
     def _checked(self, codebook: Tensor) -> Tensor:
         codebook = as_real(codebook, "codebook")
@@ -160,6 +171,15 @@ class CodebookQuantizer(Quantizer):
         others = (self._other(size) for size in self.config.other_codebook_sizes)
         return (*(() if self.metric_root is None else (self.metric_root,)), *others)
 
+    def coarser_codes(self, codes: Tensor, codebook_size: int) -> Tensor:
+        """Codes of the selected codebook as codes of a smaller one, of nested ones."""
+        sizes = self.codebook_sizes if self.config.nested else ()
+        smaller = [size for size in sizes if size <= self.codebook_size]
+        if codebook_size not in smaller:
+            there = ", ".join(map(str, smaller)) or "none; fit several with fit_codebook(..., nested=True)"
+            raise ValueError(f"there is no nested codebook of {codebook_size} codes below these; there are: {there}")
+        return codes // (self.codebook_size // codebook_size)
+
     def drop_fit(self) -> None:
         self.metric_root = None
         self._make_others(())
@@ -173,7 +193,8 @@ class CodebookQuantizer(Quantizer):
         for codebook in sorted(codebooks, key=len):
             self.other_codebooks.register_buffer(str(len(codebook)), codebook)
         sizes = tuple(sorted(map(len, codebooks)))
-        self.config = dataclasses.replace(self.config, other_codebook_sizes=sizes)
+        nested = self.config.nested and sizes == self.config.other_codebook_sizes
+        self.config = dataclasses.replace(self.config, other_codebook_sizes=sizes, nested=nested)
 
     @kept_for_training()
     def _make_others(self, sizes: Sequence[int], device: torch.device | None = None) -> None:

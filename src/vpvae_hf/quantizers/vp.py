@@ -151,7 +151,8 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         if not isinstance(config, VectorPerturbationConfig) or config.latent_dim != present.latent_dim:
             return False
         stays = present.fitted and config.codebook_size == present.codebook_size
-        fit = {name: getattr(present, name) for name in ("fitted", "metric", "other_codebook_sizes")} if stays else {}
+        fitted = ("fitted", "metric", "other_codebook_sizes", "nested")
+        fit = {name: getattr(present, name) for name in fitted} if stays else {}
         config = dataclasses.replace(config.without_fit(), **fit)
         if config == present:
             return True

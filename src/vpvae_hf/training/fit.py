@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vpvae_hf import distributed
-from vpvae_hf.codebook import fit_kmeans
+from vpvae_hf.codebook import fit_kmeans, fit_nested_kmeans, require_nested_sizes
 from vpvae_hf.metrics import code_usage
 from vpvae_hf.models.decoder_metric import decoder_metric
 from vpvae_hf.models.inputs import batch_inputs, check_batches, unwrapped
@@ -74,6 +74,7 @@ def fit_codebook(
     *,
     latents_per_code: int = 256,
     metric: Metric = "euclidean",
+    nested: bool = False,
     seed: int = 0,
     across_ranks: bool | None = None,
     progress: bool = True,
@@ -87,7 +88,10 @@ def fit_codebook(
     also with another codebook size; later training of kind "vp" is then perturbed for that size.
 
     Several codebooks are fitted at once and kept side by side if their sizes are given. The first one decides the codes
-    until `model.select_codebook` chooses another. They take the place of all that the model had.
+    until `model.select_codebook` chooses another. They take the place of all that the model had. If they are `nested`,
+    the codes of a larger one divide the cells of a smaller one: `model.coarser_codes` makes codes of the smaller one
+    of them, so that a stream of codes can be cut to fewer bits. All are fitted to the same latents, and are somewhat
+    worse than codebooks on their own.
 
     Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds
     "vq" and "simvq" get a codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and
@@ -111,6 +115,7 @@ def fit_codebook(
         metric: what makes latents near to each other, here and when they are encoded: "euclidean", or "decoder", in
             which a displacement is the longer the more it changes the decoder's output (`decoder_metric`). The latter
             is for codebooks only. It is measured on some 16,000 of the latents, which takes 2 d decodings of them.
+        nested: fit codebooks within each other; each size must be a multiple of the next smaller one.
         seed: seed of K-means, and of the metric.
         across_ranks: in a distributed job, True fits to the latents of all ranks together. Every rank must make this
             call, each with its own model of equal weights and its own part of the data; all end with the same codebook.
@@ -128,6 +133,8 @@ def fit_codebook(
     model = unwrapped(model)
     config = model.quantize.config
     sizes = require_fittable(config, metric, codebook_size)
+    if nested:
+        require_nested_sizes(sizes)
     require_integer("latents_per_code", latents_per_code, 1)
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
@@ -138,7 +145,7 @@ def fit_codebook(
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(max(sizes) / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
-    parts = [fitted[: math.ceil(size * latents_per_code / ranks)] for size in sizes]
+    parts = [fitted if nested else fitted[: math.ceil(size * latents_per_code / ranks)] for size in sizes]
     counts = torch.tensor([len(held_out), *map(len, parts)], device="cpu")
     held_out_count, *fitted_counts = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
     for size, count in zip(sizes, fitted_counts, strict=True):
@@ -157,20 +164,26 @@ def fit_codebook(
         root = square_root(measured, model.quantize.latent_dim)
         fitted, held_out = (transformed(each, root.to(each)) for each in (fitted, held_out))
         parts = [fitted[: len(part)] for part in parts]
-    how |= {"latents_per_code": None, "progress": progress}  # no more were read than are wanted
+    how |= {"progress": progress}
+    at_once = how | {"latents_per_code": None}  # no more were read than are wanted
     if config.fits == "levels":
         columns = parts[0].split(1, dim=1)
-        results = [[fit_kmeans(column, count, **how) for column, count in zip(columns, config.levels, strict=True)]]
+        results = [[fit_kmeans(column, count, **at_once) for column, count in zip(columns, config.levels, strict=True)]]
         model.set_levels([result.centroids.flatten().sort().values for result in results[0]])
         reconstructed, codes = model.quantize.nearest(held_out)
         found = [(torch.linalg.vector_norm(reconstructed - held_out, dim=1), codes)]
     else:
-        results = [[fit_kmeans(part, size, **how)] for part, size in zip(parts, sizes, strict=True)]
+        if nested:
+            rising = sorted(sizes)
+            of_sizes = dict(zip(rising, fit_nested_kmeans(fitted, rising, **how), strict=True))
+            results = [[of_sizes[size]] for size in sizes]
+        else:
+            results = [[fit_kmeans(part, size, **at_once)] for part, size in zip(parts, sizes, strict=True)]
         codebooks = [result.centroids for (result,) in results]
         found = [nearest_point(held_out, codebook) for codebook in codebooks]
         if root is not None:  # back from the metric's space
             codebooks = [codebook.double() @ torch.linalg.inv(root).to(codebook.device) for codebook in codebooks]
-        model.set_codebooks(codebooks, measured)
+        model.set_codebooks(codebooks, measured, nested=nested)
     if across_ranks:
         found = [tuple(map(distributed.rows_of_all_ranks, each)) for each in found]
     model.set_scaling_factor(_scaling_factor(latents, across_ranks))
