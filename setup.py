@@ -28,11 +28,15 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    # The cards' templates lie where they are looked for, and come along with the package.
-    package_dir={"": "src", "vpvae_hf.model_cards": "model_cards"},
-    packages=[*find_packages("src"), "vpvae_hf.model_cards"],
+    # The cards' templates and the recipes lie where they are looked for, and come along with the package.
+    package_dir={"": "src", "vpvae_hf.model_cards": "model_cards", "vpvae_hf.recipes": "recipes"},
+    packages=[*find_packages("src"), "vpvae_hf.model_cards", "vpvae_hf.recipes"],
     # The metric modules are no packages: evaluate loads each from its folder.
-    package_data={"vpvae_hf.model_cards": ["*.md"], "vpvae_hf.metrics": ["modules/*/*.py"]},
+    package_data={
+        "vpvae_hf.recipes": ["*/*.yaml"],
+        "vpvae_hf.model_cards": ["*.md"],
+        "vpvae_hf.metrics": ["modules/*/*.py"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.6",

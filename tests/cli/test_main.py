@@ -11,7 +11,8 @@ import vpvae_hf
 from vpvae_hf.cli import push
 from vpvae_hf.cli.main import main
 
-COMMANDS = ["demo", "encode", "decode", "reconstruct", "fit", "evaluate", "tokenize", "push", "compare"]
+OWN_FILES = ["encode", "decode", "reconstruct"]
+COMMANDS = ["demo", *OWN_FILES, "info", "train", "fit", "evaluate", "tokenize", "push", "compare"]
 
 
 def stopped(arguments, capsys) -> tuple[int, str]:
@@ -113,7 +114,8 @@ def test_every_command_has_something_to_run():
     from vpvae_hf.cli.parser import build_parser
 
     required = {"fit": ["x", "--dataset", "x", "--output", "y"], "evaluate": ["x", "--dataset", "x"]}
-    required |= {"tokenize": required["evaluate"]} | {name: ["x", "--tokenizer", "y"] for name in COMMANDS[1:4]}
+    required |= {"tokenize": required["evaluate"]} | {name: ["x", "--tokenizer", "y"] for name in OWN_FILES}
+    required |= {"info": ["x"], "train": ["image"]}
     required |= {"push": ["x", "a/b"], "compare": ["--config", "x"]}
     for command in COMMANDS:
         module, function = build_parser().parse_args([command, *required.get(command, [])]).run.split(":")

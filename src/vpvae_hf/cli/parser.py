@@ -23,6 +23,8 @@ class _Parser(argparse.ArgumentParser):
             name = argument.partition("=")[0]
             if name == "--":
                 break
+            if any(action.nargs == argparse.REMAINDER for action in self._actions):
+                break  # what follows is for others to judge
             if name.startswith("--") and not any(known.startswith(name) for known in options):
                 self.error(f"there is no option {name}; {did_you_mean(name, options)}")
             if commands is not None and not name.startswith("-"):
@@ -45,17 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="vpvae", description="Discrete tokens from images and audio: train, fit, use.")
     parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (
-        _add_demo,
-        _add_encode,
-        _add_decode,
-        _add_reconstruct,
-        _add_fit,
-        _add_evaluate,
-        _add_tokenize,
-        _add_push,
-        _add_compare,
-    ):
+    own_files = (_add_encode, _add_decode, _add_reconstruct)
+    for add in (_add_demo, *own_files, _add_info, _add_train, _add_fit, _add_evaluate, _add_tokenize):
+        add(commands)
+    for add in (_add_push, _add_compare):
         add(commands)
     return parser
 
@@ -79,6 +74,25 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     images = "hub id or folder of a data set of images; default: photographs of scikit-image and scikit-learn"
     parser.add_argument("--dataset", type=os.path.expanduser, help=images)
     parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "train",
+        "train a tokenizer by a recipe",
+        "Train a tokenizer on a data set or a folder of files, fit its codebook and measure it, e.g. vpvae train image "
+        "--config small --data.name FOLDER. vpvae train image --help lists the recipes and all settings. For "
+        "several GPUs start it with accelerate launch -m vpvae_hf train.",
+    )
+    parser.add_argument("modality", choices=("image", "audio"), help="what to train for")
+    parser.add_argument("settings", nargs=argparse.REMAINDER, help="--config NAME, and any settings as --KEY VALUE")
+
+
+def _add_info(commands: argparse._SubParsersAction) -> None:
+    description = "Print what the folder of a saved tokenizer holds: model, codebooks, training and metrics."
+    parser = _add_command(commands, "info", "tell what a saved tokenizer is", description)
+    parser.add_argument("folder", type=os.path.expanduser, help="folder that save_pretrained wrote")
 
 
 def _add_fit(commands: argparse._SubParsersAction) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "LoopConfig",
     "RunConfig",
     "describe",
+    "log_progress",
     "option",
     "parse_config",
     "require_settings",
@@ -83,9 +84,7 @@ def run_recipe(
     Returns:
         The exit status: 0, 1 after an error, 130 after an interruption.
     """
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    if os.environ.get("RANK", "0") == "0":
-        logging.getLogger("vpvae_hf").setLevel(logging.INFO)
+    log_progress()
     if "--help" in arguments or "-h" in arguments:
         print(f"{description}\nSettings: --config FILE.yaml, as often as wanted, and\n{describe(config_class)}")
         return 0
@@ -97,6 +96,13 @@ def run_recipe(
         logging.getLogger("train").error(error)
         return 1
     return 0
+
+
+def log_progress() -> None:
+    """Print what the package logs on stderr; of several ranks the first tells how far it is."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("vpvae_hf").setLevel(logging.INFO)
 
 
 def describe(config_class: type) -> str:

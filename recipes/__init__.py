@@ -1,0 +1,1 @@
+"""Settings of training, which `vpvae train` finds by their names."""
