@@ -240,13 +240,9 @@ def _files_of(given: str, kind_of: Callable[[Path], str | None]) -> list[tuple[P
     return files
 
 
-def _kinds() -> dict[str, str]:
-    """Suffix -> name of a modality."""
-    return {suffix: kind for kind, modality in MODALITIES.items() for suffix in modality.read_suffixes()}
-
-
 def _kind_of(file: Path) -> str | None:
-    return _kinds().get(file.suffix.lower())
+    suffix = file.suffix.lower()
+    return next((kind for kind in MODALITIES if suffix in MODALITIES[kind].read_suffixes()), None)
 
 
 def _kind_of_codes(file: Path) -> str | None:

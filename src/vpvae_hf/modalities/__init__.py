@@ -1,6 +1,7 @@
 """Kinds of signals. Another one is a subclass of `Modality` in a file of its own, and one line in `MODALITIES`."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,25 +10,40 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from vpvae_hf.files import hint_at_local_path, local_path, read_json
-from vpvae_hf.hub import hub_errors
+from vpvae_hf.hub import hub_entry, hub_errors
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import CodebookNotFittedError, NoCodesError
 
-from .audio import AudioModality
 from .base import Modality
 from .batches import Batches
 from .config import TrainingConfig
 from .execution import Execution
-from .image import ImageModality
 
 __all__ = ["MODALITIES", "Batches", "Execution", "Modality", "load_for_tokenizing", "load_tokenizer", "modality_of"]
 
-MODALITIES: dict[str, Modality] = {"image": ImageModality(), "audio": AudioModality()}
+
+class _Modalities(dict[str, Modality]):
+    """Modalities by name. One that is given as "module:class" is imported when it is first asked for."""
+
+    def __getitem__(self, name: str) -> Modality:
+        value = super().__getitem__(name)
+        if isinstance(value, str):
+            module, _, of_module = value.partition(":")
+            value = self[name] = getattr(importlib.import_module(module, __name__), of_module)()
+        return value
+
+    def values(self) -> list[Modality]:
+        return [self[name] for name in self]
+
+
+# Pictures need no transformers, and sounds no diffusers, whose imports take seconds.
+MODALITIES = _Modalities(image=".image:ImageModality", audio=".audio:AudioModality")
 
 
 def modality_of(subject: Tokenizer | TrainingConfig) -> Modality:
     """The modality of a tokenizer, or of the settings of a training run."""
-    for modality in MODALITIES.values():
+    named = subject.hub_entry.name if isinstance(subject, Tokenizer) else None
+    for modality in [MODALITIES[named]] if named in MODALITIES else MODALITIES.values():
         if isinstance(subject, modality.model_class | modality.config_class):
             return modality
     known = ", ".join(f"{each.model_class.__name__} and {each.config_class.__name__}" for each in MODALITIES.values())
@@ -62,16 +78,16 @@ def load_tokenizer(
     config = read_json(file)
     # As diffusers records the class, or as transformers does.
     recorded = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
-    classes = {modality.model_class.__name__: modality.model_class for modality in MODALITIES.values()}
-    if recorded not in classes:
-        raise ValueError(
-            f"{name} is no saved tokenizer: its config.json is of the class {recorded}; known: {', '.join(classes)}"
-        )
+    entry = hub_entry(recorded)
+    model_class = MODALITIES[entry.name].model_class if entry is not None and entry.name in MODALITIES else None
+    if model_class is None or model_class.__name__ != recorded:
+        known = ", ".join(modality.model_class.__name__ for modality in MODALITIES.values())
+        raise ValueError(f"{name} is no saved tokenizer: its config.json is of the class {recorded}; known: {known}")
     given = {"revision": revision, "codebook_size": codebook_size}
     given = {key: value for key, value in given.items() if value is not None}
     device = device or Execution().find_device()
     with _without_bar():
-        return classes[recorded].from_pretrained(name, **given).eval().to(device)
+        return model_class.from_pretrained(name, **given).eval().to(device)
 
 
 @contextlib.contextmanager
