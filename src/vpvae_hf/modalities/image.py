@@ -44,16 +44,19 @@ class ImageModelConfig(ModelConfig):
     """Which image tokenizer to train."""
 
     from_autoencoder_kl: str | None = option(None, "folder or hub id of a diffusers AutoencoderKL to start from")
+    from_vq_model: str | None = option(None, "folder or hub id of a diffusers VQModel to start from")
 
     def __post_init__(self):
-        if self.pretrained and self.from_autoencoder_kl:
-            raise ValueError("model.pretrained and model.from_autoencoder_kl name two starts; give one of them")
+        starts = ("pretrained", "from_autoencoder_kl", "from_vq_model")
+        given = [f"model.{name}" for name in starts if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} name several starts; give one of them")
         if self.start is None:
             require_channels(self.architecture.get("in_channels", 3), self.architecture.get("out_channels", 3))
 
     @property
     def start(self) -> str | None:
-        return self.pretrained or self.from_autoencoder_kl
+        return self.pretrained or self.from_autoencoder_kl or self.from_vq_model
 
 
 @dataclass
@@ -102,9 +105,10 @@ class ImageModality(Modality):
 
     def new_model(self, config: ImageTrainingConfig) -> AutoencoderVP:
         quantizer = dict(config.quantizer) or None
-        start = config.model.from_autoencoder_kl
-        if start is not None:
-            return AutoencoderVP.from_autoencoder_kl(start, quantizer=quantizer, **config.model.hub_location)
+        if config.model.start is not None:
+            kl = config.model.from_autoencoder_kl is not None
+            begin = AutoencoderVP.from_autoencoder_kl if kl else AutoencoderVP.from_vq_model
+            return begin(config.model.start, quantizer=quantizer, **config.model.hub_location)
         size = config.data.validation_size or config.data.size
         return AutoencoderVP(**{"sample_size": size, **config.model.architecture}, quantizer=quantizer)
 

@@ -26,7 +26,7 @@ from vpvae_hf.quantizers.baselines import LearnedCodebook
 from vpvae_hf.settings import did_you_mean
 from vpvae_hf.tensors import as_floating, as_real, device_for, require_finite, require_nonempty
 
-from .autoencoder_kl import AutoencoderKLStart
+from .diffusers_starts import DiffusersStarts
 from .refinement import Refinement, recomputed
 from .tiling import apply_in_tiles, tile_starts
 from .tokenizer import Tokenizer, in_full_precision, require_shape
@@ -62,7 +62,7 @@ class AutoencoderVPOutput(BaseOutput):
     metrics: dict[str, Tensor] | None = None
 
 
-class AutoencoderVP(Tokenizer, AutoencoderKLStart, ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin):
+class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
     Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1); or a PIL image or a

@@ -1,10 +1,10 @@
-"""Tokenizers that start from an AutoencoderKL."""
+"""Tokenizers that start from an AutoencoderKL or a VQModel."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from safetensors.torch import load_file, save_file
 
 from tiny import FSP, VP, tiny_vae
@@ -129,7 +129,7 @@ def test_starts_that_are_no_kl_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"class AutoencoderVP.*AutoencoderVP\.from_pretrained"):
         AutoencoderVP.from_autoencoder_kl(tmp_path / "vp")
     small_kl().save_pretrained(tmp_path / "pipeline" / "vae")
-    with pytest.raises(ValueError, match=r'has no config of an AutoencoderKL.*subfolder="vae"'):
+    with pytest.raises(ValueError, match=r"has no config of a model of diffusers.*subfolder='vae'"):
         AutoencoderVP.from_autoencoder_kl(tmp_path / "pipeline")
     with pytest.raises(TypeError, match="got AutoencoderVP with none"):
         AutoencoderVP.from_autoencoder_kl(vae)
@@ -153,3 +153,57 @@ def test_too_many_channels_need_a_quantizer():
         AutoencoderVP.from_autoencoder_kl(kl)
     assert AutoencoderVP.from_autoencoder_kl(kl, quantizer=VP).quant_conv.in_channels == 34
     assert AutoencoderVP.from_autoencoder_kl(small_kl(latent_channels=16)).quantize.latent_dim == 16
+
+
+def small_vq(**settings) -> VQModel:
+    torch.manual_seed(0)
+    vq = VQModel(**SMALL | {"latent_channels": CHANNELS, "num_vq_embeddings": 40} | settings).eval()
+    vq.quantize.embedding.weight.data.normal_(std=0.3)
+    return vq
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"vq_embed_dim": 5, "scaling_factor": 0.3}, {"vq_embed_dim": 20}],
+    ids=["same", "projected", "wide"],
+)
+@torch.no_grad()
+def test_a_vq_model_has_the_same_codes_and_images(settings, tmp_path):
+    vq = small_vq(**settings)
+    model, images = AutoencoderVP.from_vq_model(vq), images_for(vq)
+    latents = vq.encode(images).latents
+    codes = vq.quantize(latents)[2][2].view(2, 8, 16)
+    assert model.quantize.config.kind == ("vq" if settings.get("vq_embed_dim") == 20 else "vp")
+    assert len(codes.unique()) > 5
+    assert torch.equal(model.tokenize(images), codes)
+    torch.testing.assert_close(model.encode(images).latents, latents)
+    torch.testing.assert_close(model.detokenize(codes), vq.decode(latents).sample)
+    assert model.config.scaling_factor == vq.config.scaling_factor
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoencoderVP.from_pretrained(tmp_path).tokenize(images), codes)
+
+
+def test_a_vq_model_is_loaded_and_goes_on_with_other_settings(tmp_path):
+    small_vq().save_pretrained(tmp_path / "pipeline" / "vqvae")
+    model = AutoencoderVP.from_vq_model(tmp_path / "pipeline", {"kind": "simvq"}, subfolder="vqvae")
+    assert (model.quantize.config.kind, model.quantize.codebook_size, model.quantize.latent_dim) == ("simvq", 40, 3)
+    half = AutoencoderVP.from_vq_model(tmp_path / "pipeline", subfolder="vqvae", torch_dtype=torch.bfloat16)
+    assert (half.dtype, half.quantize.codebook.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_vq_models_that_cannot_be_a_start_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="norm_type='spatial': its decoder reads latents before their projection"):
+        AutoencoderVP.from_vq_model(small_vq(norm_type="spatial", block_out_channels=(32, 32)))
+    with pytest.raises(ValueError, match="codes have 3 dimensions, the quantizer's latents 4; leave latent_dim out"):
+        AutoencoderVP.from_vq_model(small_vq(), {"kind": "vp", "latent_dim": 4})
+    with pytest.raises(ValueError, match="takes no codebook"):
+        AutoencoderVP.from_vq_model(small_vq(), {"kind": "fsq", "codebook_size": None, "levels": [5, 4, 2]})
+    with pytest.raises(TypeError, match="must be a diffusers VQModel, without further arguments, or a folder"):
+        AutoencoderVP.from_vq_model(small_kl())
+    channels = {"encoder_block_out_channels": (8,), "decoder_block_out_channels": (8,)}
+    AutoencoderTiny(**channels, num_encoder_blocks=(1,), num_decoder_blocks=(1,)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a model of class AutoencoderTiny, not VQModel; its layers are others"):
+        AutoencoderVP.from_vq_model(tmp_path)
+    small_kl().save_pretrained(tmp_path / "kl")
+    with pytest.raises(ValueError, match=r"class AutoencoderKL, not VQModel; AutoencoderVP.from_autoencoder_kl starts"):
+        AutoencoderVP.from_vq_model(tmp_path / "kl")
