@@ -184,6 +184,7 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
 
 def _add_own_files(parser: argparse.ArgumentParser, files: str, output: str, tokenizer: str | None = None) -> None:
     """Options of the commands on a person's own files."""
+    files = f"{files}; of a folder, hidden files and what these commands wrote into it are left out"
     parser.add_argument("files", nargs="+", metavar="FILE", help=files)
     parser.add_argument("--output", type=Path, help=f"{output}; default: beside each file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
