@@ -374,6 +374,18 @@ def test_a_folder_done_twice_has_nothing_made_of_what_was_made(output, tokenizer
     assert len(list(Path("own").rglob("*.png"))) == 2
 
 
+def test_codes_of_what_was_decoded_are_codes(tokenizers, tmp_path):
+    """Also if they lie in the output folder."""
+    write_picture(tmp_path / "a.decoded.png")
+    codes = tmp_path / "own" / "a.decoded.safetensors"
+    assert run("encode", tmp_path / "a.decoded.png", "--tokenizer", tokenizers[AutoencoderVP], "--output", codes) == 0
+    for output in ("own", "own/made", "own"):
+        assert run("decode", tmp_path / "own", "--output", tmp_path / output, "--overwrite") == 0
+    (tmp_path / "own" / "made" / "b.safetensors").write_bytes(codes.read_bytes())
+    assert run("decode", tmp_path / "own", "--output", tmp_path / "own" / "made", "--overwrite") == 0
+    assert (tmp_path / "own" / "made" / "made" / "b.png").exists()
+
+
 def test_an_output_folder_around_the_files_leaves_none_out(tokenizers, tmp_path):
     (tmp_path / "own").mkdir()
     write_picture(tmp_path / "own" / "a.png")

@@ -275,7 +275,7 @@ def _files_of(
 ) -> list[tuple[Path, Path]]:
     """The files that a path or a pattern names, each with its place below that folder.
 
-    Of a folder or a pattern, files that are not wanted are left out; of a folder also what these commands wrote there.
+    Files that are not wanted are left out of a folder or a pattern, signals that these commands wrote out of a folder.
     """
     path = Path(os.path.expanduser(given))
     if path.is_dir():
@@ -283,9 +283,9 @@ def _files_of(
         places = sorted(map(Path, names_below(str(path), "", (), closed)))
         if closed:
             tell(f"{given}: {len(closed)} folders may not be opened and are left out, the first: {closed[0]}")
-        if folder in made.parents:
-            places = [place for place in places if made not in (folder / place).parents]
-        places = [place for place in places if not place.stem.endswith((_DECODED, _RECONSTRUCTED))]
+        within = made if folder in made.parents else None
+        written = {place for place in places if _is_made(place) or within in (folder / place).parents}
+        places = [place for place in places if place.suffix.lower() == SUFFIX or place not in written]
         files = [(path / place, place) for place in places if kind_of(path / place) is not None]
         missing = f"{given} holds no {wanted} that can be read here"
     elif path.exists():
@@ -297,6 +297,11 @@ def _files_of(
     if not files:
         raise FileNotFoundError(f"{missing}; name {wanted}, folders of them, or patterns")
     return files
+
+
+def _is_made(place: Path) -> bool:
+    """Whether a file lies beside what it was made of, by its name."""
+    return place.stem.endswith((_DECODED, _RECONSTRUCTED))
 
 
 def _kinds() -> dict[str, str]:

@@ -10,6 +10,9 @@ from vpvae_hf import __version__
 from vpvae_hf.settings import DTYPES, Metric, Perturbation, did_you_mean
 
 _TOKENIZER = "folder or hub id"
+_SIGNALS = (
+    "picture, sound, folder of such, or pattern; what decode and reconstruct wrote into a folder is left out of it"
+)
 _REVISION = "branch, tag or commit of the tokenizer"
 
 
@@ -156,7 +159,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
         run="own_files:encode",
         aliases=["encode-audio"],
     )
-    _add_own_files(parser, "picture, sound, folder of such, or pattern", "file or folder for codes")
+    _add_own_files(parser, _SIGNALS, "file or folder for codes")
     _add_code_options(parser)
     parser.add_argument("--pack", action="store_true", help="store ceil(log2 K) bits for each code")
 
@@ -178,13 +181,12 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
         "picture, or the spectrograms and the decoded sound; print their quality and bits.",
         run="own_files:reconstruct",
     )
-    _add_own_files(parser, "picture, sound, folder of such, or pattern", "file or folder for pictures")
+    _add_own_files(parser, _SIGNALS, "file or folder for pictures")
     _add_code_options(parser)
 
 
 def _add_own_files(parser: argparse.ArgumentParser, files: str, output: str, tokenizer: str | None = None) -> None:
     """Options of the commands on a person's own files."""
-    files = f"{files}; of a folder, hidden files and what these commands wrote into it are left out"
     parser.add_argument("files", nargs="+", metavar="FILE", help=files)
     parser.add_argument("--output", type=Path, help=f"{output}; default: beside each file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
