@@ -84,6 +84,16 @@ def test_the_distance_of_a_network_s_features(tmp_path, data, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+def test_nested_codebooks(tokenizer, data, tmp_path, capsys):
+    fit = ["fit", str(tokenizer), "--dataset", data, "--output", str(tmp_path / "fitted"), "--latents-per-code", "64"]
+    assert main([*fit, "--nested", "--codebook-size", "48", "9"]) == 1
+    assert "several sizes, each a multiple of the next smaller one" in capsys.readouterr().err
+    assert main([*fit, "--nested", "--codebook-size", "48", "8"]) == 0
+    vae = AutoencoderVP.from_pretrained(tmp_path / "fitted")
+    assert vae.coarser_codes(torch.arange(48), 8).tolist() == [code // 6 for code in range(48)]
+
+
+@pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
 def test_several_codebooks(tokenizer, data, tmp_path, capsys):
     fitted = tmp_path / "fitted"
     sizes = ["--codebook-size", "48", "8", "--latents-per-code", "64"]

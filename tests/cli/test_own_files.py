@@ -1,6 +1,7 @@
 """`vpvae encode`, `decode` and `reconstruct`: a person's own pictures and sounds."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from speech import speech
 
 from vpvae_hf import AutoencoderVP, VPCodecConfig, VPCodecModel
 from vpvae_hf.cli.main import main
-from vpvae_hf.data import read_codes
+from vpvae_hf.data import read_codes, write_codes
 
 FSP = {"kind": "fsp", "levels": [8, 6, 5]}
 HEIGHT, WIDTH, SECONDS = 37, 58, 1.23
@@ -102,9 +103,8 @@ def test_a_file_goes_to_codes_and_back(kind, pack, tokenizers, tmp_path, capsys)
     kind.write(source)
     assert run("encode", source, "--tokenizer", tokenizer, *pack) == 0
     printed = capsys.readouterr().out
-    grid = " x ".join(map(str, kind.grid))
     count = np.prod(kind.grid)
-    assert f"{source}: {kind.described} in {grid} codes of 240, " in printed
+    assert f"{source}: {kind.described} in {count} codes of 240, " in printed
     assert f"; {count} bytes of codes: {tmp_path / 'own.safetensors'}" in printed
     codes, made = expected(kind, kind.model.from_pretrained(tokenizer).eval(), source)
     written, header = read_codes(tmp_path / "own.safetensors")
@@ -194,7 +194,7 @@ def test_a_picture_of_both(kind, tokenizers, tmp_path, capsys):
         np.testing.assert_allclose(kind.read(tmp_path / "own.reconstruction.wav"), made, atol=1e-4)
 
 
-def test_folders_keep_their_tree_and_files_of_both_kinds(tokenizers, tmp_path, capsys):
+def test_folders_keep_their_tree(tokenizers, tmp_path, capsys):
     (tmp_path / "own" / "more").mkdir(parents=True)
     write_picture(tmp_path / "own" / "a.png")
     write_picture(tmp_path / "own" / "more" / "b.jpg")
@@ -204,8 +204,8 @@ def test_folders_keep_their_tree_and_files_of_both_kinds(tokenizers, tmp_path, c
     image = tokenizers[AutoencoderVP]
     assert run("encode", tmp_path / "own", "--tokenizer", image, "--output", tmp_path / "codes") == 1
     printed = capsys.readouterr()
-    assert "2 of 3 in" in printed.out
-    assert "bad.png: skipped" in printed.out
+    assert "2 of 3 files in" in printed.out
+    assert f"skipped {tmp_path / 'own' / 'bad.png'}: " in printed.out
     assert "1 of 3 files could not be read, the first: " in printed.err
     names = ["a.safetensors", "more/b.safetensors"]
     assert sorted(str(file.relative_to(tmp_path / "codes")) for file in (tmp_path / "codes").rglob("*.*")) == names
@@ -297,6 +297,8 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
     before = codes.read_bytes()
     new = ["--output", tmp_path / "new.safetensors"]
     capsys.readouterr()
+    (tmp_path / "cut_off.safetensors").write_bytes(before[:-8])
+    (tmp_path / "unfitted" / "config").write_text("")
     for arguments, message in (
         (["encode", clip, "--tokenizer", codec], "exists; use --overwrite"),
         (
@@ -308,18 +310,37 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
         (["encode", clip, "--tokenizer", unfitted, *new], "no fitted codebook"),
         (["encode", clip, "--tokenizer", tmp_path / "none", *new], "none"),
         (["encode", clip, "--tokenizer", tmp_path, *new], "has no config.json"),
-        (["encode", tmp_path / "no.wav", "--tokenizer", codec, *new], "no.wav does not exist"),
-        (["encode", tmp_path / "nothing", "--tokenizer", codec, *new], "holds no file that is read here"),
+        (["encode", clip, "--tokenizer", codec, "--output", tmp_path / "v1.0"], "must exist if its name has a dot"),
+        (
+            ["encode", clip, clip, "--tokenizer", codec, "--output", tmp_path / "v1.0"],
+            "must exist if its name has a dot",
+        ),
+        (
+            ["encode", clip, "--tokenizer", codec, "--output", tmp_path / "unfitted" / "config"],
+            "is a file; name a folder",
+        ),
+        (["encode", clip, "--tokenizer", codec, "--output", codes / "new.safetensors"], "is a file; name a folder"),
+        (["encode", tmp_path / "no.wav", "--tokenizer", codec, *new], "no.wav does not exist; name pictures or sounds"),
+        (["encode", tmp_path / "*.no", "--tokenizer", codec, *new], "*.no matches no pictures or sounds; name"),
+        (
+            ["encode", tmp_path / "nothing", "--tokenizer", codec, *new],
+            "nothing holds no pictures or sounds that can be read here; name",
+        ),
         (["encode", tmp_path / "notes.txt", "--tokenizer", codec, *new], "notes.txt is of no type that is read here"),
         (["encode", tmp_path / "corrupt.wav", "--tokenizer", codec, *new], "corrupt.wav"),
         (["encode", tmp_path / "empty.wav", "--tokenizer", codec, *new], "it holds no sample"),
         (["encode", tmp_path / "one.wav", "--tokenizer", codec, *new], "at least 96 samples"),
         (["decode", codes, "--output", tmp_path / "a.xyz"], "must end in .wav or .flac or .ogg"),
-        (["decode", clip, "--output", tmp_path / "a.wav"], "clip.wav is of no type that is read here"),
-        (["decode", other + "/model.safetensors"], "holds no codes; name a file that"),
-        (["decode", tmp_path / "no.safetensors"], "does not exist"),
+        (["decode", clip, "--output", tmp_path / "a.wav"], "clip.wav is of no type that is read here; name files of"),
+        (["decode", other + "/model.safetensors"], "is of no type that is read here; name files of codes"),
+        (["decode", tmp_path / "cut_off.safetensors"], "is damaged, or no file of codes"),
+        (["decode", tmp_path / "no.safetensors"], "does not exist; name files of codes"),
         (["decode", codes, "--tokenizer", other], "is another than when"),
-        (["decode", codes, "--tokenizer", image], "a tokenizer of images"),
+        (
+            ["decode", codes, "--tokenizer", image],
+            "a tokenizer of images; name one of clips with --tokenizer, or other",
+        ),
+        (["reconstruct", clip, "--tokenizer", codec, "--output", tmp_path / "clip.png", "--overwrite"], "is read"),
     ):
         assert run(*arguments) == 1, arguments
         error = capsys.readouterr().err
@@ -328,3 +349,194 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
     assert codes.read_bytes() == before
     assert not (tmp_path / "new.safetensors").exists()
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_sounds_are_not_written_over(tokenizers, tmp_path, capsys):
+    """Those that `reconstruct` writes beside a picture of both."""
+    soundfile.write(tmp_path / "clip.flac", speech(0.5).numpy(), RATE)
+    (tmp_path / "clip.reconstruction.wav").write_bytes(b"another")
+    command = ["reconstruct", tmp_path / "clip.flac", "--tokenizer", tokenizers[VPCodecModel]]
+    assert run(*command) == 1
+    assert "clip.reconstruction.wav exists; use --overwrite" in capsys.readouterr().err
+    assert not (tmp_path / "clip.reconstruction.png").exists()
+    assert (tmp_path / "clip.reconstruction.wav").read_bytes() == b"another"
+    assert run(*command, "--overwrite") == 0
+    assert soundfile.info(tmp_path / "clip.reconstruction.wav").frames == RATE // 2
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "own/made"]], ids=["beside", "within"])
+def test_a_folder_done_twice_has_nothing_made_of_what_was_made(output, tokenizers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own").mkdir()
+    write_picture("own/a.png")
+    for _ in range(2):
+        assert run("reconstruct", "own", "--tokenizer", tokenizers[AutoencoderVP], "--overwrite", *output) == 0
+    assert len(list(Path("own").rglob("*.png"))) == 2
+
+
+def test_codes_of_what_was_decoded_are_codes(tokenizers, tmp_path):
+    """Also if they lie in the output folder."""
+    write_picture(tmp_path / "a.decoded.png")
+    codes = tmp_path / "own" / "a.decoded.safetensors"
+    assert run("encode", tmp_path / "a.decoded.png", "--tokenizer", tokenizers[AutoencoderVP], "--output", codes) == 0
+    for output in ("own", "own/made", "own"):
+        assert run("decode", tmp_path / "own", "--output", tmp_path / output, "--overwrite") == 0
+    (tmp_path / "own" / "made" / "b.safetensors").write_bytes(codes.read_bytes())
+    assert run("decode", tmp_path / "own", "--output", tmp_path / "own" / "made", "--overwrite") == 0
+    assert (tmp_path / "own" / "made" / "made" / "b.png").exists()
+
+
+def test_an_output_folder_around_the_files_leaves_none_out(tokenizers, tmp_path):
+    (tmp_path / "own").mkdir()
+    write_picture(tmp_path / "own" / "a.png")
+    assert run("encode", tmp_path / "own", "--tokenizer", tokenizers[AutoencoderVP], "--output", tmp_path) == 0
+    assert (tmp_path / "a.safetensors").exists()
+
+
+def test_names_of_files(tokenizers, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["[1]", "a.b", "with space", "\u6f22", "~nobody"]
+    for name in names:
+        write_picture(f"{name}.png")
+    assert run("encode", *(f"{name}.png" for name in names), "--tokenizer", tokenizers[AutoencoderVP]) == 0
+    assert run("decode", *(f"{name}.safetensors" for name in names)) == 0
+    assert all(Path(f"{name}.decoded.png").exists() for name in names)
+
+
+def test_links_to_folders_are_followed_once(tokenizers, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    write_picture(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "own" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "own" / "loop").symlink_to(tmp_path / "own")
+    assert run("encode", tmp_path / "own", "--tokenizer", tokenizers[AutoencoderVP], "--output", tmp_path / "c") == 0
+    assert [str(file.relative_to(tmp_path / "c")) for file in (tmp_path / "c").rglob("*.*")] == ["link/a.safetensors"]
+
+
+def test_folders_that_may_not_be_opened_are_told(tokenizers, tmp_path, monkeypatch, caplog):
+    (tmp_path / "secret").mkdir()
+    write_picture(tmp_path / "a.png")
+    scandir = os.scandir
+
+    def refuses(place):
+        if str(place).endswith("secret"):
+            raise PermissionError(13, "Permission denied", place)
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+    assert run("encode", tmp_path, "--tokenizer", tokenizers[AutoencoderVP]) == 0
+    assert "1 folders may not be opened and are left out, the first: secret/" in caplog.text
+
+
+def test_patterns_leave_out_what_folders_do(tokenizers, tmp_path):
+    (tmp_path / "folder").mkdir()
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("notes")
+    assert run("encode", tmp_path / "*", "--tokenizer", tokenizers[AutoencoderVP]) == 0
+    save_file({"weights": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert run("decode", tmp_path) == 0
+    assert (tmp_path / "a.decoded.png").exists()
+
+
+def test_nothing_is_done_if_the_tokenizer_is_of_another_kind_than_some_files(tokenizers, tmp_path, capsys):
+    write_picture(tmp_path / "a.png")
+    soundfile.write(tmp_path / "b.wav", speech(0.5).numpy(), RATE)
+    assert run("encode", tmp_path, "--tokenizer", tokenizers[AutoencoderVP]) == 1
+    assert f"or other files than {tmp_path / 'b.wav'}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_tokenizer_that_moved(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "here" / "tokenizer", new_vae)
+    write_picture("a.png")
+    assert run("encode", "a.png", "--tokenizer", "here/tokenizer") == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.setattr("vpvae_hf.modalities.hf_hub_download", _no_such_repository)
+    assert run("decode", "a.safetensors") == 1
+    assert "was made with here/tokenizer; if that is elsewhere now, name it with --tokenizer" in capsys.readouterr().err
+    assert run("decode", "a.safetensors", "--tokenizer", "there/tokenizer") == 0
+
+
+def _no_such_repository(*_, **how):
+    raise FileNotFoundError("no such repository")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (300, 1)])
+def test_pictures_too_small_to_be_measured(size, tokenizers, tmp_path, capsys):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    assert run("reconstruct", tmp_path / "a.png", "--tokenizer", tokenizers[AutoencoderVP]) == 0
+    assert f"bits a pixel, not measured (images of {size[1]} x {size[0]} pixels have no SSIM" in capsys.readouterr().out
+    with Image.open(tmp_path / "a.reconstruction.png") as picture:
+        assert picture.size == (3 * size[0] + 2 * 4, 1)
+
+
+DAMAGES = {
+    "no kind": {"kind": None},
+    "codes of video": {"kind": "video"},
+    "'tokenizer'": {"tokenizer": None},
+    "'revision'": {"revision": None},
+    "'fingerprint'": {"fingerprint": None},
+    "'size'": {"size": None},
+    "'height'": {"size": "{}"},
+    "-3": {"size": '{"height": 2, "width": -3}'},
+    "ZeroDivisionError": {"size": '{"height": 0, "width": 3}'},
+    "JSONDecodeError": {"size": "wide"},
+    "'codebook_size'": {"codebook_size": None},
+    "'packed'": {"packed": None},
+    "'bits'": {"packed": "{}"},
+    "bytes for 40000 codes of 8 bits": {"packed": '{"bits": 8, "shape": [200, 200]}'},
+    "TypeError": {"fingerprint": "1"},
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_damaged_headers_of_codes(message, tokenizers, tmp_path, capsys):
+    write_picture(tmp_path / "a.png")
+    assert run("encode", tmp_path / "a.png", "--tokenizer", tokenizers[AutoencoderVP]) == 0
+    with safe_open(tmp_path / "a.safetensors", "pt") as opened:
+        codes, header = opened.get_tensor("codes"), opened.metadata() | DAMAGES[message]
+    header = {name: value for name, value in header.items() if value is not None}
+    save_file({"codes": codes}, tmp_path / "b.safetensors", metadata=header)
+    assert run("decode", tmp_path / "b.safetensors") == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'b.safetensors'}" in error
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_codes_do_not_keep_others_from_being_decoded(tokenizers, tmp_path, capsys):
+    write_picture(tmp_path / "a.png")
+    assert run("encode", tmp_path / "a.png", "--tokenizer", tokenizers[AutoencoderVP]) == 0
+    with safe_open(tmp_path / "a.safetensors", "pt") as opened:
+        codes, header = opened.get_tensor("codes"), opened.metadata()
+    save_file({"codes": codes.float()}, tmp_path / "0.safetensors", metadata=header)
+    save_file({"codes": codes.long() + 240}, tmp_path / "1.safetensors", metadata=header)
+    assert run("decode", tmp_path) == 1
+    printed = capsys.readouterr()
+    assert "skipped" in printed.out
+    assert f"{tmp_path / '1.safetensors'}: codes must lie in 0..239" in printed.out
+    assert "2 of 3 files could not be read, the first: " in printed.err
+    assert (tmp_path / "a.decoded.png").exists()
+
+
+@pytest.mark.parametrize("size", [2, 3, 16, 17, 256, 1024, 65536])
+def test_packed_codes_of_any_codebook_size(size, tmp_path):
+    codes = torch.randint(0, size, (7, 5, 3))
+    codes[0, 0, 0], codes[-1, -1, -1] = 0, size - 1
+    stored = write_codes(tmp_path / "a.safetensors", codes, {}, codebook_size=size, pack=True)
+    assert stored == -(-105 * (size - 1).bit_length() // 8)
+    read, _ = read_codes(tmp_path / "a.safetensors")
+    assert torch.equal(read, codes)
+
+
+def test_an_interruption_leaves_no_part_of_a_file(tokenizers, tmp_path, monkeypatch, capsys):
+    write_picture(tmp_path / "a.png")
+
+    def interrupted(*_, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    assert run("reconstruct", tmp_path / "a.png", "--tokenizer", tokenizers[AutoencoderVP]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

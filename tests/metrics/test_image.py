@@ -44,6 +44,12 @@ def test_images_that_cannot_be_compared_are_refused(shapes):
         image_quality(*map(torch.zeros, shapes))
 
 
+def test_images_too_small_for_ssim_are_refused():
+    with pytest.raises(ValueError, match="images of 5 x 6 pixels have no SSIM; it takes at least 6 a side"):
+        image_quality(*torch.rand(2, 1, 3, 5, 6))
+    assert torch.isfinite(image_quality(*torch.rand(2, 1, 3, 6, 6))["ssim"]).all()
+
+
 def test_ssim_agrees_with_scikit_image(photograph, images):
     """scikit-image averages over the pixels whose window lies within the image, we over all of them.
 

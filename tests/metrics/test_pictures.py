@@ -5,7 +5,7 @@ from skimage.color import rgb2lab
 from speech import RATE, noisy, speech
 
 from vpvae_hf.metrics import image_grid, spectrogram_grid
-from vpvae_hf.metrics.pictures import _coloured
+from vpvae_hf.metrics.pictures import _coloured, code_colours
 
 # Of half a second: 32 frames of two pixels; a waveform above 80 bands of two pixels.
 WIDTH, WAVE, HEIGHT, GAP = 64, 48, 208, 8
@@ -91,3 +91,13 @@ def test_equal_steps_look_equal():
     steps = np.diff(rgb2lab(_coloured(sweep)[::2, 0])[..., 0])
     assert (steps > 0).all()
     assert steps[10:].std() < 0.25 * steps[10:].mean()
+
+
+def test_like_codes_have_like_colours():
+    """Also with fewer dimensions than colours, and with more codes than torch ranks at once."""
+    ramp = torch.linspace(-3, 5, 2500 * 2500).view(1, 2500, 2500, 1)
+    colours = code_colours(torch.cat([ramp, -ramp, torch.zeros_like(ramp)], dim=-1))
+    assert colours.shape == (1, 2500, 2500, 3)
+    assert (colours[..., 0].flatten().diff() >= 0).all()
+    np.testing.assert_allclose(colours[0, 1250, 0], [0.5, 0.5, 0], atol=1e-2)
+    assert torch.equal(code_colours(ramp[:, :9])[..., 1:], torch.zeros(1, 9, 2500, 2))

@@ -254,6 +254,12 @@ def test_that_codebooks_are_nested_is_saved(nested, tmp_path):
     again.select_codebook(24)
     with pytest.raises(ValueError, match=r"no nested codebook of 48 codes below these; there are: 8, 24"):
         again.coarser_codes(codes, 48)
+    with pytest.raises(ValueError, match=r"codes must lie in 0\.\.23, got 0\.\.47"):
+        again.coarser_codes(torch.arange(48), 8)
+    assert again.coarser_codes(torch.arange(24).to(torch.uint16), 8).tolist() == [code // 3 for code in range(24)]
+    with pytest.raises(ValueError, match="at least 2"):
+        again.set_codebook(torch.zeros(1, again.quantize.latent_dim))
+    assert again.quantize.config.nested
     again.drop_fit()
     assert not again.quantize.config.nested
 
@@ -264,6 +270,8 @@ def test_cells_of_few_latents_hold_their_centre_several_times():
     far = coarse.centroids.norm(dim=1).argmax()
     assert torch.equal(fine.centroids.view(4, 16, 2)[far], torch.full((16, 2), 100.0))
     assert len(fine.centroids.unique(dim=0)) == 3 * 16 + 1
+    for one, other in zip(fit_nested_kmeans(latents, [64, 4]), (coarse, fine), strict=True):
+        assert torch.equal(one.centroids, other.centroids)
 
 
 def test_what_cannot_be_nested_is_refused(vae):
@@ -271,6 +279,10 @@ def test_what_cannot_be_nested_is_refused(vae):
         fit_codebook(vae, images(), [8, 20], nested=True)
     with pytest.raises(ValueError, match="several sizes, each a multiple of the next smaller one"):
         fit_codebook(vae, images(), 8, nested=True)
+    with pytest.raises(ValueError, match="several sizes, each a multiple of the next smaller one"):
+        fit_nested_kmeans(torch.randn(50, 2), [8, 8])
+    with pytest.raises(ValueError, match="nested codebooks are of codes, and the 'fsp' quantizer has levels"):
+        fit_codebook(tiny_vae(FSP), images(), nested=True)
     with pytest.raises(
         ValueError, match=r"no nested codebook of 8 codes below these; there are: none; fit several with"
     ):

@@ -24,8 +24,12 @@ def run(options: argparse.Namespace) -> None:
     batches = Batches(modality_of(model), model, data_config(options, model), batch_size=options.batch_size)
     items = batches.fitting(options.seed)
     items = items if options.limit is None else _FirstItems(items, options.limit)
-    how = {"latents_per_code": options.latents_per_code, "metric": options.metric, "seed": options.seed}
-    how |= {"nested": options.nested}
+    how = {
+        "latents_per_code": options.latents_per_code,
+        "metric": options.metric,
+        "seed": options.seed,
+        "nested": options.nested,
+    }
     fit = fit_codebook(model, items, options.codebook_size, **how)
     model.save_pretrained(output)
     # Metrics of the former codebook do not hold for the new one.

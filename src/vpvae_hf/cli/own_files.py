@@ -4,6 +4,7 @@ import argparse
 import glob
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,32 +17,56 @@ from PIL import Image
 from torch import Tensor
 
 from vpvae_hf.data import read_codes, write_codes
-from vpvae_hf.files import write_atomically
+from vpvae_hf.data.code_file import read_header
+from vpvae_hf.data.folders import names_below, tell
+from vpvae_hf.files import require_folder, write_atomically
 from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.modalities import MODALITIES, Execution, Modality, load_for_tokenizing
 from vpvae_hf.models import Tokenizer
 from vpvae_hf.progress import progress_bar
+from vpvae_hf.settings import is_integer
 from vpvae_hf.unreadable import UnreadableFileError
 
 SUFFIX = ".safetensors"
+_DECODED, _RECONSTRUCTED = ".decoded", ".reconstruction"
+_SIGNALS, _CODES = "pictures or sounds", "files of codes"
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A file to read, of a signal or of codes, and one to write; `kind` is the name of the modality."""
+    """A file to read, of a signal or of codes, and those to write; `kind` is the name of the modality."""
 
     file: Path
-    output: Path
+    outputs: tuple[Path, ...]
     kind: str
+
+    @property
+    def output(self) -> Path:
+        return self.outputs[0]
+
+
+@dataclass(frozen=True)
+class _CodeFile:
+    """Codes [*grid] or [*grid, G], and what decoding them needs; `words` tell the size of the signal."""
+
+    codes: Tensor
+    kind: str
+    codebook_size: int
+    size: dict[str, int]
+    words: str
+    tokenizer: str
+    revision: str | None
+    fingerprint: dict[str, str]
 
 
 def encode(options: argparse.Namespace) -> None:
     """Write a file of codes for each picture and sound."""
-    jobs = _jobs(options, _kind_of, lambda _: (SUFFIX,))
+    jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (SUFFIX,))
     tokenizers = _Tokenizers(options)
+    tokenizers.check(jobs)
 
     def run(job: _Job) -> str:
-        modality, model, name = tokenizers.of(job.kind)
+        modality, model, name = tokenizers.of(job)
         _, size, codes = _encoded(job, modality, model, options.refine_steps)
         count = model.quantize.codebook_size
         header = {
@@ -54,56 +79,55 @@ def encode(options: argparse.Namespace) -> None:
         }
         stored = write_codes(job.output, codes[0], header, codebook_size=count, pack=options.pack)
         words, rate = modality.described(size, _bits(codes, count))
-        grid = " x ".join(map(str, codes.shape[1:]))
-        return f"{words} in {grid} codes of {count}, {rate}; {stored:,} bytes of codes: {job.output}"
+        return f"{words} in {codes.numel():,} codes of {count}, {rate}; {stored:,} bytes of codes: {job.output}"
 
     _run(jobs, run, "Encoding")
 
 
 def decode(options: argparse.Namespace) -> None:
     """Write the picture or the sound of each file of codes."""
-    jobs = _jobs(options, _kind_of_codes, lambda kind: MODALITIES[kind].written_suffixes, "decoded")
+    jobs = _jobs(options, _CODES, _kind_of_codes, lambda kind: MODALITIES[kind].written_suffixes, _DECODED)
     tokenizers = _Tokenizers(options)
 
     def run(job: _Job) -> str:
-        codes, header = read_codes(job.file)
-        size_of_codebook = int(header["codebook_size"])
-        modality, model, name = tokenizers.of(job.kind, header)
-        if size_of_codebook in model.codebook_sizes:
-            model.select_codebook(size_of_codebook)
+        found = _read(job.file)
+        modality, model, name = tokenizers.of(job, found)
+        if found.codebook_size in model.codebook_sizes:
+            model.select_codebook(found.codebook_size)
         try:
-            model.check_fingerprint(json.loads(header["fingerprint"]), f"{job.file} was written")
+            model.check_fingerprint(found.fingerprint, f"{job.file} was written")
         except ValueError as error:
-            raise ValueError(f"{name}: {error}; {job.file} was made with {header['tokenizer']}") from None
-        size = json.loads(header["size"])
-        with _parts(modality, model, size, "Decoding"):
-            decoded = modality.cut(model.detokenize(codes[None].to(_device(model))), size)
+            raise ValueError(f"{name}: {error}; {job.file} was made with {found.tokenizer}") from None
+        with _parts(modality, model, found.size, "Decoding"):
+            try:
+                decoded = modality.cut(model.detokenize(found.codes[None].to(_device(model))), found.size)
+            except ValueError as error:
+                raise UnreadableFileError(f"{job.file}: {error}") from error
         modality.write_file(job.output, decoded, model)
-        return f"{modality.described(size, 1)[0]}: {job.output}"
+        return f"{found.words}: {job.output}"
 
     _run(jobs, run, "Decoding")
 
 
 def reconstruct(options: argparse.Namespace) -> None:
     """Write what each picture and sound becomes, and a picture of both."""
-    jobs = _jobs(options, _kind_of, lambda _: (".png",), "reconstruction")
+    jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (".png",), _RECONSTRUCTED, _sound_suffix)
     tokenizers = _Tokenizers(options)
+    tokenizers.check(jobs)
 
     def run(job: _Job) -> str:
-        modality, model, _ = tokenizers.of(job.kind)
+        modality, model, _ = tokenizers.of(job)
         signal, size, codes = _encoded(job, modality, model, options.refine_steps)
         with _parts(modality, model, size, "Decoding"):
             decoded = modality.cut(model.detokenize(codes), size).cpu()
         original = modality.cut(signal, size)
         with write_atomically(job.output) as aside:
             Image.fromarray(modality.compared(original, decoded, codes, model)).save(aside, format="png")
-        written = [job.output]
-        if modality.written_suffixes[0] != ".png":  # a sound is to be heard, too
-            written.append(job.output.with_suffix(modality.written_suffixes[0]))
-            modality.write_file(written[-1], decoded, model)
-        measured = ", ".join(_measured(modality, model, decoded, original))
-        words, rate = modality.described(size, _bits(codes, model.quantize.codebook_size))
-        return f"{words}, {rate}, {measured}: {', '.join(map(str, written))}"
+        for sound in job.outputs[1:]:
+            modality.write_file(sound, decoded, model)
+        described = modality.described(size, _bits(codes, model.quantize.codebook_size))
+        measured = _measured(modality, model, decoded, original)
+        return f"{', '.join([*described, *measured])}: {', '.join(map(str, job.outputs))}"
 
     _run(jobs, run, "Reconstructing")
 
@@ -114,23 +138,33 @@ class _Tokenizers:
     def __init__(self, options: argparse.Namespace):
         self._options, self._loaded = options, {}
 
-    def of(self, kind: str, header: dict[str, str] | None = None) -> tuple[Modality, Tokenizer, str]:
-        """The modality of a name, the model, and the model's name, which a file of codes may tell."""
-        given, revision = self._options.tokenizer, self._options.revision
-        name = given or header["tokenizer"]
-        if given is None and header:
-            revision = revision or header["revision"] or None
-        modality, key = MODALITIES[kind], (name, revision)
+    def check(self, jobs: list[_Job]) -> None:
+        """Raise a ValueError if the tokenizer is not one for all jobs, before any is done."""
+        for job in jobs:
+            self.of(job)
+
+    def of(self, job: _Job, codes: _CodeFile | None = None) -> tuple[Modality, Tokenizer, str]:
+        """A job's modality, the model, and the model's name, which a file of codes may tell."""
+        name, revision = self._options.tokenizer, self._options.revision
+        if is_told := name is None:
+            name, revision = codes.tokenizer, revision or codes.revision
+        modality, key = MODALITIES[job.kind], (name, revision)
         if key not in self._loaded:
             execution = Execution(device=self._options.device)
             size = getattr(self._options, "codebook_size", None)
-            self._loaded[key] = load_for_tokenizing(name, revision, execution, size)
+            try:
+                self._loaded[key] = load_for_tokenizing(name, revision, execution, size)
+            except (OSError, ValueError) as error:
+                if not is_told:
+                    raise
+                what = f"{job.file} was made with {name}; if that is elsewhere now, name it with --tokenizer"
+                raise ValueError(f"{error}. {what}") from error
             modality.limit_memory(self._loaded[key])
         model = self._loaded[key]
         if not isinstance(model, modality.model_class):
             raise ValueError(
                 f"{name} holds {type(model).__name__}, a tokenizer of {model.hub_entry.items}; name one of "
-                f"{modality.items} with --tokenizer, or encode other files"
+                f"{modality.items} with --tokenizer, or other files than {job.file}"
             )
         return modality, model, str(name)
 
@@ -157,7 +191,8 @@ def _measured(modality: Modality, model: Tokenizer, decoded: Tensor, original: T
     """The modality's metrics that are defined here, in words."""
     try:
         metrics = modality.metric_fn(model)(decoded, original)
-    except (ImportError, ValueError):  # packages are missing, or the signal is too small
+    except (ImportError, ValueError) as error:  # packages are missing, or the signal is too small
+        yield f"not measured ({error})"
         return
     for name, value in metrics.items():
         if not math.isnan(value := float(value)):
@@ -175,69 +210,98 @@ def _run(jobs: list[_Job], run: Callable[[_Job], str], title: str) -> None:
                 if len(jobs) == 1:
                     raise
                 failed.append(str(error))
-                line = f"{job.file}: skipped, {error}"
+                line = f"skipped {error}"
             bar.write(line)
             bar.update()
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} in {time.monotonic() - started:.1f} s")
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} files in {time.monotonic() - started:.1f} s")
     if failed:
         raise ValueError(f"{len(failed)} of {len(jobs)} files could not be read, the first: {failed[0]}")
 
 
 def _jobs(
     options: argparse.Namespace,
+    wanted: str,
     kind_of: Callable[[Path], str | None],
     suffixes_of: Callable[[str], tuple[str, ...]],
     middle: str = "",
+    further_of: Callable[[str], tuple[str, ...]] = lambda _: (),
 ) -> list[_Job]:
-    """What the arguments name, each with its output; an error before anything is done if one cannot be written.
+    """What the arguments name, each with its outputs; an error before anything is done if one cannot be written.
 
     Args:
+        wanted: what messages call the files that the command takes.
         kind_of: the name of a file's modality; None for other files, of which a folder may hold any.
         suffixes_of: those that an output of such a kind may have, the usual one first.
         middle: of the names of outputs that lie beside their files, before the suffix.
+        further_of: suffixes of what is written beside an output of such a kind.
     """
-    found = [each for given in options.files for each in _files_of(given, kind_of)]
     output, jobs = options.output, []
+    is_file = output is not None and bool(output.suffix) and not output.is_dir()
+    found = [each for given in options.files for each in _files_of(given, wanted, kind_of, output)]
+    if output is not None:
+        require_folder(output.parent if is_file else output)
     for file, place in found:
         kind = kind_of(file)
         if kind is None:
-            raise ValueError(f"{file} is of no type that is read here; name pictures, sounds or folders of them")
+            raise ValueError(f"{file} is of no type that is read here; name {wanted}, or folders of them")
         suffixes = suffixes_of(kind)
         if output is None:
-            path = file.with_suffix(f".{middle}{suffixes[0]}" if middle else suffixes[0])
-        elif output.suffix and not output.is_dir():
+            path = file.with_suffix(f"{middle}{suffixes[0]}")
+        elif is_file:
+            folder = "a folder, which must exist if its name has a dot"
             if len(found) > 1:
-                raise ValueError(f"{output} names a file, but {len(found)} are to be written; name a folder")
+                raise ValueError(f"{output} names a file, but {len(found)} are to be written; name {folder}")
             if output.suffix.lower() not in suffixes:
-                raise ValueError(f"{output} must end in {' or '.join(suffixes)}, or name a folder")
+                raise ValueError(f"{output} must end in {' or '.join(suffixes)}, or name {folder}")
             path = output
         else:
             path = output / place.with_suffix(suffixes[0])
-        jobs.append(_Job(file, path, kind))
-    twice = [path for path, count in Counter(job.output for job in jobs).items() if count > 1]
+        jobs.append(_Job(file, (path, *map(path.with_suffix, further_of(kind))), kind))
+    outputs = [path for job in jobs for path in job.outputs]
+    twice = [path for path, count in Counter(outputs).items() if count > 1]
     if twice:
         raise ValueError(f"{twice[0]} would be written for several files; name fewer of them at once, with --output")
-    existing = [job.output for job in jobs if job.output.exists()]
+    read = {job.file.resolve() for job in jobs}
+    if replaced := [path for path in outputs if path.resolve() in read]:
+        raise ValueError(f"{replaced[0]} would replace a file that is read; name another place with --output")
+    existing = [path for path in outputs if path.exists()]
     if existing and not options.overwrite:
         raise FileExistsError(f"{existing[0]} exists; use --overwrite, or another place with --output")
     return jobs
 
 
-def _files_of(given: str, kind_of: Callable[[Path], str | None]) -> list[tuple[Path, Path]]:
-    """The files that a path or a pattern names, each with its place below that folder."""
-    path = Path(given).expanduser()
+def _files_of(
+    given: str, wanted: str, kind_of: Callable[[Path], str | None], output: Path | None
+) -> list[tuple[Path, Path]]:
+    """The files that a path or a pattern names, each with its place below that folder.
+
+    Files that are not wanted are left out of a folder or a pattern, signals that these commands wrote out of a folder.
+    """
+    path = Path(os.path.expanduser(given))
     if path.is_dir():
-        inside = [(file, file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
-        seen = [(file, place) for file, place in inside if not any(part.startswith(".") for part in place.parts)]
-        files = [(file, place) for file, place in seen if kind_of(file) is not None]
+        closed, folder, made = [], path.resolve(), (output or path).resolve()
+        places = sorted(map(Path, names_below(str(path), "", (), closed)))
+        if closed:
+            tell(f"{given}: {len(closed)} folders may not be opened and are left out, the first: {closed[0]}")
+        within = made if folder in made.parents else None
+        written = {place for place in places if _is_made(place) or within in (folder / place).parents}
+        places = [place for place in places if place.suffix.lower() == SUFFIX or place not in written]
+        files = [(path / place, place) for place in places if kind_of(path / place) is not None]
+        missing = f"{given} holds no {wanted} that can be read here"
     elif path.exists():
-        files = [(path, Path(path.name))]
+        return [(path, Path(path.name))]
     else:
-        files = [(file, Path(file.name)) for file in map(Path, sorted(glob.glob(str(path), recursive=True)))]
+        found = map(Path, sorted(glob.glob(str(path), recursive=True)))
+        files = [(file, Path(file.name)) for file in found if file.is_file() and kind_of(file) is not None]
+        missing = f"{given} matches no {wanted}" if glob.has_magic(given) else f"{given} does not exist"
     if not files:
-        what = "holds no file that is read here" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{given} {what}; name pictures, sounds, or files of codes, as the command takes them")
+        raise FileNotFoundError(f"{missing}; name {wanted}, folders of them, or patterns")
     return files
+
+
+def _is_made(place: Path) -> bool:
+    """Whether a file lies beside what it was made of, by its name."""
+    return place.stem.endswith((_DECODED, _RECONSTRUCTED))
 
 
 def _kind_of(file: Path) -> str | None:
@@ -245,8 +309,34 @@ def _kind_of(file: Path) -> str | None:
     return next((kind for kind in MODALITIES if suffix in MODALITIES[kind].read_suffixes()), None)
 
 
+def _sound_suffix(kind: str) -> tuple[str, ...]:
+    """Of what is written beside a picture of both: a sound is to be heard, too."""
+    suffix = MODALITIES[kind].written_suffixes[0]
+    return () if suffix == ".png" else (suffix,)
+
+
 def _kind_of_codes(file: Path) -> str | None:
-    return read_codes(file)[1]["kind"] if file.suffix == SUFFIX else None
+    header = read_header(file) if file.suffix.lower() == SUFFIX else None
+    if header is None:
+        return None
+    if (kind := header.get("kind")) not in MODALITIES:
+        raise ValueError(f"{file} holds codes of {kind or 'no kind'}; known: {', '.join(MODALITIES)}")
+    return kind
+
+
+def _read(file: Path) -> _CodeFile:
+    """An UnreadableFileError if the file is damaged, or its header lacks what decoding needs."""
+    codes, header = read_codes(file)
+    try:
+        kind, codebook_size = header["kind"], int(header["codebook_size"])
+        size, fingerprint = (dict(json.loads(header[name])) for name in ("size", "fingerprint"))
+        words, _ = MODALITIES[kind].described(size, 1)
+        if not all(is_integer(side) and side >= 1 for side in size.values()):
+            raise ValueError(f"size {size}")
+        made_with = header["tokenizer"], header["revision"] or None
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise UnreadableFileError(f"{file}: its header lacks what decoding needs, or is damaged ({error!r})") from error
+    return _CodeFile(codes, kind, codebook_size, size, words, *made_with, fingerprint)
 
 
 @contextmanager

@@ -10,6 +10,9 @@ from vpvae_hf import __version__
 from vpvae_hf.settings import DTYPES, Metric, Perturbation, did_you_mean
 
 _TOKENIZER = "folder or hub id"
+_SIGNALS = (
+    "picture, sound, folder of such, or pattern; what decode and reconstruct wrote into a folder is left out of it"
+)
 _REVISION = "branch, tag or commit of the tokenizer"
 
 
@@ -170,7 +173,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
         run="own_files:encode",
         aliases=["encode-audio"],
     )
-    _add_own_files(parser, "picture, sound, folder of such, or pattern", "file or folder for codes")
+    _add_own_files(parser, _SIGNALS, "file or folder for codes")
     _add_code_options(parser)
     parser.add_argument("--pack", action="store_true", help="store ceil(log2 K) bits for each code")
 
@@ -192,7 +195,7 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
         "picture, or the spectrograms and the decoded sound; print their quality and bits.",
         run="own_files:reconstruct",
     )
-    _add_own_files(parser, "picture, sound, folder of such, or pattern", "file or folder for pictures")
+    _add_own_files(parser, _SIGNALS, "file or folder for pictures")
     _add_code_options(parser)
 
 

@@ -17,7 +17,7 @@ from .kmeans import KMeansResult, fit_kmeans, gathered
 def require_nested_sizes(sizes: Sequence[int]) -> None:
     """Raise a ValueError unless there are several sizes, each a multiple of the next smaller one."""
     rising = sorted(sizes)
-    valid = len(rising) > 1 and all(large % small == 0 for small, large in pairwise(rising))
+    valid = len(rising) > 1 and all(large > small and large % small == 0 for small, large in pairwise(rising))
     require(valid, "codebook_size", list(sizes), "several sizes, each a multiple of the next smaller one, if nested")
 
 
@@ -31,11 +31,11 @@ def fit_nested_kmeans(
 
     Args:
         latents: [N, d], at least the smallest size of them distinct.
-        sizes: rising, each a multiple K of the one K' before.
+        sizes: each K a multiple of the next smaller K'; in any order.
         seed, across_ranks, progress: as of `fit_kmeans`.
     """
     require_nested_sizes(sizes)
-    found = None
+    found, sizes = None, sorted(sizes)
     latents = gathered(latents, sizes[0], None, seed, across_ranks)
     with torch.no_grad(), distributed.failing_together(across_ranks):
         if not across_ranks or distributed.rank() == 0:

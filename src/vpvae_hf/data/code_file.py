@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vpvae_hf.files import write_atomically
+from vpvae_hf.unreadable import UnreadableFileError
 
 from .codes import code_dtype
 
 _FORMAT, _FORMER_AUDIO_FORMAT = "vpvae_hf codes", "vpvae_hf audio codes"
-_OTHER = "holds no codes; name a file that `vpvae encode` wrote"
 
 
 def write_codes(
@@ -53,25 +55,45 @@ def read_codes(path: str | os.PathLike) -> tuple[Tensor, dict[str, str]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no codes, or is damaged.
+        ValueError: it holds no codes.
+        UnreadableFileError: it is damaged (it is a ValueError, too).
     """
+    header = read_header(path)
+    if header is None:
+        raise ValueError(f"{path} holds no codes; name a file that `vpvae encode` wrote")
+    with _damage_told(path), safe_open(path, "pt") as opened:
+        if header["format"] == _FORMER_AUDIO_FORMAT:  # [1, G, N]
+            return opened.get_tensor("audio_codes").long()[0].mT.squeeze(-1), header
+        stored = opened.get_tensor("codes")
+        if stored.is_floating_point():
+            raise TypeError(f"codes of type {stored.dtype}")
+        return _unpacked(stored, json.loads(header["packed"])) if header["packed"] else stored.long(), header
+
+
+def read_header(path: str | os.PathLike) -> dict[str, str] | None:
+    """The header of a file of codes, None for another safetensors file; errors are those of `read_codes`."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; name a file that `vpvae encode` wrote")
-    try:
+    with _damage_told(path):
         with safe_open(path, "pt") as opened:
             header = opened.metadata() or {}
-            if header.get("format") == _FORMER_AUDIO_FORMAT:  # of version 0.1, [1, G, N]
-                codes = opened.get_tensor("audio_codes").long()[0].mT
-                size = {name: int(header[name]) for name in ("num_samples", "sampling_rate")}
-                return codes.squeeze(-1), header | {"kind": "audio", "size": json.dumps(size)}
-            if header.get("format") != _FORMAT:
-                raise ValueError(f"{path} {_OTHER}")
-            stored = opened.get_tensor("codes")
-    except SafetensorError as error:
-        raise ValueError(f"{path} {_OTHER}, or is damaged ({error})") from error
-    if not header["packed"]:
-        return stored.long(), header
-    packed = json.loads(header["packed"])
+        if header.get("format") == _FORMER_AUDIO_FORMAT:  # of version 0.1
+            size = {name: int(header[name]) for name in ("num_samples", "sampling_rate")}
+            header |= {"kind": "audio", "size": json.dumps(size)}
+        return header if header.get("format") in (_FORMAT, _FORMER_AUDIO_FORMAT) else None
+
+
+def _unpacked(stored: Tensor, packed: Mapping[str, Any]) -> Tensor:
     bits, shape = packed["bits"], packed["shape"]
+    if len(stored) != -(-bits * prod(shape) // 8):
+        raise ValueError(f"{len(stored)} bytes for {prod(shape)} codes of {bits} bits")
     planes = np.unpackbits(stored.numpy(), count=bits * prod(shape)).reshape(-1, bits).astype(np.int64)
-    return torch.from_numpy((planes << np.arange(bits)).sum(axis=1).reshape(shape)), header
+    return torch.from_numpy((planes << np.arange(bits)).sum(axis=1).reshape(shape))
+
+
+@contextmanager
+def _damage_told(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise UnreadableFileError(f"{path}: it is damaged, or no file of codes ({error!r}); encode anew") from error

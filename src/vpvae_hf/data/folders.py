@@ -226,7 +226,7 @@ def _find_in_folder(kind: str, name: str, folder: Path) -> LocalFiles | None:
 
 def _search(kind: str, folder: Path) -> _Found:
     found, readable = _Found(), readable_suffixes(kind)
-    for each in _names_below(str(folder), "", (), found.closed):
+    for each in names_below(str(folder), "", (), found.closed):
         suffix = os.path.splitext(each)[1].lower()
         if suffix in readable:
             (found.files if _is_utf8(each) else found.misnamed).append(each)
@@ -239,7 +239,7 @@ def _search(kind: str, folder: Path) -> _Found:
     return found
 
 
-def _names_below(folder: str, prefix: str, above: tuple, closed: list[str]) -> Iterator[str]:
+def names_below(folder: str, prefix: str, above: tuple, closed: list[str]) -> Iterator[str]:
     """Files that are not hidden, relative to the folder that the search began with; links to folders are followed."""
     try:
         status = os.stat(folder)
@@ -256,7 +256,7 @@ def _names_below(folder: str, prefix: str, above: tuple, closed: list[str]) -> I
         if entry.name.startswith("."):
             continue
         if _is_dir(entry):
-            yield from _names_below(entry.path, f"{prefix}{entry.name}/", (*above, place), closed)
+            yield from names_below(entry.path, f"{prefix}{entry.name}/", (*above, place), closed)
         elif entry.is_symlink() or entry.is_file():
             yield prefix + entry.name
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from vpvae_hf.losses import feature_distance_per_image, lpips_per_image
 from vpvae_hf.tensors import as_floating
 
+# SSIM mirrors the image by 5 pixels at its border.
+_LEAST_SIDE = 6
+
 
 def image_quality(
     reconstruction: Tensor, original: Tensor, *, lpips: bool = False, feature_networks: Iterable[str] = ()
@@ -19,7 +22,7 @@ def image_quality(
     border, where the image is mirrored.
 
     Args:
-        reconstruction, original: [B, C, H, W] in [-1, 1], at least 11 pixels a side.
+        reconstruction, original: [B, C, H, W] in [-1, 1], at least 6 pixels a side, else a ValueError.
         lpips: measure LPIPS, too; its network may have to be downloaded, see `lpips_distance`.
         feature_networks: also measure the distance of these networks' features, see `feature_distance_per_image`.
 
@@ -30,6 +33,9 @@ def image_quality(
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     reconstruction, original = _images(reconstruction, original)
+    if min(original.shape[-2:]) < _LEAST_SIDE:
+        height, width = original.shape[-2:]
+        raise ValueError(f"images of {height} x {width} pixels have no SSIM; it takes at least {_LEAST_SIDE} a side")
     made, true = ((x.float().clamp(-1, 1) + 1) / 2 for x in (reconstruction, original))
     dims = tuple(range(1, made.ndim))
     quality = {

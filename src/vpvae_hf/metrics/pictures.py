@@ -24,6 +24,8 @@ _RANGE = 80 / 20 * math.log(10)
 _COLOURS = np.frombuffer(
     bytes.fromhex("05050d 2a0343 5b075a 930f5f cb2350 f25530 fc9643 fdcc7f fffada"), dtype=np.uint8
 ).reshape(-1, 3)
+# Codes that tell the range of colours of all.
+_MOST_RANKED = 1 << 20
 _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
 
 
@@ -49,7 +51,9 @@ def code_colours(code_latents: Tensor) -> Tensor:
     """Colours [B, h, w, 3] in [0, 1] of codes: the first three dimensions of their latents [B, h, w, d]."""
     latents = code_latents.detach().float().cpu()[..., :3]
     latents = torch.nn.functional.pad(latents, (0, 3 - latents.shape[-1]))
-    low, high = latents.flatten(0, 2).quantile(torch.tensor([0.02, 0.98]), dim=0)
+    several = latents.flatten(0, 2)
+    several = several[:: math.ceil(len(several) / _MOST_RANKED)]  # quantile takes no more than 2^24 values
+    low, high = several.quantile(torch.tensor([0.02, 0.98]), dim=0)
     return ((latents - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
 
 

@@ -165,7 +165,7 @@ class Tokenizer(Persistence, ABC):
             codebook_size: K' of the smaller one.
 
         Raises:
-            ValueError: the codebooks are not nested, or there is none of that size.
+            ValueError: the codebooks are not nested, there is none of that size, or codes are of another codebook.
         """
         if not isinstance(self.quantize, CodebookQuantizer):
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer has no codebooks")

@@ -249,6 +249,10 @@ class Quantizer(nn.Module, ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """The latent of each code: [..., d] float32 from [...] or [..., G] integers."""
         self.check_codes()
+        return self.lookup(self._checked_codes(codes))
+
+    def _checked_codes(self, codes: Tensor) -> Tensor:
+        """int64 in range from integers, else a TypeError or ValueError."""
         codes = as_codes(codes, device_for(self, codes))
         groups = self.code_groups
         if groups > 1 and (codes.ndim < 1 or codes.shape[-1] != groups):
@@ -260,7 +264,7 @@ class Quantizer(nn.Module, ABC):
                     f"codes must lie in 0..{self.codebook_size - 1}, got {low}..{high}; "
                     "were they made with another tokenizer, or with special tokens added?"
                 )
-        return self.lookup(codes)
+        return codes
 
     def to_latents(self, features: Tensor) -> Tensor:
         """Continuous latents [..., d] from features [..., F], in the same dtype: by default the features themselves."""

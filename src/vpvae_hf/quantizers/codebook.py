@@ -140,8 +140,13 @@ class CodebookQuantizer(Quantizer):
         self._install_all(self._other(codebook_size), others, self.metric_root, self.config.nested)
 
     def _install_all(self, selected: Tensor, others: Sequence[Tensor], root: Tensor | None, nested: bool) -> None:
+        former = self.config
         self.config = dataclasses.replace(self.config, nested=False)  # which would refuse sizes on their way
-        self._install(selected)
+        try:
+            self._install(selected)
+        except ValueError:
+            self.config = former
+            raise
         self._set_root(root)
         self._set_others(others)
         self.config = dataclasses.replace(self.config, nested=nested)
@@ -178,7 +183,7 @@ class CodebookQuantizer(Quantizer):
         if codebook_size not in smaller:
             there = ", ".join(map(str, smaller)) or "none; fit several with fit_codebook(..., nested=True)"
             raise ValueError(f"there is no nested codebook of {codebook_size} codes below these; there are: {there}")
-        return codes // (self.codebook_size // codebook_size)
+        return self._checked_codes(codes) // (self.codebook_size // codebook_size)
 
     def drop_fit(self) -> None:
         self.metric_root = None

@@ -134,6 +134,10 @@ def fit_codebook(
     config = model.quantize.config
     sizes = require_fittable(config, metric, codebook_size)
     if nested:
+        if config.fits == "levels":
+            raise ValueError(
+                f"nested codebooks are of codes, and the {config.kind!r} quantizer has levels; leave it out"
+            )
         require_nested_sizes(sizes)
     require_integer("latents_per_code", latents_per_code, 1)
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
@@ -174,8 +178,7 @@ def fit_codebook(
         found = [(torch.linalg.vector_norm(reconstructed - held_out, dim=1), codes)]
     else:
         if nested:
-            rising = sorted(sizes)
-            of_sizes = dict(zip(rising, fit_nested_kmeans(fitted, rising, **how), strict=True))
+            of_sizes = dict(zip(sorted(sizes), fit_nested_kmeans(fitted, sizes, **how), strict=True))
             results = [[of_sizes[size]] for size in sizes]
         else:
             results = [[fit_kmeans(part, size, **at_once)] for part, size in zip(parts, sizes, strict=True)]
