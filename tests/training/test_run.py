@@ -291,13 +291,16 @@ def test_a_learned_codebook_begins_where_the_latents_are(data, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
 def test_several_codebooks_are_fitted_and_one_goes_on(data, tmp_path):
-    fit = {"codebook": {"sizes": [8, 24], "latents_per_code": 20}, "max_train_steps": 2}
+    fit = {"codebook": {"sizes": [8, 24], "latents_per_code": 20, "nested": True}, "max_train_steps": 2}
     folder = train_tokenizer(configured(settings(data, tmp_path / "run", **fit)))
     vae, results = AutoencoderVP.from_pretrained(folder), read_results(folder)
     assert (vae.codebook_sizes, vae.quantize.codebook_size) == ((8, 24), 8)
     assert [each["codebook_size"] for each in results["codebook"]["others"]] == [24]
     assert results["evaluation"][0]["codebook_size"] == 8
-    assert "| validation, K = 8 |" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "| validation, K = 8 |" in card
+    assert "| Codebooks are nested |" in card
+    assert vae.quantize.config.nested
     # Codes of the decoder alone stay; of another training none do.
     start = {"model": {"pretrained": str(folder)}, "quantizer": {}, "max_train_steps": 2}
     alone = train_tokenizer(configured(settings(data, tmp_path / "alone", **start, train_only="decoder")))

@@ -127,6 +127,9 @@ class CodebookConfig:
     sizes: list[int] | None = option(
         None, "sizes of the codebooks to fit, the first of which is selected; default: quantizer.codebook_size alone"
     )
+    nested: bool = option(
+        False, "fit codebooks of these sizes within each other, so that codes can be cut to fewer bits"
+    )
     latents_per_code: int = option(256, "fresh latents to fit each code to")
     metric: Metric = option(
         "euclidean", "distance of latents: euclidean, or decoder: displacements count by what they change in the output"

@@ -132,13 +132,7 @@ def fit_codebook(
     """
     model = unwrapped(model)
     config = model.quantize.config
-    sizes = require_fittable(config, metric, codebook_size)
-    if nested:
-        if config.fits == "levels":
-            raise ValueError(
-                f"nested codebooks are of codes, and the {config.kind!r} quantizer has levels; leave it out"
-            )
-        require_nested_sizes(sizes)
+    sizes = require_fittable(config, metric, codebook_size, nested)
     require_integer("latents_per_code", latents_per_code, 1)
     across_ranks = _across_ranks(across_ranks, "fit_codebook")
     ranks = distributed.world_size() if across_ranks else 1
@@ -232,7 +226,10 @@ def _warn_of_few(codes: int, latents: int) -> None:
 
 
 def require_fittable(
-    config: QuantizerConfig, metric: Metric = "euclidean", codebook_size: int | Sequence[int] | None = None
+    config: QuantizerConfig,
+    metric: Metric = "euclidean",
+    codebook_size: int | Sequence[int] | None = None,
+    nested: bool = False,
 ) -> list[int]:
     """Each K that `fit_codebook` would fit; a ValueError if it cannot fit them to a quantizer of such settings."""
     require_metric(metric)
@@ -246,7 +243,12 @@ def require_fittable(
             f"metric={metric!r} is for codebooks, and the {config.kind!r} quantizer has levels in each dimension "
             'alone; use metric="euclidean"'
         )
-    return _sizes(config, codebook_size)
+    if config.fits == "levels" and nested:
+        raise ValueError(f"nested codebooks are of codes, and the {config.kind!r} quantizer has levels; leave it out")
+    sizes = _sizes(config, codebook_size)
+    if nested:
+        require_nested_sizes(sizes)
+    return sizes
 
 
 def _measured_metric(

@@ -111,7 +111,8 @@ def _model(modality: Modality, config: TrainingConfig, compiled: bool) -> Tokeni
             f"fit one first: vpvae fit {config.model.pretrained} --dataset NAME --codebook-size K"
         )
     if _fits(model, config):
-        require_fittable(model.quantize.config, config.codebook.metric, config.codebook.sizes)
+        asked = config.codebook
+        require_fittable(model.quantize.config, asked.metric, asked.sizes, asked.nested)
     elif config.codebook.sizes is not None:
         raise ValueError(
             f"codebook.sizes={config.codebook.sizes} is for a fit after training, and there is none: "
@@ -141,8 +142,9 @@ def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> Codebook
     if not _fits(model, config):
         measure_scaling_factor(model, batches.fitting(seed, once=True), across_ranks=True)
         return None
-    how = {"latents_per_code": config.codebook.latents_per_code, "metric": config.codebook.metric, "seed": config.seed}
-    return fit_codebook(model, batches.fitting(seed), config.codebook.sizes, **how, across_ranks=True)
+    asked = config.codebook
+    how = {"latents_per_code": asked.latents_per_code, "metric": asked.metric, "nested": asked.nested}
+    return fit_codebook(model, batches.fitting(seed), asked.sizes, **how, seed=config.seed, across_ranks=True)
 
 
 @untuned()
