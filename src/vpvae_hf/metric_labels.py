@@ -51,6 +51,8 @@ def metric_label(name: str) -> MetricLabel:
     known = METRIC_LABELS.get(quantized)
     if known is None and quantized.startswith("features/"):
         known = MetricLabel(f"Feature distance ({quantized.removeprefix('features/')})", "", 4)
+    if known is None and quantized.startswith("frechet/"):
+        known = MetricLabel(f"Fréchet distance of features ({quantized.removeprefix('frechet/')})", "", 3)
     if known is None:
         return MetricLabel(name, "", 4)
     return known if quantized == name else replace(known, label=f"{known.label} without quantization")

@@ -75,7 +75,7 @@ def read(data, label):
 
 
 def test_an_option_for_images_is_refused(codec, capsys):
-    for option in (["--lpips"], ["--features", "~/net"]):
+    for option in (["--lpips"], ["--features", "~/net"], ["--frechet", "net"]):
         assert main(["evaluate", codec, "--dataset", "x", *option]) == 1
         assert f"{option[0]} has no meaning for VPCodecModel" in capsys.readouterr().err
 

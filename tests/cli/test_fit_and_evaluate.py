@@ -16,8 +16,8 @@ from vpvae_hf.cli.inputs import data_config
 from vpvae_hf.cli.main import main
 from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
-from vpvae_hf.losses import feature_distance_per_image
-from vpvae_hf.metrics import evaluate_reconstruction, image_quality
+from vpvae_hf.losses import feature_distance_per_image, pooled_features
+from vpvae_hf.metrics import evaluate_reconstruction, feature_moments, frechet_distance, image_quality
 from vpvae_hf.modalities import Batches, modality_of
 
 
@@ -72,13 +72,18 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
 def test_the_distance_of_a_network_s_features(tmp_path, data, capsys):
     vae = tiny_vae()
     vae.save_pretrained(tmp_path / "tokenizer")
-    how = ["--dataset", data, "--size", "32", "--features", "efficientnet-lite0", "--save"]
+    how = ["--dataset", data, "--size", "32", "--features", "efficientnet-lite0", "--frechet", "efficientnet-lite0"]
+    how += ["--batch-size", "4", "--save"]
     assert main(["evaluate", str(tmp_path / "tokenizer"), *how]) == 0
     (saved,) = json.loads((tmp_path / "tokenizer" / "results.json").read_text())["evaluation"]
     stream = ItemStream(open_images(data, split="validation"), ImageCrop(size=32, shortest_side=32))
     (batch,) = ItemLoader(stream, batch_size=9)
     expected = feature_distance_per_image(vae.detokenize(vae.tokenize(batch)).clamp(-1, 1), batch).mean()
     assert saved["metrics"]["features/efficientnet-lite0"] == pytest.approx(float(expected), rel=1e-4)
+    decoded = vae.detokenize(vae.tokenize(batch)).clamp(-1, 1)
+    distance = frechet_distance(*(feature_moments(pooled_features(images)) for images in (decoded, batch)))
+    assert distance > 1
+    assert saved["metrics"]["frechet/efficientnet-lite0"] == pytest.approx(distance, rel=1e-3)
     assert "Feature distance (efficientnet-lite0)" in capsys.readouterr().out
     assert "| Feature distance (efficientnet-lite0) |" in (tmp_path / "tokenizer" / "README.md").read_text()
 

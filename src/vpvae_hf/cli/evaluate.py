@@ -27,9 +27,8 @@ def run(options: argparse.Namespace) -> None:
     model = execution.prepare(load_tokenizer(options.tokenizer, **how))
     modality = modality_of(model)
     batches = Batches(modality, model, data_config(options, model), batch_size=options.batch_size)
-    extra = (["lpips"] if options.lpips else []) + (
-        [] if options.features is None else [f"features/{options.features}"]
-    )
+    extra = ["lpips"] if options.lpips else []
+    extra += [f"{kind}/{each}" for kind in ("features", "frechet") if (each := getattr(options, kind)) is not None]
     how = {"extra": extra, "refine_steps": options.refine_steps}
     quality = modality.evaluate(model, _told(batches.evaluation(options.limit), options, modality.items), **how)
     refined = f", codes refined in {options.refine_steps} steps" if options.refine_steps else ""

@@ -135,6 +135,8 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
     network = "measure the distance of a network's features too: efficientnet-lite0, or a backbone's folder or hub id"
     parser.add_argument("--features", type=os.path.expanduser, metavar="NETWORK", help=network)
+    both = "measure the Fréchet distance of such features between all images and all reconstructions too"
+    parser.add_argument("--frechet", type=os.path.expanduser, metavar="NETWORK", help=both)
     _add_code_options(parser)
     parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
     _add_data_options(parser, "validation")

@@ -159,6 +159,17 @@ def feature_distance_per_image(reconstruction: Tensor, original: Tensor, *, netw
         return torch.stack(distances).mean(dim=0)
 
 
+def pooled_features(images: Tensor, *, network: str = EFFICIENTNET) -> Tensor:
+    """[B, D] float32: a network's deepest features of images [B, C, H, W] in [-1, 1], averaged over positions.
+
+    Images and errors as of `feature_distance_per_image`.
+    """
+    require_feature_images(images.shape[1], min(images.shape[2:]))
+    extract = _network_on(images.device, network)
+    with torch.autocast(images.device.type, enabled=False):
+        return extract(images.float().expand(-1, 3, -1, -1))[-1].mean(dim=(2, 3))
+
+
 def feature_loss(reconstruction: Tensor, original: Tensor, *, network: str) -> Tensor:
     """[] float32: mean over images of `feature_distance_per_image`."""
     return feature_distance_per_image(reconstruction, original, network=network).mean()

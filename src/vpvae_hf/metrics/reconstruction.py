@@ -1,6 +1,6 @@
 """What a tokenizer keeps of held-out inputs: B images or clips in a batch, each a grid of latents of d dimensions."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,15 @@ from vpvae_hf.neighbors import nearest_point
 from vpvae_hf.tensors import as_real
 
 from .codes import code_statistics, sum_of_defined
+from .frechet import feature_moments, frechet_distance
 
 if TYPE_CHECKING:
     from vpvae_hf.models import Tokenizer
 
 # (reconstruction, original), two batches of one shape -> name -> [B]; NaN for an item that has no value.
 MetricFn = Callable[[Tensor, Tensor], dict[str, Tensor]]
+# A batch -> features [B, D].
+FeatureFn = Callable[[Tensor], Tensor]
 
 _SQUARED_ERROR = "squared_error"
 
@@ -57,6 +60,7 @@ def evaluate_reconstruction(
     unquantized: Collection[str] | None = (),
     across_ranks: bool = False,
     refine_steps: int = 0,
+    frechet: Mapping[str, FeatureFn] | None = None,
 ) -> ReconstructionQuality:
     """Measure a tokenizer, in eval mode, without changing it.
 
@@ -71,6 +75,8 @@ def evaluate_reconstruction(
         across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
             number. Every rank must make this call, and all get the same result.
         refine_steps: measure codes that `tokenize` has refined in so many steps; not together with a codebook.
+        frechet: also measure, by the names of its keys, the Fréchet distance between such features of all
+            reconstructions and of all originals.
 
     A codebook that is not fitted raises a CodebookNotFittedError unless one is given, and a model without codes a
     NoCodesError if they are to be refined.
@@ -90,6 +96,7 @@ def evaluate_reconstruction(
     # On the device until the end: to fetch them after each batch would leave a GPU without work meanwhile.
     totals: dict[str, Tensor] = {}
     values: dict[str, list[Tensor]] = {}
+    moments: dict[str, Tensor] = {}
     counts = torch.zeros(groups * size, device=device, dtype=torch.long)
     with distributed.failing_together(across_ranks):
         for batch in check_batches(batches):
@@ -105,20 +112,26 @@ def evaluate_reconstruction(
             totals = _added_up([totals, sums | {_SQUARED_ERROR: sum_of_defined(made.squared_error)}])
             for name, each in measured.items():
                 values.setdefault(name, []).append(each.double())
+            for name, features in (frechet or {}).items():
+                both = torch.stack([feature_moments(features(x.clamp(-1, 1))) for x in (made.quantized, batch)])
+                moments = _added_up([moments, {name: both}])
             if made.codes is not None:
                 apart = (made.codes.reshape(-1, groups) + size * torch.arange(groups, device=device)).flatten()
                 counts.index_add_(0, apart, torch.ones_like(apart))
     totals, counts = {name: sums.cpu() for name, sums in totals.items()}, counts.cpu()
+    moments = {name: both.cpu() for name, both in moments.items()}
     item_values = [{name: torch.cat(each).cpu() for name, each in values.items()}]
     if across_ranks:
         # A rank without batches does not know the names.
         totals = _added_up(distributed.objects_of_all_ranks(totals))
+        moments = _added_up(distributed.objects_of_all_ranks(moments))
         item_values = [each for each in distributed.objects_of_all_ranks(item_values[0]) if each]
         counts = distributed.sum_over_ranks(counts)
     if not totals:
         raise ValueError("no batches to evaluate")
     squared_error, _, tokens = totals.pop(_SQUARED_ERROR)
     metrics = {name: float(total / defined) for name, (total, defined, _) in totals.items()}
+    metrics |= {name: frechet_distance(*both) for name, both in moments.items()}
     if size:
         statistics = [code_statistics(group) for group in counts.view(groups, size)]
         metrics |= {name: sum(each[name] for each in statistics) / groups for name in statistics[0]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpvae_hf.data import Source, Transform, check_readable, code_dtype
 from vpvae_hf.losses import Loss
-from vpvae_hf.metrics import MetricFn, ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.metrics import FeatureFn, MetricFn, ReconstructionQuality, evaluate_reconstruction
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.tensors import deferred_checks, fetched_late, to_device
 
@@ -139,6 +139,10 @@ class Modality(ABC):
     def metric_fn(self, model: Tokenizer, extra: Collection[str] = ()) -> MetricFn:
         """How reconstructions are measured, with some of `extra_metrics`; an ImportError if a library is missing."""
 
+    def set_features(self, extra: Collection[str]) -> dict[str, FeatureFn]:
+        """By name, features of those of `extra_metrics` that compare sets of items, not items."""
+        return {}
+
     def lowered_metrics(self, config: TrainingConfig) -> list[str]:
         """Those of `extra_metrics` that are also losses of a run."""
         return [name for name in self.extra_metrics if config.loss_weights.get(name, 0) > 0]
@@ -165,7 +169,7 @@ class Modality(ABC):
             if kind not in self.extra_metrics:
                 _refuse_option(kind, model)
         how = {"metric_fn": self.metric_fn(model, extra), "quantized": quantized, "across_ranks": across_ranks}
-        how |= {"refine_steps": refine_steps}
+        how |= {"refine_steps": refine_steps, "frechet": self.set_features(extra)}
         names = self.unquantized_metrics if unquantized else ()
         return evaluate_reconstruction(model, batches, codebook, unquantized=names, **how)
 

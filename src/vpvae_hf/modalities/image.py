@@ -6,7 +6,7 @@ Shapes: S the side of a crop in pixels, f the tokenizer's downsampling factor, h
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +22,11 @@ from vpvae_hf.losses import (
     PatchDiscriminator,
     build_losses,
     image_losses,
+    pooled_features,
     require_feature_images,
     require_lpips_channels,
 )
-from vpvae_hf.metrics import MetricFn, image_grid, image_quality
+from vpvae_hf.metrics import FeatureFn, MetricFn, image_grid, image_quality
 from vpvae_hf.metrics.pictures import as_rgb, code_colours
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.pixels import pixels_of_array, pixels_of_image, require_channels
@@ -98,7 +99,7 @@ class ImageModality(Modality):
     model_class, config_class = AutoencoderVP, ImageTrainingConfig
     train_items = "images"
     headline_metrics = unquantized_metrics = ("psnr",)
-    extra_metrics = ("lpips", "features")
+    extra_metrics = ("lpips", "features", "frechet")
     takes_validation_share = True
     written_suffixes = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
     _open = staticmethod(open_images)
@@ -168,6 +169,11 @@ class ImageModality(Modality):
             require_lpips_channels(model.config.out_channels)
         networks = [name.partition("/")[2] for name in extra if name.startswith("features/")]
         return partial(image_quality, lpips="lpips" in extra, feature_networks=networks)
+
+    def set_features(self, extra: Collection[str]) -> dict[str, FeatureFn]:
+        """Of "frechet/NETWORK"."""
+        networks = [name.partition("/")[2] for name in extra if name.startswith("frechet/")]
+        return {f"frechet/{PurePath(each).name}": partial(pooled_features, network=each) for each in networks}
 
     def lowered_metrics(self, config: ImageTrainingConfig) -> list[str]:
         lowered = super().lowered_metrics(config)
