@@ -64,7 +64,7 @@ def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
     with installed_with("matplotlib"):
         from matplotlib.figure import Figure
     figure = Figure(figsize=(3.5 * panels + 3, 5), layout="constrained")
-    return figure, figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    return figure, figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
 
 
 def _save(figure: Any, panels: Sequence[Any], file: Path) -> Path:
