@@ -178,7 +178,7 @@ class _Coding:
     """What `code_rows` takes, for images of which each batch holds others."""
 
     def __init__(self, session: Session, device: torch.device):
-        from vpvae_hf.modalities import ImageModality
+        from vpvae_hf.modalities.image import ImageModality
 
         self.model, self.modality = _tokenizer(device, session.quick), ImageModality()
         self.side = session.pick(256, 16)

@@ -187,7 +187,7 @@ def _trainer_synchronizations(session: Session, settings: dict, batch: int) -> i
     """Of a step that neither logs nor validates, by the package's own Trainer."""
     from accelerate import Accelerator
 
-    from vpvae_hf.modalities import ImageModality
+    from vpvae_hf.modalities.image import ImageModality
     from vpvae_hf.training.trainer import Trainer
 
     modality, length = ImageModality(), {"max_train_steps": 4, "lr_warmup_steps": 0, "logging_steps": 100}

@@ -88,7 +88,7 @@ def content(codes: Path) -> dict[str, bytes]:
 
 def test_the_recipe_writes_what_vpvae_tokenize_writes_though_a_worker_is_killed(images, ray, tmp_path, capsys):
     """It goes on with a run of which one file is finished."""
-    data = image_shards.write_counted(tmp_path / "data", *[30] * 6)
+    data = image_shards.write_counted(tmp_path / "data", *[120] * 6)
     named = [images[0], "--dataset", data, "--batch-size", "4", "--output"]
     assert main(["tokenize", *named, str(tmp_path / "alone")]) == 0
     alone = content(tmp_path / "alone")
@@ -103,7 +103,7 @@ def test_the_recipe_writes_what_vpvae_tokenize_writes_though_a_worker_is_killed(
         killed += [0]  # ends the thread if there was nothing to kill
         killer.join()
     assert killed[0]
-    assert f"180 images in 6 files in {codes}; 0 unreadable" in capsys.readouterr().out
+    assert f"720 images in 6 files in {codes}; 0 unreadable" in capsys.readouterr().out
     assert content(codes) == alone
     assert (codes / "data" / finished).stat().st_mtime == 1000
     assert len(CodeFolder(codes).rows) == 180
