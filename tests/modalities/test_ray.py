@@ -106,7 +106,7 @@ def test_the_recipe_writes_what_vpvae_tokenize_writes_though_a_worker_is_killed(
     assert f"720 images in 6 files in {codes}; 0 unreadable" in capsys.readouterr().out
     assert content(codes) == alone
     assert (codes / "data" / finished).stat().st_mtime == 1000
-    assert len(CodeFolder(codes).rows) == 180
+    assert len(CodeFolder(codes).rows) == 720
 
 
 @pytest.mark.parametrize(
