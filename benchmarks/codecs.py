@@ -5,8 +5,8 @@
 
 Images: WebP at its best quality within so many bytes of a file; a picture whose smallest file is larger counts with
 that file, and the share of such pictures is told. Speech: Codec 2 (the programs c2enc and c2dec), which works at 8 kHz:
-clips are resampled there and back, and its delay of 20 ms is
-taken out, with which STOI is highest. Results gather in benchmarks/results/codecs.json.
+clips are resampled there and back, and its delay of 20 ms is taken out, with which STOI is highest. Results gather in
+benchmarks/results/codecs.json.
 """
 
 import argparse

@@ -71,6 +71,11 @@ def test_mistakes_are_one_line(arguments, message, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_mistyped_modality(capsys):
+    assert main(["train", "imge", "--config", "small"]) == 1
+    assert "did you mean 'image'?" in capsys.readouterr().err
+
+
 def test_training_on_two_ranks(tmp_path):
     arguments = ["train", "image", "--config", "small", *arguments_of("image", tmp_path)]
     process = processes.launched("vpvae_hf", arguments, tmp_path / "printed", ranks=2)

@@ -88,7 +88,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         "--config small --data.name FOLDER. vpvae train image --help lists the recipes and all settings. For "
         "several GPUs start it with accelerate launch -m vpvae_hf train.",
     )
-    parser.add_argument("modality", choices=("image", "audio"), help="what to train for")
+    parser.add_argument("modality", help="what to train for: image or audio")
     parser.add_argument("settings", nargs=argparse.REMAINDER, help="--config NAME, and any settings as --KEY VALUE")
 
 

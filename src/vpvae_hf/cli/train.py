@@ -6,13 +6,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from vpvae_hf.modalities import MODALITIES
-from vpvae_hf.settings import did_you_mean
+from vpvae_hf.settings import did_you_mean, require_name
 from vpvae_hf.training.config import describe, log_progress, parse_config
 from vpvae_hf.training.run import train_tokenizer
 
 
 def run(options: argparse.Namespace) -> None:
     """Train, or print the settings."""
+    require_name("modality", options.modality, MODALITIES)
     config_class = MODALITIES[options.modality].config_class
     recipes = recipes_of(options.modality)
     if {"--help", "-h"} & {*options.settings}:

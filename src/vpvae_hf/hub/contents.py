@@ -16,7 +16,7 @@ from .saved import CONFIG, HubEntry, class_of, hub_entry, weights_set
 PIPELINE_INDEX = "model_index.json"
 _SHOWN_FILES = 5
 # Models of diffusers that an AutoencoderVP can start from.
-_STARTS = {"AutoencoderKL": "from_autoencoder_kl", "VQModel": "from_vq_model"}
+STARTS = {"AutoencoderKL": "from_autoencoder_kl", "VQModel": "from_vq_model"}
 _LARGEST_POINTER = 1024  # bytes
 
 
@@ -163,8 +163,8 @@ def _of_pipeline(name: str | os.PathLike, index: dict[str, Any], class_name: str
         if hub_entry(found) is not None:
             return f"{what}; load its tokenizer with {found}.from_pretrained(..., subfolder={part!r})"
     for part, found in parts.items():
-        if found in _STARTS and class_name == "AutoencoderVP":
-            start = f"AutoencoderVP.{_STARTS[found]}(..., subfolder={part!r})"
+        if found in STARTS and class_name == "AutoencoderVP":
+            start = f"AutoencoderVP.{STARTS[found]}(..., subfolder={part!r})"
             return f"{what}; {start} starts a tokenizer from its {part}"
     return f"{what}, in which there is no tokenizer of this package"
 
@@ -173,8 +173,8 @@ def _of_other_class(name: str | os.PathLike, found: str | None, entry: HubEntry 
     if entry is not None:
         return f"{name} holds an {entry.name} tokenizer; load it with {found}.from_pretrained, not {class_name}"
     what = f"{name} holds a model of class {found}, no tokenizer of this package"
-    if found in _STARTS and class_name == "AutoencoderVP":
-        return f"{what}; AutoencoderVP.{_STARTS[found]} starts a tokenizer from it"
+    if found in STARTS and class_name == "AutoencoderVP":
+        return f"{what}; AutoencoderVP.{STARTS[found]} starts a tokenizer from it"
     return f"{what}; load it with the library that saved it"
 
 

@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, VQModel
 from torch import Tensor, nn
 
+from vpvae_hf.hub.contents import STARTS
+
 _Start = TypeVar("_Start", bound=ModelMixin)
 
 # The most dimensions of a quantizer of the kind "vp".
@@ -160,8 +162,7 @@ def _loaded(model_class: type[_Start], name_or_model: str | os.PathLike | _Start
 
 _REMEDIES = {
     "AutoencoderVP": "a tokenizer of this package is loaded with AutoencoderVP.from_pretrained",
-    "AutoencoderKL": "AutoencoderVP.from_autoencoder_kl starts from it",
-    "VQModel": "AutoencoderVP.from_vq_model starts from it",
+    **{name: f"AutoencoderVP.{start} starts from it" for name, start in STARTS.items()},
 }
 _NO_START = (
     "its layers are others than those of AutoencoderVP, so a tokenizer cannot start from it; start from an "
