@@ -12,11 +12,10 @@ from diffusers import AutoencoderKL, ModelMixin, VQModel
 from torch import Tensor, nn
 
 from vpvae_hf.hub.contents import STARTS
+from vpvae_hf.quantizers.vp_config import MOST_DIMENSIONS
 
 _Start = TypeVar("_Start", bound=ModelMixin)
 
-# The most dimensions of a quantizer of the kind "vp".
-_MOST_DIMENSIONS = 16
 _SAME_FIELDS = (
     *("in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block"),
     *("act_fn", "norm_num_groups", "mid_block_add_attention", "force_upcast"),
@@ -53,10 +52,10 @@ class DiffusersStarts:
         """
         kl = _loaded(AutoencoderKL, name_or_model, **kwargs)
         channels = kl.config.latent_channels
-        if quantizer is None and channels > _MOST_DIMENSIONS:
+        if quantizer is None and channels > MOST_DIMENSIONS:
             raise ValueError(
                 f"the AutoencoderKL has latent_channels={channels}, the default quantizer takes at most "
-                f"{_MOST_DIMENSIONS}; "
+                f"{MOST_DIMENSIONS}; "
                 'give one with projections of its own, such as quantizer={"kind": "vp", "latent_dim": 8}'
             )
         size = kl.config.sample_size
@@ -109,7 +108,7 @@ class DiffusersStarts:
         codebook = vq.quantize.embedding.weight
         dimensions = codebook.shape[1]
         if quantizer is None:
-            quantizer = {"kind": "vp" if dimensions <= _MOST_DIMENSIONS else "vq"}
+            quantizer = {"kind": "vp" if dimensions <= MOST_DIMENSIONS else "vq"}
         model = cls(
             **{name: vq.config[name] for name in _SAME_FIELDS},
             sample_size=vq.config.sample_size,

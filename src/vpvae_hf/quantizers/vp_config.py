@@ -20,6 +20,7 @@ from .codebook import CodebookQuantizerConfig
 from .commitment import CommitmentConfig
 
 _SMALL = {"codebook_size": 64, "latent_dim": 3, "queue_share": 0.5}
+MOST_DIMENSIONS = 16  # of latents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
     fitted: bool = False
 
     def __post_init__(self):
-        valid = is_integer(self.latent_dim) and 1 <= self.latent_dim <= 16
-        require(valid, "latent_dim", self.latent_dim, "an integer in 1..16")
+        valid = is_integer(self.latent_dim) and 1 <= self.latent_dim <= MOST_DIMENSIONS
+        require(valid, "latent_dim", self.latent_dim, f"an integer in 1..{MOST_DIMENSIONS}")
         super().__post_init__()
         for name in ("density_rank", "queue_per_code"):
             require_integer(name, getattr(self, name), 1)
