@@ -13,6 +13,7 @@ _TOKENIZER = "folder or hub id"
 _SIGNALS = (
     "picture, sound, folder of such, or pattern; what decode and reconstruct wrote into a folder is left out of it"
 )
+_QUIET = "no progress bars"
 _REVISION = "branch, tag or commit of the tokenizer"
 
 
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `vpvae`. In what it returns, `run` is "module:function" in this package, to be called with it."""
     parser = _Parser(prog="vpvae", description="Discrete tokens from images and audio: train, fit, use.")
     parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
+    parser.add_argument("--quiet", action="store_true", help=_QUIET)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     own_files = (_add_encode, _add_decode, _add_reconstruct)
     for add in (_add_demo, *own_files, _add_info, _add_train, _add_fit, _add_evaluate, _add_tokenize):
@@ -263,6 +265,8 @@ def _add_command(
 ) -> argparse.ArgumentParser:
     how = {"description": description, "formatter_class": _Help, "aliases": aliases}
     parser = commands.add_parser(name, help=summary, **how)
+    # Suppressed, or it would undo what stands before the command.
+    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=_QUIET)
     parser.set_defaults(run=run or f"{name}:run")
     return parser
 
