@@ -6,6 +6,7 @@ Latents are [B, h, w, d] inside, and [B, d, h, w] in `encode`, `decode` and outp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -23,10 +24,11 @@ from vpvae_hf.hub import HubEntry
 from vpvae_hf.losses import ItemLoss, Loaded, Loss, image_losses
 from vpvae_hf.quantizers import build_quantizer, quantizer_config
 from vpvae_hf.quantizers.baselines import LearnedCodebook
-from vpvae_hf.settings import did_you_mean
+from vpvae_hf.settings import did_you_mean, require_integer
 from vpvae_hf.tensors import as_floating, as_real, device_for, require_finite, require_nonempty
 
 from .diffusers_starts import DiffusersStarts
+from .patches import PatchDecoder, PatchEncoder, start_from_dct
 from .refinement import Refinement, recomputed
 from .tiling import apply_in_tiles, tile_starts
 from .tokenizer import Tokenizer, in_full_precision, require_shape
@@ -65,8 +67,8 @@ class AutoencoderVPOutput(BaseOutput):
 class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
-    Images are [B, C, H, W] in [-1, 1], H and W multiples of f = 2 ** (len(block_out_channels) - 1); or a PIL image or a
-    list of these of one size, which `preprocessor()` prepares. A single image [C, H, W] is no batch.
+    Images are [B, C, H, W] in [-1, 1], H and W multiples of f = patch_size * 2 ** (len(block_out_channels) - 1); or a
+    PIL image or a list of these of one size, which `preprocessor()` prepares. A single image [C, H, W] is no batch.
 
     Args:
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
@@ -80,6 +82,9 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         decoder_in_channels: channels between the bottleneck and the decoder; likewise.
         force_not_quantize: the default of `decode`'s argument, so that pipelines do not quantize the latents that a
             diffusion model makes.
+        patch_size: p; encoder and decoder work on patches of p x p pixels as channels, p * p times fewer positions.
+        linear_shortcut: adds a linear projection of each token's f x f pixels to the encoder, and one back to the
+            decoder; a new model then starts from the discrete cosine transform instead of from nothing.
     """
 
     hub_entry = HubEntry(
@@ -87,7 +92,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         library="diffusers",
         task="image-reconstruction",
         items="images",
-        downsampling=lambda config: 2 ** (len(config["block_out_channels"]) - 1),
+        downsampling=lambda config: _factor(config),
     )
     _weights_file = "diffusion_pytorch_model"
     _input_dims = 4
@@ -119,8 +124,11 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         encoder_out_channels: int | None = None,
         decoder_in_channels: int | None = None,
         force_not_quantize: bool = False,
+        patch_size: int = 1,
+        linear_shortcut: bool = False,
     ):
         super().__init__()
+        require_integer("patch_size", patch_size, 1)
         settings = quantizer_config({"kind": "vp"} if quantizer is None else quantizer)
         if latent_channels not in (None, settings.latent_dim):
             raise ValueError(
@@ -131,11 +139,18 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         decoder_in_channels = decoder_in_channels or block_out_channels[-1]
         names = ("block_out_channels", "layers_per_block", "act_fn", "norm_num_groups", "mid_block_add_attention")
         shared = {name: self.config[name] for name in names}
-        self.encoder = Encoder(in_channels, encoder_out_channels, down_block_types, double_z=False, **shared)
+        patches = {"patch_size": patch_size, "factor": self.downsample_factor if linear_shortcut else None}
+        plain = patch_size == 1 and not linear_shortcut
+        encoder, decoder = (partial(Encoder, double_z=False), Decoder) if plain else (PatchEncoder, PatchDecoder)
+        shared |= {} if plain else patches
+        self.encoder = encoder(in_channels, encoder_out_channels, down_block_types=down_block_types, **shared)
         self.quant_conv = nn.Conv2d(encoder_out_channels, settings.feature_dim, 1)
         self.quantize = build_quantizer(settings)
         self.post_quant_conv = nn.Conv2d(settings.latent_dim, decoder_in_channels, 1)
-        self.decoder = Decoder(decoder_in_channels, out_channels, up_block_types, norm_type=norm_type, **shared)
+        up = {"up_block_types": up_block_types, "norm_type": norm_type}
+        self.decoder = decoder(decoder_in_channels, out_channels, **up, **shared)
+        if linear_shortcut:
+            start_from_dct(self.encoder, self.quant_conv, self.post_quant_conv, self.decoder)
         self.use_slicing = False
         self.use_tiling = False
         self.tile_sample_min_size = sample_size
@@ -145,7 +160,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
     @property
     def downsample_factor(self) -> int:
         """f, the side of one code's square of pixels."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
+        return _factor(self.config)
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
@@ -397,3 +412,8 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         """Side of a tile in pixels, a multiple of f, and in codes."""
         latent_tile = max(1, self.tile_sample_min_size // self.downsample_factor)
         return latent_tile * self.downsample_factor, latent_tile
+
+
+def _factor(config: Mapping[str, Any]) -> int:
+    """f; configs of before had no patches."""
+    return config.get("patch_size", 1) * 2 ** (len(config["block_out_channels"]) - 1)
