@@ -13,6 +13,7 @@ _TOKENIZER = "folder or hub id"
 _SIGNALS = (
     "picture, sound, folder of such, or pattern; what decode and reconstruct wrote into a folder is left out of it"
 )
+_DEVICE = "e.g. cpu, cuda or cuda:1; default: a GPU if there is one"
 _REVISION = "branch, tag or commit of the tokenizer"
 
 
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="vpvae", description="Discrete tokens from images and audio: train, fit, use.")
     parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    own_files = (_add_encode, _add_decode, _add_reconstruct)
+    own_files = (_add_app, _add_encode, _add_decode, _add_reconstruct)
     for add in (_add_demo, *own_files, _add_info, _add_train, _add_fit, _add_evaluate, _add_tokenize):
         add(commands)
     for add in (_add_push, _add_compare):
@@ -77,6 +78,25 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     images = "hub id or folder of a data set of images; default: photographs of scikit-image and scikit-learn"
     parser.add_argument("--dataset", type=os.path.expanduser, help=images)
     parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
+
+
+def _add_app(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "app",
+        "try a tokenizer in the browser",
+        "Serve a page on which pictures or sounds are encoded and decoded, codes are looked at, replaced, downloaded "
+        "and loaded again. Nothing leaves the computer that serves it.",
+    )
+    # A default would be given here.
+    name = f"{_TOKENIZER}; a tab for each if several are given"
+    parser.add_argument(
+        "--tokenizer", type=os.path.expanduser, nargs="+", required=True, metavar="TOKENIZER", help=name
+    )
+    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--host", help="address to listen at, e.g. 0.0.0.0; default: this computer alone")
+    parser.add_argument("--port", type=_positive, help="port; default: the first free one from 7860 on")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -209,7 +229,7 @@ def _add_own_files(parser: argparse.ArgumentParser, files: str, output: str, tok
     name = _TOKENIZER if tokenizer is None else f"{_TOKENIZER}; default: {tokenizer}"
     parser.add_argument("--tokenizer", type=os.path.expanduser, required=tokenizer is None, help=name)
     parser.add_argument("--revision", help=_REVISION)
-    parser.add_argument("--device", help="e.g. cpu, cuda or cuda:1; default: a GPU if there is one")
+    parser.add_argument("--device", help=_DEVICE)
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
@@ -301,7 +321,7 @@ def _add_execution_options(parser: argparse.ArgumentParser, limit_help: str) -> 
     precision = "what encoder and decoder compute in; the quantizer computes in float32"
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=precision)
     parser.add_argument("--compile", action="store_true", help="compile encoder and decoder with torch.compile")
-    parser.add_argument("--device", help="e.g. cpu, cuda or cuda:1; default: a GPU if there is one")
+    parser.add_argument("--device", help=_DEVICE)
 
 
 def _add_audio_options(parser: argparse._ActionsContainer) -> None:
