@@ -138,6 +138,14 @@ class Bench(ABC):
     def within_limits(self, size: Mapping[str, int]) -> str | None:
         """None if a signal of that size, which a file of codes tells, may be decoded; otherwise why not."""
 
+    def warm_up(self) -> None:
+        """Import what the first action would wait for."""
+        self.rows(self.encode(self.example(), self.model.quantize.codebook_size))
+
+    @abstractmethod
+    def example(self) -> Source:
+        """A small signal."""
+
     def encode(self, source: Source, codebook_size: int, refine_steps: int = 0, progress: Progress = quiet) -> Work:
         """Encode, and decode what comes of it."""
         model = self.model

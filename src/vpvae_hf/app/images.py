@@ -47,8 +47,12 @@ class ImageBench(Bench):
             pixels = scaled(pixels, max(1, round(min(height, width) * limit / max(height, width))), reducing_gap=3)
             told += f", scaled down to {pixels.shape[1]} x {pixels.shape[0]} (see “Longer side”)"
         batch = self.model.preprocessor()(pixels, return_tensors="pt")
-        size = dict(zip(("height", "width"), batch.original_sizes[0].tolist(), strict=True))
+        size = _size(*batch.original_sizes[0].tolist())
         return Source(Path(file).stem, batch.pixel_values, size, told + ".")
+
+    def example(self) -> Source:
+        side = 8 * self.model.downsample_factor
+        return Source("example", torch.zeros(1, self.model.config.in_channels, side, side), _size(side, side), "")
 
     def within_limits(self, size: Mapping[str, int]) -> str | None:
         too_large = size["height"] * size["width"] > _MOST_PIXELS
@@ -60,7 +64,7 @@ class ImageBench(Bench):
 
     def rows(self, work: Work) -> list[Row]:
         codes = Row(
-            f"{work.codes.numel():,} codes of {work.codebook_size:,}",
+            f"{work.codes.numel():,} codes, K = {work.codebook_size:,}",
             self.stored_bytes(work),
             self.quality(work, work.decoded),
         )
@@ -109,6 +113,10 @@ class ImageBench(Bench):
                 filled = self._fills(missing, (_FILLED, _FILLED), _BATCH, progress)
                 known[missing] = torch.cat([_middle(as_rgb(each)) for each in filled])
             return known[codes]
+
+
+def _size(height: int, width: int) -> dict[str, int]:
+    return {"height": height, "width": width}
 
 
 def _file(image: Image.Image, form: str, **settings) -> bytes:

@@ -5,13 +5,13 @@ import tempfile
 from collections.abc import Sequence
 
 from vpvae_hf.modalities import Execution, load_for_tokenizing
-from vpvae_hf.models.tokenizer import Tokenizer
 
 # Read when Gradio is imported, which would otherwise ask servers of its own.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 
+from .bench import Bench
 from .kinds import PAGES
 
 _TITLE = "vpvae: pictures and sounds as codes"
@@ -22,8 +22,8 @@ _CLEANED_EVERY = 3600  # seconds
 _CSS = """
 .gradio-container {max-width: 1280px !important}
 .pixelated img {image-rendering: pixelated; cursor: crosshair}
-.without-numbers input[type=number], .without-numbers .reset-button, .without-numbers .min_value,
-.without-numbers .max_value {display: none}
+.codebook-size .styler {background: var(--block-background-fill)}
+.codebook-size .tab-like-container, .codebook-size .min_value, .codebook-size .max_value {display: none}
 .notice {padding: 8px 12px; border-radius: 6px; border-left: 4px solid #4b7bbb; background: #4b7bbb1c;
   overflow-wrap: anywhere}
 .notice.mistake {border-color: #c0392b; background: #c0392b1c}
@@ -31,29 +31,30 @@ _CSS = """
 .swatch {width: 22px; height: 22px; border: 1px solid #8888; border-radius: 4px; flex: none}
 .faint {opacity: .6}
 .stored {width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums}
-.stored th, .stored td {padding: 4px 8px; text-align: right; border-bottom: 1px solid #8884}
+.stored, .stored th, .stored td {border: 0 !important}
+.stored th, .stored td {padding: 4px 8px; text-align: right}
+.stored tr {border-bottom: 1px solid #8884 !important}
 .stored th:first-child, .stored td:first-child {text-align: left}
 .replacing {align-items: end}
 """
 
 
-def build(tokenizers: Sequence[tuple[Tokenizer, str]], folder: str) -> gr.Blocks:
-    """The page of tokenizers, each with its name; a tab for each if they are several.
+def build(benches: Sequence[Bench], folder: str) -> gr.Blocks:
+    """The page of tokenizers; a tab for each if they are several.
 
     Args:
         folder: where visitors' files of codes are written.
     """
-    several, cleaned = len(tokenizers) > 1, (_CLEANED_EVERY, _CLEANED_EVERY)
+    several, cleaned = len(benches) > 1, (_CLEANED_EVERY, _CLEANED_EVERY)
     blocks = gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=cleaned)
     with blocks, gr.Tabs() if several else gr.Column():
-        for model, name in tokenizers:
-            bench_class, page_class = PAGES[model.hub_entry.name]
-            title = os.path.basename(name.rstrip("/"))
+        for bench in benches:
+            title = os.path.basename(bench.name.rstrip("/"))
             with gr.Tab(title) if several else gr.Column():
-                gr.Markdown(
-                    f"**{title}**, a tokenizer of {model.hub_entry.items}, K = {model.quantize.codebook_size:,}"
-                )
-                page_class(bench_class(model, name), folder)
+                what = f"{bench.modality.items}, {bench.modality.resolution(bench.model)}"
+                gr.Markdown(f"**{title}**, a tokenizer of {what}")
+                _, page_class = PAGES[bench.kind]
+                page_class(bench, folder)
     return blocks
 
 
@@ -86,19 +87,26 @@ def launch(
             raise ValueError(
                 f"{name} is a tokenizer of {model.hub_entry.items}; there are pages for {', '.join(PAGES)}"
             )
-        loaded.append((model, str(name)))
+        bench_class, _ = PAGES[model.hub_entry.name]
+        loaded.append(bench_class(model, name))
+        loaded[-1].warm_up()
     with tempfile.TemporaryDirectory(prefix="vpvae-app-") as folder:
         fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
         mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
-        build(loaded, folder).launch(
+        blocks = build(loaded, folder)
+        _, url, _ = blocks.launch(
             server_name=host,
             server_port=port,
             inbrowser=browser,
             share=False,
             ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
             footer_links=[],
             max_file_size=_LARGEST_FILE,
             state_session_capacity=_SESSIONS,
             theme=gr.themes.Default(font=fonts, font_mono=mono),
             css=_CSS,
         )
+        print(f"the page is at {url}; end it with Ctrl+C", flush=True)
+        blocks.block_thread()

@@ -4,7 +4,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,9 +15,12 @@ from vpvae_hf.quantizers import NoCodesError
 
 from .bench import Bench, Progress, Row, Work
 from .charts import Chart, code_map
-from .words import chosen, notice, size_in_words, table
+from .words import chosen, headed, notice, size_in_words, table
 
 _MOST_STEPS = 10
+_STEPS_HINT = "Each moves some codes so that what is decoded is closer to the original. Slow."
+_MAP_HINT = "Equal colours are equal codes, like colours like codes. Click one."
+_FORGOTTEN_AFTER = 3600  # seconds
 Updates = dict[Any, Any]
 
 
@@ -27,14 +30,13 @@ class View:
 
     Attributes:
         folder: for the visitor's files of codes.
-        map, sheet: as they are drawn; None before, and where a token has several codes.
+        map: of the codes, as it is drawn.
         chosen: the place of the code that was clicked, among the flattened codes.
     """
 
     folder: str
     work: Work
     map: Chart
-    sheet: Chart | None = None
     chosen: int | None = None
 
 
@@ -53,7 +55,8 @@ class Page(ABC):
     limit_label: ClassVar[str]
     limits: ClassVar[tuple[int, ...]]
     usual_limit: ClassVar[int]
-    sheet_label: ClassVar[str]
+    sheet_hint: ClassVar[str]
+    hint_text: ClassVar[str]
 
     def __init__(self, bench: Bench, folder: str):
         self.bench, self._folder = bench, folder
@@ -75,7 +78,7 @@ class Page(ABC):
         """Those components' values."""
 
     @abstractmethod
-    def _shown_rows(self, rows: list[Row]) -> Updates:
+    def _shown_rows(self, work: Work, rows: list[Row]) -> Updates:
         """Further ones that show what other codecs made."""
 
     @property
@@ -88,73 +91,60 @@ class Page(ABC):
         """Have a listener, the arguments of `gr.on`, called when a visitor gives a file."""
 
     def _lay_out(self, selected: int) -> None:
-        kind = self.bench.kind
+        kind, editable = self.bench.kind, self.bench.has_single_codes
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
                 self.file = self._lay_out_input()
                 self.notice = gr.HTML(
-                    notice(f"Give a {self.signal}, or a file of its codes."), elem_id=f"{kind}-notice"
+                    notice(f"Give a {self.signal}, or a file of codes."), elem_id=f"{kind}-notice", padding=False
                 )
-                several = len(self._sizes) > 1
-                with gr.Group(visible=several):
-                    self.size_label = gr.HTML(size_in_words(self._sizes, selected), padding=True)
-                    self.size = gr.Slider(
-                        0,
-                        max(1, len(self._sizes) - 1),
-                        selected,
-                        step=1,
-                        show_label=False,
-                        container=False,
-                        elem_id=f"{kind}-size",
-                        elem_classes="without-numbers",
-                    )
-                self.steps = gr.Slider(
-                    0, _MOST_STEPS, 0, step=1, label="Refinement steps", info="Codes closer to the original; slow."
-                )
-                choices = [(f"{limit:,}", limit) for limit in self.limits]
-                self.limit = gr.Radio(choices, value=self.usual_limit, label=self.limit_label)
+                self._lay_out_settings(selected)
                 with gr.Row():
                     self.download = gr.DownloadButton(
-                        "Download codes", interactive=False, elem_id=f"{kind}-download", min_width=120
+                        "Download codes", interactive=False, size="md", min_width=120, elem_id=f"{kind}-download"
                     )
-                    self.upload = gr.UploadButton("Load codes", elem_id=f"{kind}-load", min_width=120)
-            with gr.Column(scale=3, min_width=300, visible=False) as self.results:
-                self._lay_out_results()
-                self.table = gr.HTML(elem_id=f"{kind}-table", padding=False)
+                    self.upload = gr.UploadButton("Load codes", size="md", min_width=120, elem_id=f"{kind}-load")
+            with gr.Column(scale=3, min_width=300):
+                self.hint = gr.Markdown(self.hint_text)
+                with gr.Column(visible=False) as self.results:
+                    self._lay_out_results()
+                    self.table = gr.HTML(elem_id=f"{kind}-table", padding=False)
         with gr.Row(equal_height=False, visible=False) as self.codes:
+            # A label would lie over the first codes.
+            drawn = {"format": "png", "interactive": False, "buttons": [], "show_label": False}
+            drawn |= {"elem_classes": "pixelated"}
             with gr.Column(min_width=300):
-                self.map = gr.Image(
-                    label="Codes: equal colours are equal codes, like colours like codes. Click one.",
-                    format="png",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_id=f"{kind}-map",
-                    elem_classes="pixelated",
-                )
+                gr.HTML(headed("Codes", _MAP_HINT), padding=False)
+                self.map = gr.Image(elem_id=f"{kind}-map", **drawn)
                 self.chosen = gr.HTML(elem_id=f"{kind}-chosen", padding=False)
-                with gr.Row(visible=self.bench.has_single_codes, elem_classes="replacing"):
+                with gr.Row(visible=editable, elem_classes="replacing"):
                     self.code = gr.Number(
-                        label="Replace it by code", precision=0, minimum=0, min_width=150, elem_id=f"{kind}-code"
+                        label="Another code", value=None, precision=0, minimum=0, min_width=110, elem_id=f"{kind}-code"
                     )
-                    self.here = gr.Button("Replace here", interactive=False, min_width=100, elem_id=f"{kind}-here")
-                    self.everywhere = gr.Button(
-                        "Everywhere", interactive=False, min_width=100, elem_id=f"{kind}-everywhere"
-                    )
-                    self.restore = gr.Button("Undo all", interactive=False, min_width=100, elem_id=f"{kind}-restore")
-            with gr.Column(min_width=300, visible=self.bench.has_single_codes):
-                self.sheet = gr.Image(
-                    label=self.sheet_label,
-                    format="png",
-                    interactive=False,
-                    buttons=["fullscreen"],
-                    elem_id=f"{kind}-sheet",
-                    elem_classes="pixelated",
-                )
-        self.view = gr.State(None, time_to_live=3600)
+                    button = {"interactive": False, "size": "md", "min_width": 110}
+                    self.here = gr.Button("Put it here", elem_id=f"{kind}-here", **button)
+                    self.everywhere = gr.Button("Everywhere", elem_id=f"{kind}-everywhere", **button)
+                    self.restore = gr.Button("Undo all", elem_id=f"{kind}-restore", **button)
+            with gr.Column(min_width=300, visible=editable):
+                self.sheet_told = gr.HTML(padding=False)
+                self.sheet = gr.Image(elem_id=f"{kind}-sheet", **drawn)
+        self.view = gr.State(None, time_to_live=_FORGOTTEN_AFTER)
+        # By itself: what takes longer must not bring back a view that has changed meanwhile.
+        self.sheet_chart = gr.State(None, time_to_live=_FORGOTTEN_AFTER)
+
+    def _lay_out_settings(self, selected: int) -> None:
+        with gr.Group(elem_classes="codebook-size", visible=len(self._sizes) > 1):
+            most = max(1, len(self._sizes) - 1)
+            # Its numbers are places in the list of sizes, which nobody needs to see.
+            self.size = gr.Slider(0, most, selected, step=1, label="Codebook size K", elem_id=f"{self.bench.kind}-size")
+            self.size_label = gr.HTML(size_in_words(self._sizes, selected), padding=True)
+        self.steps = gr.Slider(0, _MOST_STEPS, 0, step=1, label="Refinement steps", info=_STEPS_HINT)
+        choices = [(f"{limit:,}", limit) for limit in self.limits]
+        self.limit = gr.Radio(choices, value=self.usual_limit, label=self.limit_label)
 
     def _wire(self) -> None:
         settings = [self.size, self.steps]
-        of_work = [self.view, self.notice, self.results, self.codes, self.download, self.map, self.chosen]
+        of_work = [self.view, self.notice, self.hint, self.results, self.codes, self.download, self.map, self.chosen]
         of_work += [self.here, self.everywhere, self.restore, *self._results]
         of_file = [*of_work, self.file, self.size, self.size_label]
         hidden = {"show_progress": "hidden", "api_visibility": "private"}
@@ -162,7 +152,7 @@ class Page(ABC):
         details = {
             "fn": self._detail,
             "inputs": self.view,
-            "outputs": [self.view, self.table, self.sheet, *self._results],
+            "outputs": [self.table, self.sheet_told, self.sheet, self.sheet_chart, *self._results],
         }
         details |= {"show_progress_on": self.table, "api_visibility": "private", "trigger_mode": "always_last"}
         opening = {"fn": self._open, "inputs": [self.view, self.file, self.limit, *settings], "outputs": of_file}
@@ -177,7 +167,7 @@ class Page(ABC):
         self.map.select(
             self._choose, self.view, [self.view, self.map, self.chosen, self.here, self.everywhere], **hidden
         )
-        self.sheet.select(self._pick, self.view, self.code, **hidden)
+        self.sheet.select(self._pick, self.sheet_chart, self.code, **hidden)
         replacing = {"inputs": [self.view, self.code], "outputs": of_work, **shown}
         self.here.click(self._replace_here, **replacing).then(**details)
         self.everywhere.click(self._replace_everywhere, **replacing).then(**details)
@@ -228,10 +218,10 @@ class Page(ABC):
         place = None if view is None else view.map.at(*event.index)
         if place is None:
             return {self.map: gr.skip()}
-        return self._codes_drawn(replace(view, chosen=place))
+        return self._codes_drawn(view.folder, view.work, place)
 
-    def _pick(self, view: View | None, event: gr.SelectData) -> Any:
-        code = None if view is None or view.sheet is None else view.sheet.at(*event.index)
+    def _pick(self, sheet: Chart | None, event: gr.SelectData) -> Any:
+        code = None if sheet is None else sheet.at(*event.index)
         return gr.skip() if code is None else code
 
     def _replace_here(self, view: View, code: int | None, progress: gr.Progress = gr.Progress()) -> Updates:
@@ -261,10 +251,13 @@ class Page(ABC):
         if view.work.source is not None:
             progress(0, desc="Measuring")
             rows = self.bench.rows(view.work)
-            updates |= {self.table: table(rows), **self._shown_rows(rows)}
+            updates |= {self.table: table(rows), **self._shown_rows(view.work, rows)}
         sheet = self.bench.sheet(view.work, _told(progress, "Decoding each code"))
         if sheet is not None:
-            updates |= {self.view: replace(view, sheet=sheet), self.sheet: sheet.picture}
+            count, size = int((sheet.values >= 0).sum()), view.work.codebook_size
+            which = "" if count == size else f", the {count:,} used most of {size:,}"
+            told = headed(f"Codebook{which}", self.sheet_hint)
+            updates |= {self.sheet_told: told, self.sheet_chart: sheet, self.sheet: sheet.picture}
         return updates
 
     # What they see.
@@ -273,32 +266,32 @@ class Page(ABC):
         """The updates after an action that gave other codes."""
         folder = tempfile.mkdtemp(dir=self._folder) if view is None else view.folder
         described = self.bench.modality.resolution(self.bench.model)
-        told = f"{work.told} {work.codes.numel():,} codes of {work.codebook_size:,}, {described}."
+        told = f"{work.told} {work.codes.numel():,} codes, K = {work.codebook_size:,}, {described}."
         if work.refine_steps:
             told += f" Refined in {work.refine_steps} steps."
         if work.replaced:
             told += f" {work.replaced:,} replaced."
         return {
             self.notice: notice(told),
+            self.hint: gr.Markdown(visible=False),
             self.results: gr.Column(visible=True),
             self.codes: gr.Row(visible=True),
             self.download: gr.DownloadButton(value=str(self.bench.save(work, folder)), interactive=True),
             self.restore: gr.Button(interactive=work.replaced > 0),
             **self._shown(work),
-            **self._codes_drawn(View(folder, work, None, None if view is None else view.sheet, chosen)),
+            **self._codes_drawn(folder, work, chosen),
         }
 
-    def _codes_drawn(self, view: View) -> Updates:
-        work = view.work
+    def _codes_drawn(self, folder: str, work: Work, place: int | None) -> Updates:
         latents = self.bench.latents(work.codes, work.codebook_size)
         colours = code_colours(latents.flatten(0, -2)[None, None])[0, 0]
         flat = work.codes.reshape(len(colours), -1)
-        drawn = code_map(self.bench.places(work), flat, colours, view.chosen)
-        can_replace = gr.Button(interactive=view.chosen is not None)
+        drawn = code_map(self.bench.places(work), flat, colours, place)
+        can_replace = gr.Button(interactive=place is not None)
         return {
-            self.view: replace(view, map=drawn),
+            self.view: View(folder, work, drawn, place),
             self.map: drawn.picture,
-            self.chosen: "" if view.chosen is None else chosen(flat[view.chosen], flat, colours[view.chosen]),
+            self.chosen: "" if place is None else chosen(flat[place], flat, colours[place]),
             self.here: can_replace,
             self.everywhere: can_replace,
         }

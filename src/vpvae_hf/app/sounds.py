@@ -68,9 +68,12 @@ class SoundBench(Bench):
         if length > limit * rate:
             told += f", of which the first {limit} s are used (see “Longest part”)"
         if clip.abs().max() < _SILENCE:
-            told += ". It is silent: is the microphone switched on, and may this page use it?"
-        size = {"num_samples": len(clip), "sampling_rate": rate}
-        return Source(Path(file).stem, clip[None, None], size, told.rstrip(".?") + ("?" if "?" in told else "."))
+            told += "; it is silent, so see whether the microphone is switched on and this page may use it"
+        return Source(Path(file).stem, clip[None, None], self._size(len(clip)), told + ".")
+
+    def example(self) -> Source:
+        noise = 0.1 * torch.randn(1, 1, self.rate, generator=torch.Generator().manual_seed(0))
+        return Source("example", noise, self._size(self.rate), "")
 
     def within_limits(self, size: Mapping[str, int]) -> str | None:
         too_long = size["num_samples"] > _MOST_SECONDS * self.rate
@@ -86,7 +89,7 @@ class SoundBench(Bench):
 
     def rows(self, work: Work) -> list[Row]:
         codes = Row(
-            f"{work.codes.numel():,} codes of {work.codebook_size:,}",
+            f"{work.codes.numel():,} codes, K = {work.codebook_size:,}",
             self.stored_bytes(work),
             self.quality(work, work.decoded),
         )
@@ -95,7 +98,7 @@ class SoundBench(Bench):
         rows = [codes]
         if opus is not None:
             decoded = _read_opus(opus, samples, self.rate)
-            rows.append(Row("Opus", len(opus), self.quality(work, decoded), decoded))
+            rows.append(Row("Opus, nearest in size", len(opus), self.quality(work, decoded), decoded))
         return [*rows, Row("FLAC", len(_file(samples, self.rate, "FLAC")), {})]
 
     def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
@@ -124,6 +127,9 @@ class SoundBench(Bench):
     def samples(self, signal: Tensor) -> tuple[int, np.ndarray]:
         """The rate, and 16-bit samples [T], of a sound [1, 1, T]."""
         return self.rate, (signal[0, 0].clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+
+    def _size(self, length: int) -> dict[str, int]:
+        return {"num_samples": length, "sampling_rate": self.rate}
 
     def _spectra(self, codes: Tensor, codebook_size: int, progress: Progress) -> Tensor:
         """[N, bands] logarithms of what each of some codes fills a sound with."""

@@ -12,7 +12,12 @@ def size_in_words(sizes: Sequence[int], place: int) -> str:
     """The codebook size that a slider over some sizes is at."""
     bits = (sizes[place] - 1).bit_length()
     which = f"<span class='faint'>({place + 1} of {len(sizes)})</span>"
-    return f"<b>Codebook size K</b>: {sizes[place]:,} codes, {bits} bits each {which}"
+    return f"<b>{sizes[place]:,}</b> codes, {bits} bits each {which}"
+
+
+def headed(heading: str, text: str) -> str:
+    """What is shown below."""
+    return f"<b>{heading}</b> <span class='faint'>{text}</span>"
 
 
 def notice(text: str, is_error: bool = False) -> str:
@@ -28,7 +33,7 @@ def table(rows: list[Row]) -> str:
     lines = []
     for row in rows:
         times = "" if row is rows[0] else f" <span class='faint'>{row.stored / rows[0].stored:.3g} times</span>"
-        exact = "the original" if row is rows[-1] else ""
+        exact = "exact" if row is rows[-1] else ""
         cells = [html.escape(row.name), f"{row.stored:,}{times}", *(row.quality.get(name, exact) for name in metrics)]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<table class='stored'><tr>{head}</tr>{''.join(lines)}</table>"
@@ -41,4 +46,4 @@ def chosen(code: Tensor, codes: Tensor, colour: Tensor) -> str:
     shade = ", ".join(str(round(255 * float(part))) for part in colour)
     times = "once" if count == 1 else f"{count:,} times"
     swatch = f"<span class='swatch' style='background: rgb({shade})'></span>"
-    return f"<div class='chosen'>{swatch} Code <b>{number}</b> is used {times} among {len(codes):,}.</div>"
+    return f"<div class='chosen'>{swatch}<span>Code <b>{number}</b> is used {times} among {len(codes):,}.</span></div>"
