@@ -10,7 +10,7 @@ def run(options: argparse.Namespace) -> None:
     with installed_with("'vpvae_hf[app,audio]'"):
         from vpvae_hf.app.launch import launch
     launch(
-        options.tokenizer,
+        options.tokenizers,
         device=options.device,
         host=options.host,
         port=options.port,

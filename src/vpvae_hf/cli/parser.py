@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     own_files = (_add_app, _add_encode, _add_decode, _add_reconstruct)
     for add in (_add_demo, *own_files, _add_info, _add_train, _add_fit, _add_evaluate, _add_tokenize):
         add(commands)
-    for add in (_add_push, _add_compare):
+    for add in (_add_push, _add_push_space, _add_compare):
         add(commands)
     return parser
 
@@ -88,11 +88,7 @@ def _add_app(commands: argparse._SubParsersAction) -> None:
         "Serve a page on which pictures or sounds are encoded and decoded, codes are looked at, replaced, downloaded "
         "and loaded again. Nothing leaves the computer that serves it.",
     )
-    # A default would be given here.
-    name = f"{_TOKENIZER}; a tab for each if several are given"
-    parser.add_argument(
-        "--tokenizer", type=os.path.expanduser, nargs="+", required=True, metavar="TOKENIZER", help=name
-    )
+    _add_page_tokenizers(parser)
     parser.add_argument("--device", help=_DEVICE)
     parser.add_argument("--host", help="address to listen at, e.g. 0.0.0.0; default: this computer alone")
     parser.add_argument("--port", type=_positive, help="port; default: the first free one from 7860 on")
@@ -247,6 +243,27 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", help="message of the commit")
     parser.add_argument("--allow-unfitted", action="store_true", help="push a tokenizer whose codebook is not fitted")
+
+
+def _add_push_space(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "push-space",
+        "push the page of vpvae app to the Hub, as a Space",
+        "Push a Space that serves the page of some tokenizers: the page, this package's source, and those tokenizers "
+        "that are folders. A Space that was pushed before is replaced.",
+        run="push_space:run",
+    )
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME of the Space; made if it does not exist")
+    _add_page_tokenizers(parser)
+    parser.add_argument("--private", action="store_true", help="make a new Space private")
+
+
+def _add_page_tokenizers(parser: argparse.ArgumentParser) -> None:
+    """What a page shows. A default of `vpvae app` and of `vpvae push-space` would be given here."""
+    name = f"{_TOKENIZER}; a tab for each if several are given"
+    how = {"type": os.path.expanduser, "nargs": "+", "metavar": "TOKENIZER"}
+    parser.add_argument("--tokenizer", required=True, dest="tokenizers", help=name, **how)
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
