@@ -148,15 +148,15 @@ class Bench(ABC):
 
     def encode(self, source: Source, codebook_size: int, refine_steps: int = 0, progress: Progress = quiet) -> Work:
         """Encode, and decode what comes of it."""
-        model = self.model
-        with self._lock, self._reporting(source.size, progress, refine_steps):
+        model, encodes = self.model, refine_steps > 0 or source.latents is None
+        with self._lock, self._reporting(source.size, progress, encodes, refine_steps):
             model.select_codebook(codebook_size)
             signal = source.signal.to(model_device(model))
-            if source.latents is None:
-                source = replace(source, latents=model.latent_vectors(signal))
             if refine_steps:
                 codes = model.tokenize(signal, refine_steps=refine_steps)
             else:
+                if encodes:
+                    source = replace(source, latents=model.latent_vectors(signal))
                 codes = model.quantize.encode(source.latents)
             decoded = self._decoded(codes, source.size)
         codes = codes[0].cpu()
@@ -244,7 +244,10 @@ class Bench(ABC):
             progress(min(1, (start + batch) / len(codes)))
 
     @contextmanager
-    def _reporting(self, size: Mapping[str, int], progress: Progress, refine_steps: int = 0) -> Iterator[None]:
+    def _reporting(
+        self, size: Mapping[str, int], progress: Progress, encodes: bool = False, refine_steps: int = 0
+    ) -> Iterator[None]:
+        """Within it, `progress` is told of each part of a signal that is encoded, if it is, and decoded."""
         done = total = 0
 
         def count() -> None:
@@ -253,5 +256,5 @@ class Bench(ABC):
             progress(min(1, done / total))
 
         with torch.no_grad(), counted_parts(self.modality, self.model, size, count, refine_steps) as encoding:
-            total = encoding + self.modality.parts(size, self.model)
+            total = encoding * encodes + self.modality.parts(size, self.model)
             yield

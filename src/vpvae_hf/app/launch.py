@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from vpvae_hf.modalities import Execution, load_for_tokenizing
 
@@ -31,10 +32,11 @@ _CSS = """
 .swatch {width: 22px; height: 22px; border: 1px solid #8888; border-radius: 4px; flex: none}
 .faint {opacity: .6}
 .stored {width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums}
-.stored, .stored th, .stored td {border: 0 !important}
-.stored th, .stored td {padding: 4px 8px; text-align: right}
-.stored tr {border-bottom: 1px solid #8884 !important}
-.stored th:first-child, .stored td:first-child {text-align: left}
+.scrolled {overflow-x: auto}
+.prose table.stored, .prose .stored th, .prose .stored td {border: 0 !important}
+.prose .stored th, .prose .stored td {padding: 4px 6px; text-align: right}
+.prose .stored tr {border-bottom: 1px solid #8884 !important}
+.prose .stored th:first-child, .prose .stored td:first-child {text-align: left}
 .replacing {align-items: end}
 """
 
@@ -49,13 +51,19 @@ def build(benches: Sequence[Bench], folder: str) -> gr.Blocks:
     blocks = gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=cleaned)
     with blocks, gr.Tabs() if several else gr.Column():
         for bench in benches:
-            title = os.path.basename(bench.name.rstrip("/"))
+            title = _title(bench.name)
             with gr.Tab(title) if several else gr.Column():
                 what = f"{bench.modality.items}, {bench.modality.resolution(bench.model)}"
                 gr.Markdown(f"**{title}**, a tokenizer of {what}")
                 _, page_class = PAGES[bench.kind]
                 page_class(bench, folder)
     return blocks
+
+
+def _title(name: str) -> str:
+    """What a tab is called: the last part of a tokenizer's name that says something."""
+    *_, before, last = ["", *Path(name).parts]
+    return before if last == "tokenizer" and before not in ("", "/") else last
 
 
 def launch(
