@@ -17,7 +17,7 @@ from .kinds import PAGES
 
 _TITLE = "vpvae: pictures and sounds as codes"
 # A session's tensors are let go when so many others came after it.
-_SESSIONS = 100
+_SESSIONS = 50
 _LARGEST_FILE = "100mb"
 _CLEANED_EVERY = 3600  # seconds
 _CSS = """
@@ -25,6 +25,7 @@ _CSS = """
 .pixelated img {image-rendering: pixelated; cursor: crosshair}
 .codebook-size .styler {background: var(--block-background-fill)}
 .codebook-size .tab-like-container, .codebook-size .min_value, .codebook-size .max_value {display: none}
+#audio-spectrograms img {max-height: 320px}
 .notice {padding: 8px 12px; border-radius: 6px; border-left: 4px solid #4b7bbb; background: #4b7bbb1c;
   overflow-wrap: anywhere}
 .notice.mistake {border-color: #c0392b; background: #c0392b1c}
@@ -33,7 +34,7 @@ _CSS = """
 .faint {opacity: .6}
 .stored {width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums}
 .scrolled {overflow-x: auto}
-.prose table.stored, .prose .stored th, .prose .stored td {border: 0 !important}
+.prose .stored th, .prose .stored td {border: 0 !important}
 .prose .stored th, .prose .stored td {padding: 4px 6px; text-align: right}
 .prose .stored tr {border-bottom: 1px solid #8884 !important}
 .prose .stored th:first-child, .prose .stored td:first-child {text-align: left}

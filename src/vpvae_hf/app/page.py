@@ -119,7 +119,7 @@ class Page(ABC):
                 self.chosen = gr.HTML(elem_id=f"{kind}-chosen", padding=False)
                 with gr.Row(visible=editable, elem_classes="replacing"):
                     self.code = gr.Number(
-                        label="Another code", value=None, precision=0, minimum=0, min_width=110, elem_id=f"{kind}-code"
+                        label="Another code", value=0, precision=0, minimum=0, min_width=110, elem_id=f"{kind}-code"
                     )
                     button = {"interactive": False, "size": "md", "min_width": 110}
                     self.here = gr.Button("Put it here", elem_id=f"{kind}-here", **button)

@@ -36,7 +36,8 @@ def table(rows: list[Row]) -> str:
         exact = "exact" if row is rows[-1] else ""
         cells = [html.escape(row.name), f"{row.stored:,}{times}", *(row.quality.get(name, exact) for name in metrics)]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<div class='scrolled'><table class='stored'><tr>{head}</tr>{''.join(lines)}</table></div>"
+    table = f"<table class='stored' style='border: 0 !important'><tr>{head}</tr>{''.join(lines)}</table>"
+    return f"<div class='scrolled'>{table}</div>"
 
 
 def chosen(code: Tensor, codes: Tensor, colour: Tensor) -> str:
