@@ -25,8 +25,8 @@ _MOST_PIXELS = 25_000_000
 _MOST_ON_SHEET = 1024
 # Side of the small pictures that a code fills, in codes, and how many are decoded at once.
 _FILLED, _BATCH = 4, 64
-# Side of a cell of the sheet, and of what is shown in it of a code that the picture does not use; pixels.
-_CELL, _UNUSED = 16, 6
+# Side of the sheet, pixels, and the share of a cell's side that is left of a code that the picture does not use.
+_SHEET, _UNUSED = 512, 0.4
 
 
 class ImageBench(Bench):
@@ -94,14 +94,15 @@ class ImageBench(Bench):
         values = torch.full((rows * columns,), -1)
         values[: len(shown)] = shown[order]
         shades = from_pixel_values(colours[order].T[:, None])[0]  # [N, 3]
-        cells = np.full((rows * columns, _CELL, _CELL, 3), 255, dtype=np.uint8)
+        cell = _SHEET // columns
+        cells = np.full((rows * columns, cell, cell, 3), 255, dtype=np.uint8)
         cells[: len(shown)] = shades[:, None, None]
-        edge = (_CELL - _UNUSED) // 2
-        small = np.zeros((_CELL, _CELL, 1), dtype=bool)
-        small[edge : edge + _UNUSED, edge : edge + _UNUSED] = True
+        edge = round(cell * (1 - _UNUSED) / 2)
+        inner = np.zeros((cell, cell, 1), dtype=bool)
+        inner[edge : cell - edge, edge : cell - edge] = True
         unused = np.flatnonzero((counts[shown[order]] == 0).numpy())
-        cells[unused] = np.where(small, cells[unused], 255)
-        return sheet_of_cells(cells.reshape(rows, columns, _CELL, _CELL, 3), values.view(rows, columns))
+        cells[unused] = np.where(inner, cells[unused], 255)
+        return sheet_of_cells(cells.reshape(rows, columns, cell, cell, 3), values.view(rows, columns))
 
     def _colours(self, codes: Tensor, codebook_size: int, progress: Progress) -> Tensor:
         """[N, 3] in [-1, 1] the colour that each of some codes fills a picture with."""

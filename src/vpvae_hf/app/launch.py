@@ -36,7 +36,7 @@ _CSS = """
 .scrolled {overflow-x: auto}
 .prose .stored th, .prose .stored td {border: 0 !important}
 .prose .stored th, .prose .stored td {padding: 4px 6px; text-align: right}
-.prose .stored tr {border-bottom: 1px solid #8884 !important}
+.prose .stored tr {border: 0 !important; border-bottom: 1px solid #8884 !important}
 .prose .stored th:first-child, .prose .stored td:first-child {text-align: left}
 .replacing {align-items: end}
 """

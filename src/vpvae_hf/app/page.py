@@ -268,7 +268,7 @@ class Page(ABC):
         described = self.bench.modality.resolution(self.bench.model)
         told = f"{work.told} {work.codes.numel():,} codes, K = {work.codebook_size:,}, {described}."
         if work.refine_steps:
-            told += f" Refined in {work.refine_steps} steps."
+            told += f" Refined in {work.refine_steps} step{'s' * (work.refine_steps > 1)}."
         if work.replaced:
             told += f" {work.replaced:,} replaced."
         return {
