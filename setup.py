@@ -21,7 +21,8 @@ extras = {
     ],
 }
 used = ("train", "eval", "audio", "demo", "features", "baselines", "app", "ray")
-extras["dev"] += sorted({requirement for name in used for requirement in extras[name]})
+extras["all"] = sorted({requirement for name in used for requirement in extras[name]})
+extras["dev"] += extras["all"]
 
 setup(
     name="vpvae_hf",

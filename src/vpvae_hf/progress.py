@@ -16,12 +16,14 @@ def progress_bar(*, total: int | None, desc: str, unit: str, shown: bool = True,
     """A bar of `tqdm` on stderr, with its arguments; the first rank's alone.
 
     If stderr is no terminal, as under nohup, Slurm or CI, the bar prints a whole line now and then, with the time left,
-    and one at its end, instead of redrawing itself.
+    and one at its end, instead of redrawing itself. TQDM_DISABLE=1 in the environment hides it.
     """
     # A notebook's stderr is no terminal either, but draws bars.
     drawn = sys.stderr.isatty() or "ipykernel" in sys.modules
     bar = tqdm if drawn else _ProgressLines
-    return bar(total=total, desc=desc, unit=unit, disable=not shown or rank() > 0, **settings)
+    if not shown or rank() > 0:
+        settings["disable"] = True  # only then, since it goes before the environment
+    return bar(total=total, desc=desc, unit=unit, **settings)
 
 
 class _ProgressLines(tqdm):

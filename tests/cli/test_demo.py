@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpvae_hf import AutoencoderVP
+from vpvae_hf import AutoencoderVP, VPCodecModel
 from vpvae_hf.cli.main import main
 
 
@@ -69,3 +69,21 @@ def test_errors_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().err.strip().splitlines()
     assert message in printed[-1]
     assert printed[-1].startswith("vpvae demo: ")
+
+
+def test_demo_of_audio(tmp_path, capsys):
+    output = tmp_path / "results"
+    arguments = ["demo", "--modality", "audio", "--codebook-size", "64", "--output", str(output)]
+    assert main([*arguments, "--steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "PESQ" in printed
+    assert len(list((output / "voices").glob("*.flac"))) == 32
+    for name in ("reconstruction.png", "original.flac", "reconstruction.flac", "README.md"):
+        assert str(output / "tokenizer" / name) in printed
+        assert (output / "tokenizer" / name).stat().st_size > 500
+    assert VPCodecModel.from_pretrained(output / "tokenizer").quantize.codebook_size == 64
+    assert main(arguments) == 1
+    assert "use --overwrite" in capsys.readouterr().err
+    own = ["--dataset", str(output / "voices"), "--quantizer", "fsp", "--steps", "1", "--overwrite"]
+    assert main([*arguments, *own]) == 0
+    assert VPCodecModel.from_pretrained(output / "tokenizer").quantize.config.kind == "fsp"

@@ -87,6 +87,26 @@ def test_ways_to_start():
     assert finished.stdout.strip() == f"vpvae_hf {vpvae_hf.__version__}"
 
 
+# A command that shows a bar.
+WORKING = """
+import sys, types
+from vpvae_hf.cli import main
+def run(options):
+    from vpvae_hf.progress import progress_bar
+    with progress_bar(total=1, desc="Working", unit="thing") as bar:
+        bar.update()
+sys.modules["vpvae_hf.cli.info"] = types.SimpleNamespace(run=run)
+main.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("arguments", [["info", "x"], ["info", "x", "--quiet"], ["--quiet", "info", "x"]])
+def test_quiet_hides_bars(arguments):
+    """In a process of its own, since tqdm reads the environment once."""
+    finished = subprocess.run([sys.executable, "-c", WORKING, *arguments], capture_output=True, text=True, check=True)
+    assert ("Working: 1/1" in finished.stderr) == ("--quiet" not in arguments)
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [

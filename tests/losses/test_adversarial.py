@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from vpvae_hf.losses import PatchDiscriminator, discriminator_loss, generator_loss
+from vpvae_hf.losses import PatchDiscriminator, discriminator_loss, feature_matching_loss, generator_loss
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,22 @@ def test_logits_beyond_the_margin_have_no_gradient():
     fake = fake.detach().requires_grad_()
     generator_loss(fake).backward()
     assert fake.grad.tolist() == [-0.5, -0.5]
+
+
+def test_feature_matching_by_hand():
+    real = [torch.tensor([1.0, -3.0]), torch.tensor([[4.0]])]
+    fake = [torch.tensor([2.0, -3.0], requires_grad=True), torch.tensor([[2.0]])]
+    loss = feature_matching_loss(real, fake)
+    assert loss.item() == (0.5 / 2 + 2 / 4) / 2
+    loss.backward()
+    assert fake[0].grad.tolist() == [0.125, 0]
+    assert feature_matching_loss(real, real) == 0
+
+
+def test_the_logits_come_from_the_last_features():
+    torch.manual_seed(0)
+    discriminator, images = PatchDiscriminator(base_channels=8), torch.randn(2, 3, 32, 32)
+    logits, features = discriminator.judge(images)
+    assert [each.shape[1] for each in features] == [8, 16, 32, 64]
+    assert torch.equal(logits, discriminator.layers(images))
+    assert torch.equal(logits, discriminator.layers[-1](features[-1]))

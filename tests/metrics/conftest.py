@@ -13,5 +13,5 @@ def photograph() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def clips() -> tuple[torch.Tensor, torch.Tensor]:
     """Three signals of 1.5 seconds with more and more noise, and without."""
-    original = torch.stack([speech(1.5, pitch, seed) for seed, pitch in enumerate((100, 140, 200))])[:, None]
+    original = torch.stack([speech(1.5, pitch=pitch, seed=seed) for seed, pitch in enumerate((100, 140, 200))])[:, None]
     return torch.cat([noisy(clip[None], 0.002 * 4**i) for i, clip in enumerate(original)]), original

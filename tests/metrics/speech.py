@@ -1,33 +1,15 @@
 """Signals that speech metrics take for speech, and a small audio tokenizer to measure."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
+from vpvae_hf.data import synthetic_voice as speech
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import build_quantizer
 
+__all__ = ["RATE", "BlockCodec", "MeanDifference", "noisy", "speech"]
+
 RATE = 16_000
-
-
-def speech(seconds: float, pitch: float = 120, seed: int = 0) -> Tensor:
-    """[T]: harmonics of a wavering pitch, under formants that move and syllables that swell, with pauses."""
-    generator = torch.Generator().manual_seed(seed)
-    time = torch.arange(round(seconds * RATE)) / RATE
-    wander = torch.randn(4, generator=generator)
-    phase = 2 * math.pi * (pitch * time + 2 * torch.sin(2 * math.pi * 3 * time + wander[0]))
-    formants = [
-        centre * (1 + 0.2 * torch.sin(2 * math.pi * rate * time + start))
-        for centre, rate, start in zip((500, 1500, 2500), (1.3, 1.7, 2.3), wander[1:].tolist(), strict=True)
-    ]
-    wave = torch.zeros_like(time)
-    for harmonic in range(1, 40):
-        strength = sum(torch.exp(-(((harmonic * pitch - formant) / 250) ** 2)) for formant in formants)
-        wave += (0.05 + strength) / harmonic**0.5 * torch.sin(harmonic * phase)
-    syllables = torch.sin(2 * math.pi * 2 * time).clamp_min(0) ** 0.5
-    wave = wave * syllables + 1e-4 * torch.randn(len(time), generator=generator)
-    return 0.3 * wave / wave.abs().max()
 
 
 def noisy(original: Tensor, deviation: float | Tensor) -> Tensor:

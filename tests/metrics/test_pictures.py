@@ -13,7 +13,7 @@ WIDTH, WAVE, HEIGHT, GAP = 64, 48, 208, 8
 
 @pytest.fixture(scope="module")
 def clips() -> torch.Tensor:
-    return torch.stack([speech(1.0, pitch)[4000:12_000] for pitch in (100, 150)])[:, None]
+    return torch.stack([speech(1.0, pitch=pitch)[4000:12_000] for pitch in (100, 150)])[:, None]
 
 
 def panel(picture: np.ndarray, row: int, column: int) -> np.ndarray:

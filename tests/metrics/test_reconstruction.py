@@ -27,7 +27,7 @@ QUALITY = partial(audio_quality, sampling_rate=RATE)
 @pytest.fixture(scope="module")
 def clips() -> torch.Tensor:
     """Four clips whose length is no multiple of the codec's eight samples."""
-    return torch.stack([speech(1.0, 90 + 40 * seed, seed)[:15_997] for seed in range(4)])[:, None]
+    return torch.stack([speech(1.0, pitch=90 + 40 * seed, seed=seed)[:15_997] for seed in range(4)])[:, None]
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,18 @@ def test_features_of_whisper_as_a_loss(data, tmp_path):
     )
 
 
+def test_a_discriminator_listens(data, tmp_path):
+    values = settings(data, tmp_path / "run", adversarial={"weight": 0.5, "start_step": 1, "channels": 2})
+    train_tokenizer(configured(values | {"max_train_steps": 3}))
+    first, second, third = metrics(tmp_path / "run")[:3]
+    assert "loss/adversarial" not in first
+    assert 0.5 < second["loss/discriminator"] < 1.5
+    assert third["loss/feature_matching"] > 0
+    parts = {"l1": 10, "stft": 1, "quantizer": 1, "adversarial": 0.5, "feature_matching": 0.5 * 2}
+    weighted = sum(weight * third[f"loss/{name}"] for name, weight in parts.items())
+    assert third["loss/total"] == pytest.approx(weighted, rel=1e-5)
+
+
 def test_mistakes(data, tmp_path):
     for values, message in (
         ({"losses": {"lpips": 1.0}}, "valid: l1, l2, stft, whisper"),

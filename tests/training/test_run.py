@@ -50,7 +50,7 @@ def finished_run(data, tmp_path_factory):
 STATEFUL = {
     "use_ema": True,
     "ema_decay": 0.5,
-    "adversarial": {"weight": 0.1, "start_step": 2, "channels": 8, "layers": 1},
+    "adversarial": {"weight": 0.1, "feature_matching": 1.0, "start_step": 2, "channels": 8, "layers": 1},
     "gradient_accumulation_steps": 2,
     "data": {"workers": 2},
 }
@@ -74,7 +74,13 @@ def test_a_run_leaves_a_tokenizer_and_its_records(finished_run):
     rows = metrics(finished_run)
     assert [row["step"] for row in rows if "loss/total" in row] == list(range(1, 13))
     assert [row["step"] for row in rows if "validation/psnr" in row] == [6, 12]
-    assert {"loss/l1", "loss/adversarial", "gradient_norm", "quantizer/displacement_rms"} <= set(rows[-2])
+    assert {
+        "loss/l1",
+        "loss/adversarial",
+        "loss/feature_matching",
+        "gradient_norm",
+        "quantizer/displacement_rms",
+    } <= set(rows[-2])
     checkpoints = {folder.name for folder in finished_run.glob("checkpoint-*")}
     assert checkpoints == {"checkpoint-4", "checkpoint-8", "checkpoint-12"}
 

@@ -1,6 +1,7 @@
 """`vpvae`: one command, a subcommand for each job."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 after an error, 130 after an interruption.
     """
     options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    if options.quiet:
+        os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported, which reads it then
     module, function = options.run.split(":")
     try:
         getattr(importlib.import_module(f"vpvae_hf.cli.{module}"), function)(options)

@@ -14,6 +14,8 @@ _SIGNALS = (
     "picture, sound, folder of such, or pattern; what decode and reconstruct wrote into a folder is left out of it"
 )
 _DEVICE = "e.g. cpu, cuda or cuda:1; default: a GPU if there is one"
+_QUIET = "no progress bars"
+DEMO_STEPS = {"image": 900, "audio": 400}
 _REVISION = "branch, tag or commit of the tokenizer"
 
 
@@ -50,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of `vpvae`. In what it returns, `run` is "module:function" in this package, to be called with it."""
     parser = _Parser(prog="vpvae", description="Discrete tokens from images and audio: train, fit, use.")
     parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
+    parser.add_argument("--quiet", action="store_true", help=_QUIET)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     own_files = (_add_app, _add_encode, _add_decode, _add_reconstruct)
     for add in (_add_demo, *own_files, _add_info, _add_train, _add_fit, _add_evaluate, _add_tokenize):
@@ -63,21 +66,27 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "demo",
-        "train a small tokenizer on photographs, fit its codebook, and show what it does",
-        "Train a small image tokenizer on photographs in a few minutes on a CPU, fit its codebook, "
-        "evaluate it on held-out crops, save it, and reload it in a fresh process.",
+        "train a small tokenizer on photographs or sounds, fit its codebook, and show what it does",
+        "Train a small tokenizer on photographs, or on sounds, in a few minutes on a CPU, fit its codebook, "
+        "evaluate it on what was held out, and save it.",
     )
+    parser.add_argument("--modality", choices=tuple(DEMO_STEPS), default="image", help="what to train for")
     parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="write into an output folder that has files")
     parser.add_argument("--quantizer", choices=("vp", "fsp"), default="vp", help="kind of quantizer")
     kinds = get_args(Perturbation)
     parser.add_argument("--perturbation", choices=kinds, default=kinds[0], help="how vp perturbs latents in training")
     parser.add_argument("--codebook-size", type=_positive, default=1024, help="number of codes")
-    parser.add_argument("--steps", type=_positive, default=900, help="training steps")
+    steps = "training steps; default: " + ", ".join(f"{steps} for {name}" for name, steps in DEMO_STEPS.items())
+    parser.add_argument("--steps", type=_positive, help=steps)
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, crops, perturbations and codebook")
-    images = "hub id or folder of a data set of images; default: photographs of scikit-image and scikit-learn"
-    parser.add_argument("--dataset", type=os.path.expanduser, help=images)
-    parser.add_argument("--image-column", help="column of the data set that holds the images; default: the only one")
+    data = (
+        "hub id or folder of a data set of images or audio; default: photographs of scikit-image and scikit-learn, "
+        "or voices that are synthesized"
+    )
+    parser.add_argument("--dataset", type=os.path.expanduser, help=data)
+    column = "column of the data set that holds the images or the audio; default: the only one"
+    parser.add_argument("--column", help=column)
 
 
 def _add_app(commands: argparse._SubParsersAction) -> None:
@@ -300,6 +309,8 @@ def _add_command(
 ) -> argparse.ArgumentParser:
     how = {"description": description, "formatter_class": _Help, "aliases": aliases}
     parser = commands.add_parser(name, help=summary, **how)
+    # Suppressed, or it would undo what stands before the command.
+    parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=_QUIET)
     parser.set_defaults(run=run or f"{name}:run")
     return parser
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.settings import did_you_mean, require_name
-from vpvae_hf.training.config import describe, log_progress, parse_config
+from vpvae_hf.training.config import describe, log_warnings, parse_config
 from vpvae_hf.training.run import train_tokenizer
 
 
@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"vpvae train {options.modality} --config NAME ... --KEY VALUE ...\n")
         print(f"Each NAME is a YAML file or one of: {', '.join(recipes)}. Settings:\n{describe(config_class)}")
         return
-    log_progress()
+    log_warnings()
     train_tokenizer(parse_config(config_class, [*_with_paths(options.settings, recipes)]))
 
 

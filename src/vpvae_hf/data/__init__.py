@@ -11,6 +11,7 @@ from .folders import readable_suffixes
 from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops
 from .sources import Source, Transform, open_audio, open_images
 from .streams import ItemLoader, ItemStream, check_readable
+from .voices import synthetic_voice
 
 __all__ = [
     "AudioClip",
@@ -36,6 +37,7 @@ __all__ = [
     "read_audio",
     "read_codes",
     "readable_suffixes",
+    "synthetic_voice",
     "to_pixel_values",
     "write_codes",
     "write_totals",

@@ -1,81 +1,38 @@
-"""A discriminator of image patches and the hinge losses that train against it.
+"""The losses of a tokenizer and the discriminator that trains against it.
 
-B images, C channels, H x W pixels; h = H // 2**num_layers - 2 by w = W // 2**num_layers - 2 patches.
+A discriminator is a module whose forward pass gives logits, higher for what looks or sounds real; its `judge` gives
+the logits and the features of its layers.
 """
 
-from torch import Tensor, nn
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 from torch.nn.functional import relu
-
-CHANNELS_PER_GROUP = 16
-
-
-class PatchDiscriminator(nn.Module):
-    """Tells real patches from reconstructed ones: PatchGAN of Isola et al. 2017, arXiv 1611.07004, section 3.2.2.
-
-    4x4 convolutions: `num_layers` of stride 2, then two of stride 1. With three layers a logit sees 70 x 70 pixels.
-
-    Group norm (Wu & He 2018, arXiv 1803.08494) takes the place of the paper's batch norm. Its statistics are of one
-    image, so ranks need no synchronization, a batch of one works, and a logit does not depend on the rest of the batch.
-    They are of the whole image, as with batch norm, so a logit knows the image's contrast beyond its patch.
-
-    Args:
-        in_channels: C.
-        base_channels: width of the first layer, a multiple of 8. It doubles with each layer, up to eight times it.
-        num_layers: how often the image is halved, at least 1.
-    """
-
-    def __init__(self, in_channels: int = 3, base_channels: int = 64, num_layers: int = 3):
-        super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers is {num_layers}: give at least 1")
-        if base_channels < 1 or 2 * base_channels % CHANNELS_PER_GROUP:
-            raise ValueError(f"base_channels is {base_channels}: give a positive multiple of {CHANNELS_PER_GROUP // 2}")
-        # At this side the last convolution gives one logit.
-        self.minimum_side = 3 * 2**num_layers
-        widths = [base_channels * min(2**i, 8) for i in range(num_layers + 1)]
-        strides = [2] * (num_layers - 1) + [1]
-        blocks = [_block(*each) for each in zip(widths[:-1], widths[1:], strides, strict=True)]
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, base_channels, 4, stride=2, padding=1),
-            nn.LeakyReLU(0.2),
-            *blocks,
-            nn.Conv2d(widths[-1], 1, 4, padding=1),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, 1, h, w] of the patches, higher if they look real.
-
-        Args:
-            images: [B, C, H, W] in [-1, 1], at least 3 * 2**num_layers pixels a side, or a ValueError is raised.
-        """
-        if min(images.shape[-2:]) < self.minimum_side:
-            raise ValueError(
-                f"images of {images.shape[-2]} x {images.shape[-1]} pixels are too small for this discriminator: give "
-                f"at least {self.minimum_side} pixels a side, or fewer layers"
-            )
-        return self.layers(images)
-
-
-def _block(width: int, next_width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(width, next_width, 4, stride=stride, padding=1),
-        nn.GroupNorm(next_width // CHANNELS_PER_GROUP, next_width),
-        nn.LeakyReLU(0.2),
-    )
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Hinge loss of the discriminator: Lim & Ye 2017, arXiv 1705.02894; halved as in Esser et al. 2021; [].
 
     (E[max(0, 1 - D(x))] + E[max(0, 1 + D(x_hat))]) / 2: 1 at logits of zero, 0 if every logit is beyond its margin.
-    Logits D(x) are of original images, D(x_hat) of reconstructions that are detached from their model; any shape.
+    Logits D(x) are of originals, D(x_hat) of reconstructions that are detached from their model; any shape.
     """
     return (relu(1 - real_logits).mean() + relu(1 + fake_logits).mean()) / 2
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Hinge loss of the model that makes the images, -E[D(x_hat)]: Lim & Ye 2017; VQGAN (Esser et al. 2021); [].
+    """Hinge loss of the model that makes the reconstructions, -E[D(x_hat)]: Lim & Ye 2017; VQGAN (Esser et al. 2021).
 
-    It has no lower bound; its weight sets its scale relative to other losses. Reconstructions are not detached.
+    [], without a lower bound; its weight sets its scale relative to other losses. Reconstructions are not detached.
     """
     return -fake_logits.mean()
+
+
+def feature_matching_loss(real_features: Sequence[Tensor], fake_features: Sequence[Tensor]) -> Tensor:
+    """[] L1 between the features of originals and reconstructions, relative to the originals', mean over the layers.
+
+    Défossez et al. 2022, arXiv 2210.13438, eq. (2). Features of one layer have one shape; the originals' get no
+    gradient.
+    """
+    pairs = zip(real_features, fake_features, strict=True)
+    return torch.stack([(fake - real).abs().mean() / real.abs().mean() for real, fake in pairs]).mean()

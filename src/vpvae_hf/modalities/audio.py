@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtype, open_audio, readable_suffixes
 from vpvae_hf.files import write_atomically
-from vpvae_hf.losses import Loss, audio_losses, build_losses
+from vpvae_hf.losses import Loss, STFTDiscriminator, audio_losses, build_losses
 from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 from vpvae_hf.settings import is_number, require
 from vpvae_hf.tensors import to_device
 
 from .base import Modality
-from .config import DataConfig, TrainingConfig, loss_help, option
+from .config import AdversarialConfig, DataConfig, TrainingConfig, loss_help, option
 
 # Length of each clip that is shown and played, and of the silence between two.
 _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
@@ -53,11 +53,22 @@ class AudioDataConfig(DataConfig):
 
 
 @dataclass
+class AudioAdversarialConfig(AdversarialConfig):
+    """A discriminator of spectrograms."""
+
+    feature_matching: float = option(
+        2.0, "weight of the distance of the discriminator's features, relative to that of the adversarial loss"
+    )
+    channels: int = option(32, "width of the discriminator's layers")
+
+
+@dataclass
 class AudioTrainingConfig(TrainingConfig):
     """A training run of an audio tokenizer."""
 
     data: AudioDataConfig = field(default_factory=AudioDataConfig)
     losses: dict[str, float] = option({}, loss_help(audio_losses()))
+    adversarial: AudioAdversarialConfig = field(default_factory=AudioAdversarialConfig)
     whisper: str = option("openai/whisper-base", "folder or hub id of the Whisper model of the loss whisper")
 
 
@@ -79,6 +90,12 @@ class AudioModality(Modality):
     def losses(self, config: AudioTrainingConfig, model: VPCodecModel) -> Mapping[str, Loss]:
         available = audio_losses(whisper=config.whisper, sampling_rate=model.config.sampling_rate)
         return build_losses(config.loss_weights, available)
+
+    def adversarial(
+        self, config: AudioTrainingConfig, model: VPCodecModel
+    ) -> tuple[AudioAdversarialConfig, nn.Module] | None:
+        settings = config.adversarial
+        return (settings, STFTDiscriminator(settings.channels)) if settings.weight else None
 
     def data_config(self, model: VPCodecModel, **given: Any) -> AudioDataConfig:
         return super().data_config(model, **{"segment_s": _FITTED_SECONDS, **given})

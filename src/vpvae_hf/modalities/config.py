@@ -108,16 +108,18 @@ class DataConfig:
 
 @dataclass
 class AdversarialConfig:
-    """A patch discriminator. Its weight is 0 by default: the paper trains without one."""
+    """A discriminator. Its weight is 0 by default: the paper trains without one."""
 
     weight: float = option(0.0, "weight of the adversarial loss")
+    feature_matching: float = option(
+        0.0, "weight of the distance of the discriminator's features, relative to that of the adversarial loss"
+    )
     start_step: int = option(0, "the first step that uses the discriminator")
     learning_rate: float = option(1e-4, "learning rate of the discriminator")
-    channels: int = option(64, "width of the discriminator's first layer")
-    layers: int = option(3, "strided layers of the discriminator")
 
     def __post_init__(self):
-        require(self.weight >= 0, "adversarial.weight", self.weight, "at least 0")
+        for name in ("weight", "feature_matching"):
+            require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "at least 0")
 
 
 @dataclass

@@ -78,6 +78,14 @@ class ImageDataConfig(DataConfig):
 
 
 @dataclass
+class ImageAdversarialConfig(AdversarialConfig):
+    """A patch discriminator."""
+
+    channels: int = option(64, "width of the discriminator's first layer")
+    layers: int = option(3, "strided layers of the discriminator")
+
+
+@dataclass
 class ImageTrainingConfig(TrainingConfig):
     """A training run of an image tokenizer."""
 
@@ -87,7 +95,7 @@ class ImageTrainingConfig(TrainingConfig):
     feature_network: str = option(
         EFFICIENTNET, "network of the loss features: this one, or folder or hub id of a backbone of transformers"
     )
-    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    adversarial: ImageAdversarialConfig = field(default_factory=ImageAdversarialConfig)
     channels_last: bool = option(
         False, "train with weights of the layout [N, H, W, C]; on a GPU see which is faster, with torch_compile too"
     )
@@ -127,7 +135,7 @@ class ImageModality(Modality):
 
     def adversarial(
         self, config: ImageTrainingConfig, model: AutoencoderVP
-    ) -> tuple[AdversarialConfig, nn.Module] | None:
+    ) -> tuple[ImageAdversarialConfig, nn.Module] | None:
         settings = config.adversarial
         if not settings.weight:
             return None

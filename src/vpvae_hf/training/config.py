@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +16,7 @@ __all__ = [
     "LoopConfig",
     "RunConfig",
     "describe",
-    "log_progress",
+    "log_warnings",
     "option",
     "parse_config",
     "require_settings",
@@ -84,7 +83,7 @@ def run_recipe(
     Returns:
         The exit status: 0, 1 after an error, 130 after an interruption.
     """
-    log_progress()
+    log_warnings()
     if "--help" in arguments or "-h" in arguments:
         print(f"{description}\nSettings: --config FILE.yaml, as often as wanted, and\n{describe(config_class)}")
         return 0
@@ -98,11 +97,9 @@ def run_recipe(
     return 0
 
 
-def log_progress() -> None:
-    """Print what the package logs on stderr; of several ranks the first tells how far it is."""
+def log_warnings() -> None:
+    """Print what the package warns of on stderr."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
-    if os.environ.get("RANK", "0") == "0":
-        logging.getLogger("vpvae_hf").setLevel(logging.INFO)
 
 
 def describe(config_class: type) -> str:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vpvae_hf import distributed
 from vpvae_hf.files import write_text
-from vpvae_hf.losses import Loss, discriminator_loss, generator_loss
+from vpvae_hf.losses import Loss, discriminator_loss, feature_matching_loss, generator_loss
 from vpvae_hf.modalities.config import AdversarialConfig, LoopConfig, RunConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.progress import progress_bar
@@ -218,8 +218,9 @@ class Trainer:
             total = output.loss + sum(self._loss_weights[name] * metrics[f"loss/{name}"] for name in self._losses)
             metrics["loss/quantizer"] = output.loss
             if adversary is not None:
-                metrics["loss/adversarial"] = adversary.generator_loss(output.sample)
-                total = total + adversary.config.weight * metrics["loss/adversarial"]
+                added, losses = adversary.generator_losses(original, output.sample)
+                metrics |= losses
+                total = total + added
             metrics["loss/total"] = total
             accelerator.backward(total)
             if accelerator.sync_gradients:
@@ -386,14 +387,24 @@ class _Adversary:
         optimizer = torch.optim.AdamW(discriminator.parameters(), lr=config.learning_rate, **how)
         self.discriminator, self._optimizer = accelerator.prepare(discriminator, optimizer)
 
-    def generator_loss(self, reconstruction: Tensor) -> Tensor:
-        """The tokenizer's adversarial loss for reconstructions [B, ...]; its gradient stops at them."""
+    def generator_losses(self, original: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the discriminator adds to the tokenizer's loss, weighted, and its parts by the names of metrics.
+
+        Its gradient stops at the reconstructions. Both arguments are [B, ...].
+        """
         # Without the wrapper of several ranks, which would share gradients that nobody uses.
         network = self._accelerator.unwrap_model(self.discriminator).requires_grad_(False)
         with self._accelerator.autocast():
-            loss = generator_loss(network(reconstruction).float())
+            logits, features = network.judge(reconstruction)
+            parts = {"adversarial": generator_loss(logits.float())}
+            total = self.config.weight * parts["adversarial"]
+            if self.config.feature_matching:
+                with torch.no_grad():
+                    real = network.judge(original)[1]
+                parts["feature_matching"] = feature_matching_loss(real, features)
+                total = total + self.config.weight * self.config.feature_matching * parts["feature_matching"]
         network.requires_grad_(True)
-        return loss
+        return total, {f"loss/{name}": value for name, value in parts.items()}
 
     def train_step(self, original: Tensor, reconstruction: Tensor) -> Tensor:
         """Train the discriminator on originals and detached reconstructions, each [B, ...]; returns its loss."""
