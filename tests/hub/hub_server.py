@@ -91,7 +91,8 @@ class Hub:
         if made:
             self.repos[name] = Repo(private=call.json.get("visibility") == "private")
             self.repos[name].commit("main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
-        return {"url": f"{self.endpoint}/{name}", "name": name}, 200 if made else 409
+        place = "/spaces" if call.json.get("type") == "space" else ""
+        return {"url": f"{self.endpoint}{place}/{name}", "name": name}, 200 if made else 409
 
     def validate_yaml(self, call):
         """POST /api/validate-yaml"""
@@ -102,14 +103,14 @@ class Hub:
         return {"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200
 
     def info(self, call, repo, revision="main"):
-        """GET /api/models/{repo}(/revision/(?P<revision>[^/]+))?"""
+        """GET /api/(models|spaces)/{repo}(/revision/(?P<revision>[^/]+))?"""
         opened = call.open(repo)
         sha = opened.sha(unquote(revision or "main"))
         names = [{"rfilename": name} for name in opened.commits[sha]]
         return {"id": repo, "modelId": repo, "private": opened.private, "sha": sha, "siblings": names, "tags": []}, 200
 
     def tree(self, call, repo, revision):
-        """GET /api/models/{repo}/tree/(?P<revision>[^/]+)"""
+        """GET /api/(models|spaces)/{repo}/tree/(?P<revision>[^/]+)"""
         files = call.open(repo).files(unquote(revision))
         return [
             {"type": "file", "path": name, "size": len(content), "oid": _blob_id(content)}
@@ -117,13 +118,13 @@ class Hub:
         ], 200
 
     def refs(self, call, repo):
-        """GET /api/models/{repo}/refs"""
+        """GET /api/(models|spaces)/{repo}/refs"""
         branches = call.open(repo).branches.items()
         named = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha} for name, sha in branches]
         return {"branches": named, "tags": [], "converts": []}, 200
 
     def branch(self, call, repo, name):
-        """POST /api/models/{repo}/branch/(?P<name>[^/]+)"""
+        """POST /api/(models|spaces)/{repo}/branch/(?P<name>[^/]+)"""
         opened = call.open(repo, write=True)
         if unquote(name) in opened.branches:
             return {}, 409
@@ -131,7 +132,7 @@ class Hub:
         return {}, 200
 
     def preupload(self, call, repo, revision):
-        """POST /api/models/{repo}/preupload/(?P<revision>[^/]+)"""
+        """POST /api/(models|spaces)/{repo}/preupload/(?P<revision>[^/]+)"""
         files = call.open(repo, write="create_pr" not in call.query).files(unquote(revision))
         return {
             "files": [
@@ -146,7 +147,7 @@ class Hub:
         }, 200
 
     def batch(self, call, repo):
-        """POST /{repo}.git/info/lfs/objects/batch"""
+        """POST (/spaces)?/{repo}.git/info/lfs/objects/batch"""
         call.open(repo)
         missing = {"actions": {"upload": {"href": f"{self.endpoint}/upload/%s"}}}
         objects = [
@@ -164,7 +165,7 @@ class Hub:
         return {}, 200
 
     def commit(self, call, repo, revision):
-        """POST /api/models/{repo}/commit/(?P<revision>[^/]+)"""
+        """POST /api/(models|spaces)/{repo}/commit/(?P<revision>[^/]+)"""
         is_request = "create_pr" in call.query
         opened, revision = call.open(repo, write=not is_request), unquote(revision)
         files = dict(opened.files(revision))
@@ -191,7 +192,7 @@ class Hub:
         return answer | ({"pullRequestUrl": url} if is_request else {}), 200
 
     def resolve(self, call, repo, revision, path):
-        """(GET|HEAD) /{repo}/resolve/(?P<revision>[^/]+)/(?P<path>.+)"""
+        """(GET|HEAD) (/spaces)?/{repo}/resolve/(?P<revision>[^/]+)/(?P<path>.+)"""
         opened = call.open(repo)
         sha = opened.sha(unquote(revision))
         call.headers["X-Repo-Commit"] = sha

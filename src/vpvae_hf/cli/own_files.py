@@ -1,30 +1,34 @@
 """`vpvae encode`, `decode` and `reconstruct`: a person's own pictures and sounds to files of codes, and back."""
 
 import argparse
+import contextlib
 import glob
-import json
-import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from vpvae_hf.data import read_codes, write_codes
 from vpvae_hf.data.code_file import read_header
 from vpvae_hf.data.folders import names_below, tell
 from vpvae_hf.files import require_folder, write_atomically
-from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.modalities import MODALITIES, Execution, Modality, load_for_tokenizing
+from vpvae_hf.modalities.code_files import (
+    CodeFile,
+    code_bits,
+    counted_parts,
+    decode_code_file,
+    measured,
+    model_device,
+    read_code_file,
+    write_code_file,
+)
 from vpvae_hf.models import Tokenizer
 from vpvae_hf.progress import progress_bar
-from vpvae_hf.settings import is_integer
 from vpvae_hf.unreadable import UnreadableFileError
 
 SUFFIX = ".safetensors"
@@ -45,20 +49,6 @@ class _Job:
         return self.outputs[0]
 
 
-@dataclass(frozen=True)
-class _CodeFile:
-    """Codes [*grid] or [*grid, G], and what decoding them needs; `words` tell the size of the signal."""
-
-    codes: Tensor
-    kind: str
-    codebook_size: int
-    size: dict[str, int]
-    words: str
-    tokenizer: str
-    revision: str | None
-    fingerprint: dict[str, str]
-
-
 def encode(options: argparse.Namespace) -> None:
     """Write a file of codes for each picture and sound."""
     jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (SUFFIX,))
@@ -68,17 +58,10 @@ def encode(options: argparse.Namespace) -> None:
     def run(job: _Job) -> str:
         modality, model, name = tokenizers.of(job)
         _, size, codes = _encoded(job, modality, model, options.refine_steps)
+        made_by = {"kind": job.kind, "name": name, "revision": options.revision, "refine_steps": options.refine_steps}
+        stored = write_code_file(job.output, codes[0], model, size, **made_by, pack=options.pack)
         count = model.quantize.codebook_size
-        header = {
-            "kind": job.kind,
-            "tokenizer": name,
-            "revision": options.revision or "",
-            "fingerprint": json.dumps(model.fingerprint()),
-            "refine_steps": str(options.refine_steps),
-            "size": json.dumps(size),
-        }
-        stored = write_codes(job.output, codes[0], header, codebook_size=count, pack=options.pack)
-        words, rate = modality.described(size, _bits(codes, count))
+        words, rate = modality.described(size, code_bits(codes, count))
         return f"{words} in {codes.numel():,} codes of {count}, {rate}; {stored:,} bytes of codes: {job.output}"
 
     _run(jobs, run, "Encoding")
@@ -90,19 +73,10 @@ def decode(options: argparse.Namespace) -> None:
     tokenizers = _Tokenizers(options)
 
     def run(job: _Job) -> str:
-        found = _read(job.file)
+        found = read_code_file(job.file)
         modality, model, name = tokenizers.of(job, found)
-        if found.codebook_size in model.codebook_sizes:
-            model.select_codebook(found.codebook_size)
-        try:
-            model.check_fingerprint(found.fingerprint, f"{job.file} was written")
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}; {job.file} was made with {found.tokenizer}") from None
         with _parts(modality, model, found.size, "Decoding"):
-            try:
-                decoded = modality.cut(model.detokenize(found.codes[None].to(_device(model))), found.size)
-            except ValueError as error:
-                raise UnreadableFileError(f"{job.file}: {error}") from error
+            decoded = decode_code_file(job.file, found, model, name)
         modality.write_file(job.output, decoded, model)
         return f"{found.words}: {job.output}"
 
@@ -125,7 +99,7 @@ def reconstruct(options: argparse.Namespace) -> None:
             Image.fromarray(modality.compared(original, decoded, codes, model)).save(aside, format="png")
         for sound in job.outputs[1:]:
             modality.write_file(sound, decoded, model)
-        described = modality.described(size, _bits(codes, model.quantize.codebook_size))
+        described = modality.described(size, code_bits(codes, model.quantize.codebook_size))
         measured = _measured(modality, model, decoded, original)
         return f"{', '.join([*described, *measured])}: {', '.join(map(str, job.outputs))}"
 
@@ -143,7 +117,7 @@ class _Tokenizers:
         for job in jobs:
             self.of(job)
 
-    def of(self, job: _Job, codes: _CodeFile | None = None) -> tuple[Modality, Tokenizer, str]:
+    def of(self, job: _Job, codes: CodeFile | None = None) -> tuple[Modality, Tokenizer, str]:
         """A job's modality, the model, and the model's name, which a file of codes may tell."""
         name, revision = self._options.tokenizer, self._options.revision
         if is_told := name is None:
@@ -175,28 +149,16 @@ def _encoded(
     """The signal [1, ...] on the CPU, with padding, its size without, and its codes [1, *grid]."""
     signal, size = modality.read_file(job.file, model)
     with _parts(modality, model, size, "Encoding", refine_steps):
-        codes = model.tokenize(signal.to(_device(model)), refine_steps=refine_steps)
+        codes = model.tokenize(signal.to(model_device(model)), refine_steps=refine_steps)
     return signal, size, codes
-
-
-def _bits(codes: Tensor, codebook_size: int) -> float:
-    return codes.numel() * math.log2(codebook_size)
-
-
-def _device(model: Tokenizer) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _measured(modality: Modality, model: Tokenizer, decoded: Tensor, original: Tensor) -> Iterator[str]:
     """The modality's metrics that are defined here, in words."""
     try:
-        metrics = modality.metric_fn(model)(decoded, original)
+        yield from (" ".join(each) for each in measured(modality, model, decoded, original).items())
     except (ImportError, ValueError) as error:  # packages are missing, or the signal is too small
         yield f"not measured ({error})"
-        return
-    for name, value in metrics.items():
-        if not math.isnan(value := float(value)):
-            yield f"{metric_label(name).label} {metric_label(name).format(value)}"
 
 
 def _run(jobs: list[_Job], run: Callable[[_Job], str], title: str) -> None:
@@ -324,35 +286,13 @@ def _kind_of_codes(file: Path) -> str | None:
     return kind
 
 
-def _read(file: Path) -> _CodeFile:
-    """An UnreadableFileError if the file is damaged, or its header lacks what decoding needs."""
-    codes, header = read_codes(file)
-    try:
-        kind, codebook_size = header["kind"], int(header["codebook_size"])
-        size, fingerprint = (dict(json.loads(header[name])) for name in ("size", "fingerprint"))
-        words, _ = MODALITIES[kind].described(size, 1)
-        if not all(is_integer(side) and side >= 1 for side in size.values()):
-            raise ValueError(f"size {size}")
-        made_with = header["tokenizer"], header["revision"] or None
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise UnreadableFileError(f"{file}: its header lacks what decoding needs, or is damaged ({error!r})") from error
-    return _CodeFile(codes, kind, codebook_size, size, words, *made_with, fingerprint)
-
-
-@contextmanager
+@contextlib.contextmanager
 def _parts(
     modality: Modality, model: Tokenizer, size: Mapping[str, int], title: str, refine_steps: int = 0
 ) -> Iterator[None]:
     """A bar over the parts that a large signal is processed in, each several times if codes are refined."""
-    parts, passes = modality.parts(size, model), 1 + (refine_steps + 2 if refine_steps else 0)
-    with progress_bar(total=parts * passes, desc=title, unit="part", shown=parts * passes > 1, leave=False) as bar:
-
-        def count(*_) -> None:  # if a hook returned something, that would replace the module's output
-            bar.update()
-
-        hooks = [module.register_forward_hook(count) for module in (model.encoder, model.decoder)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    with contextlib.ExitStack() as stack:
+        total = stack.enter_context(counted_parts(modality, model, size, lambda: bar.update(), refine_steps))
+        bar = progress_bar(total=total, desc=title, unit="part", shown=total > 1, leave=False)
+        stack.enter_context(bar)
+        yield

@@ -13,6 +13,7 @@ _TOKENIZER = "folder or hub id"
 _SIGNALS = (
     "picture, sound, folder of such, or pattern; what decode and reconstruct wrote into a folder is left out of it"
 )
+_DEVICE = "e.g. cpu, cuda or cuda:1; default: a GPU if there is one"
 _QUIET = "no progress bars"
 DEMO_STEPS = {"image": 900, "audio": 400}
 _REVISION = "branch, tag or commit of the tokenizer"
@@ -53,10 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vpvae_hf {__version__}")
     parser.add_argument("--quiet", action="store_true", help=_QUIET)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    own_files = (_add_encode, _add_decode, _add_reconstruct)
+    own_files = (_add_app, _add_encode, _add_decode, _add_reconstruct)
     for add in (_add_demo, *own_files, _add_info, _add_train, _add_fit, _add_evaluate, _add_tokenize):
         add(commands)
-    for add in (_add_push, _add_compare):
+    for add in (_add_push, _add_push_space, _add_compare):
         add(commands)
     return parser
 
@@ -86,6 +87,21 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dataset", type=os.path.expanduser, help=data)
     column = "column of the data set that holds the images or the audio; default: the only one"
     parser.add_argument("--column", help=column)
+
+
+def _add_app(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "app",
+        "try a tokenizer in the browser",
+        "Serve a page on which pictures or sounds are encoded and decoded, codes are looked at, replaced, downloaded "
+        "and loaded again. Nothing leaves the computer that serves it.",
+    )
+    _add_page_tokenizers(parser)
+    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--host", help="address to listen at, e.g. 0.0.0.0; default: this computer alone")
+    parser.add_argument("--port", type=_positive, help="port; default: the first free one from 7860 on")
+    parser.add_argument("--no-browser", action="store_true", help="do not open the page in a browser")
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -218,7 +234,7 @@ def _add_own_files(parser: argparse.ArgumentParser, files: str, output: str, tok
     name = _TOKENIZER if tokenizer is None else f"{_TOKENIZER}; default: {tokenizer}"
     parser.add_argument("--tokenizer", type=os.path.expanduser, required=tokenizer is None, help=name)
     parser.add_argument("--revision", help=_REVISION)
-    parser.add_argument("--device", help="e.g. cpu, cuda or cuda:1; default: a GPU if there is one")
+    parser.add_argument("--device", help=_DEVICE)
 
 
 def _add_push(commands: argparse._SubParsersAction) -> None:
@@ -236,6 +252,27 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--message", help="message of the commit")
     parser.add_argument("--allow-unfitted", action="store_true", help="push a tokenizer whose codebook is not fitted")
+
+
+def _add_push_space(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "push-space",
+        "push the page of vpvae app to the Hub, as a Space",
+        "Push a Space that serves the page of some tokenizers: the page, this package's source, and those tokenizers "
+        "that are folders. A Space that was pushed before is replaced.",
+        run="push_space:run",
+    )
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME of the Space; made if it does not exist")
+    _add_page_tokenizers(parser)
+    parser.add_argument("--private", action="store_true", help="make a new Space private")
+
+
+def _add_page_tokenizers(parser: argparse.ArgumentParser) -> None:
+    """What a page shows. A default of `vpvae app` and of `vpvae push-space` would be given here."""
+    name = f"{_TOKENIZER}; a tab for each if several are given"
+    how = {"type": os.path.expanduser, "nargs": "+", "metavar": "TOKENIZER"}
+    parser.add_argument("--tokenizer", required=True, dest="tokenizers", help=name, **how)
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:
@@ -312,7 +349,7 @@ def _add_execution_options(parser: argparse.ArgumentParser, limit_help: str) -> 
     precision = "what encoder and decoder compute in; the quantizer computes in float32"
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=precision)
     parser.add_argument("--compile", action="store_true", help="compile encoder and decoder with torch.compile")
-    parser.add_argument("--device", help="e.g. cpu, cuda or cuda:1; default: a GPU if there is one")
+    parser.add_argument("--device", help=_DEVICE)
 
 
 def _add_audio_options(parser: argparse._ActionsContainer) -> None:

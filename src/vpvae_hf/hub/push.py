@@ -135,13 +135,7 @@ def _push(
         raise ValueError(
             f"create_pr opens a pull request to the main branch, so revision={revision!r} must be left out"
         )
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(
-            f"{repo_id!r} is no repository id; give 'name' or 'owner/name', of at most 96 letters, digits, '-', '_' "
-            "and '.', neither '-' nor '.' first or last, no '--' or '..'"
-        ) from error
+    require_repo_id(repo_id)
     api = HfApi(token=token)
     with hub_errors(repo_id, doing="push", revision=revision):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -168,7 +162,7 @@ def _push(
         commit = api.create_commit(
             repo_id,
             [
-                *(CommitOperationAdd(name, _public(content)) for name, content in contents.items()),
+                *(CommitOperationAdd(name, public_content(content)) for name, content in contents.items()),
                 *(CommitOperationDelete(name) for name in sorted(stale)),
             ],
             revision=revision,
@@ -177,6 +171,17 @@ def _push(
         )
     place = "/".join(part for part in (revision or ("main" if subfolder else None), subfolder) if part)
     return commit.pr_url or f"{api.endpoint}/{repo_id}" + (place and f"/tree/{place}")
+
+
+def require_repo_id(repo_id: str) -> None:
+    """Raise a ValueError unless it can be the name of a repository."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} is no repository id; give 'name' or 'owner/name', of at most 96 letters, digits, '-', '_' "
+            "and '.', neither '-' nor '.' first or last, no '--' or '..'"
+        ) from error
 
 
 def _is_ours(card: Path | bytes | None) -> bool:
@@ -201,7 +206,7 @@ def _weights_of(name: str, one_set: bool) -> tuple[str, str] | None:
     return None if weights is None else (folder, "" if one_set else weights)
 
 
-def _public(content: Path | bytes) -> Path | bytes:
+def public_content(content: Path | bytes) -> Path | bytes:
     """The content without the paths of this computer."""
     if isinstance(content, bytes) or content.suffix != ".json":
         return content

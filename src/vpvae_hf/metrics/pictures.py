@@ -82,15 +82,20 @@ def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
     return _with_gaps([_with_gaps(row, 1, _CLIP_GAP) for row in panels], 0, _CLIP_GAP)
 
 
+def in_spectrogram_colours(shades: np.ndarray) -> np.ndarray:
+    """Colours [..., 3] uint8 of shades [...] from 0, quiet, to 1, loud."""
+    places = np.linspace(0, 1, len(_COLOURS))
+    colours = np.stack([np.interp(shades, places, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
+    return colours.round().astype(np.uint8)
+
+
 def _stacked(rows: list[Tensor]) -> Tensor:
     return torch.stack([as_tensor(row, "rows").detach().float().cpu() for row in rows])
 
 
 def _coloured(shade: np.ndarray) -> np.ndarray:
     """[bands, frames] in [0, 1] -> [height, width, 3] uint8."""
-    places = np.linspace(0, 1, len(_COLOURS))
-    picture = np.stack([np.interp(shade, places, _COLOURS[:, channel]) for channel in range(3)], axis=-1)
-    return picture.round().astype(np.uint8).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
+    return in_spectrogram_colours(shade).repeat(_ENLARGED, axis=0).repeat(_ENLARGED, axis=1)
 
 
 def _waveform(wave: Tensor, frames: int) -> np.ndarray:

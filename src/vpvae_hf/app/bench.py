@@ -1,0 +1,260 @@
+"""What the page's actions compute, without the page: signals to codes and back, codes replaced, files of codes.
+
+Shapes: *grid the positions of a signal's codes, G codes of a token, K codes in all.
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vpvae_hf.modalities import MODALITIES
+from vpvae_hf.modalities.code_files import (
+    counted_parts,
+    decode_code_file,
+    measured,
+    model_device,
+    read_code_file,
+    write_code_file,
+)
+from vpvae_hf.models.tokenizer import Tokenizer
+
+from .charts import Chart
+
+# Called with the share, 0 to 1, of an action that is done.
+Progress = Callable[[float], None]
+
+
+def quiet(share: float) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A visitor's picture or sound.
+
+    Attributes:
+        name: of the file, without its suffix.
+        signal: [1, C, *positions] on the CPU, with padding; `size` is that without.
+        told: what became of the file before it was encoded, in words.
+        latents: [1, *grid, d] of the signal; None before they are needed.
+    """
+
+    name: str
+    signal: Tensor
+    size: Mapping[str, int]
+    told: str
+    latents: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Codes that a visitor looks at.
+
+    Attributes:
+        name: of the file that they came from, without its suffix.
+        source: what was encoded; None if the codes were loaded.
+        size: of the signal, see `Modality.read_file`.
+        codes: [*grid] or [*grid, G] on the CPU, of the codebook of `codebook_size` codes.
+        first_codes: what they were before any was replaced.
+        decoded: [1, C, *positions] what they are decoded to, on the CPU, without padding.
+        told: what to know about them, in words.
+    """
+
+    name: str
+    source: Source | None
+    size: Mapping[str, int]
+    codes: Tensor
+    first_codes: Tensor
+    codebook_size: int
+    refine_steps: int
+    decoded: Tensor
+    told: str
+
+    @property
+    def replaced(self) -> int:
+        """How many codes are not those that were encoded or loaded."""
+        return int((self.codes != self.first_codes).sum())
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to store the signal: bytes of its file, quality in words by metric, and what it is decoded to, if shown."""
+
+    name: str
+    stored: int
+    quality: Mapping[str, str]
+    decoded: Any = None
+
+
+class Bench(ABC):
+    """A tokenizer with all that the page asks of it; visitors share it.
+
+    Args:
+        name, revision: of the tokenizer, which files of codes tell.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, model: Tokenizer, name: str, revision: str | None = None):
+        self.model, self.name, self.revision = model, name, revision
+        self.modality = MODALITIES[self.kind]
+        self.modality.limit_memory(model)
+        # A selected codebook is the model's, not the visitor's.
+        self._lock = threading.RLock()
+
+    @property
+    def has_single_codes(self) -> bool:
+        """Whether a token has one code, so that codes can be shown and replaced one by one."""
+        return self.model.quantize.code_groups == 1
+
+    @abstractmethod
+    def read(self, file: str, limit: int) -> Source:
+        """A visitor's file, cut or scaled down to a limit.
+
+        Raises:
+            UnreadableFileError: it cannot be read, or is too short.
+        """
+
+    @abstractmethod
+    def rows(self, work: Work) -> list[Row]:
+        """The codes, and what other codecs make of the source in nearly as many bytes, and without loss."""
+
+    @abstractmethod
+    def places(self, work: Work) -> Tensor:
+        """[rows, columns] which of the codes, flattened, stands where in a map of them; -1 for none."""
+
+    @abstractmethod
+    def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
+        """What single codes are decoded to; None if a token has several codes."""
+
+    @abstractmethod
+    def within_limits(self, size: Mapping[str, int]) -> str | None:
+        """None if a signal of that size, which a file of codes tells, may be decoded; otherwise why not."""
+
+    def warm_up(self) -> None:
+        """Import what the first action would wait for."""
+        self.rows(self.encode(self.example(), self.model.quantize.codebook_size))
+
+    @abstractmethod
+    def example(self) -> Source:
+        """A small signal."""
+
+    def encode(self, source: Source, codebook_size: int, refine_steps: int = 0, progress: Progress = quiet) -> Work:
+        """Encode, and decode what comes of it."""
+        model, encodes = self.model, refine_steps > 0 or source.latents is None
+        with self._lock, self._reporting(source.size, progress, encodes, refine_steps):
+            model.select_codebook(codebook_size)
+            signal = source.signal.to(model_device(model))
+            if refine_steps:
+                codes = model.tokenize(signal, refine_steps=refine_steps)
+            else:
+                if encodes:
+                    source = replace(source, latents=model.latent_vectors(signal))
+                codes = model.quantize.encode(source.latents)
+            decoded = self._decoded(codes, source.size)
+        codes = codes[0].cpu()
+        return Work(source.name, source, source.size, codes, codes, codebook_size, refine_steps, decoded, source.told)
+
+    def load(self, file: str, progress: Progress = quiet) -> Work:
+        """Codes that this page or `vpvae encode` wrote.
+
+        Raises:
+            UnreadableFileError: it is no file of codes, or damaged.
+            ValueError: its codes are of another tokenizer, or of another kind of signal, or too many.
+        """
+        found, name = read_code_file(file), Path(file).name
+        if found.kind != self.kind:
+            others = MODALITIES[found.kind].items
+            raise ValueError(f"{name} holds codes of {others}, and this tokenizer is one of {self.modality.items}")
+        if why := self.within_limits(found.size):
+            raise ValueError(f"{name} holds codes of {found.words}: {why}")
+        with self._lock, self._reporting(found.size, progress):
+            decoded = decode_code_file(file, found, self.model, self.name).cpu()
+        codes, told = found.codes, f"{found.words}, from the codes of {name}. There is no original to compare with."
+        return Work(
+            Path(file).stem, None, found.size, codes, codes, found.codebook_size, found.refine_steps, decoded, told
+        )
+
+    def save(self, work: Work, folder: str | Path) -> Path:
+        """Write the file that `vpvae encode --pack` writes; gives its path."""
+        path = Path(folder, f"{work.name}.safetensors")
+        made_by = {"kind": self.kind, "name": self.name, "revision": self.revision}
+        with self._lock:
+            self.model.select_codebook(work.codebook_size)
+            write_code_file(
+                path, work.codes, self.model, work.size, **made_by, refine_steps=work.refine_steps, pack=True
+            )
+        return path
+
+    def replace(self, work: Work, place: int, code: int, *, everywhere: bool = False) -> Work:
+        """Put a code in the place of another, at one place of the flattened codes or wherever that other occurs.
+
+        Raises:
+            ValueError: the codebook has no such code.
+        """
+        if not 0 <= code < work.codebook_size:
+            raise ValueError(f"there is no code {code}; codes lie in 0..{work.codebook_size - 1}")
+        codes = work.codes.clone()
+        flat = codes.view(-1)
+        flat[flat == flat[place].item() if everywhere else place] = code
+        return self._with_codes(work, codes)
+
+    def restore(self, work: Work) -> Work:
+        """The codes as they were before any was replaced."""
+        return self._with_codes(work, work.first_codes)
+
+    def latents(self, codes: Tensor, codebook_size: int) -> Tensor:
+        """[..., d] of codes, on the CPU."""
+        with self._lock:
+            self.model.select_codebook(codebook_size)
+            return self.model.quantize.decode(codes.to(model_device(self.model))).detach().cpu()
+
+    def stored_bytes(self, work: Work) -> int:
+        """What the codes take with ceil(log2 K) bits each."""
+        return -(-work.codes.numel() * (work.codebook_size - 1).bit_length() // 8)
+
+    def quality(self, work: Work, decoded: Tensor) -> dict[str, str]:
+        """The metrics of what a codec made of the source, in words; those alone whose packages are installed."""
+        try:
+            return measured(self.modality, self.model, decoded, self.modality.cut(work.source.signal, work.size))
+        except (ImportError, ValueError):  # or the signal is too small
+            return {}
+
+    def _with_codes(self, work: Work, codes: Tensor) -> Work:
+        with self._lock:
+            self.model.select_codebook(work.codebook_size)
+            return replace(work, codes=codes, decoded=self._decoded(codes[None], work.size))
+
+    def _decoded(self, codes: Tensor, size: Mapping[str, int]) -> Tensor:
+        return self.modality.cut(self.model.detokenize(codes.to(model_device(self.model))), size).float().cpu()
+
+    def _fills(self, codes: Tensor, grid: tuple[int, ...], batch: int, progress: Progress) -> Iterator[Tensor]:
+        """What is decoded from signals that each have one code [N] of the selected codebook alone, in batches."""
+        for start in range(0, len(codes), batch):
+            part = codes[start : start + batch]
+            filled = part.view(-1, *[1] * len(grid)).expand(-1, *grid)
+            yield self.model.detokenize(filled.to(model_device(self.model))).float().cpu()
+            progress(min(1, (start + batch) / len(codes)))
+
+    @contextmanager
+    def _reporting(
+        self, size: Mapping[str, int], progress: Progress, encodes: bool = False, refine_steps: int = 0
+    ) -> Iterator[None]:
+        """Within it, `progress` is told of each part of a signal that is encoded, if it is, and decoded."""
+        done = total = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            progress(min(1, done / total))
+
+        with torch.no_grad(), counted_parts(self.modality, self.model, size, count, refine_steps) as encoding:
+            total = encoding * encodes + self.modality.parts(size, self.model)
+            yield

@@ -1,0 +1,182 @@
+"""Sounds on the page.
+
+Shapes: T samples, n codes of a sound; K codes, N of them on a sheet.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpvae_hf.data.audio import AudioFile
+from vpvae_hf.metrics.audio import log_mel_spectrogram
+from vpvae_hf.metrics.pictures import in_spectrogram_colours
+from vpvae_hf.models.tokenizer import Tokenizer
+from vpvae_hf.unreadable import UnreadableFileError
+
+from .bench import Bench, Progress, Row, Source, Work, quiet
+from .charts import Chart, sheet_of_cells, sheet_shape
+
+# Sounds whose codes may be loaded, seconds.
+_MOST_SECONDS = 600
+# The loudest sample of what counts as silence; a quiet recording's noise is louder.
+_SILENCE = 1e-3
+# Of a map of codes, which is then wide enough to be clicked into.
+_CODES_IN_A_ROW = 64
+# As many codes as a sheet shows; of a larger codebook those that the sound uses most.
+_MOST_ON_SHEET = 512
+# Length of the sounds that a code fills, and how many are decoded at once.
+_FILLED_SECONDS, _BATCH = 0.1, 32
+# Columns of pixels of a code's spectrum, with the gap behind it, and how many rows of them a sheet has at most.
+_COLUMN, _GAP = 5, 1
+# Below the loudest band of all codes, as a natural logarithm: black.
+_RANGE = 80 / 20 * math.log(10)
+# Steps in which the sizes of Ogg files are searched.
+_LEVELS = 100
+
+
+class SoundBench(Bench):
+    """An audio tokenizer."""
+
+    kind = "audio"
+
+    def __init__(self, model: Tokenizer, name: str, revision: str | None = None):
+        super().__init__(model, name, revision)
+        self._known: dict[int, Tensor] = {}  # the spectra of codes, by K
+
+    @property
+    def rate(self) -> int:
+        """Samples a second."""
+        return self.model.config.sampling_rate
+
+    def read(self, file: str, limit: int) -> Source:
+        """The first `limit` seconds of a sound, resampled, and the mean of its channels, if need be."""
+        rate, least = self.rate, self.model.config.hop_length
+        with AudioFile({"bytes": None, "path": file}, sampling_rate=rate, resample=True, downmix=True) as audio:
+            length = audio.length
+            if length < least:
+                raise UnreadableFileError(
+                    f"{Path(file).name}: it is {1000 * length / rate:.1f} ms long, and one code stands for "
+                    f"{1000 * least / rate:.1f} ms; give a longer sound"
+                )
+            clip = torch.from_numpy(audio.read(0, min(length, limit * rate)))
+        told = f"{length / rate:.2f} s"
+        if length > limit * rate:
+            told += f", of which the first {limit} s are used (see “Longest part”)"
+        if clip.abs().max() < _SILENCE:
+            told += "; it is silent, so see whether the microphone is switched on and this page may use it"
+        return Source(Path(file).stem, clip[None, None], self._size(len(clip)), told + ".")
+
+    def example(self) -> Source:
+        noise = 0.1 * torch.randn(1, 1, self.rate, generator=torch.Generator().manual_seed(0))
+        return Source("example", noise, self._size(self.rate), "")
+
+    def within_limits(self, size: Mapping[str, int]) -> str | None:
+        too_long = size["num_samples"] > _MOST_SECONDS * self.rate
+        return f"sounds of up to {_MOST_SECONDS} s are decoded here" if too_long else None
+
+    def places(self, work: Work) -> Tensor:
+        """Rows of equal length, time to the right and down."""
+        count, columns = len(work.codes), min(len(work.codes), _CODES_IN_A_ROW)
+        rows = -(-count // columns)
+        places = torch.full((rows * columns,), -1)
+        places[:count] = torch.arange(count)
+        return places.view(rows, columns)
+
+    def rows(self, work: Work) -> list[Row]:
+        codes = Row(
+            f"{work.codes.numel():,} codes, K = {work.codebook_size:,}",
+            self.stored_bytes(work),
+            self.quality(work, work.decoded),
+        )
+        samples = self.modality.cut(work.source.signal, work.size)[0, 0].clamp(-1, 1).numpy()
+        opus = _nearest_opus(samples, self.rate, codes.stored)
+        rows = [codes]
+        if opus is not None:
+            decoded = _read_opus(opus, samples, self.rate)
+            rows.append(Row("Opus, nearest in size", len(opus), self.quality(work, decoded), decoded))
+        return [*rows, Row("FLAC", len(_file(samples, self.rate, "FLAC")), {})]
+
+    def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
+        """The spectrum that each code is decoded to where it fills a sound, low frequencies below, by pitch."""
+        if not self.has_single_codes:
+            return None
+        counts = work.codes.flatten().bincount(minlength=work.codebook_size)
+        shown = counts.argsort(descending=True, stable=True)[:_MOST_ON_SHEET]
+        spectra = self._spectra(shown, work.codebook_size, progress)  # [N, bands]
+        weights = spectra.exp()
+        pitch = (weights * torch.arange(spectra.shape[1])).sum(dim=1) / weights.sum(dim=1)
+        order = pitch.argsort()
+        rows, columns = sheet_shape(len(shown), aspect=_COLUMN / spectra.shape[1])
+        values = torch.full((rows * columns,), -1)
+        values[: len(shown)] = shown[order]
+        shades = ((spectra[order] - spectra.max() + _RANGE) / _RANGE).clamp(0, 1).flip(1).numpy()
+        cells = np.full((rows * columns, spectra.shape[1], _COLUMN + _GAP, 3), 255, dtype=np.uint8)
+        cells[: len(shown), :-_GAP, :_COLUMN] = in_spectrogram_colours(shades)[:, :-_GAP, None]
+        return sheet_of_cells(cells.reshape(rows, columns, *cells.shape[1:]), values.view(rows, columns))
+
+    def compared(self, work: Work) -> np.ndarray:
+        """Waveforms and spectrograms [height, width, 3] uint8 of the source, if there is one, and what was decoded."""
+        source = [] if work.source is None else [self.modality.cut(work.source.signal, work.size)]
+        return self.modality.picture([*source, work.decoded], self.model)
+
+    def samples(self, signal: Tensor) -> tuple[int, np.ndarray]:
+        """The rate, and 16-bit samples [T], of a sound [1, 1, T]."""
+        return self.rate, (signal[0, 0].clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+
+    def _size(self, length: int) -> dict[str, int]:
+        return {"num_samples": length, "sampling_rate": self.rate}
+
+    def _spectra(self, codes: Tensor, codebook_size: int, progress: Progress) -> Tensor:
+        """[N, bands] logarithms of what each of some codes fills a sound with."""
+        filled = round(_FILLED_SECONDS * self.model.config.frame_rate)
+        with self._lock, torch.no_grad():
+            self.model.select_codebook(codebook_size)
+            known = self._known.get(codebook_size)
+            missing = codes if known is None else codes[known[codes, 0].isnan()]
+            if len(missing):
+                parts = self._fills(missing, (max(1, filled),), _BATCH, progress)
+                spectra = torch.cat([log_mel_spectrogram(part[:, 0], self.rate).mean(dim=-1) for part in parts])
+                if known is None:
+                    known = torch.full((codebook_size, spectra.shape[1]), torch.nan)
+                known[missing] = spectra
+                self._known[codebook_size] = known
+            return known[codes]
+
+
+def _file(samples: np.ndarray, rate: int, form: str, **settings) -> bytes:
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=form, **settings)
+    return buffer.getvalue()
+
+
+def _nearest_opus(samples: np.ndarray, rate: int, wanted: int) -> bytes | None:
+    """The Opus file of the size nearest to what is wanted; None if this libsndfile, or this rate, knows no Opus."""
+    import soundfile
+
+    if "OPUS" not in soundfile.available_subtypes("OGG"):
+        return None
+    files, low, high = [], 0, _LEVELS
+    try:
+        while low <= high:  # files become smaller with the level
+            level = (low + high) // 2
+            files.append(_file(samples, rate, "OGG", subtype="OPUS", compression_level=level / _LEVELS))
+            low, high = (level + 1, high) if len(files[-1]) > wanted else (low, level - 1)
+    except soundfile.LibsndfileError:
+        return None
+    return min(files, key=lambda file: abs(len(file) - wanted))
+
+
+def _read_opus(file: bytes, samples: np.ndarray, rate: int) -> Tensor:
+    """[1, 1, T], as long as the samples."""
+    import soundfile
+
+    decoded, _ = soundfile.read(io.BytesIO(file), dtype="float32")
+    decoded = np.pad(decoded, (0, max(0, len(samples) - len(decoded))))[: len(samples)]
+    return torch.from_numpy(decoded)[None, None]
