@@ -269,7 +269,7 @@ def with_column(source, folder, values, kind):
 @pytest.mark.parametrize(
     ("column", "values", "kind", "message"),
     [
-        ("missing", [0, 1, 2, 3], "int64", "no column 'missing' of whole numbers; columns: codes, label, extra"),
+        ("missing", [0, 1, 2, 3], "int64", "no column 'missing' of whole numbers or texts; columns: codes, label, extra"),
         ("extra", [0.0, 1.0, 2.0, 3.0], "float32", "no column 'extra' of whole numbers"),
         ("codes", [0, 1, 2, 3], "int64", "no column 'codes' of whole numbers"),
         ("extra", [0, 1, -1, 3], "int64", "column 'extra' must hold whole numbers from 0 on, got -1"),
