@@ -56,7 +56,7 @@ def load_pipeline(name: str, revision: str | None = None) -> DiffusionPipeline:
     elif not (index := folder / PIPELINE_INDEX).is_file():
         inner, found = folder / "pipeline", class_in(folder)
         hint = f"; name {inner}" if (inner / PIPELINE_INDEX).is_file() else ""
-        hint = hint or (f" but a {found}; name the pipeline that a generation recipe made with it" if found else "")
+        hint = hint or (f", but {found}; name a pipeline that a generation recipe made" if found else "")
         raise ValueError(f"{name} is no saved pipeline, it has no {PIPELINE_INDEX}{hint}")
     if (found := read_json(index).get("_class_name")) not in _CLASSES:
         raise ValueError(f"{name} holds a {found}, which this command does not know; it knows {', '.join(_CLASSES)}")

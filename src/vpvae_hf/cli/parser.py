@@ -225,7 +225,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of the pipeline")
     number = "images or clips to make, of each class or text if some are given"
     parser.add_argument("--num", type=_positive, default=4, help=number)
-    parser.add_argument("--seed", type=_count, default=0, help="seed of what is drawn")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of what is drawn")
     what = parser.add_mutually_exclusive_group()
     several = {"nargs": "+", "action": "extend", "default": []}
     what.add_argument("--class", dest="classes", metavar="CLASS", help="names or ids of classes", **several)
@@ -340,6 +340,12 @@ def _add_audio_options(parser: argparse._ActionsContainer) -> None:
 
 def _positive(text: str) -> int:
     return _count(text, least=1)
+
+
+def _seed(text: str) -> int:
+    if not (text.strip().isdecimal() and int(text) < 1 << 64):  # more bits torch's generators do not take
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {(1 << 64) - 1}, got {text}")
+    return int(text)
 
 
 def _number(text: str) -> float:

@@ -94,13 +94,13 @@ class CodeFolder:
         return None if names is None else tuple(names)
 
     def condition(self, example: Mapping[str, Any]) -> int | str | None:
-        """The whole number or the text of a row; None without a column, and for a text that is missing or empty."""
-        if self.condition_column is None:
+        """The whole number or the text of a row; None without a column, and where it is missing, -1 or empty."""
+        value = None if self.condition_column is None else example[self.condition_column]
+        if value is None or value != value:  # NaN, as numpy has what is missing
             return None
-        value = example[self.condition_column]
-        if not self.is_text:
-            return int(value)
-        return str(value) if value is not None and value.strip() else None
+        if self.is_text:
+            return str(value) if value.strip() else None
+        return int(value) if value >= 0 else None  # -1 is the class of what has none, as `datasets` has it
 
     def texts(self) -> list[str]:
         """All texts of the condition column that say something."""

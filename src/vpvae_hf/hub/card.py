@@ -184,6 +184,8 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         datasets=[each] if (each := _hub_id(recorded.get("dataset"))) else None,
         base_model=_hub_id(recorded.get("tokenizer")),
     )
+    known = vocabulary or {}  # of an older version it has no names
+    names, of_samples = known.get("condition_names"), results.get("sample_conditions")
     at_most = {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")}
     return _rendered(
         "diffusion.md" if diffusion else "pipeline.md",
@@ -197,9 +199,25 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         samples=samples,
         results=results,
         vocabulary=vocabulary,
+        given=_given(known, of_samples),
+        names=names,
+        of_samples=[names[each] if names else each for each in of_samples or []],
         measured=_rows(results.get("evaluation"), _GENERATION | at_most if masked else _GENERATION),
         settings=json.dumps(results.get("settings"), indent=2),
     )
+
+
+def _given(vocabulary: dict[str, Any], of_samples: list[int | str] | None) -> str:
+    """The arguments of a call that makes two images or clips, as the card shows it."""
+    if not vocabulary.get("condition_size"):
+        return "num_images=2"
+    if of_samples and isinstance(of_samples[0], str):
+        prompt = min(of_samples, key=len)  # the longest may be one that was cut in training, which pipelines refuse
+        return f"prompt={json.dumps(prompt, ensure_ascii=False)}, num_images=2"
+    if vocabulary.get("condition_length", 1) > 1:  # the texts themselves are recorded by a recipe alone
+        return 'prompt="...", num_images=2'
+    names = vocabulary.get("condition_names") or [0]
+    return f"class_labels={json.dumps([names[0], names[-1]], ensure_ascii=False)}"
 
 
 def _rendered(*templates: str, **values: Any) -> str:
