@@ -43,7 +43,7 @@ def test_a_made_tokenizer_knows_words_and_is_ignorant_of_none(texts):
     assert texts.decode(texts("żółw 猫").input_ids).strip() == "żółw 猫"
     assert new_text_tokenizer(CAPTIONS, 300).get_vocab() == texts.get_vocab()
     assert 257 < len(texts) < 300
-    with pytest.raises(ValueError, match="text_vocabulary_size must be at least 257, one for each byte, got 256"):
+    with pytest.raises(ValueError, match="text_vocabulary must be at least 257, one for each byte, got 256"):
         new_text_tokenizer(CAPTIONS, 256)
 
 

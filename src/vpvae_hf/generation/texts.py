@@ -49,7 +49,7 @@ def new_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFa
         size: most ids, at least 257: those of all bytes and of the padding.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    require(size > len(alphabet), "text_vocabulary_size", size, f"at least {len(alphabet) + 1}, one for each byte")
+    require(size > len(alphabet), "text_vocabulary", size, f"at least {len(alphabet) + 1}, one for each byte")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
