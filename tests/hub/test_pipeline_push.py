@@ -119,6 +119,7 @@ def test_texts_and_names_are_pushed_as_they_are(hub, vae, tmp_path):
     assert metadata_errors(card.data.to_yaml()) == []
     assert 'pipeline(prompt="and/or", num_images=2, generator=generator)' in card.text
     assert "The samples are of: and/or." in card.text
+    assert card.data.pipeline_tag == "text-to-image"
     named = causal_pipeline(vae, grid=(2, 2), condition_size=2, condition_names=["/m/cat", "dog"])
     named.push_to_hub("alice/namer")
     assert 'class_labels=["/m/cat", "dog"]' in ModelCard.load("alice/namer").text
