@@ -52,7 +52,8 @@ def measure(options: argparse.Namespace) -> dict:
         )
         for name, condition in changes.items()
     }
-    result = {"items": len(items), "draws": options.draws, "torch": torch.__version__}
+    draws = options.draws if "scheduler" in pipeline.components else None
+    result = {"items": len(items), "draws": draws, "torch": torch.__version__}
     result |= {"bits_per_token": {name: float(values.mean()) for name, values in bits.items()}, "more_than_own": {}}
     for name in ("another", "none"):
         difference = bits[name] - bits["own"]
