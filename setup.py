@@ -49,6 +49,7 @@ setup(
         "huggingface_hub>=1.32",
         "jinja2>=3.1",
         "safetensors>=0.8",
+        "tokenizers>=0.22",
         "numpy>=2.0",
         "scipy>=1.14",
         "faiss-cpu>=1.15",

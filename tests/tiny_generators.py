@@ -7,13 +7,14 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from tiny import FACTOR, GROUPED, HOP, RATE, VP, noise_images, tiny_codec, tiny_vae
 from vpvae_hf import AutoencoderVP, CodeVocabulary, VPAutoregressivePipeline, VPMaskedPipeline
-from vpvae_hf.generation import new_transformer
+from vpvae_hf.generation import new_text_tokenizer, new_transformer
 
 CAUSAL_KINDS = ["llama", "gpt2", "qwen2"]
 METHODS = [*CAUSAL_KINDS, "block", "amused"]  # kinds of causal models, and schedulers of masked ones
 TOKEN_S = HOP / RATE
 SIDE, SIZE = 4, 4 * FACTOR  # of a grid of codes, and of its image in pixels
 FRAMES = 6  # codes of the longest clip
+CAPTIONS = ["a photo of a cat", "a photo of a dog", "a red dog"]
 MAKERS = pytest.mark.parametrize("make", [tiny_vae, tiny_codec])
 QUANTIZERS = pytest.mark.parametrize("quantizer", [VP, GROUPED], ids=["one code", "two codes"])
 _LLAMA = {
@@ -36,14 +37,14 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def vocabulary_of(tokenizer, grid=None, condition_size=0):
-    """Of images or clips of the usual size unless a grid is given."""
+def vocabulary_of(tokenizer, grid=None, **conditions):
+    """Of images or clips of the usual size unless a grid is given; conditions as the vocabulary has them."""
     quantizer = tokenizer.quantize
     return CodeVocabulary(
         codebook_size=quantizer.codebook_size,
         grid=grid or ((SIDE, SIDE) if isinstance(tokenizer, AutoencoderVP) else (FRAMES,)),
         code_groups=quantizer.code_groups,
-        condition_size=condition_size,
+        **conditions,
         fingerprint=tokenizer.fingerprint(),
     )
 
@@ -74,6 +75,13 @@ def made_uniform(model):
     if head.bias is not None:
         torch.nn.init.zeros_(head.bias)
     return model
+
+
+def text_pipeline(method, tokenizer):
+    """A pipeline of one of the `METHODS`, of texts of at most five ids."""
+    texts = new_text_tokenizer(CAPTIONS, 300)
+    pipeline = pipeline_of(method, tokenizer, condition_size=len(texts), condition_length=5)
+    return silent(type(pipeline)(**pipeline.components | {"text_tokenizer": texts}))
 
 
 def causal_pipeline(tokenizer, kind="llama", settings=None, **sizes):

@@ -32,6 +32,7 @@ from vpvae_hf.generation import (
     mask_codes,
     masked_likelihood,
     new_transformer,
+    text_tokenizer_of,
     vocabulary_of,
     write_samples,
 )
@@ -62,13 +63,21 @@ class CodeDataConfig:
 
     tokens: str | None = option(None, "folder that `vpvae tokenize` wrote, to train on")
     validation_tokens: str | None = option(None, "another, of the split to validate on; null to measure nothing")
-    condition_column: str | None = option(None, "column of whole numbers that conditions the codes, such as a class")
+    condition_column: str | None = option(
+        None, "column of whole numbers, such as classes, or of texts, such as captions, that conditions the codes"
+    )
+    text_tokenizer: str | None = option(
+        None, "folder or hub id of the tokenizer of texts; null makes one of the texts to train on"
+    )
+    text_vocabulary: int = option(4096, "most ids of a tokenizer of texts that is made")
+    text_length: int = option(64, "most ids of a text; what is longer is cut")
     drop_condition: float = option(0.1, "share of the examples whose condition is left out, for guidance")
     window: int | None = option(None, "tokens per sequence of audio; those of the longest clip if null")
 
     def __post_init__(self):
         require(0 <= self.drop_condition <= 1, "data.drop_condition", self.drop_condition, "in [0, 1]")
         require(self.window is None or self.window >= 1, "data.window", self.window, "at least 1, or null")
+        require(self.text_length >= 1, "data.text_length", self.text_length, "at least 1")
 
 
 @dataclass
@@ -190,7 +199,11 @@ def train(config: MaskedConfig) -> Path:
     if data.validation_tokens is not None:
         held_out = CodeFolder(data.validation_tokens, data.condition_column)
         codes.check_same_codes(held_out)
-    tokenizer, vocabulary = load_code_tokenizer(codes, config.tokenizer), vocabulary_of(codes, data.window)
+    if codes.is_text and config.pretrained is not None and data.text_tokenizer is None:
+        raise ValueError("a model that knows texts goes on with its own tokenizer of them: add --data.text_tokenizer")
+    texts = text_tokenizer_of(codes, data.text_tokenizer, size=data.text_vocabulary)
+    vocabulary = vocabulary_of(codes, data.window, texts, data.text_length)
+    tokenizer = load_code_tokenizer(codes, config.tokenizer)
     vocabulary.check_tokenizer(tokenizer)
     installed_trackers(config)  # so that a wrong one is refused before a former run is deleted
     checkpoint = prepare_output(output, config, outputs=("pipeline",), checkpoint_file=STATE)
@@ -201,8 +214,8 @@ def train(config: MaskedConfig) -> Path:
         config=config,
         vocabulary=vocabulary,
         model=build_model(config, str(checkpoint) if ended else config.pretrained, vocabulary),
-        train_dataset=CodeSequences(codes, vocabulary),
-        eval_dataset=None if held_out is None else CodeSequences(held_out, vocabulary),
+        train_dataset=CodeSequences(codes, vocabulary, texts),
+        eval_dataset=None if held_out is None else CodeSequences(held_out, vocabulary, texts),
     )
     start = "" if checkpoint is None else f"; going on from {checkpoint}"
     trainer.accelerator.print(
@@ -221,7 +234,7 @@ def train(config: MaskedConfig) -> Path:
             scheduler = BlockRefinementScheduler()
             if config.scheduler == "amused":
                 scheduler = AmusedScheduler(mask_token_id=vocabulary.codebook_size)
-            pipeline = VPMaskedPipeline(tokenizer.to(trainer.model.device), trainer.model.eval(), scheduler)
+            pipeline = VPMaskedPipeline(tokenizer.to(trainer.model.device), trainer.model.eval(), scheduler, texts)
             finish(pipeline, codes, trainer)
     trainer.accelerator.end_training()
     return output / "pipeline"
@@ -231,14 +244,16 @@ def finish(pipeline: VPMaskedPipeline, codes: CodeFolder, trainer: CodeTrainer) 
     """Save the pipeline with samples, results and card, tell what was measured, and push if asked."""
     config, folder = trainer.config, Path(trainer.config.output_dir, "pipeline")
     pipeline.save_pretrained(folder)
+    conditions = None
     if config.samples:
-        write_samples(pipeline, folder, codes, number=config.samples, seed=config.seed)
+        conditions = write_samples(pipeline, folder, codes, number=config.samples, seed=config.seed)
     model, likelihood, manifest = pipeline.transformer, trainer.likelihood, codes.manifest
     results = {
         "method": "masked",
         "model_type": model.config.model_type,
         "parameters": model.num_parameters(),
         "vocabulary": dataclasses.asdict(pipeline.vocabulary),
+        "sample_conditions": conditions,
         "dataset": manifest["dataset"],
         "split": manifest["split"],
         "tokenizer": config.tokenizer or manifest["tokenizer"],

@@ -12,7 +12,8 @@ from vpvae_hf.cli import push
 from vpvae_hf.cli.main import main
 
 OWN_FILES = ["encode", "decode", "reconstruct"]
-COMMANDS = ["demo", "app", *OWN_FILES, "info", "train", "fit", "evaluate", "tokenize", "push", "push-space", "compare"]
+MAKING = ["info", "train", "fit", "evaluate", "tokenize", "generate"]
+COMMANDS = ["demo", "app", *OWN_FILES, *MAKING, "push", "push-space", "compare"]
 
 
 def stopped(arguments, capsys) -> tuple[int, str]:
@@ -48,6 +49,10 @@ def test_a_command_has_help(command, capsys):
         (["demo", "--steps", "0"], "must be an integer of at least 1, got 0"),
         (["evaluate", "x", "--dataset", "y", "--refine", "-1"], "must be an integer of at least 0, got -1"),
         (["demo", "--quantizer", "vq"], "invalid choice: 'vq'"),
+        (["generate", "x", "--num", "0"], "must be an integer of at least 1, got 0"),
+        (["generate", "x", "--guidance", "nan"], "must be a number, got nan"),
+        (["generate", "x", "--seed", "99999999999999999999"], "must be an integer from 0 to 18446744073709551615"),
+        (["generate", "x", "--class", "cat", "--text", "a cat"], "--text: not allowed with argument --class"),
         (["demo", "--perturbation", "none"], "invalid choice: 'none'"),
         (["fit", "x", "--output", "y"], "required: --dataset"),
     ],
@@ -135,7 +140,7 @@ def test_every_command_has_something_to_run():
 
     required = {"fit": ["x", "--dataset", "x", "--output", "y"], "evaluate": ["x", "--dataset", "x"]}
     required |= {"tokenize": required["evaluate"]} | {name: ["x", "--tokenizer", "y"] for name in OWN_FILES}
-    required |= {"info": ["x"], "train": ["image"]}
+    required |= {"info": ["x"], "generate": ["x"], "train": ["image"]}
     required |= {"push": ["x", "a/b"], "compare": ["--config", "x"]}
     required |= {"app": ["--tokenizer", "x"], "push-space": ["a/b", "--tokenizer", "x"]}
     for command in COMMANDS:

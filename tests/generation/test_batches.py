@@ -116,12 +116,16 @@ def test_conditions_are_a_column_of_whole_numbers(image_codes, audio_codes):
 
 def test_named_classes_count_though_none_of_them_is_there(tmp_path):
     features = datasets.Features({"photo": datasets.Image(), "kind": datasets.ClassLabel(names=list("abcde"))})
-    rows = {"photo": [{"bytes": image_shards.encoded(picture(0)), "path": None}] * 2, "kind": [0, 2]}
+    rows = {"photo": [{"bytes": image_shards.encoded(picture(0)), "path": None}] * 4, "kind": [0, 2, None, -1]}
     (tmp_path / "pictures").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "pictures" / "train.parquet")
     folder = CodeFolder(tokenized(tiny_vae(sample_size=SIZE), tmp_path / "pictures", tmp_path), "kind")
     assert folder.condition_size == 5
-    assert CodeSequences(folder, vocabulary_of(folder))[1]["condition"] == 2
+    assert vocabulary_of(folder).condition_names == folder.condition_names == tuple("abcde")
+    items, vocabulary = CodeSequences(folder, vocabulary_of(folder)), vocabulary_of(folder)
+    assert [items[number]["condition"] for number in range(4)] == [0, 2, -1, -1]
+    batch = CausalBatches(vocabulary)([items[number] for number in range(4)])
+    assert batch["input_ids"][:, 0].tolist() == [0, 2, vocabulary.unconditional, vocabulary.unconditional]
 
 
 @QUANTIZERS
@@ -269,7 +273,7 @@ def with_column(source, folder, values, kind):
 @pytest.mark.parametrize(
     ("column", "values", "kind", "message"),
     [
-        ("missing", [0, 1, 2, 3], "int64", "no column 'missing' of whole numbers; columns: codes, label, extra"),
+        ("missing", [0, 1, 2, 3], "int64", "no column 'missing' of whole numbers or texts; columns: codes, label"),
         ("extra", [0.0, 1.0, 2.0, 3.0], "float32", "no column 'extra' of whole numbers"),
         ("codes", [0, 1, 2, 3], "int64", "no column 'codes' of whole numbers"),
         ("extra", [0, 1, -1, 3], "int64", "column 'extra' must hold whole numbers from 0 on, got -1"),

@@ -67,10 +67,50 @@ def test_what_goes_before_the_codes():
     assert conditioned.condition_ids([3, 0]).tolist() == [[3], [0]]
 
 
+def test_a_text_has_as_many_ids_as_all_texts():
+    of_texts = vocabulary(condition_size=4, condition_length=3)
+    assert of_texts.prompt(batch_size=1).tolist() == [[of_texts.unconditional] * 3 + [of_texts.begin]]
+    assert of_texts.prompt([[3, 1, 0]]).tolist() == [[3, 1, 0, of_texts.begin]]
+    assert of_texts.positions == of_texts.length + 5
+    with pytest.raises(ValueError, match=r"conditions must be \[B, 3\], got \[1, 2\]; give texts, or their ids padded"):
+        of_texts.prompt([[3, 1]])
+
+
+def test_classes_by_name_and_by_id():
+    named = vocabulary(condition_size=3, condition_names=["cat", "dog", "2"])
+    assert named.class_ids(["dog", 2, "2", "cat"]) == [1, 2, 2, 0]
+    with pytest.raises(ValueError, match=r"unknown class 'dgo'; did you mean 'dog'\? valid: cat, dog, 2"):
+        named.class_ids(["cat", "dgo"])
+    with pytest.raises(ValueError, match=r"knows no names of classes, got 'cat'; ids that it knows: 0\.\.3"):
+        vocabulary(condition_size=4).class_ids([1, "cat"])
+
+
+@pytest.mark.parametrize(
+    ("model_changes", "changes", "message"),
+    [
+        (
+            {"condition_names": ["cat", "dog"]},
+            {"condition_names": ["dog", "cat"]},
+            "its condition_names is .'cat', 'dog'",
+        ),
+        ({}, {"condition_length": 2}, "its condition_length is 1, here it is 2"),
+        ({}, {"condition_names": ["cat", "dog"]}, None),  # a model of an older version
+    ],
+)
+def test_a_model_to_start_from_knows_the_same_conditions(model_changes, changes, message):
+    model = causal(vocabulary(condition_size=2, **model_changes))
+    if message is None:
+        vocabulary(condition_size=2, **changes).check_start(model)
+    else:
+        with pytest.raises(ValueError, match=message):
+            vocabulary(condition_size=2, **changes).check_start(model)
+
+
 @pytest.mark.parametrize(("make", "auto"), [(causal, AutoModelForCausalLM), (masked, AutoModelForMaskedLM)])
 @pytest.mark.parametrize("fingerprint", [None, {"codes": "ab" * 32, "encoder": "cd" * 32}])
 def test_a_model_keeps_its_vocabulary_where_it_is_saved(make, auto, fingerprint, tmp_path):
-    written = vocabulary(code_groups=2, condition_size=4, fingerprint=fingerprint)
+    names = None if fingerprint is None else list("abcd")
+    written = vocabulary(code_groups=2, condition_size=4, condition_names=names, fingerprint=fingerprint)
     model = make(written)
     assert CodeVocabulary.from_model(model) == written
     model.save_pretrained(tmp_path)
@@ -92,6 +132,11 @@ def test_a_model_names_no_vocabulary_until_it_is_written():
     [
         ({"codebook_size": 0}, "codebook_size must be at least 1, got 0"),
         ({"condition_size": -1}, "condition_size must be at least 0, got -1"),
+        ({"condition_length": 0}, "condition_length must be at least 1, got 0"),
+        (
+            {"condition_size": 3, "condition_names": ["cat", "dog"]},
+            "condition_names must be 3 names, .* got .'cat', 'dog'",
+        ),
         ({"grid": ()}, r"grid must be \[h, w\] of images or \[n\] of clips"),
         ({"grid": (2, 0)}, r"grid must be .* got \[2, 0\]"),
     ],

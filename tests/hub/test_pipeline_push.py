@@ -15,7 +15,8 @@ from test_diffusion_recipe import train as train_diffusion
 
 from tiny_generators import causal_pipeline, masked_pipeline
 from vpvae_hf import AutoencoderVP, VPAutoregressivePipeline, VPMaskedPipeline
-from vpvae_hf.hub import push_pipeline, write_pipeline_card
+from vpvae_hf.generation import new_text_tokenizer
+from vpvae_hf.hub import push_pipeline, write_pipeline_card, write_pipeline_results
 
 OWN_CARD = "---\nlicense: mit\n---\n\nMy own words.\n"
 SECRET = "/home/someone/secret"
@@ -100,6 +101,30 @@ def test_the_card_on_the_hub(hub, request, modality, pipeline_class, condition_s
     names = {}
     exec(card.text.split("```python\n")[1].split("```")[0], names)
     assert type(names["pipeline"]) is pipeline_class
+
+
+def test_texts_and_names_are_pushed_as_they_are(hub, vae, tmp_path):
+    """Also parts of words that look like paths."""
+    texts = new_text_tokenizer(["and/or", "w/o /home/dog"] * 3, 300)
+    conditions = {"condition_size": len(texts), "condition_length": 5}
+    pipeline = causal_pipeline(vae, grid=(2, 2), **conditions)
+    pipeline = VPAutoregressivePipeline(**pipeline.components | {"text_tokenizer": texts})
+    results = results_of(pipeline) | {"sample_conditions": ["and/or"]}
+    write_pipeline_results(saved(pipeline, tmp_path / "pipeline"), results)
+    push_pipeline(tmp_path / "pipeline", "alice/writer")
+    loaded = DiffusionPipeline.from_pretrained("alice/writer")
+    for text in ("and/or", "w/o /home/dog"):
+        assert loaded.text_tokenizer(text).input_ids == texts(text).input_ids
+    card = ModelCard.load("alice/writer")
+    assert metadata_errors(card.data.to_yaml()) == []
+    assert 'pipeline(prompt="and/or", num_images=2, generator=generator)' in card.text
+    assert "The samples are of: and/or." in card.text
+    assert card.data.pipeline_tag == "text-to-image"
+    named = causal_pipeline(vae, grid=(2, 2), condition_size=2, condition_names=["/m/cat", "dog"])
+    named.push_to_hub("alice/namer")
+    assert 'class_labels=["/m/cat", "dog"]' in ModelCard.load("alice/namer").text
+    loaded = VPAutoregressivePipeline.from_pretrained("alice/namer")
+    assert loaded.vocabulary.condition_names == ("/m/cat", "dog")
 
 
 def test_nothing_of_the_computer_is_pushed(hub, vae, tmp_path):

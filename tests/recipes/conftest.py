@@ -1,7 +1,8 @@
 """Codes that runs of generators are trained on."""
 
+import datasets
 import pytest
-from generation_runs import audio_tokenizer, image_tokenizer, tokenize, write_clips, write_pictures
+from generation_runs import audio_tokenizer, image_tokenizer, tokenize, with_column, write_clips, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,17 @@ def image_codes(pictures, tmp_path_factory):
 def audio_codes(tmp_path_factory):
     sounds = write_clips(tmp_path_factory.mktemp("sounds"))
     return tokenize(audio_tokenizer(), sounds, tmp_path_factory.mktemp("audio"))
+
+
+@pytest.fixture(scope="module")
+def captioned(image_codes, tmp_path_factory):
+    """The same with captions, of which every tenth is missing."""
+    captions = ["a picture of a dog", "one cat", "a very long text about a tulip in a garden"]
+    folder = tmp_path_factory.mktemp("images_captioned")
+    feature = datasets.Value("string")
+    return with_column(
+        image_codes, folder, "caption", feature, lambda label: None if label % 10 == 9 else captions[label % 3]
+    )
 
 
 @pytest.fixture

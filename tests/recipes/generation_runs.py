@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,18 @@ def write_pictures(folder):
         pictures = (colours + random.integers(50, size=(len(numbers), 8, 8, 3))).astype(np.uint8)
         write_shards(folder, [[encoded(picture) for picture in pictures]], split)
     return str(folder)
+
+
+def with_column(codes, folder, name, feature, value_of):
+    """A copy of folders of codes with another column, made of the labels."""
+    for split in ("train", "validation"):
+        shutil.copytree(codes / split, folder / split)
+        for file in (folder / split / "data").glob("*.parquet"):
+            rows = datasets.Dataset.from_parquet(str(file))
+            values = {name: [value_of(label) for label in rows["label"]]}
+            column = datasets.Dataset.from_dict(values, features=datasets.Features({name: feature}))
+            datasets.concatenate_datasets([rows, column], axis=1).to_parquet(file)
+    return folder
 
 
 def write_clips(folder):

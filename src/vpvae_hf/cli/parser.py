@@ -1,6 +1,7 @@
 """The commands and their options. Nothing heavy is imported here, so that help and mistakes are answered at once."""
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     own_files = (_add_app, _add_encode, _add_decode, _add_reconstruct)
     for add in (_add_demo, *own_files, _add_info, _add_train, _add_fit, _add_evaluate, _add_tokenize):
         add(commands)
-    for add in (_add_push, _add_push_space, _add_compare):
+    for add in (_add_generate, _add_push, _add_push_space, _add_compare):
         add(commands)
     return parser
 
@@ -237,6 +238,34 @@ def _add_own_files(parser: argparse.ArgumentParser, files: str, output: str, tok
     parser.add_argument("--device", help=_DEVICE)
 
 
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands,
+        "generate",
+        "make images or audio with a saved pipeline",
+        "Generate images or clips with a pipeline that a generation recipe trained, and write each to a file (PNG, "
+        "FLAC) and all of them to one. The same seed and options give the same.",
+    )
+    parser.add_argument("pipeline", type=os.path.expanduser, help="folder or hub id of a pipeline")
+    parser.add_argument("--revision", help="branch, tag or commit of the pipeline")
+    number = "images or clips to make, of each class or text if some are given"
+    parser.add_argument("--num", type=_positive, default=4, help=number)
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of what is drawn")
+    what = parser.add_mutually_exclusive_group()
+    several = {"nargs": "+", "action": "extend", "default": []}
+    what.add_argument("--class", dest="classes", metavar="CLASS", help="names or ids of classes", **several)
+    what.add_argument("--text", dest="texts", metavar="TEXT", help="texts that say what to make", **several)
+    guidance = "how far to go beyond what class or text ask for (classifier-free guidance); 1 for none"
+    parser.add_argument("--guidance", type=_number, default=1.0, metavar="SCALE", help=guidance)
+    warmth = "below 1 for likelier codes, 0 for the likeliest; default: 1"
+    parser.add_argument("--temperature", type=_number, help=warmth)
+    parser.add_argument("--top-k", type=_positive, metavar="K", help="draw from the K likeliest codes alone")
+    parser.add_argument("--top-p", type=_number, metavar="P", help="draw from the likeliest codes, of probability P")
+    parser.add_argument("--output", type=Path, default=Path("generated"), help="folder for the files")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
+    parser.add_argument("--device", help=_DEVICE)
+
+
 def _add_push(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
@@ -359,6 +388,21 @@ def _add_audio_options(parser: argparse._ActionsContainer) -> None:
 
 def _positive(text: str) -> int:
     return _count(text, least=1)
+
+
+def _seed(text: str) -> int:
+    if not (text.strip().isdecimal() and int(text) < 1 << 64):  # more bits torch's generators do not take
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {(1 << 64) - 1}, got {text}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        if math.isfinite(number := float(text)):
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a number, got {text}")
 
 
 def _count(text: str, least: int = 0) -> int:

@@ -6,7 +6,8 @@ from vpvae_hf.unreadable import UnreadableFileError
 
 from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
 from .code_file import read_codes, write_codes
-from .codes import CodeFiles, CodeFolder, claim_code_folder, code_dtype, write_totals
+from .code_folder import CodeFolder
+from .codes import CodeFiles, claim_code_folder, code_dtype, write_totals
 from .folders import readable_suffixes
 from .images import ImageCrop, center_crops, load_images, load_photographs, random_crops
 from .sources import Source, Transform, open_audio, open_images

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from vpvae_hf.files import read_json, require_folder, same_place, write_atomically, write_json
@@ -222,97 +221,3 @@ def write_totals(folder: Path, items: int, unreadable: int) -> None:
     """Add the counts of a finished run to its manifest."""
     held = read_json(folder / MANIFEST)
     write_json(folder / MANIFEST, held | {held["items"]: items, f"unreadable_{held['items']}": unreadable})
-
-
-class CodeFolder:
-    """The codes that `vpvae tokenize` wrote.
-
-    Args:
-        folder: with tokenizer.json and data/*.parquet.
-        condition_column: column of whole numbers, such as classes, that condition the codes; None for none.
-
-    Attributes:
-        manifest: content of tokenizer.json.
-        rows: the data set, on disk.
-        is_audio: whether the codes are sequences [n], as those of clips are, which may differ in length.
-    """
-
-    def __init__(self, folder: str | Path, condition_column: str | None = None):
-        from datasets import Value, load_dataset
-
-        folder = Path(folder)
-        if not (folder / MANIFEST).is_file():
-            raise FileNotFoundError(f"{folder} has no {MANIFEST}; name a folder that `vpvae tokenize` wrote")
-        self.manifest: dict[str, Any] = read_json(folder / MANIFEST)
-        items = self.manifest["items"]
-        files = sorted(str(file) for file in (folder / "data").glob("*.parquet"))
-        if self.manifest[items] is None or len(files) != self.manifest["files"]:
-            raise ValueError(
-                f"{folder} is not finished: {len(files)} of {self.manifest['files']} files are there; start the same "
-                "`vpvae tokenize` again, it goes on"
-            )
-        rows = load_dataset("parquet", data_files=files, split="train")
-        self.condition_column = condition_column
-        if condition_column is not None:
-            kind = rows.features.get(condition_column)
-            whole = hasattr(kind, "names") or (isinstance(kind, Value) and "int" in kind.dtype)
-            if not whole:
-                there = ", ".join(rows.column_names)
-                raise ValueError(f"{folder} has no column {condition_column!r} of whole numbers; columns: {there}")
-        # Columns of grids have a shape.
-        self.is_audio = not hasattr(rows.features["codes"], "shape")
-        read = ["codes", *([condition_column] if condition_column else [])]
-        self.rows = rows.select_columns(read).with_format("numpy")
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """[h, w] of the images; [n] of the longest clip."""
-        return (max(self.lengths),) if self.is_audio else tuple(self.rows[0]["codes"].shape[:2])
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each clip."""
-        import pyarrow.compute as pc
-
-        codes, groups = self.rows.with_format("arrow")[:]["codes"], self.manifest["code_groups"]
-        if groups > 1:  # a list for each group
-            codes = pc.list_flatten(codes)
-        return pc.list_value_length(codes).to_pylist()[::groups]
-
-    @property
-    def condition_size(self) -> int:
-        """One more than the highest condition; 0 without a column."""
-        if self.condition_column is None:
-            return 0
-        kind = self.rows.features[self.condition_column]
-        if hasattr(kind, "names"):
-            return len(kind.names)
-        values = np.asarray(self.rows[self.condition_column][:], dtype=float)
-        if not values.min() >= 0:  # NaN where a value is missing
-            found = "missing values" if np.isnan(values).any() else values.min()
-            raise ValueError(f"column {self.condition_column!r} must hold whole numbers from 0 on, got {found}")
-        return int(values.max()) + 1
-
-    def codes(self, example: Mapping[str, Any]) -> Tensor:
-        """[h, w] or [n] of a row, with several codes a token [..., G]."""
-        codes = torch.from_numpy(np.asarray(example["codes"]).astype(np.int64))
-        return codes.transpose(0, 1) if self.is_audio and codes.ndim == 2 else codes
-
-    def check_same_codes(self, other: "CodeFolder") -> None:
-        """Raise a ValueError if another folder's codes are of another tokenizer, grid, or range of conditions."""
-        for name in ("fingerprint", "codebook_size", "code_groups"):
-            if self.manifest[name] != other.manifest[name]:
-                raise ValueError(
-                    f"the two folders hold codes of different tokenizers: {self.manifest['tokenizer']} and "
-                    f"{other.manifest['tokenizer']} ({name} differs); tokenize both with the same one"
-                )
-        if not self.is_audio and self.grid != other.grid:
-            raise ValueError(
-                f"the two folders hold codes of different sizes, {list(self.grid)} and {list(other.grid)} an image; "
-                "tokenize both with the same --size"
-            )
-        if other.condition_size > self.condition_size:
-            raise ValueError(
-                f"column {self.condition_column!r} goes to {other.condition_size - 1} in the second folder, only to "
-                f"{self.condition_size - 1} in the first, which is trained on"
-            )

@@ -13,14 +13,18 @@ from .batches import (
 )
 from .likelihood import CodeLikelihood, causal_likelihood, masked_likelihood
 from .masked import VPMaskedPipeline, code_logits
-from .sampling import GeneratedAudio, GeneratedImages, write_samples
-from .vocabulary import CodeVocabulary, check_direction, new_transformer
+from .output import write_generated
+from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, write_samples
+from .texts import new_text_tokenizer, text_ids, text_tokenizer_of
+from .transformer import check_direction, new_transformer
+from .vocabulary import CodeVocabulary
 
 __all__ = [
     "IGNORED",
     "CausalBatches",
     "CodeConstraint",
     "CodeLikelihood",
+    "CodePipeline",
     "CodeSequences",
     "CodeVocabulary",
     "GeneratedAudio",
@@ -35,7 +39,11 @@ __all__ = [
     "load_code_tokenizer",
     "mask_codes",
     "masked_likelihood",
+    "new_text_tokenizer",
     "new_transformer",
+    "text_ids",
+    "text_tokenizer_of",
     "vocabulary_of",
+    "write_generated",
     "write_samples",
 ]

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import did_you_mean, require
 
-from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator
+from .sampling import CodePipeline, Conditions, GeneratedAudio, GeneratedImages, for_each_generator
 from .vocabulary import CodeVocabulary
 
 
@@ -29,20 +29,27 @@ class VPAutoregressivePipeline(CodePipeline):
         tokenizer: a tokenizer with a codebook.
         transformer: a causal language model of transformers, trained on the tokenizer's codes in raster order, with its
             `CodeVocabulary` in its config.
+        text_tokenizer: what turns texts into ids, of a transformer that was trained on texts; None for others.
 
     Raises:
-        ValueError: the transformer was trained on other codes, has too few ids or positions, or no vocabulary.
+        ValueError: the transformer was trained on other codes or texts, has too few ids or positions, or no vocabulary.
         CodebookNotFittedError, NoCodesError: the tokenizer has no codes.
     """
 
-    def __init__(self, tokenizer: Tokenizer, transformer: PreTrainedModel):
-        super().__init__(tokenizer=tokenizer, transformer=transformer)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        transformer: PreTrainedModel,
+        text_tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        super().__init__(tokenizer=tokenizer, transformer=transformer, text_tokenizer=text_tokenizer)
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Tensor | list[int] | None = None,
+        class_labels: Conditions | None = None,
         *,
+        prompt: str | list[str] | None = None,
         num_images: int = 1,
         prefix: Tensor | None = None,
         duration_s: float | None = None,
@@ -56,8 +63,10 @@ class VPAutoregressivePipeline(CodePipeline):
         """Generate images of the size that the model was trained on, or clips.
 
         Args:
-            class_labels: [B], one per image or clip, or [B, n] ids of a text; None for none.
-            num_images: B, the number of images or clips, if there are no class labels.
+            class_labels: [B], one per image or clip: ids of classes, their names, or texts, as the model was trained;
+                or [B, P] ids of texts; None for none. A single name or text stands for all `num_images`.
+            prompt: texts, in place of class labels.
+            num_images: B, the number of images or clips, if there is no list of class labels or texts.
             prefix: [B, m] or [B, m, G], the first codes in raster order, e.g. those of an image's upper part.
             duration_s: longest duration of a clip, seconds; None for the longest that the model was trained on.
             min_duration_s: shortest duration of a clip; None for `duration_s`, so that all are equally long.
@@ -72,12 +81,12 @@ class VPAutoregressivePipeline(CodePipeline):
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         config = _sampling_config(generation_config, sampling)
-        conditions, number = self._conditions(class_labels, num_images, config.guidance_scale)
+        conditions, number = self._conditions(class_labels, prompt, num_images, config.guidance_scale)
         longest = self._length(duration_s, "duration_s")
         shortest = longest if min_duration_s is None else self._length(min_duration_s, "min_duration_s")
         if shortest > longest:
             raise ValueError(f"min_duration_s={min_duration_s} is more than duration_s={duration_s}")
-        prompt, unconditional = vocabulary.prompt(conditions, batch_size=number), vocabulary.prompt(batch_size=number)
+        given, unconditional = vocabulary.prompt(conditions, batch_size=number), vocabulary.prompt(batch_size=number)
         start = 0
         if prefix is not None:
             ids = vocabulary.encode_prefix(prefix)
@@ -86,15 +95,15 @@ class VPAutoregressivePipeline(CodePipeline):
                 raise ValueError(f"prefix has {len(ids)} sequences for {number} to generate; give one for each")
             if start >= longest:
                 raise ValueError(f"the prefix has {start} ids of codes of {longest}, so nothing is left to generate")
-            prompt, unconditional = torch.cat([prompt, ids], dim=1), torch.cat([unconditional, ids], dim=1)
+            given, unconditional = torch.cat([given, ids], dim=1), torch.cat([unconditional, ids], dim=1)
         config.max_new_tokens = longest - start
         config.bos_token_id, config.eos_token_id = vocabulary.begin, vocabulary.end
         config.pad_token_id = vocabulary.pad
-        first, device = prompt.shape[1] - start, self.transformer.device
+        first, device = given.shape[1] - start, self.transformer.device
         constraint = CodeConstraint(vocabulary, prompt_length=first, shortest=shortest, longest=longest)
 
         def make(rows: slice, generator: torch.Generator | None) -> list[Tensor]:
-            ids, guidance = prompt[rows].to(device), {}
+            ids, guidance = given[rows].to(device), {}
             if config.guidance_scale != 1:
                 others = unconditional[rows].to(device)
                 guidance = {"negative_prompt_ids": others, "negative_prompt_attention_mask": torch.ones_like(others)}

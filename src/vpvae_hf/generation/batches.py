@@ -12,11 +12,13 @@ from diffusers import BlockRefinementScheduler
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from vpvae_hf.data import CodeFolder
 from vpvae_hf.modalities import load_tokenizer
 from vpvae_hf.models.tokenizer import Tokenizer
 
+from .texts import longest_text, text_ids
 from .vocabulary import CodeVocabulary
 
 IGNORED = -100  # a label that transformers leaves out of the loss
@@ -46,22 +48,34 @@ def _loaded(folder: CodeFolder, name: str | None) -> Tokenizer:
         ) from error
 
 
-def vocabulary_of(folder: CodeFolder, window: int | None = None) -> CodeVocabulary:
+def vocabulary_of(
+    folder: CodeFolder,
+    window: int | None = None,
+    text_tokenizer: PreTrainedTokenizerBase | None = None,
+    text_length: int = 64,
+) -> CodeVocabulary:
     """The vocabulary of a folder's codes and conditions.
 
     Args:
         window: most tokens of a sequence of audio; None for as many as the longest clip has. Images take none.
+        text_tokenizer: of a folder whose condition is a text, see `text_tokenizer_of`.
+        text_length: most ids of a text; fewer if the longest one has fewer.
     """
     grid = folder.grid
     if window is not None:
         if not folder.is_audio:
             raise ValueError(f"data.window={window} is for audio; images are always whole, leave it out")
         grid = (min(window, grid[0]),)
+    size, length = folder.condition_size, 1
+    if text_tokenizer is not None:
+        size, length = len(text_tokenizer), min(text_length, longest_text(text_tokenizer, folder.texts()))
     return CodeVocabulary(
         codebook_size=folder.manifest["codebook_size"],
         grid=grid,
         code_groups=folder.manifest["code_groups"],
-        condition_size=folder.condition_size,
+        condition_size=size,
+        condition_length=length,
+        condition_names=folder.condition_names,
         fingerprint=folder.manifest["fingerprint"],
     )
 
@@ -69,12 +83,17 @@ def vocabulary_of(folder: CodeFolder, window: int | None = None) -> CodeVocabula
 class CodeSequences(Dataset):
     """Ids of codes; clips longer than the grid are cut into windows, one after the other.
 
-    An item has "ids" [at most L], "condition" (an int, -1 if there is none), and whether the window "begins" and "ends"
-    a clip, which images always do.
+    An item has "ids" [at most L], "condition" (an int, or the ids [P] of a text; -1 if there is none), and whether the
+    window "begins" and "ends" a clip, which images always do.
+
+    Args:
+        text_tokenizer: the one that the vocabulary was made with, of a folder whose condition is a text.
     """
 
-    def __init__(self, folder: CodeFolder, vocabulary: CodeVocabulary):
-        self._folder, self._vocabulary = folder, vocabulary
+    def __init__(
+        self, folder: CodeFolder, vocabulary: CodeVocabulary, text_tokenizer: PreTrainedTokenizerBase | None = None
+    ):
+        self._folder, self._vocabulary, self._text_tokenizer = folder, vocabulary, text_tokenizer
         self._windows = [(row, 0) for row in range(len(folder.rows))]
         if folder.is_audio:
             step = vocabulary.grid[0]
@@ -87,13 +106,18 @@ class CodeSequences(Dataset):
         row, start = self._windows[number]
         example = self._folder.rows[row]
         codes = self._folder.codes(example)
-        column, ends = self._folder.condition_column, True
+        ends = True
         if self._folder.is_audio:
             stop = start + self._vocabulary.grid[0]
             codes, ends = codes[start:stop], stop >= len(codes)
         ids = self._vocabulary.encode(codes[None])[0]
-        condition = -1 if column is None else int(example[column])
-        return {"ids": ids, "condition": condition, "begins": start == 0, "ends": ends}
+        return {"ids": ids, "condition": self._condition(example), "begins": start == 0, "ends": ends}
+
+    def _condition(self, example: Mapping[str, Any]) -> int | Tensor:
+        condition = self._folder.condition(example)
+        if isinstance(condition, str):
+            return text_ids(self._text_tokenizer, [condition], self._vocabulary.condition_length)[0]
+        return -1 if condition is None else condition
 
 
 @dataclass(frozen=True)
@@ -117,15 +141,14 @@ class CausalBatches:
 
 @dataclass(frozen=True)
 class MaskedBatches:
-    """Collates items to "input_ids", "attention_mask" and "labels" [B, 1 + L] for a masked model, nothing masked."""
+    """Collates items to "input_ids", "attention_mask" and "labels" [B, P + L] for a masked model, nothing masked."""
 
     vocabulary: CodeVocabulary
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         vocabulary, sequences = self.vocabulary, []
         for item in items:
-            condition = _condition(vocabulary, item)
-            condition = condition if len(condition) else torch.tensor([vocabulary.unconditional])
+            condition = _condition(vocabulary, item) if vocabulary.condition_size else vocabulary.condition_ids()[0]
             sequences.append(torch.cat([condition, item["ids"]]))
         batch = _padded(vocabulary, sequences)
         ids = batch["input_ids"]
@@ -137,7 +160,8 @@ def drop_conditions(batch: dict[str, Tensor], vocabulary: CodeVocabulary, share:
     if vocabulary.condition_size == 0 or share == 0:
         return batch
     ids = batch["input_ids"].clone()
-    ids[torch.rand(len(ids), device=ids.device) < share, 0] = vocabulary.unconditional
+    dropped = torch.rand(len(ids), device=ids.device) < share
+    ids[dropped, : vocabulary.condition_length] = vocabulary.unconditional
     return batch | {"input_ids": ids}
 
 
@@ -149,18 +173,18 @@ def mask_codes(
     The share of masked codes is drawn for each sequence, uniformly on [0, 1]. All draws are from torch's global
     generator.
     """
-    ids = batch["input_ids"]
-    noisy, _, masked, _ = scheduler.add_noise(
-        ids, batch["attention_mask"], prompt_length=1, block_length=ids.shape[1] - 1, mask_token_id=vocabulary.mask
-    )
+    ids, before = batch["input_ids"], vocabulary.condition_length
+    where = {"prompt_length": before, "block_length": ids.shape[1] - before}
+    noisy, _, masked, _ = scheduler.add_noise(ids, batch["attention_mask"], **where, mask_token_id=vocabulary.mask)
     return batch | {"input_ids": noisy, "labels": torch.where(masked, ids, IGNORED)}
 
 
 def _condition(vocabulary: CodeVocabulary, item: Mapping[str, Any]) -> Tensor:
-    """Ids [1] of an item's condition; [0] if the vocabulary has none."""
+    """Ids [P] of an item's condition; [0] if the vocabulary has none."""
     if vocabulary.condition_size == 0:
         return torch.empty(0, dtype=torch.long)
-    return vocabulary.condition_ids(torch.tensor([item["condition"]]))[0]
+    condition = torch.as_tensor(item["condition"])
+    return vocabulary.condition_ids(None if condition.ndim == 0 and condition < 0 else condition[None])[0]
 
 
 def _padded(vocabulary: CodeVocabulary, sequences: list[Tensor]) -> dict[str, Tensor]:

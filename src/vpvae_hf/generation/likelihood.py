@@ -102,7 +102,8 @@ def masked_likelihood(
             ids = labels[vocabulary.is_code(labels)]
             codes, length = ids - vocabulary.first_code, len(ids)
             counts.add(codes)
-            condition = row[:1] if vocabulary.condition_size else torch.tensor([vocabulary.unconditional])
+            before = vocabulary.condition_length
+            condition = row[:before] if vocabulary.condition_size else vocabulary.condition_ids()[0]
             masked = torch.zeros(draws, length, dtype=torch.bool)
             numbers = torch.randint(1, length + 1, (draws,), generator=random)
             for number, mask in zip(numbers.tolist(), masked, strict=True):

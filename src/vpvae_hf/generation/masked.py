@@ -8,21 +8,27 @@ from typing import Any
 import torch
 from diffusers import AmusedScheduler, BlockRefinementScheduler
 from torch import Tensor, nn
-from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from vpvae_hf.models.tokenizer import Tokenizer, require_shape
 from vpvae_hf.randomness import seeded_by
 from vpvae_hf.settings import require
 from vpvae_hf.tensors import as_codes, as_tensor
 
-from .sampling import CodePipeline, GeneratedAudio, GeneratedImages, for_each_generator
+from .sampling import CodePipeline, Conditions, GeneratedAudio, GeneratedImages, for_each_generator
 from .vocabulary import CodeVocabulary
 
 Scheduler = BlockRefinementScheduler | AmusedScheduler
 
 
 def code_logits(transformer: PreTrainedModel, vocabulary: CodeVocabulary, ids: Tensor, conditions: Tensor) -> Tensor:
-    """Logits [B, L, K] over codes alone of ids [B, L], masked where unknown, after condition ids [B, n]."""
+    """Logits [B, L, K] over codes alone of ids [B, L], masked where unknown, after condition ids [B, P]."""
     sequences = torch.cat([conditions, ids], dim=1)
     logits = transformer(input_ids=sequences, attention_mask=torch.ones_like(sequences)).logits
     return logits[:, conditions.shape[1] :, vocabulary.first_code : vocabulary.begin]
@@ -32,21 +38,30 @@ class VPMaskedPipeline(CodePipeline):
     """Images or audio by a bidirectional transformer over a tokenizer's codes, which also fills in parts of them.
 
     Args:
-        tokenizer, transformer: as for `VPAutoregressivePipeline`, but the transformer is a masked language model.
+        tokenizer, transformer, text_tokenizer: as for `VPAutoregressivePipeline`, but the transformer is a masked
+            language model.
         scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
             `BlockRefinementScheduler`, which keeps the surest.
     """
 
     scheduler: Scheduler
 
-    def __init__(self, tokenizer: Tokenizer, transformer: PreTrainedModel, scheduler: Scheduler):
-        super().__init__(tokenizer=tokenizer, transformer=transformer, scheduler=scheduler)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        transformer: PreTrainedModel,
+        scheduler: Scheduler,
+        text_tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        parts = {"tokenizer": tokenizer, "transformer": transformer, "scheduler": scheduler}
+        super().__init__(**parts, text_tokenizer=text_tokenizer)
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Tensor | list[int] | None = None,
+        class_labels: Conditions | None = None,
         *,
+        prompt: str | list[str] | None = None,
         num_images: int = 1,
         num_inference_steps: int = 16,
         temperature: float = 1.0,
@@ -66,7 +81,7 @@ class VPMaskedPipeline(CodePipeline):
         """Generate images of the size that the model was trained on, or clips, or fill in what is not known of them.
 
         Args:
-            class_labels, num_images: as for `VPAutoregressivePipeline`; `codes` or `image` also say B.
+            class_labels, prompt, num_images: as for `VPAutoregressivePipeline`; `codes` or `image` also say B.
             num_inference_steps: steps in which all codes are found; at most as many as there are codes.
             temperature: the logits are divided by it; 0 takes the likeliest codes.
             top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
@@ -95,7 +110,8 @@ class VPMaskedPipeline(CodePipeline):
             raise ValueError("codes and known go together: the codes, and which of them stay")
         if codes is not None:
             codes, known = as_codes(codes), as_tensor(known, "known")
-        conditions, number = self._conditions(class_labels, num_images if codes is None else len(codes), guidance_scale)
+        number = num_images if codes is None else len(codes)
+        conditions, number = self._conditions(class_labels, prompt, number, guidance_scale)
         if codes is None:
             sample = torch.full((number, self._length(duration_s, "duration_s")), vocabulary.codebook_size)
         elif duration_s is not None:
@@ -171,7 +187,7 @@ class VPMaskedPipeline(CodePipeline):
         masked = int((~stays).sum(dim=1).max())
         if masked == 0:
             return sample
-        conditions, unconditional = conditions.to(device), torch.full((len(sample), 1), vocabulary.unconditional)
+        conditions, unconditional = conditions.to(device), vocabulary.condition_ids(batch_size=len(sample))
         steps, sample = min(steps, masked), given
         if amused:
             # MaskGIT's; without noise the surest codes come first, which are those of flat areas and silence.

@@ -6,30 +6,33 @@ Shapes: B sequences; [h, w] or [n] codes with G per token.
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
-from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vpvae_hf.data import CodeFolder
 from vpvae_hf.files import open_to_usual_readers
 from vpvae_hf.hub import class_in, push_pipeline
-from vpvae_hf.metrics import image_grid
 from vpvae_hf.models.persistence import checked_dtype
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import refuse_unknown_arguments, require
 
+from .output import write_generated
+from .texts import prompt_ids, text_ids
 from .vocabulary import CodeVocabulary, checked_conditions
+
+# Ids or names of classes, texts, or ids of texts.
+Conditions = Tensor | np.ndarray | Sequence[int | str] | Sequence[Sequence[int]] | str
 
 
 @dataclass
@@ -66,12 +69,19 @@ class CodePipeline(DiffusionPipeline):
 
     tokenizer: Tokenizer
     transformer: PreTrainedModel
+    text_tokenizer: PreTrainedTokenizerBase | None
+    _optional_components: ClassVar[list[str]] = ["text_tokenizer"]  # by this name diffusers looks for it
 
     def __init__(self, **parts: Any):
         super().__init__()
         self.register_modules(**parts)
         self.vocabulary.check_model(self.transformer)
         self.vocabulary.check_tokenizer(self.tokenizer)
+        if self.text_tokenizer is not None and len(self.text_tokenizer) != self.vocabulary.condition_size:
+            raise ValueError(
+                f"the text_tokenizer has {len(self.text_tokenizer)} ids, the model was trained with "
+                f"{self.vocabulary.condition_size} ids of conditions; give the one that it was trained with"
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> Self:
@@ -153,18 +163,36 @@ class CodePipeline(DiffusionPipeline):
         return output_type
 
     def _conditions(
-        self, class_labels: Tensor | list[int] | None, number: int, guidance_scale: float
+        self, class_labels: Conditions | None, prompt: str | list[str] | None, number: int, guidance_scale: float
     ) -> tuple[Tensor | None, int]:
         """The conditions as a tensor, and the number of sequences, which are as many as there are conditions."""
-        conditions = None if class_labels is None else checked_conditions(class_labels)
+        if prompt is not None:
+            if class_labels is not None:
+                raise ValueError("prompt stands in place of class_labels; give one of the two")
+            if self.text_tokenizer is None:
+                what = "with classes" if self.vocabulary.condition_size else "without conditions"
+                raise ValueError(f"prompt={prompt!r} is for models that were trained on texts, this one was {what}")
+            class_labels = prompt
+        conditions = None if class_labels is None else checked_conditions(self._ids_of(class_labels, number))
         if conditions is None and guidance_scale != 1:
-            raise ValueError(
-                f"guidance_scale={guidance_scale} needs class_labels to guide to; give them, or leave it at 1"
-            )
+            given = "class_labels" if self.text_tokenizer is None else "a prompt"
+            raise ValueError(f"guidance_scale={guidance_scale} needs {given} to guide to; give it, or leave it at 1")
         number = number if conditions is None else len(conditions)
         if number < 1:
             raise ValueError(f"at least one must be generated, got {number}")
         return conditions, number
+
+    def _ids_of(self, labels: Conditions, number: int) -> Any:
+        """The labels with ids in place of names or texts, of which a single one is repeated."""
+        if isinstance(labels, str):
+            labels = [labels] * number
+        if isinstance(labels, np.ndarray) and labels.dtype.kind in "UO":
+            labels = labels.tolist()
+        if not isinstance(labels, list | tuple) or not any(isinstance(each, str) for each in labels):
+            return labels
+        if self.text_tokenizer is None:
+            return self.vocabulary.class_ids(labels)
+        return prompt_ids(self.text_tokenizer, labels, self.vocabulary.condition_length)
 
     def _length(self, seconds: float | None, name: str) -> int:
         """The number of ids of so many seconds of audio; as many as the model knows for None, and for images."""
@@ -212,23 +240,19 @@ def for_each_generator(
     return [made for row, each in enumerate(generator) for made in make(slice(row, row + 1), each)]
 
 
-def write_samples(pipeline: CodePipeline, folder: Path, codes: CodeFolder, *, number: int, seed: int) -> None:
-    """Generate images or clips, conditioned as the first of the codes are, into a folder.
+def write_samples(
+    pipeline: CodePipeline, folder: Path, codes: CodeFolder, *, number: int, seed: int
+) -> list[int | str] | None:
+    """Generate images or clips, conditioned as the first of the codes are, into a folder; gives their conditions.
 
-    It writes samples.png; or samples.flac with one clip after the other; or nothing of signals that are neither.
+    It writes what `write_generated` joins; or nothing of signals that are neither images nor audio.
     """
-    labels = None
-    if codes.condition_column is not None:
-        rows = (codes.rows[row % len(codes.rows)] for row in range(number))
-        labels = [int(row[codes.condition_column]) for row in rows]
+    conditions = codes.first_conditions(number)
     generator = torch.Generator().manual_seed(seed)
+    labels = conditions
+    if conditions is not None and codes.is_text:  # cut, as in training
+        labels = text_ids(pipeline.text_tokenizer, conditions, pipeline.vocabulary.condition_length)
     made = pipeline(labels, num_images=number, generator=generator, output_type="np")
-    if isinstance(made, GeneratedImages):
-        images = torch.from_numpy(made.images).movedim(-1, 1) * 2 - 1
-        Image.fromarray(image_grid([images])).save(folder / "samples.png")
-    elif made.sampling_rate is not None:
-        import soundfile
-
-        pause = np.zeros(made.sampling_rate // 2, np.float32)
-        joined = np.concatenate([part for clip in made.audios for part in (clip, pause)])
-        soundfile.write(folder / "samples.flac", joined.clip(-1, 1), made.sampling_rate)
+    if isinstance(made, GeneratedImages) or made.sampling_rate is not None:
+        write_generated(made.get("images", made.get("audios")), folder, sampling_rate=made.get("sampling_rate"))
+    return conditions

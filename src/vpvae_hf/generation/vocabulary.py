@@ -1,21 +1,22 @@
 """Codes as ids of a transformer, and back.
 
-Shapes: B sequences; *grid the codes of an image [h, w], or of a clip [n]; G codes per token; K codes in all; C
-conditions; L = h * w * G or n * G ids of codes.
+Shapes: B sequences; *grid the codes of an image [h, w], or of a clip [n]; G codes per token; K codes in all; C ids of
+conditions, P of which go before a sequence; L = h * w * G or n * G ids of codes.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from vpvae_hf.models.tokenizer import Tokenizer, require_shape
 from vpvae_hf.renamed import FormerMethod
-from vpvae_hf.settings import require
+from vpvae_hf.settings import require, require_name
 from vpvae_hf.tensors import as_codes, as_real, as_tensor
 
 # The field of a model's config that holds the vocabulary that the model was made for.
@@ -27,30 +28,40 @@ class CodeVocabulary:
     """What each id of a transformer over codes stands for.
 
     Ids are, in this order: C conditions (classes, or all ids of a text tokenizer), K codes, and the special ids below.
-    An autoregressive sequence is [condition...] begin codes [end]; a masked one is a condition, then codes.
+    An autoregressive sequence is [condition...] begin codes [end]; a masked one is a condition, then codes. Without a
+    condition, "unconditional" is in place of each of its ids.
 
     Attributes:
         codebook_size: K.
         grid: [h, w] of the images, or [n] of the longest clip; it says which of the two the model makes.
         code_groups: G; the codes of a token follow each other.
         condition_size: C; 0 if nothing conditions the codes.
+        condition_length: P, the number of ids of a condition: 1 for classes; texts are padded or cut to it.
+        condition_names: the names of the classes 0..C-1; None if they have none.
         fingerprint: `fingerprint()` of the tokenizer that made the codes; None accepts any tokenizer.
 
     Raises:
-        ValueError: a size below 1 (C: below 0), or a grid that is neither [h, w] nor [n]; from the methods, codes, ids
-            or conditions out of range, of another shape, or not taken.
+        ValueError: a size below 1 (C: below 0), a grid that is neither [h, w] nor [n], or names that are not C; from
+            the methods, codes, ids or conditions out of range, of another shape, of unknown names, or not taken.
     """
 
     codebook_size: int
     grid: tuple[int, ...]
     code_groups: int = 1
     condition_size: int = 0
+    condition_length: int = 1
+    condition_names: tuple[str, ...] | None = None
     fingerprint: dict[str, str] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
-        for name, least in (("codebook_size", 1), ("code_groups", 1), ("condition_size", 0)):
-            require(getattr(self, name) >= least, name, getattr(self, name), f"at least {least}")
+        least = {"codebook_size": 1, "code_groups": 1, "condition_size": 0, "condition_length": 1}
+        for name, value in least.items():
+            require(getattr(self, name) >= value, name, getattr(self, name), f"at least {value}")
+        if (names := self.condition_names) is not None:
+            object.__setattr__(self, "condition_names", tuple(names))
+            size = self.condition_size
+            require(len(names) == size, "condition_names", names, f"{size} names, as many as condition_size")
         valid = len(self.grid) in (1, 2) and min(self.grid) >= 1
         require(valid, "grid", list(self.grid), "[h, w] of images or [n] of clips, each at least 1")
 
@@ -63,6 +74,7 @@ class CodeVocabulary:
     mask = property(lambda self: self.begin + 4)  # a code that is not known yet
     size = property(lambda self: self.begin + 5)  # the number of ids
     length = property(lambda self: math.prod(self.grid) * self.code_groups)  # L of an image, or of the longest clip
+    positions = property(lambda self: self.length + self.condition_length + 2)  # with condition, "begin" and "end"
     is_audio = property(lambda self: len(self.grid) == 1)  # sequences [n], as of clips, which may differ in length
     _group_shape = property(lambda self: () if self.code_groups == 1 else (self.code_groups,))
 
@@ -117,10 +129,10 @@ class CodeVocabulary:
         return codes.reshape(len(ids), *((-1,) if self.is_audio else self.grid), *self._group_shape)
 
     def prompt(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Ids [B, P] that go before the codes of an autoregressive sequence.
+        """Ids [B, P + 1] that go before the codes of an autoregressive sequence; [B, 1] if C = 0.
 
         Args:
-            conditions: [B], one per sequence, such as classes, or [B, n], such as texts of equal length; None for none.
+            conditions: [B], one per sequence, such as classes, or [B, P] ids of texts; None for none.
             batch_size: B if there are no conditions.
         """
         conditions = None if conditions is None else checked_conditions(conditions)
@@ -130,14 +142,32 @@ class CodeVocabulary:
         return torch.cat([self.condition_ids(conditions, batch_size=batch_size), begin], dim=1)
 
     def condition_ids(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Ids [B, n] of conditions, "unconditional" for None; arguments as those of `prompt`."""
+        """Ids [B, P] of conditions, "unconditional" for None; arguments as those of `prompt`."""
         if conditions is None:
-            return torch.full((batch_size, 1), self.unconditional)
+            return torch.full((batch_size, self.condition_length), self.unconditional)
         if self.condition_size == 0:
             raise ValueError("the model was trained without conditions, so it takes none; leave them out")
         conditions = checked_conditions(conditions).long().cpu()
         _check_range("conditions", conditions, self.condition_size)
-        return conditions[:, None] if conditions.ndim == 1 else conditions
+        ids = conditions[:, None] if conditions.ndim == 1 else conditions
+        if self.condition_length > 1 and ids.shape[1] != self.condition_length:
+            raise ValueError(
+                f"conditions must be [B, {self.condition_length}], got {list(conditions.shape)}; give texts, or their "
+                "ids padded to as many as the model was trained with"
+            )
+        return ids
+
+    def class_ids(self, labels: Sequence[int | str]) -> list[int]:
+        """Ids [B] of classes, each given by its id or its name."""
+        if self.condition_names is None:
+            some = next(each for each in labels if isinstance(each, str))
+            known = f"0..{self.condition_size - 1}" if self.condition_size else "none"
+            raise ValueError(f"the model knows no names of classes, got {some!r}; ids that it knows: {known}")
+        names = {name: number for number, name in enumerate(self.condition_names)}
+        for label in labels:
+            if isinstance(label, str):
+                require_name("class", label, names)
+        return [names[each] if isinstance(each, str) else each for each in labels]
 
     @classmethod
     def from_model(cls, model: PreTrainedModel) -> "CodeVocabulary":
@@ -158,7 +188,7 @@ class CodeVocabulary:
     def write_to(self, model: PreTrainedModel) -> None:
         """Write the vocabulary into a model's config, so that it is saved with it; raises as `check_model`."""
         self.check_model(model)
-        setattr(model.config, _FIELD, dataclasses.asdict(self) | {"grid": list(self.grid)})
+        setattr(model.config, _FIELD, _as_json(dataclasses.asdict(self)))
         # A causal model has settings of its own for generate(), made when the model was made.
         for settings in (model.config, getattr(model, "generation_config", None)):
             if settings is not None:
@@ -174,8 +204,7 @@ class CodeVocabulary:
                 f"{self.codebook_size} codes and 5 special ids need {self.size}; make it with vocab_size={self.size}, "
                 f"or call resize_token_embeddings({self.size})"
             )
-        # One condition, begin and end in addition to the codes; the caller counts longer texts.
-        positions, needed = getattr(model.config, "max_position_embeddings", None), self.length + 3
+        positions, needed = getattr(model.config, "max_position_embeddings", None), self.positions
         if positions is not None and positions < needed:
             raise ValueError(
                 f"the {type(model).__name__} has {positions} positions, and {self.length} codes with what is around "
@@ -187,7 +216,10 @@ class CodeVocabulary:
         if getattr(model.config, _FIELD, None) is None:
             return
         present = CodeVocabulary.from_model(model)
-        for name in ("condition_size", "codebook_size", "code_groups", "fingerprint"):
+        same = ["condition_size", "condition_length", "codebook_size", "code_groups", "fingerprint"]
+        if present.condition_names is not None:  # models of an older version have none
+            same.append("condition_names")
+        for name in same:
             if getattr(present, name) != getattr(self, name):
                 raise ValueError(
                     f"the {type(model).__name__} was trained on other codes: its {name} is {getattr(present, name)}, "
@@ -214,6 +246,10 @@ class CodeVocabulary:
                 )
 
 
+def _as_json(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
 def checked_conditions(conditions: Any) -> Tensor:
     """Conditions as a tensor; a ValueError if they are neither [B] nor [B, n]."""
     conditions = as_real(conditions, "conditions")
@@ -228,56 +264,3 @@ def checked_conditions(conditions: Any) -> Tensor:
 def _check_range(name: str, ids: Tensor, size: int, remedy: str = "") -> None:
     if ids.numel() and (ids.min() < 0 or ids.max() >= size):
         raise ValueError(f"{name} must lie in 0..{size - 1}, got {int(ids.min())}..{int(ids.max())}{remedy}")
-
-
-def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: CodeVocabulary) -> PreTrainedModel:
-    """A new transformer whose ids and positions are as many as the vocabulary needs.
-
-    Args:
-        auto_class: AutoModelForCausalLM or AutoModelForMaskedLM.
-        settings: the model type as "kind", such as llama, and arguments of its config.
-
-    Raises:
-        ValueError: transformers has no such kind or argument, or they do not fit the vocabulary.
-    """
-    arguments = dict(settings)
-    kind = arguments.pop("kind")
-    try:
-        defaults = AutoConfig.for_model(kind)
-    except ValueError as error:
-        raise ValueError(f"transformer: transformers has no kind {kind!r}") from error
-    for field in arguments:
-        if not hasattr(defaults, field):
-            raise ValueError(f"transformer.{field} is no argument of {type(defaults).__name__}")
-    special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
-    # The defaults of these special ids, which some models have, are ids of texts.
-    special |= {field: None for field in ("cls_token_id", "sep_token_id") if hasattr(defaults, field)}
-    shape = {"vocab_size": vocabulary.size}
-    # Model types name their number of positions differently.
-    positions = next((name for name in ("n_positions", "max_position_embeddings") if hasattr(defaults, name)), None)
-    if positions is not None:
-        shape[positions] = vocabulary.length + 3
-    try:
-        return auto_class.from_config(AutoConfig.for_model(kind, **shape | special | arguments))
-    # Any exception: each kind has its own way to find that its arguments, or the ids of codes, do not fit.
-    except Exception as error:
-        raise ValueError(f"a transformer of kind {kind!r} cannot be made with {shape | arguments}: {error}") from error
-
-
-@torch.no_grad()
-def check_direction(model: PreTrainedModel, vocabulary: CodeVocabulary, *, causal: bool) -> None:
-    """Raise a ValueError if a causal model reads what it is to predict, or a masked one reads one way only."""
-    ids = torch.full((2, 4), vocabulary.first_code)
-    ids[1, -1] = vocabulary.mask
-    was_training = model.training
-    first, second = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, 0]
-    model.train(was_training)
-    if causal and not torch.allclose(first, second, atol=1e-4):
-        raise ValueError(
-            f"a {type(model).__name__} of these settings reads codes that it is to predict; name a causal kind, such "
-            "as llama, or set is_decoder: true if the kind has it"
-        )
-    if not causal and torch.equal(first, second):
-        raise ValueError(
-            f"a {type(model).__name__} reads one way only; name a kind that reads both, such as modernbert"
-        )

@@ -174,16 +174,18 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
     method = results.get("method") or ("masked" if "Masked" in class_name else "autoregressive")
     diffusion, masked = method == "diffusion", method == "masked"
     image = diffusion or len(vocabulary["grid"]) == 2
+    known, text = vocabulary or {}, (folder / "text_tokenizer").is_dir()  # that of an older version has no names
     samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
     if samples is not None and not image:
         samples = _sound_address(samples, repo_id)
     data = ModelCardData(
         library_name=_LIBRARY,
-        pipeline_tag="unconditional-image-generation" if image else None,
+        pipeline_tag=_task(image=image, text=text),
         tags=["diffusers", f"{method}-generation"],
         datasets=[each] if (each := _hub_id(recorded.get("dataset"))) else None,
         base_model=_hub_id(recorded.get("tokenizer")),
     )
+    names, of_samples = known.get("condition_names"), results.get("sample_conditions")
     at_most = {key: f"{label} (at most)" for key, label in _GENERATION.items() if key.startswith("bits")}
     return _rendered(
         "diffusion.md" if diffusion else "pipeline.md",
@@ -197,9 +199,31 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
         samples=samples,
         results=results,
         vocabulary=vocabulary,
+        given=_given(known, of_samples, text=text),
+        conditions="Ids of texts" if text else "Classes" if names else "Conditions",
+        names=names,
+        of_samples=[names[each] if names else each for each in of_samples or []],
         measured=_rows(results.get("evaluation"), _GENERATION | at_most if masked else _GENERATION),
         settings=json.dumps(results.get("settings"), indent=2),
     )
+
+
+def _task(*, image: bool, text: bool) -> str | None:
+    """What the Hub calls a pipeline's task."""
+    if text:
+        return "text-to-image" if image else "text-to-audio"
+    return "unconditional-image-generation" if image else None
+
+
+def _given(vocabulary: dict[str, Any], of_samples: list[int | str] | None, *, text: bool) -> str:
+    """The arguments of a call that makes two images or clips, as the card shows it."""
+    if not vocabulary.get("condition_size"):
+        return "num_images=2"
+    if text:  # a recipe records some, of which the longest may have been cut in training, which pipelines refuse
+        prompt = min(of_samples or ["..."], key=len)
+        return f"prompt={json.dumps(prompt, ensure_ascii=False)}, num_images=2"
+    names = vocabulary.get("condition_names") or [0]
+    return f"class_labels={json.dumps([names[0], names[-1]], ensure_ascii=False)}"
 
 
 def _rendered(*templates: str, **values: Any) -> str:

@@ -208,7 +208,8 @@ def _weights_of(name: str, one_set: bool) -> tuple[str, str] | None:
 
 def public_content(content: Path | bytes) -> Path | bytes:
     """The content without the paths of this computer."""
-    if isinstance(content, bytes) or content.suffix != ".json":
+    # A tokenizer of texts lists parts of words, such as "/", which are no paths.
+    if isinstance(content, bytes) or content.suffix != ".json" or content.name == "tokenizer.json":
         return content
     recorded = read_json(content)
     public = strip_local_paths(recorded)
