@@ -24,6 +24,9 @@ class VPCodecConfig(PreTrainedConfig):
     Args:
         sampling_rate: of the audio, Hz.
         downsampling_ratios: strides of the encoder's blocks, whose product is the hop; the decoder's are the reverse.
+        spectral: go between samples and frames by Fourier transforms of windows of four hops instead of convolutions,
+            so that all other layers work at the rate of the codes; of the ratios the product alone counts then, and the
+            next two settings do not.
         encoder_hidden_size: channels of the encoder's first layer, doubled by each block.
         decoder_hidden_size: channels of the decoder's first layer, halved by each block.
         hidden_size: width of the transformers.
@@ -44,6 +47,7 @@ class VPCodecConfig(PreTrainedConfig):
 
     sampling_rate: int = 16000
     downsampling_ratios: list[int] | tuple[int, ...] = (2, 3, 4, 4)
+    spectral: bool = False
     encoder_hidden_size: int = 32
     decoder_hidden_size: int = 512
     hidden_size: int = 512
@@ -109,7 +113,7 @@ class VPCodecConfig(PreTrainedConfig):
         ratios, heads = self.downsampling_ratios, self.num_attention_heads
         check("downsampling_ratios", min(ratios, default=0) >= 1, "a list of strides of at least 1")
         channels, divisor = self.decoder_hidden_size, 2 ** len(ratios)
-        valid = channels >= divisor and channels % divisor == 0
+        valid = self.spectral or (channels >= divisor and channels % divisor == 0)
         check("decoder_hidden_size", valid, f"a multiple of {divisor}, it is halved {len(ratios)} times")
         check("num_hidden_layers", self.num_hidden_layers >= 0, "at least 0")
         check("hidden_act", self.hidden_act in ACT2FN, f"one of {', '.join(ACT2FN)}")

@@ -48,6 +48,7 @@ from .vp_codec_layers import (
     initialize_convolution,
     position_mask,
 )
+from .vp_codec_spectra import FourierAnalysis, FourierSynthesis, SpectralDecoder, SpectralEncoder
 
 
 @dataclass
@@ -139,7 +140,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     def __init__(self, config: VPCodecConfig):
         super().__init__(config)
-        self.encoder = ConvolutionalEncoder(config)
+        self.encoder = (SpectralEncoder if config.spectral else ConvolutionalEncoder)(config)
         self.encoder_transformer = WindowedTransformer(config)
         # Or else quiet audio would start with latents that differ by less than what training perturbs them.
         self.quant_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
@@ -147,7 +148,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         self.quant_proj = nn.Linear(config.hidden_size, self.quantize.config.feature_dim)
         self.post_quant_proj = nn.Linear(config.codebook_dim, config.hidden_size)
         self.decoder_transformer = WindowedTransformer(config)
-        self.decoder = ConvolutionalDecoder(config)
+        self.decoder = (SpectralDecoder if config.spectral else ConvolutionalDecoder)(config)
         self.post_init()
 
     def encode(
@@ -288,7 +289,9 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+        if isinstance(module, FourierAnalysis | FourierSynthesis):
+            module.start()
+        elif isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
             initialize_convolution(module)
         elif isinstance(module, nn.Linear):
             module.reset_parameters()

@@ -25,6 +25,9 @@ from vpvae_hf.tensors import precise_dtype
 
 from .configuration_vp_codec import VPCodecConfig
 
+# Of the Fourier transforms of a spectral codec.
+HOPS_PER_WINDOW = 4
+
 
 class SymmetricPadding:
     """Zeros on both sides of each sample of a batch, however long the batch is; for layers that pad themselves.
@@ -41,9 +44,9 @@ class SymmetricPadding:
         """[B, C', L / stride] from [B, C, L]; an output reads `stride + reach` inputs."""
         return conv(self._cut(x))[..., : x.shape[-1] // stride]
 
-    def upsample(self, conv: nn.Module, x: Tensor, stride: int) -> Tensor:
-        """[B, C', L * stride] from [B, C, L]; the kernel is two strides long."""
-        left = (stride + 1) // 2
+    def upsample(self, conv: nn.Module, x: Tensor, stride: int, strides: int = 2) -> Tensor:
+        """[B, C', L * stride] from [B, C, L]; the kernel is so many strides long."""
+        left = ((strides - 1) * stride + 1) // 2
         return conv(self._cut(x))[..., left : left + x.shape[-1] * stride]
 
     def _cut(self, x: Tensor) -> Tensor:
@@ -69,9 +72,10 @@ class CausalPadding:
         """[B, C', L / stride] from [B, C, L]; an output reads `stride + reach` inputs."""
         return conv(self._continued(x, reach))
 
-    def upsample(self, conv: nn.Module, x: Tensor, stride: int) -> Tensor:
-        """[B, C', L * stride] from [B, C, L]; the kernel is two strides long."""
-        return conv(self._continued(x, 1))[..., stride:-stride]
+    def upsample(self, conv: nn.Module, x: Tensor, stride: int, strides: int = 2) -> Tensor:
+        """[B, C', L * stride] from [B, C, L]; the kernel is so many strides long."""
+        before = strides - 1
+        return conv(self._continued(x, before))[..., before * stride : -before * stride]
 
     def _continued(self, x: Tensor, length: int) -> Tensor:
         if self._past is None:
@@ -157,6 +161,9 @@ class WindowedTransformer(MimiTransformerModel):
 
 def context_frames(config: VPCodecConfig) -> int:
     """How many frames on one side of a frame can have a part in it, in encoder or decoder, rounded up."""
+    attended = config.num_hidden_layers * config.sliding_window
+    if config.spectral:
+        return HOPS_PER_WINDOW - 1 + attended
     rates = [1]  # samples between neighbouring positions of each layer
     for ratio in config.downsampling_ratios:
         rates.append(rates[-1] * ratio)
@@ -164,7 +171,7 @@ def context_frames(config: VPCodecConfig) -> int:
     blocks = sum(6 * sum(_DILATIONS) * inner + 2 * outer for inner, outer in itertools.pairwise(rates))
     both_sides = blocks + 6 + 6 * config.hop_length  # the first and the last layer, the decoder's being the wider
     samples = both_sides if config.causal else both_sides // 2
-    return samples // config.hop_length + 1 + config.num_hidden_layers * config.sliding_window
+    return samples // config.hop_length + 1 + attended
 
 
 def initialize_convolution(conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
