@@ -1,5 +1,6 @@
 """The codec on Fourier transforms: what they are at the start, and that parts, batches and streams are the whole."""
 
+import peft
 import pytest
 import torch
 
@@ -98,3 +99,13 @@ def test_causal_context_is_carried_on(no_gradients):
     audio = noise(1, 1, 10 * HOP)
     parts = [codec.encoder(part, CausalPadding(past)) for part in audio.split(2 * HOP, dim=-1)]
     torch.testing.assert_close(torch.cat(parts, dim=-1), codec.encoder(audio, CausalPadding()), **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
+def test_an_adapter_adapts_its_convolutions(no_gradients):
+    codec, audio = made(), noise(1, 1, 10 * HOP)
+    expected = codec.encode(audio).latents
+    adapted = peft.get_peft_model(codec, peft.LoraConfig(r=2, target_modules=["analysis", "encoder.conv"]))
+    torch.testing.assert_close(adapted.encode(audio).latents, expected, **CLOSE)
+    adapted.base_model.encoder.analysis.lora_B.default.weight.fill_(0.1)
+    assert not torch.allclose(adapted.encode(audio).latents, expected, **CLOSE)

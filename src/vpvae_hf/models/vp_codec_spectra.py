@@ -24,25 +24,16 @@ _LEVEL, _RANGE = 7.0, 4.0  # of logarithms of magnitudes, which are then about -
 class FourierAnalysis(nn.Conv1d):
     """[B, 2 F, N], real and then imaginary parts, of waveforms [B, 1, T]."""
 
-    def __init__(self, config: VPCodecConfig):
-        hop = config.hop_length
-        reach = (HOPS_PER_WINDOW - 1) * hop
-        super().__init__(1, 2 * frequencies(hop), HOPS_PER_WINDOW * hop, hop, 0 if config.causal else (reach + 1) // 2)
-
     def start(self) -> None:
         """Make it the Fourier transform of windows."""
         cosines, sines, window = _waves(self.kernel_size[0])
-        weight = torch.cat([cosines, -sines]) * window * 4 / self.kernel_size[0]
+        weight = torch.cat([cosines, -sines]) * window * 4 / len(window)
         init.copy_(self.weight, weight[:, None].to(self.weight))
         init.zeros_(self.bias)
 
 
 class FourierSynthesis(nn.ConvTranspose1d):
     """The waveforms whose analysis it is given."""
-
-    def __init__(self, config: VPCodecConfig):
-        hop = config.hop_length
-        super().__init__(2 * frequencies(hop), 1, HOPS_PER_WINDOW * hop, hop)
 
     def start(self) -> None:
         """Make it the inverse Fourier transform, windowed and added up."""
@@ -60,10 +51,11 @@ class SpectralEncoder(nn.Module):
 
     def __init__(self, config: VPCodecConfig):
         super().__init__()
-        self.reach = (HOPS_PER_WINDOW - 1) * config.hop_length
-        self.stride = config.hop_length
-        self.analysis = FourierAnalysis(config)
-        self.conv = nn.Conv1d(3 * frequencies(config.hop_length), config.hidden_size, 1)
+        hop, frequencies = config.hop_length, _frequencies(config)
+        self.reach, self.stride = (HOPS_PER_WINDOW - 1) * hop, hop
+        padding = 0 if config.causal else (self.reach + 1) // 2
+        self.analysis = FourierAnalysis(1, 2 * frequencies, HOPS_PER_WINDOW * hop, hop, padding)
+        self.conv = nn.Conv1d(3 * frequencies, config.hidden_size, 1)
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
         real, imaginary = padding.convolve(self.analysis, x, self.reach, self.stride).chunk(2, dim=1)
@@ -79,8 +71,9 @@ class SpectralDecoder(nn.Module):
         super().__init__()
         self.stride = config.hop_length
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
-        self.conv = nn.Conv1d(config.hidden_size, 2 * frequencies(config.hop_length), 1)
-        self.synthesis = FourierSynthesis(config)
+        frequencies = _frequencies(config)
+        self.conv = nn.Conv1d(config.hidden_size, 2 * frequencies, 1)
+        self.synthesis = FourierSynthesis(2 * frequencies, 1, HOPS_PER_WINDOW * self.stride, self.stride)
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
         features = self.conv(self.norm(x.mT).mT)
@@ -90,9 +83,9 @@ class SpectralDecoder(nn.Module):
         return padding.upsample(self.synthesis, spectrum, self.stride, HOPS_PER_WINDOW).clamp(-1, 1)
 
 
-def frequencies(hop: int) -> int:
+def _frequencies(config: VPCodecConfig) -> int:
     """F."""
-    return HOPS_PER_WINDOW * hop // 2 + 1
+    return HOPS_PER_WINDOW * config.hop_length // 2 + 1
 
 
 def _waves(length: int) -> tuple[Tensor, Tensor, Tensor]:
