@@ -14,7 +14,11 @@ from vpvae_hf.cli.main import main
 
 QUANTIZER = {"kind": "vp", "codebook_size": 8, "latent_dim": 2, "queue_share": 0.1}
 CASES = {
-    "image": (write_pictures, ARCHITECTURE, {"data.size": 16, "data.shortest_side": 20, "data.validation_size": 16}),
+    "image": (
+        write_pictures,
+        ARCHITECTURE | {"patch_size": 1},
+        {"data.size": 16, "data.shortest_side": 20, "data.validation_size": 16},
+    ),
     "audio": (write_speech, AUDIO_ARCHITECTURE, {"data.segment_s": 0.2}),
 }
 

@@ -26,9 +26,11 @@ from vpvae_hf.training.trainer import MetricsLog, Trainer
 
 # Small enough for two CPU cores: a code for every 4 x 4 pixels, 0.7 million weights.
 _ARCHITECTURE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (16, 32, 64),
+    "patch_size": 4,
+    "linear_shortcut": True,
+    "down_block_types": ("DownEncoderBlock2D",),
+    "up_block_types": ("UpDecoderBlock2D",),
+    "block_out_channels": (64,),
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "mid_block_add_attention": False,

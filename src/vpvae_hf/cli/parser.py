@@ -16,7 +16,7 @@ _SIGNALS = (
 )
 _DEVICE = "e.g. cpu, cuda or cuda:1; default: a GPU if there is one"
 _QUIET = "no progress bars"
-DEMO_STEPS = {"image": 900, "audio": 400}
+DEMO_STEPS = {"image": 600, "audio": 400}
 _REVISION = "branch, tag or commit of the tokenizer"
 
 
