@@ -22,12 +22,15 @@ _LEVEL, _RANGE = 7.0, 4.0  # of logarithms of magnitudes, which are then about -
 
 
 class FourierAnalysis(nn.Conv1d):
-    """[B, 2 F, N], real and then imaginary parts, of waveforms [B, 1, T]."""
+    """[B, 2 F, N], real and then imaginary parts, of waveforms [B, 1, T], times a quarter of the window's length.
+
+    So its weights are of about 1, and steps of Adam are small beside them.
+    """
 
     def start(self) -> None:
         """Make it the Fourier transform of windows."""
         cosines, sines, window = _waves(self.kernel_size[0])
-        weight = torch.cat([cosines, -sines]) * window * 4 / len(window)
+        weight = torch.cat([cosines, -sines]) * window
         init.copy_(self.weight, weight[:, None].to(self.weight))
         init.zeros_(self.bias)
 
@@ -58,7 +61,8 @@ class SpectralEncoder(nn.Module):
         self.conv = nn.Conv1d(3 * frequencies, config.hidden_size, 1)
 
     def forward(self, x: Tensor, padding: Padding) -> Tensor:
-        real, imaginary = padding.convolve(self.analysis, x, self.reach, self.stride).chunk(2, dim=1)
+        spectrum = padding.convolve(self.analysis, x, self.reach, self.stride) / self.stride
+        real, imaginary = spectrum.chunk(2, dim=1)
         magnitude = (real.square() + imaginary.square() + _LEAST**2).sqrt()
         root = magnitude.sqrt()
         return self.conv(torch.cat([(magnitude.log() + _LEVEL) / _RANGE, real / root, imaginary / root], dim=1))
