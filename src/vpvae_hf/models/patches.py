@@ -61,9 +61,8 @@ def start_from_dct(
 
     The coefficients, of each square of f x f pixels and their channels, are in the order of their variance in
     photographs, taken as a first-order autoregressive process, and have a variance of about 1. Both networks start at
-    zero. From there training improves a transform instead of looking for one, which takes a model of factor 8 thousands
-    of steps; a direct path from pixels to latents also lets errors reach the encoder, as in the residual autoencoding
-    of Chen et al. 2024, arXiv 2410.10733, section 3.2.
+    zero, so that training improves a transform instead of looking for one. The direct path from pixels to latents is in
+    the manner of the residual autoencoding of Chen et al. 2024, arXiv 2410.10733, section 3.2.
     """
     basis, deviations = _cosines(*encoder.shortcut.weight.shape[1:3])
     for shortcut in (encoder.shortcut, decoder.shortcut):
