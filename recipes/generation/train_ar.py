@@ -31,6 +31,7 @@ from vpvae_hf.generation import (
     vocabulary_of,
     write_samples,
 )
+from vpvae_hf.generation.config import CodeDataConfig
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.settings import require
 from vpvae_hf.training.checkpoints import prepare_output, resume_hint
@@ -50,29 +51,6 @@ SAME_NAMES = (
     "logging_steps",
 )  # fmt: skip
 STATE = "trainer_state.json"  # the last file that transformers writes into a checkpoint
-
-
-@dataclass
-class CodeDataConfig:
-    """Which codes to train and validate on."""
-
-    tokens: str | None = option(None, "folder that `vpvae tokenize` wrote, to train on")
-    validation_tokens: str | None = option(None, "another, of the split to validate on; null to measure nothing")
-    condition_column: str | None = option(
-        None, "column of whole numbers, such as classes, or of texts, such as captions, that conditions the codes"
-    )
-    text_tokenizer: str | None = option(
-        None, "folder or hub id of the tokenizer of texts; null makes one of the texts to train on"
-    )
-    text_vocabulary: int = option(4096, "most ids of a tokenizer of texts that is made")
-    text_length: int = option(64, "most ids of a text; what is longer is cut")
-    drop_condition: float = option(0.1, "share of the examples whose condition is left out, for guidance")
-    window: int | None = option(None, "tokens per sequence of audio; those of the longest clip if null")
-
-    def __post_init__(self):
-        require(0 <= self.drop_condition <= 1, "data.drop_condition", self.drop_condition, "in [0, 1]")
-        require(self.window is None or self.window >= 1, "data.window", self.window, "at least 1, or null")
-        require(self.text_length >= 1, "data.text_length", self.text_length, "at least 1")
 
 
 @dataclass
