@@ -24,9 +24,7 @@ CROP, BATCH, WARMUP, HELD_OUT_CROP = 32, 16, 30, 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--tokenizer", help="folder or hub id of an image tokenizer that takes codebooks; default: train one"
-    )
+    parser.add_argument("--tokenizer", help="folder or hub id of an image tokenizer; default: train one")
     parser.add_argument("--codebook-sizes", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--output", type=Path, default=Path("runs/examples/any_size_tokenizer"))

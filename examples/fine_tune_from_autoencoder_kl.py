@@ -95,7 +95,7 @@ def start(options: argparse.Namespace, accelerator: Accelerator) -> tuple[Autoen
         )
     else:
         kl = AutoencoderKL.from_pretrained(options.start, subfolder=options.subfolder)
-    # With as many dimensions as the start has channels its own projections are kept, so training begins from its images.
+    # With as many dimensions as the start has channels its own projections are kept, and so are its images.
     # Starts of 16 channels get 8 dimensions and new projections: so few codes would lie far from most latents in 16.
     quantizer = {"kind": "vp", "codebook_size": options.codebook_size, "queue_share": 0.1}
     vae = AutoencoderVP.from_autoencoder_kl(kl, quantizer | {"latent_dim": min(8, kl.config.latent_channels)})

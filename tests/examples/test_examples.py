@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 from diffusers import AutoencoderKL
+
 from processes import ended, launched
 from tiny import noise, noise_images, tiny_vae
-
 from vpvae_hf import AutoencoderVP, VPCodecModel, build_quantizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
