@@ -35,9 +35,9 @@ def launched(program: Path | str, arguments: list, printed: Path, ranks: int = 1
     return process
 
 
-def ended(process: BaseProcess, printed: Path) -> tuple[int, str]:
-    """Exit status and output of a program that was launched."""
-    process.join(timeout=150)
+def ended(process: BaseProcess, printed: Path, timeout: float = 150) -> tuple[int, str]:
+    """Exit status and output of a program that was launched; None if it still runs after `timeout` seconds."""
+    process.join(timeout=timeout)
     return process.exitcode, printed.read_text()
 
 

@@ -20,7 +20,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def run(name: str, tmp_path: Path, *arguments) -> str:
     """What an example prints."""
     printed = tmp_path / "printed.txt"
-    status, output = ended(launched(EXAMPLES / name, arguments, printed), printed)
+    # Seconds on a machine of its own, but several minutes on one that others keep busy.
+    status, output = ended(launched(EXAMPLES / name, arguments, printed), printed, timeout=600)
     assert status == 0, output
     return output
 
