@@ -55,10 +55,14 @@ def main() -> None:
     print(f"{codes.shape[-1]} codes of {len(audio) / rate:.2f} s, {float(same):.2%} of them those of the whole at once")
     print(f"Encoding and decoding a chunk of {chunk_ms:.0f} ms: median {float(times.median()):.1f} ms")
     print(f"... the slowest of twenty: {float(times.quantile(0.95)):.1f} ms")
-    print(f"Real-time factor: {sum(seconds) * rate / len(audio):.3f} (below 1 keeps up)")
+    factor = sum(seconds) * rate / len(audio)
+    verdict = "below 1, so it keeps up" if factor < 1 else "above 1, so the delay grows; longer chunks cost less"
+    print(f"Real-time factor: {factor:.3f} ({verdict})")
     # A sound waits until its chunk and its hop are full, and then for the computation.
     wait = max(chunk, hop) * 1000 / rate + float(times.median())
-    print(f"Latency: {wait:.0f} ms, of which {max(chunk, hop) * 1000 / rate:.0f} ms are waiting for the chunk")
+    print(
+        f"Latency, if it keeps up: {wait:.0f} ms, of which {max(chunk, hop) * 1000 / rate:.0f} ms are waiting for the chunk"
+    )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(options.output, heard.numpy(), rate)
     print(f"Written: {options.output}")
