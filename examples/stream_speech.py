@@ -59,10 +59,8 @@ def main() -> None:
     verdict = "below 1, so it keeps up" if factor < 1 else "above 1, so the delay grows; longer chunks cost less"
     print(f"Real-time factor: {factor:.3f} ({verdict})")
     # A sound waits until its chunk and its hop are full, and then for the computation.
-    wait = max(chunk, hop) * 1000 / rate + float(times.median())
-    print(
-        f"Latency, if it keeps up: {wait:.0f} ms, of which {max(chunk, hop) * 1000 / rate:.0f} ms are waiting for the chunk"
-    )
+    waiting = max(chunk, hop) * 1000 / rate
+    print(f"Latency: {waiting + float(times.median()):.0f} ms, of which {waiting:.0f} ms are waiting for the chunk")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(options.output, heard.numpy(), rate)
     print(f"Written: {options.output}")
