@@ -54,7 +54,7 @@ def main() -> None:
     chunk_ms = 1000 * chunk / rate
     print(f"{codes.shape[-1]} codes of {len(audio) / rate:.2f} s, {float(same):.2%} of them those of the whole at once")
     print(f"Encoding and decoding a chunk of {chunk_ms:.0f} ms: median {float(times.median()):.1f} ms")
-    print(f"... the slowest of twenty: {float(times.quantile(0.95)):.1f} ms")
+    print(f"... 95% of them took at most: {float(times.quantile(0.95)):.1f} ms")
     factor = sum(seconds) * rate / len(audio)
     verdict = "below 1, so it keeps up" if factor < 1 else "above 1, so the delay grows; longer chunks cost less"
     print(f"Real-time factor: {factor:.3f} ({verdict})")
