@@ -99,7 +99,6 @@ def start(options: argparse.Namespace, accelerator: Accelerator) -> tuple[Autoen
     # Starts of 16 channels get 8 dimensions and new projections: so few codes would lie far from most latents in 16.
     quantizer = {"kind": "vp", "codebook_size": options.codebook_size, "queue_share": 0.1}
     vae = AutoencoderVP.from_autoencoder_kl(kl, quantizer | {"latent_dim": min(8, kl.config.latent_channels)})
-    vae.to(torch.float32)
     return vae, options.learning_rate or (2e-3 if options.start is None else 1e-4)
 
 

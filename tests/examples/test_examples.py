@@ -15,6 +15,7 @@ from tiny import noise, noise_images, tiny_vae
 from vpvae_hf import AutoencoderVP, VPCodecModel, build_quantizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+_BLOCKS = {"down": "Encoder", "up": "Decoder"}
 
 
 def run(name: str, tmp_path: Path, *arguments) -> str:
@@ -72,7 +73,9 @@ def test_fine_tune_from_autoencoder_kl(tmp_path, given):
     folder, start = tmp_path / "tokenizer", tmp_path / "kl"
     arguments = ["--steps", 3, "--codebook-size", 32, "--output", folder]
     if given:
-        AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=3).save_pretrained(start / "vae")
+        small = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 3}
+        small |= {f"{way}_block_types": (f"{way.title()}{part}Block2D",) * 2 for way, part in _BLOCKS.items()}
+        AutoencoderKL(**small, mid_block_add_attention=False).save_pretrained(start / "vae")
         arguments += ["--start", start, "--subfolder", "vae"]
     output = run("fine_tune_from_autoencoder_kl.py", tmp_path, *arguments)
     assert ("random weights" in output) == (not given)
