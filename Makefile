@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: install interpreter demo test style quality bench clean
+.PHONY: install interpreter demo test style quality bench docs clean
 
 install: $(INSTALLED)
 
@@ -39,6 +39,11 @@ quality: $(INSTALLED)
 # About half an hour on two cores; BENCH_ARGS="--only search --sizes 1024" takes a part of it.
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/speed/run.py $(BENCH_ARGS)
+
+# The site of docs/, in build/docs; warnings are errors.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site is in build/docs; open build/docs/index.html, or for its search: $(BIN)/python -m mkdocs serve"
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

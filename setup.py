@@ -13,6 +13,7 @@ extras = {
     "app": ["gradio>=6.0", "torchmetrics>=1.8"],
     "ray": ["ray[data]>=2.50", "datasets>=4.0"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
+    "docs": ["mkdocs>=1.6", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "latex2mathml>=3.81"],
     # What tests put beside the package, as users do: adapters, exported graphs, trackers.
     "dev": [
         *("import-linter>=2.17", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"),
@@ -22,7 +23,7 @@ extras = {
 }
 used = ("train", "eval", "audio", "demo", "features", "baselines", "app", "ray")
 extras["all"] = sorted({requirement for name in used for requirement in extras[name]})
-extras["dev"] += extras["all"]
+extras["dev"] += [*extras["all"], *extras["docs"]]
 
 setup(
     name="vpvae_hf",

@@ -1,4 +1,4 @@
-"""The programs that the README prints, with small models in the places that they name."""
+"""The programs that README and docs print, with small models in the places that they name."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,18 @@ from tiny import VP, tiny_config, tiny_vae
 from tiny_generators import causal_pipeline, masked_pipeline
 from tiny_pipelines import built
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page):
+    """The Python of a page, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
 # Those that load something; the others need hours or data.
-PROGRAMS = [
-    text for text in re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL) if "from_pre" in text
-]
+PROGRAMS = [text for text in blocks(ROOT / "README.md") if "from_pre" in text]
+# The blocks of a page of docs are one program, in their order. scale.md needs data and a cluster.
+PAGES = {page.stem: "\n".join(blocks(page)) for page in sorted((ROOT / "docs").glob("*/*.md")) if blocks(page)}
 FACTOR_16 = {
     "down_block_types": ("DownEncoderBlock2D",) * 5,
     "up_block_types": ("UpDecoderBlock2D",) * 5,
@@ -27,7 +34,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     vae = tiny_vae(VP | {"latent_dim": 4}, mid_block_add_attention=False)
     vae.save_pretrained(folder / "demo_output" / "tokenizer")
-    vae.save_pretrained(folder / "my_tokenizer")
+    for name in ("my_tokenizer", "runs/image_small/tokenizer"):
+        vae.save_pretrained(folder / name)
     for name, pipeline in (
         ("diffusion", built("LDM", vae)),
         ("ar", causal_pipeline(vae, grid=(8, 8))),
@@ -50,5 +58,17 @@ def test_the_readme_can_be_followed(place, monkeypatch, program):
     assert made is not None
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+# They fit few latents, so that they run at once.
+@pytest.mark.filterwarnings("ignore:.*latents.*:UserWarning")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_can_be_followed(place, monkeypatch, page):
+    monkeypatch.chdir(place)
+    names = {}
+    exec(PAGES[page], names)
+    assert names.keys() & {"codes", "images", "codebook", "values"}
+
+
 def test_all_of_them_are_found():
     assert len(PROGRAMS) == 7
+    assert {"first-codes", "train", "fine-tune", "generate", "publish"} <= PAGES.keys()
