@@ -28,7 +28,8 @@ def main() -> None:
 
     # The file is the same whenever it is drawn, and its letters are text.
     plt.rcParams |= {"svg.hashsalt": "idea", "svg.fonttype": "none", "font.size": 10}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 5.1))
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.08, top=0.94, wspace=0.03)
     voronoi_plot_2d(Voronoi(codebook.numpy()), left, show_points=False, show_vertices=False, line_colors="#cfd6e1")
     _arrows(left, some, nearest, CODE)
     left.scatter(*codebook.T.numpy(), s=26, color=CODE, marker="s", label="codes", zorder=3)
@@ -40,7 +41,7 @@ def main() -> None:
     for axes in (left, right):
         axes.scatter(*some.T.numpy(), s=14, color=LATENT, label="latents", zorder=2)
         axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), xticks=[], yticks=[], aspect="equal")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False, handletextpad=0.1)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.11), ncols=3, frameon=False, handletextpad=0.1)
     target = Path(__file__).parent / "images" / "idea.svg"
     figure.savefig(target, metadata={"Date": None})
 

@@ -5,7 +5,6 @@ A line `<!-- fill: NAME -->` in a page is replaced by what `FILLED[NAME]` makes.
 
 import argparse
 import dataclasses
-import importlib
 import inspect
 import os
 import re
@@ -31,6 +30,9 @@ from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.neighbors import BACKENDS
 from vpvae_hf.quantizers import QUANTIZERS
 from vpvae_hf.quantizers.fsp import ACTIVATIONS
+from vpvae_hf.recipes.generation.train_ar import AutoregressiveConfig
+from vpvae_hf.recipes.generation.train_diffusion import DiffusionConfig
+from vpvae_hf.recipes.generation.train_masked import MaskedConfig
 
 ROOT = Path(__file__).parents[1]
 # Files of the repository that are pages, too, each with the place of its page.
@@ -146,15 +148,25 @@ def training_settings() -> str:
     """Every setting of `vpvae train`, for each modality."""
     sections = []
     for name in MODALITIES:
-        rows = [(f"`{key}`", _type(kind), _value(default), meaning) for key, kind, default, meaning in _settings(name)]
         recipes = ", ".join(f"`{recipe}`" for recipe in recipes_of(name))
         sections.append(f"## vpvae train {name}\n\nNames that `--config` takes, in addition to paths: {recipes}.")
-        sections.append(_table(("setting", "values", "default", "meaning"), rows))
+        sections.append(_settings_table(MODALITIES[name].config_class))
     return "\n\n".join(sections)
 
 
-def _settings(modality: str) -> Iterator[tuple[str, Any, Any, str]]:
-    return _leaves(MODALITIES[modality].config_class, "")
+def generation_settings() -> str:
+    """Every setting of the recipes in recipes/generation."""
+    sections = []
+    for config_class in (AutoregressiveConfig, MaskedConfig, DiffusionConfig):
+        sections.append(f"## {config_class.__module__.rpartition('.')[2]}.py\n\n{config_class.__doc__}")
+        sections.append(_settings_table(config_class))
+    return "\n\n".join(sections)
+
+
+def _settings_table(config_class: type) -> str:
+    found = _leaves(config_class, "")
+    rows = [(f"`{key}`", _type(kind), _value(default), meaning) for key, kind, default, meaning in found]
+    return _table(("setting", "values", "default", "meaning"), rows)
 
 
 def _leaves(config_class: type, prefix: str) -> Iterator[tuple[str, Any, Any, str]]:
@@ -221,12 +233,12 @@ def activations() -> str:
 
 def public_names() -> str:
     """Directives of mkdocstrings for the package's public names."""
-    ours = [name for name, module in vpvae_hf._SOURCES.items() if module.startswith(".")]
-    return _directives(getattr(vpvae_hf, name) for name in ours)
+    ours = (getattr(vpvae_hf, name) for name, module in vpvae_hf._SOURCES.items() if module.startswith("."))
+    return _directives(f"{each.__module__}.{each.__qualname__}" for each in ours)
 
 
 def base_classes() -> str:
-    """Directives for what a new quantizer, modality or loop builds on."""
+    """Directives for what a new quantizer, modality or loop builds on, with the modules to import it from."""
     names = {
         "vpvae_hf.models.tokenizer": ["Tokenizer"],
         "vpvae_hf.quantizers": ["Quantizer", "QuantizerConfig", "QuantizerOutput"],
@@ -235,12 +247,13 @@ def base_classes() -> str:
         "vpvae_hf.neighbors": ["build_index"],
         "vpvae_hf.metrics": ["load_metric"],
     }
-    modules = {module: importlib.import_module(module) for module in names}
-    return _directives(getattr(modules[module], name) for module, of in names.items() for name in of)
+    paths = (f"{module}.{name}" for module, of in names.items() for name in of)
+    return _directives(paths, show_root_full_path=True)
 
 
-def _directives(objects: typing.Iterable[Any]) -> str:
-    return "\n\n".join(f"::: {each.__module__}.{each.__qualname__}" for each in objects)
+def _directives(paths: typing.Iterable[str], show_root_full_path: bool = False) -> str:
+    options = f"    options:\n      show_root_full_path: {str(show_root_full_path).lower()}"
+    return "\n\n".join(f"::: {path}\n{options}" for path in paths)
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -280,7 +293,7 @@ def _table(head: tuple[str, ...], rows: typing.Iterable[tuple[str, ...]]) -> str
 FILLED: dict[str, Callable[[], str]] = {
     make.__name__: make
     for make in (
-        *(activations, base_classes, commands, losses, metrics, public_names),
+        *(activations, base_classes, commands, generation_settings, losses, metrics, public_names),
         *(quantizer_settings, quantizers, searches, training_settings),
     )
 }

@@ -68,7 +68,7 @@ def printed_commands():
                     yield pytest.param(OURS.sub("", line, count=1), id=f"{page.stem}: {line[:50]}")
 
 
-@pytest.mark.parametrize("command", printed_commands())
+@pytest.mark.parametrize("command", [*printed_commands()])
 def test_printed_commands_are_understood(command):
     options = build_parser().parse_args(shlex.split(command, comments=True))
     if options.command == "train":
