@@ -207,9 +207,9 @@ def quantizers() -> str:
     rows = []
     for kind, (config_class, _) in QUANTIZERS.items():
         paper = config_class.paper and f"[{config_class.paper}](https://arxiv.org/abs/{config_class.paper})"
-        fitted = "after training" if config_class.needs_fitting else "no need"
-        rows.append((f"`{kind}`", config_class.description, paper or "", f"{fitted}; {config_class.fits or 'nothing'}"))
-    return _table(("kind", "method", "arXiv", "fitted; what can be"), rows)
+        needed, fits = "yes" if config_class.needs_fitting else "no", config_class.fits or ""
+        rows.append((f"`{kind}`", config_class.description, paper or "", needed, fits))
+    return _table(("kind", "method", "arXiv", "needs a fit", "what can be fitted"), rows)
 
 
 def losses() -> str:

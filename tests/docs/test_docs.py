@@ -1,6 +1,7 @@
 """The site of docs/: it builds without a warning, asks nothing of other servers, and what it prints can be typed."""
 
 import argparse
+import importlib
 import os
 import re
 import shlex
@@ -13,11 +14,10 @@ import pytest
 from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.cli.train import _with_paths, recipes_of
 from vpvae_hf.modalities import MODALITIES
-from vpvae_hf.training.config import parse_config
+from vpvae_hf.training.config import RunConfig, parse_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
-OURS = re.compile(r"vpvae |accelerate launch .*-m vpvae_hf ")
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +59,46 @@ def test_it_fetches_nothing_from_elsewhere(site):
     assert not [file for file in site.glob("**/*.css") if re.search(r"url\([\"']?https?:", file.read_text("utf-8"))]
 
 
-def printed_commands():
-    """The commands of this package in the pages, each with the page."""
+def printed(language):
+    """The blocks of the pages in a language, each with its page."""
     for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                if OURS.match(line):
-                    yield pytest.param(OURS.sub("", line, count=1), id=f"{page.stem}: {line[:50]}")
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
+            yield page, block
 
 
-@pytest.mark.parametrize("command", [*printed_commands()])
-def test_printed_commands_are_understood(command):
+def commands_like(pattern):
+    """The printed commands that begin like this, without the beginning."""
+    for page, block in printed("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if re.match(pattern, line):
+                yield pytest.param(re.sub(pattern, "", line, count=1), id=f"{page.stem}: {line[:50]}")
+
+
+@pytest.mark.parametrize("command", [*commands_like(r"vpvae |accelerate launch .*-m vpvae_hf ")])
+def test_printed_commands_are_understood(command, tmp_path, monkeypatch):
     options = build_parser().parse_args(shlex.split(command, comments=True))
-    if options.command == "train":
-        config_class = MODALITIES[options.modality].config_class
-        files = [word for word in options.settings if word.endswith(".yaml")]
-        assert files in ([], ["mine.yaml"])
-        settings = ["small" if word == "mine.yaml" else word for word in options.settings]
-        parse_config(config_class, [*_with_paths(settings, recipes_of(options.modality))])
+    if options.command != "train":
+        return
+    # The only file of settings that a page prints, where it says that it lies.
+    (own,) = [block for _, block in printed("yaml") if block.startswith("# mine.yaml")]
+    (tmp_path / "mine.yaml").write_text(own, "utf-8")
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    config_class = MODALITIES[options.modality].config_class
+    assert parse_config(config_class, [*_with_paths(options.settings, recipes_of(options.modality))]).output_dir
+
+
+@pytest.mark.parametrize("command", [*commands_like(r"accelerate launch recipes/generation/")])
+def test_printed_recipes_of_generation_are_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script, *arguments = shlex.split(command, comments=True)
+    module = importlib.import_module(f"vpvae_hf.recipes.generation.{script.removesuffix('.py')}")
+    (config_class,) = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and issubclass(each, RunConfig) and each.__module__ == module.__name__
+    ]
+    assert parse_config(config_class, arguments).output_dir
 
 
 def test_every_option_is_in_the_table_of_its_command(site):
