@@ -59,14 +59,12 @@ def test_the_readme_can_be_followed(place, monkeypatch, program):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-# They fit few latents, so that they run at once.
-@pytest.mark.filterwarnings("ignore:.*latents.*:UserWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_the_pages_can_be_followed(place, monkeypatch, page):
     monkeypatch.chdir(place)
     names = {}
     exec(PAGES[page], names)
-    assert names.keys() & {"codes", "images", "codebook", "values"}
+    assert names.keys() & {"codes", "images", "codebook", "fingerprint"}
 
 
 def test_all_of_them_are_found():
