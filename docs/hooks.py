@@ -40,6 +40,7 @@ ELSEWHERE = {
     "recipes/README.md": "recipes.md",
     "CONTRIBUTING.md": "contributing/rules.md",
     "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
     "benchmarks/results/README.md": "measured/index.md",
 }
 _MEASURED = "benchmarks/results/"

@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tiny import VP, tiny_config, tiny_vae
+from tiny import VP, tiny_codec, tiny_config, tiny_vae
 from tiny_generators import causal_pipeline, masked_pipeline
 from tiny_pipelines import built
+from vpvae_hf.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +38,10 @@ def place(tmp_path_factory):
     vae.save_pretrained(folder / "demo_output" / "tokenizer")
     for name in ("my_tokenizer", "runs/image_small/tokenizer"):
         vae.save_pretrained(folder / name)
+    tiny_codec().save_pretrained(folder / "demo_audio" / "tokenizer")
+    Image.new("RGB", (70, 50), "teal").save(folder / "photograph.jpg")
+    tokenize = ["tokenize", str(folder / "my_tokenizer"), "--dataset", str(folder / "photograph.jpg")]
+    assert main([*tokenize, "--size", "32", "--device", "cpu", "--output", str(folder / "codes")]) == 0
     for name, pipeline in (
         ("diffusion", built("LDM", vae)),
         ("ar", causal_pipeline(vae, grid=(8, 8))),
