@@ -219,7 +219,7 @@ def test_files_that_are_none_are_refused(bench, work, modality, tmp_path):
     items = bench.modality.items
     for loading, path, message in (
         (other, saved, "codebook was fitted anew, or is another"),
-        (foreign, saved, f"own.safetensors holds codes of {items}, and this tokenizer is one of"),
+        (foreign, saved, f"own.safetensors holds codes of {items}, but this is a tokenizer of"),
         (bench, tmp_path / "cut.safetensors", "is damaged"),
     ):
         with pytest.raises(ValueError, match=message):

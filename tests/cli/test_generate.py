@@ -115,7 +115,7 @@ REFUSED = [
     ("classes", ["--class", "dgo"], "unknown class 'dgo'; did you mean 'dog'? valid: cat, dog, 1"),
     ("classes", ["--class", "3"], "conditions must lie in 0..2, got 3..3"),
     ("classes", ["--text", "a dog"], "was trained without texts, got --text 'a dog'; name classes with --class"),
-    ("classes", ["--guidance", "2"], "--guidance 2 needs something to guide to; give a class with --class"),
+    ("classes", ["--guidance", "2"], "--guidance 2 needs a class or text to guide to; give a class with --class"),
     ("classes", ["--top-p", "2"], "top_p must be in (0, 1], or None for no limit, got 2.0"),
     ("classes", ["--device", "gpu"], "torch finds no device 'gpu' here"),
     ("texts", ["--class", "dog"], "was trained without classes, got --class dog; give a text with --text"),
@@ -124,8 +124,8 @@ REFUSED = [
     ("none", ["--class", "dog"], "was trained without classes, got --class dog; leave --class out"),
     ("none", ["--text", "dog"], "was trained without texts, got --text 'dog'; leave --text out"),
     ("none", ["--guidance", "2"], "this pipeline was trained without any, leave it out"),
-    ("diffusion", ["--class", "dog"], "is an LDMPipeline, for which --class has no meaning; leave it out"),
-    ("diffusion", ["--top-k", "3"], "is an LDMPipeline, for which --top-k has no meaning"),
+    ("diffusion", ["--class", "dog"], "is an LDMPipeline, which does not use --class; leave it out"),
+    ("diffusion", ["--top-k", "3"], "is an LDMPipeline, which does not use --top-k"),
     ("other", [], "holds a DiTPipeline, which this command does not know; it knows VPAutoregressivePipeline, VPMasked"),
 ]
 
@@ -146,7 +146,7 @@ def test_no_pipeline(tmp_path, capsys):
     full.mkdir()
     (full / "000.png").touch()
     for arguments, message in (
-        (["run"], "run is no saved pipeline, it has no model_index.json; name "),
+        (["run"], "run is no saved pipeline: it has no model_index.json; name "),
         (
             ["run/tokenizer"],
             "it has no model_index.json, but AutoencoderVP; name a pipeline that a generation",

@@ -305,7 +305,7 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
             ["encode", clip, tmp_path / "clip.png", "--tokenizer", codec],
             "clip.safetensors would be written for several",
         ),
-        (["encode", clip, clip, "--tokenizer", codec, *new], "names a file, but 2 are to be written; name a folder"),
+        (["encode", clip, clip, "--tokenizer", codec, *new], "names one file, but 2 would be written; name a folder"),
         (["encode", clip, "--tokenizer", image, *new], "a tokenizer of images; name one of clips with --tokenizer"),
         (["encode", clip, "--tokenizer", unfitted, *new], "no fitted codebook"),
         (["encode", clip, "--tokenizer", tmp_path / "none", *new], "none"),
@@ -326,13 +326,19 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
             ["encode", tmp_path / "nothing", "--tokenizer", codec, *new],
             "nothing holds no pictures or sounds that can be read here; name",
         ),
-        (["encode", tmp_path / "notes.txt", "--tokenizer", codec, *new], "notes.txt is of no type that is read here"),
+        (
+            ["encode", tmp_path / "notes.txt", "--tokenizer", codec, *new],
+            "notes.txt is of a type that this command does not read",
+        ),
         (["encode", tmp_path / "corrupt.wav", "--tokenizer", codec, *new], "corrupt.wav"),
         (["encode", tmp_path / "empty.wav", "--tokenizer", codec, *new], "it holds no sample"),
         (["encode", tmp_path / "one.wav", "--tokenizer", codec, *new], "at least 96 samples"),
         (["decode", codes, "--output", tmp_path / "a.xyz"], "must end in .wav or .flac or .ogg"),
-        (["decode", clip, "--output", tmp_path / "a.wav"], "clip.wav is of no type that is read here; name files of"),
-        (["decode", other + "/model.safetensors"], "is of no type that is read here; name files of codes"),
+        (
+            ["decode", clip, "--output", tmp_path / "a.wav"],
+            "clip.wav is of a type that this command does not read; name files of",
+        ),
+        (["decode", other + "/model.safetensors"], "is of a type that this command does not read; name files of codes"),
         (["decode", tmp_path / "cut_off.safetensors"], "is damaged, or no file of codes"),
         (["decode", tmp_path / "no.safetensors"], "does not exist; name files of codes"),
         (["decode", codes, "--tokenizer", other], "is another than when"),
@@ -425,7 +431,7 @@ def test_folders_that_may_not_be_opened_are_told(tokenizers, tmp_path, monkeypat
 
     monkeypatch.setattr(os, "scandir", refuses)
     assert run("encode", tmp_path, "--tokenizer", tokenizers[AutoencoderVP]) == 0
-    assert "1 folders may not be opened and are left out, the first: secret/" in caplog.text
+    assert "1 folders cannot be opened and are left out, the first: secret/" in caplog.text
 
 
 def test_patterns_leave_out_what_folders_do(tokenizers, tmp_path):
@@ -454,7 +460,10 @@ def test_a_tokenizer_that_moved(tmp_path, capsys, monkeypatch):
     (tmp_path / "here").rename(tmp_path / "there")
     monkeypatch.setattr("vpvae_hf.modalities.hf_hub_download", _no_such_repository)
     assert run("decode", "a.safetensors") == 1
-    assert "was made with here/tokenizer; if that is elsewhere now, name it with --tokenizer" in capsys.readouterr().err
+    assert (
+        "was made with here/tokenizer; if that tokenizer is elsewhere now, name it with --tokenizer"
+        in capsys.readouterr().err
+    )
     assert run("decode", "a.safetensors", "--tokenizer", "there/tokenizer") == 0
 
 

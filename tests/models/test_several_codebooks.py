@@ -281,7 +281,7 @@ def test_what_cannot_be_nested_is_refused(vae):
         fit_codebook(vae, images(), 8, nested=True)
     with pytest.raises(ValueError, match="several sizes, each a multiple of the next smaller one"):
         fit_nested_kmeans(torch.randn(50, 2), [8, 8])
-    with pytest.raises(ValueError, match="nested codebooks are of codes, and the 'fsp' quantizer has levels"):
+    with pytest.raises(ValueError, match="nested=True is for codebooks, and the 'fsp' quantizer has levels"):
         fit_codebook(tiny_vae(FSP), images(), nested=True)
     with pytest.raises(
         ValueError, match=r"no nested codebook of 8 codes below these; there are: none; fit several with"

@@ -139,7 +139,10 @@ def test_another_kind_of_quantizer_takes_the_place_of_the_former(tmp_path):
         (["stray"], "unexpected argument 'stray'"),
         (["--config"], "--config needs a file"),
         (["--data.size", "0"], "data.size must be at least 1, got 0"),
-        (["--max_train_steps", "0"], "max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained"),
+        (
+            ["--max_train_steps", "0"],
+            "max_train_steps=0 needs a tokenizer to start from; name one with --model.pretrained",
+        ),
         (["--data.validation_share", "1"], "data.validation_share must be in [0, 1), got 1.0"),
         (["--learning_rate", "-1"], "learning_rate must be positive, got -1.0"),
         (["--ema_decay", "1"], "ema_decay must be in"),

@@ -130,7 +130,7 @@ def test_many_passes_over_few_items_are_said(vae, tmp_path, caplog):
 
     fit_codebook(vae, few(None), 4, progress=False)
     # 1024 and a ninth more latents, 64 of an image.
-    assert "these 1138 latents are of 4 passes over the data, with other crops" in caplog.text
+    assert "these 1138 latents come from 4 passes over the data, so they show the same items in other" in caplog.text
     caplog.clear()
     quietly(vae, few(1), 4)
     fit_codebook(vae, batches(10), progress=False)

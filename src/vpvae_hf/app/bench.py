@@ -1,4 +1,4 @@
-"""What the page's actions compute, without the page: signals to codes and back, codes replaced, files of codes.
+"""What the page's actions compute, without the page: encoding, decoding, replaced codes, and files of codes.
 
 Shapes: *grid the positions of a signal's codes, G codes of a token, K codes in all.
 """
@@ -42,7 +42,7 @@ class Source:
     Attributes:
         name: of the file, without its suffix.
         signal: [1, C, *positions] on the CPU, with padding; `size` is that without.
-        told: what became of the file before it was encoded, in words.
+        told: how the file was changed before it was encoded, in words.
         latents: [1, *grid, d] of the signal; None before they are needed.
     """
 
@@ -85,7 +85,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Row:
-    """A way to store the signal: bytes of its file, quality in words by metric, and what it is decoded to, if shown."""
+    """A way to store the signal: bytes of its file, quality in words by metric, and the decoded signal, if shown."""
 
     name: str
     stored: int
@@ -97,7 +97,7 @@ class Bench(ABC):
     """A tokenizer with all that the page asks of it; visitors share it.
 
     Args:
-        name, revision: of the tokenizer, which files of codes tell.
+        name, revision: of the tokenizer; files of codes record them.
     """
 
     kind: ClassVar[str]
@@ -124,11 +124,11 @@ class Bench(ABC):
 
     @abstractmethod
     def rows(self, work: Work) -> list[Row]:
-        """The codes, and what other codecs make of the source in nearly as many bytes, and without loss."""
+        """The codes, compared with a lossy codec at nearly as many bytes and with a lossless one."""
 
     @abstractmethod
     def places(self, work: Work) -> Tensor:
-        """[rows, columns] which of the codes, flattened, stands where in a map of them; -1 for none."""
+        """[rows, columns] of a map of the codes: the index of each cell's code among the flattened codes, or -1."""
 
     @abstractmethod
     def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
@@ -136,10 +136,10 @@ class Bench(ABC):
 
     @abstractmethod
     def within_limits(self, size: Mapping[str, int]) -> str | None:
-        """None if a signal of that size, which a file of codes tells, may be decoded; otherwise why not."""
+        """None if a signal of that size may be decoded from a file of codes; otherwise why not."""
 
     def warm_up(self) -> None:
-        """Import what the first action would wait for."""
+        """Import everything that the first action would otherwise wait for."""
         self.rows(self.encode(self.example(), self.model.quantize.codebook_size))
 
     @abstractmethod
@@ -147,7 +147,7 @@ class Bench(ABC):
         """A small signal."""
 
     def encode(self, source: Source, codebook_size: int, refine_steps: int = 0, progress: Progress = quiet) -> Work:
-        """Encode, and decode what comes of it."""
+        """Encode a source, and decode its codes."""
         model, encodes = self.model, refine_steps > 0 or source.latents is None
         with self._lock, self._reporting(source.size, progress, encodes, refine_steps):
             model.select_codebook(codebook_size)
@@ -172,7 +172,7 @@ class Bench(ABC):
         found, name = read_code_file(file), Path(file).name
         if found.kind != self.kind:
             others = MODALITIES[found.kind].items
-            raise ValueError(f"{name} holds codes of {others}, and this tokenizer is one of {self.modality.items}")
+            raise ValueError(f"{name} holds codes of {others}, but this is a tokenizer of {self.modality.items}")
         if why := self.within_limits(found.size):
             raise ValueError(f"{name} holds codes of {found.words}: {why}")
         with self._lock, self._reporting(found.size, progress):
@@ -183,7 +183,7 @@ class Bench(ABC):
         )
 
     def save(self, work: Work, folder: str | Path) -> Path:
-        """Write the file that `vpvae encode --pack` writes; gives its path."""
+        """Write the file that `vpvae encode --pack` writes, and return its path."""
         path = Path(folder, f"{work.name}.safetensors")
         made_by = {"kind": self.kind, "name": self.name, "revision": self.revision}
         with self._lock:
@@ -194,7 +194,7 @@ class Bench(ABC):
         return path
 
     def replace(self, work: Work, place: int, code: int, *, everywhere: bool = False) -> Work:
-        """Put a code in the place of another, at one place of the flattened codes or wherever that other occurs.
+        """Replace a code by another, at one place of the flattened codes or at all places where it occurs.
 
         Raises:
             ValueError: the codebook has no such code.
@@ -221,7 +221,7 @@ class Bench(ABC):
         return -(-work.codes.numel() * (work.codebook_size - 1).bit_length() // 8)
 
     def quality(self, work: Work, decoded: Tensor) -> dict[str, str]:
-        """The metrics of what a codec made of the source, in words; those alone whose packages are installed."""
+        """The metrics of what a codec made of the source, in words, if their packages are installed."""
         try:
             return measured(self.modality, self.model, decoded, self.modality.cut(work.source.signal, work.size))
         except (ImportError, ValueError):  # or the signal is too small
@@ -236,7 +236,7 @@ class Bench(ABC):
         return self.modality.cut(self.model.detokenize(codes.to(model_device(self.model))), size).float().cpu()
 
     def _fills(self, codes: Tensor, grid: tuple[int, ...], batch: int, progress: Progress) -> Iterator[Tensor]:
-        """What is decoded from signals that each have one code [N] of the selected codebook alone, in batches."""
+        """Decode, in batches, signals that are each filled with one of the codes [N] of the selected codebook."""
         for start in range(0, len(codes), batch):
             part = codes[start : start + batch]
             filled = part.view(-1, *[1] * len(grid)).expand(-1, *grid)
@@ -247,7 +247,7 @@ class Bench(ABC):
     def _reporting(
         self, size: Mapping[str, int], progress: Progress, encodes: bool = False, refine_steps: int = 0
     ) -> Iterator[None]:
-        """Within it, `progress` is told of each part of a signal that is encoded, if it is, and decoded."""
+        """A context in which `progress` is called after each part that is encoded, if `encodes`, and decoded."""
         done = total = 0
 
         def count() -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Sides of a chart's cells are whole pixels, and a chart is about so many pixels wide.
+# A chart is about so many pixels wide; the sides of its cells are whole pixels.
 _WIDTH = 768
 _GROUND = 255
-# How much of their colour the codes keep that are not the chosen one.
+# How much of their colour other codes keep when one is chosen.
 _FADED = 0.25
 
 
@@ -35,10 +35,10 @@ class Chart:
 
 
 def code_map(places: Tensor, codes: Tensor, colours: Tensor, chosen: int | None = None) -> Chart:
-    """A map of codes in their colours; where one is chosen, the others are faded and its place is framed.
+    """A map of codes in their colours. If one is chosen, the others are faded and its place is framed.
 
     Args:
-        places: [rows, columns] of which code each cell is, -1 for none.
+        places: [rows, columns] the index of each cell's code, -1 for none.
         codes: [N], or [N, G] if a token has several.
         colours: [N, 3] in [0, 1].
         chosen: a place in 0..N-1.

@@ -19,13 +19,13 @@ from vpvae_hf.pixels import from_pixel_values, read_pixels, scaled
 from .bench import Bench, Progress, Row, Source, Work, quiet
 from .charts import Chart, sheet_of_cells, sheet_shape
 
-# Pixels of a picture whose codes may be loaded, as many as a camera's.
+# Most pixels of a picture whose codes may be loaded: as many as a camera's.
 _MOST_PIXELS = 25_000_000
-# As many codes as a sheet shows; of a larger codebook those that the picture uses most.
+# Most codes that a sheet shows; of a larger codebook it shows those that the picture uses most.
 _MOST_ON_SHEET = 1024
 # Side of the small pictures that a code fills, in codes, and how many are decoded at once.
 _FILLED, _BATCH = 4, 64
-# Side of the sheet, pixels, and the share of a cell's side that is left of a code that the picture does not use.
+# Side of the sheet in pixels, and the share of a cell's side that a code takes which the picture does not use.
 _SHEET, _UNUSED = 512, 0.4
 
 
@@ -127,7 +127,10 @@ def _file(image: Image.Image, form: str, **settings) -> bytes:
 
 
 def _nearest(encode: Callable[[int], bytes], wanted: int, most: int) -> tuple[int, bytes]:
-    """The setting in 0..most, with which files grow, and the file of the size nearest to what is wanted."""
+    """The setting in 0..most whose file is nearest in size to what is wanted, and that file.
+
+    Files grow with the setting.
+    """
     low, high = 0, most
     files = {}
     while low <= high:

@@ -22,7 +22,8 @@ class ImagePage(Page):
     limits = (256, 512, 1024, 2048)
     usual_limit = 512
     sheet_hint = (
-        "What each code fills a picture with; those that this picture does not use are small. Click one to take it."
+        "A picture that is filled with one code has this colour. Codes that this picture does not use are small. Click "
+        "one to take it."
     )
     hint_text = """### What is left of a picture when it is a few thousand whole numbers?
 
@@ -73,7 +74,7 @@ class SoundPage(Page):
 
     bench: SoundBench
     signal = "sound"
-    limit_label = "Longest part, seconds: of longer sounds the beginning is used"
+    limit_label = "Longest part, seconds: only the beginning of longer sounds is used"
     limits = (5, 10, 30, 60)
     usual_limit = 10
     sheet_hint = (

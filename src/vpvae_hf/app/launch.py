@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpvae_hf.modalities import Execution, load_for_tokenizing
 
-# Read when Gradio is imported, which would otherwise ask servers of its own.
+# Gradio reads it when it is imported; without it, it would contact its servers.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
@@ -16,7 +16,7 @@ from .bench import Bench
 from .kinds import PAGES
 
 _TITLE = "vpvae: pictures and sounds as codes"
-# A session's tensors are let go when so many others came after it.
+# A session's tensors are deleted after so many newer sessions.
 _SESSIONS = 50
 _LARGEST_FILE = "100mb"
 _CLEANED_EVERY = 3600  # seconds
@@ -43,7 +43,7 @@ _CSS = """
 
 
 def build(benches: Sequence[Bench], folder: str) -> gr.Blocks:
-    """The page of tokenizers; a tab for each if they are several.
+    """The page of some tokenizers, with a tab for each if there are several.
 
     Args:
         folder: where visitors' files of codes are written.

@@ -18,8 +18,8 @@ from .charts import Chart, code_map
 from .words import chosen, headed, notice, size_in_words, table
 
 _MOST_STEPS = 10
-_STEPS_HINT = "Each moves some codes so that what is decoded is closer to the original. Slow."
-_MAP_HINT = "Equal colours are equal codes, like colours like codes. Click one."
+_STEPS_HINT = "Each step changes some codes so that the reconstruction comes closer to the original. Slow."
+_MAP_HINT = "The same colour is the same code; similar colours are similar codes. Click one."
 _FORGOTTEN_AFTER = 3600  # seconds
 Updates = dict[Any, Any]
 
@@ -41,9 +41,9 @@ class View:
 
 
 class Page(ABC):
-    """Lays a tokenizer's page out in the present `gr.Blocks` or tab, and answers what visitors do.
+    """Lays out a tokenizer's page in the current `gr.Blocks` or tab, and responds to what visitors do.
 
-    Mistakes are told on the page, which stays as it was.
+    A visitor's mistake is explained on the page, which otherwise stays as it was.
 
     Args:
         folder: where visitors' files of codes are written.
@@ -71,7 +71,7 @@ class Page(ABC):
 
     @abstractmethod
     def _lay_out_results(self) -> None:
-        """What shows the signal and what became of it."""
+        """The components that show the signal and its reconstruction."""
 
     @abstractmethod
     def _shown(self, work: Work) -> Updates:
@@ -79,7 +79,7 @@ class Page(ABC):
 
     @abstractmethod
     def _shown_rows(self, work: Work, rows: list[Row]) -> Updates:
-        """Further ones that show what other codecs made."""
+        """Values of the components that show the results of other codecs."""
 
     @property
     @abstractmethod
@@ -88,7 +88,7 @@ class Page(ABC):
 
     @abstractmethod
     def _on_file(self, **listener: Any) -> None:
-        """Have a listener, the arguments of `gr.on`, called when a visitor gives a file."""
+        """Call a listener, given as arguments of `gr.on`, when a visitor gives a file."""
 
     def _lay_out(self, selected: int) -> None:
         kind, editable = self.bench.kind, self.bench.has_single_codes
@@ -129,7 +129,7 @@ class Page(ABC):
                 self.sheet_told = gr.HTML(padding=False)
                 self.sheet = gr.Image(elem_id=f"{kind}-sheet", **drawn)
         self.view = gr.State(None, time_to_live=_FORGOTTEN_AFTER)
-        # By itself: what takes longer must not bring back a view that has changed meanwhile.
+        # Separate from the view: slow results must not bring back a view that has changed meanwhile.
         self.sheet_chart = gr.State(None, time_to_live=_FORGOTTEN_AFTER)
 
     def _lay_out_settings(self, selected: int) -> None:
@@ -244,7 +244,7 @@ class Page(ABC):
         return self._worked(view, self.bench.restore(view.work), chosen=view.chosen)
 
     def _detail(self, view: View | None, progress: gr.Progress = gr.Progress()) -> Updates:
-        """What takes longer, and is shown when the rest is there: other codecs, and single codes."""
+        """The slow results, which are shown after the others: other codecs, and single codes."""
         if view is None:
             return {self.table: gr.skip()}
         updates: Updates = {self.table: ""}

@@ -21,13 +21,13 @@ from vpvae_hf.unreadable import UnreadableFileError
 from .bench import Bench, Progress, Row, Source, Work, quiet
 from .charts import Chart, sheet_of_cells, sheet_shape
 
-# Sounds whose codes may be loaded, seconds.
+# Longest sound whose codes may be loaded, in seconds.
 _MOST_SECONDS = 600
-# The loudest sample of what counts as silence; a quiet recording's noise is louder.
+# A sound counts as silent if no sample is louder than this; the noise of a quiet recording is louder.
 _SILENCE = 1e-3
 # Of a map of codes, which is then wide enough to be clicked into.
 _CODES_IN_A_ROW = 64
-# As many codes as a sheet shows; of a larger codebook those that the sound uses most.
+# Most codes that a sheet shows; of a larger codebook it shows those that the sound uses most.
 _MOST_ON_SHEET = 512
 # Length of the sounds that a code fills, and how many are decoded at once.
 _FILLED_SECONDS, _BATCH = 0.1, 32
@@ -157,7 +157,7 @@ def _file(samples: np.ndarray, rate: int, form: str, **settings) -> bytes:
 
 
 def _nearest_opus(samples: np.ndarray, rate: int, wanted: int) -> bytes | None:
-    """The Opus file of the size nearest to what is wanted; None if this libsndfile, or this rate, knows no Opus."""
+    """The Opus file whose size is nearest to what is wanted; None if libsndfile cannot write Opus at this rate."""
     import soundfile
 
     if "OPUS" not in soundfile.available_subtypes("OGG"):

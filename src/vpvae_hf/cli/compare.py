@@ -1,4 +1,4 @@
-"""`vpvae compare`: methods trained alike, from the same starts, and what they came to."""
+"""`vpvae compare`: train methods alike, from shared starts, and report how they differ."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,7 @@ from pathlib import Path
 
 def run(options: argparse.Namespace) -> None:
     """Train, measure and report."""
-    # What trains is not loaded for other commands.
+    # Imported here, so that other commands do not load the training code.
     from vpvae_hf.comparison import DataSplit, planned_runs, read_comparison, run_all, write_report
 
     comparison = read_comparison(options.config)
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
         if len(finished) < len(chosen):
             left = len(chosen) - len(finished)
             print(f"{left} of {len(chosen)} runs are left: other processes work on them, or they wait for others")
-    # Of all runs that are there, whichever were chosen now.
+    # The report covers all finished runs, not only those that were chosen now.
     files = write_report(comparison, everything)
     print(files[1].read_text(encoding="utf-8"))
     print(f"results: {', '.join(map(str, files))}")

@@ -7,6 +7,6 @@ from .parser import DEMO_STEPS
 
 
 def run(options: argparse.Namespace) -> None:
-    """Of the modality that is asked for."""
+    """Run the demo of the chosen modality."""
     options.steps = options.steps or DEMO_STEPS[options.modality]
     importlib.import_module(f".demo_{options.modality}", __package__).run(options)

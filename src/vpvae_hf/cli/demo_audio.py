@@ -21,9 +21,9 @@ _HELD_OUT_SHARE = 0.125
 _VALIDATIONS = 3
 
 _WRITTEN = {
-    "reconstruction.png": "spectrograms of held-out clips, above those of what was decoded from their codes",
+    "reconstruction.png": "spectrograms of held-out clips, and below them of their reconstructions",
     "original.flac": "the clips",
-    "reconstruction.flac": "what was decoded from their codes",
+    "reconstruction.flac": "their reconstructions",
     "README.md": "the model card, with all metrics",
 }
 

@@ -53,7 +53,7 @@ def _is_alike(recorded: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _told(batches: Iterable[Tensor], options: argparse.Namespace, items: str) -> Iterator[Tensor]:
-    """The batches; a bar shows how many were measured if codes are refined, which takes long."""
+    """The batches. If codes are refined, which takes long, a bar shows how many items were measured."""
     with progress_bar(total=options.limit, desc="Evaluating", unit=items, shown=options.refine_steps > 0) as bar:
         for batch in batches:
             yield batch

@@ -46,7 +46,7 @@ def load_pipeline(name: str, revision: str | None = None) -> DiffusionPipeline:
     """A saved pipeline of one of the generation recipes, from a folder or a hub id, on the CPU.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is no such pipeline.
         FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
     """
     folder = local_path(name, suffixes=(".json", ".safetensors"))
@@ -57,7 +57,7 @@ def load_pipeline(name: str, revision: str | None = None) -> DiffusionPipeline:
         inner, found = folder / "pipeline", class_in(folder)
         hint = f"; name {inner}" if (inner / PIPELINE_INDEX).is_file() else ""
         hint = hint or (f", but {found}; name a pipeline that a generation recipe made" if found else "")
-        raise ValueError(f"{name} is no saved pipeline, it has no {PIPELINE_INDEX}{hint}")
+        raise ValueError(f"{name} is no saved pipeline: it has no {PIPELINE_INDEX}{hint}")
     if (found := read_json(index).get("_class_name")) not in _CLASSES:
         raise ValueError(f"{name} holds a {found}, which this command does not know; it knows {', '.join(_CLASSES)}")
     with _without_bars(), hub_errors(name, doing="load", revision=revision):
@@ -81,7 +81,7 @@ def _of_codes(pipeline: CodePipeline, options: argparse.Namespace) -> tuple[list
 
 
 def _conditions(pipeline: CodePipeline, options: argparse.Namespace) -> list[Any]:
-    """What each image or clip is to be of: `num` of each class or text, or `num` of none."""
+    """The condition of each image or clip: `num` times each class or text, or `num` times None."""
     vocabulary, knows_texts = pipeline.vocabulary, pipeline.text_tokenizer is not None
     given = options.texts or options.classes or [None]
     if options.texts and not knows_texts:
@@ -93,7 +93,7 @@ def _conditions(pipeline: CodePipeline, options: argparse.Namespace) -> list[Any
     if options.guidance != 1 and given == [None]:
         what = "text with --text" if knows_texts else "class with --class" if vocabulary.condition_size else None
         remedy = f"give a {what}" if what else "this pipeline was trained without any, leave it out"
-        raise ValueError(f"--guidance {options.guidance:g} needs something to guide to; {remedy}")
+        raise ValueError(f"--guidance {options.guidance:g} needs a class or text to guide to; {remedy}")
     names = vocabulary.condition_names or ()
     if options.classes:
         given = [int(each) if each.isdecimal() and each not in names else each for each in given]
@@ -106,7 +106,7 @@ def _of_images(pipeline: LDMPipeline, options: argparse.Namespace) -> tuple[list
     given |= {f"--{name.replace('_', '-')}": getattr(options, name) is not None for name in _SAMPLING}
     for name, is_given in given.items():
         if is_given:
-            raise ValueError(f"{options.pipeline} is an LDMPipeline, for which {name} has no meaning; leave it out")
+            raise ValueError(f"{options.pipeline} is an LDMPipeline, which does not use {name}; leave it out")
     generator, signals = torch.Generator().manual_seed(options.seed), []
     for start in range(0, options.num, _AT_ONCE):
         count = min(_AT_ONCE, options.num - start)
@@ -116,7 +116,7 @@ def _of_images(pipeline: LDMPipeline, options: argparse.Namespace) -> tuple[list
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Without the bars of the libraries, which say nothing where parts are read in a second."""
+    """A context without the libraries' progress bars, which tell nothing if parts are read in a second."""
     import transformers
 
     of_both = (logging, transformers.utils.logging)

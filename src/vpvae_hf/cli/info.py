@@ -9,7 +9,7 @@ from vpvae_hf.metric_labels import metric_label, sort_metrics
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print."""
+    """Print what the folder tells."""
     saved = read_saved(options.folder)
     quantizer, results = saved.quantizer, strip_local_paths(saved.results)
     factor = saved.entry.downsampling(saved.config)

@@ -18,17 +18,17 @@ def data_config(options: argparse.Namespace, model: Tokenizer, *, streaming: boo
         raise ValueError(f"--batch-size must be at least 1, got {options.batch_size}")
     data = modality_of(model).data_config(model, **{name: getattr(options, name, None) for name in _SETTINGS})
     data.name, data.config, data.revision = options.dataset, options.dataset_config, options.dataset_revision
-    # Without a split, all that a validation would not measure.
+    # Without a split, everything that a validation would not measure.
     data.split, data.validation_split = options.split or "train", options.split or "validation"
     data.column, data.streaming, data.workers = options.column, streaming, 1
     return data
 
 
 def execution_of(options: argparse.Namespace, own: torch.device | None = None) -> Execution:
-    """How the options have a tokenizer run.
+    """How the tokenizer is run, by the options.
 
     Args:
-        own: this rank's device, which it takes unless the options name one that is of another type or has a number.
+        own: this rank's device. It is used unless the options name a device of another type or with a number.
     """
     device = options.device
     if own is not None and device in (None, own.type):

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.quiet:
-        os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported, which reads it then
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
     module, function = options.run.split(":")
     try:
         getattr(importlib.import_module(f"vpvae_hf.cli.{module}"), function)(options)
@@ -34,6 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _can_be_mended(error: Exception) -> bool:
     if isinstance(error, ValueError | ImportError | OSError):
         return True
-    from vpvae_hf.quantizers import NoCodesError  # only now: it imports torch, which help and mistakes must not do
+    from vpvae_hf.quantizers import NoCodesError  # here, since it imports torch, and help must be quick
 
     return isinstance(error, NoCodesError)

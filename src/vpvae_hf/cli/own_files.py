@@ -1,4 +1,4 @@
-"""`vpvae encode`, `decode` and `reconstruct`: a person's own pictures and sounds to files of codes, and back."""
+"""`vpvae encode`, `decode` and `reconstruct`: turn a person's own pictures and sounds into files of codes, and back."""
 
 import argparse
 import contextlib
@@ -84,7 +84,7 @@ def decode(options: argparse.Namespace) -> None:
 
 
 def reconstruct(options: argparse.Namespace) -> None:
-    """Write what each picture and sound becomes, and a picture of both."""
+    """Write a picture that compares each picture or sound with its reconstruction, and decoded sounds."""
     jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (".png",), _RECONSTRUCTED, _sound_suffix)
     tokenizers = _Tokenizers(options)
     tokenizers.check(jobs)
@@ -131,7 +131,7 @@ class _Tokenizers:
             except (OSError, ValueError) as error:
                 if not is_told:
                     raise
-                what = f"{job.file} was made with {name}; if that is elsewhere now, name it with --tokenizer"
+                what = f"{job.file} was made with {name}; if that tokenizer is elsewhere now, name it with --tokenizer"
                 raise ValueError(f"{error}. {what}") from error
             modality.limit_memory(self._loaded[key])
         model = self._loaded[key]
@@ -162,7 +162,7 @@ def _measured(modality: Modality, model: Tokenizer, decoded: Tensor, original: T
 
 
 def _run(jobs: list[_Job], run: Callable[[_Job], str], title: str) -> None:
-    """Do all jobs and tell what each gave; a file that cannot be read does not keep the others from being done."""
+    """Do all jobs and print a line for each. A file that cannot be read does not stop the others."""
     started, failed = time.monotonic(), []
     with progress_bar(total=len(jobs), desc=title, unit="file", shown=len(jobs) > 1) as bar:
         for job in jobs:
@@ -188,14 +188,14 @@ def _jobs(
     middle: str = "",
     further_of: Callable[[str], tuple[str, ...]] = lambda _: (),
 ) -> list[_Job]:
-    """What the arguments name, each with its outputs; an error before anything is done if one cannot be written.
+    """The files that the arguments name, each with its outputs. Raises an error if an output cannot be written.
 
     Args:
         wanted: what messages call the files that the command takes.
-        kind_of: the name of a file's modality; None for other files, of which a folder may hold any.
-        suffixes_of: those that an output of such a kind may have, the usual one first.
-        middle: of the names of outputs that lie beside their files, before the suffix.
-        further_of: suffixes of what is written beside an output of such a kind.
+        kind_of: gives the name of a file's modality, or None for other files, of which a folder may hold any.
+        suffixes_of: gives the suffixes that an output of that kind may have, the usual one first.
+        middle: stands before the suffix in the names of outputs that lie beside their files.
+        further_of: gives the suffixes of further files that are written beside an output of that kind.
     """
     output, jobs = options.output, []
     is_file = output is not None and bool(output.suffix) and not output.is_dir()
@@ -205,14 +205,14 @@ def _jobs(
     for file, place in found:
         kind = kind_of(file)
         if kind is None:
-            raise ValueError(f"{file} is of no type that is read here; name {wanted}, or folders of them")
+            raise ValueError(f"{file} is of a type that this command does not read; name {wanted}, or folders of them")
         suffixes = suffixes_of(kind)
         if output is None:
             path = file.with_suffix(f"{middle}{suffixes[0]}")
         elif is_file:
             folder = "a folder, which must exist if its name has a dot"
             if len(found) > 1:
-                raise ValueError(f"{output} names a file, but {len(found)} are to be written; name {folder}")
+                raise ValueError(f"{output} names one file, but {len(found)} would be written; name {folder}")
             if output.suffix.lower() not in suffixes:
                 raise ValueError(f"{output} must end in {' or '.join(suffixes)}, or name {folder}")
             path = output
@@ -225,7 +225,7 @@ def _jobs(
         raise ValueError(f"{twice[0]} would be written for several files; name fewer of them at once, with --output")
     read = {job.file.resolve() for job in jobs}
     if replaced := [path for path in outputs if path.resolve() in read]:
-        raise ValueError(f"{replaced[0]} would replace a file that is read; name another place with --output")
+        raise ValueError(f"{replaced[0]} would overwrite a file that is read; name another place with --output")
     existing = [path for path in outputs if path.exists()]
     if existing and not options.overwrite:
         raise FileExistsError(f"{existing[0]} exists; use --overwrite, or another place with --output")
@@ -237,14 +237,14 @@ def _files_of(
 ) -> list[tuple[Path, Path]]:
     """The files that a path or a pattern names, each with its place below that folder.
 
-    Files that are not wanted are left out of a folder or a pattern, signals that these commands wrote out of a folder.
+    Files of other types are left out of folders and patterns, and signals that these commands wrote out of folders.
     """
     path = Path(os.path.expanduser(given))
     if path.is_dir():
         closed, folder, made = [], path.resolve(), (output or path).resolve()
         places = sorted(map(Path, names_below(str(path), "", (), closed)))
         if closed:
-            tell(f"{given}: {len(closed)} folders may not be opened and are left out, the first: {closed[0]}")
+            tell(f"{given}: {len(closed)} folders cannot be opened and are left out, the first: {closed[0]}")
         within = made if folder in made.parents else None
         written = {place for place in places if _is_made(place) or within in (folder / place).parents}
         places = [place for place in places if place.suffix.lower() == SUFFIX or place not in written]
@@ -262,7 +262,7 @@ def _files_of(
 
 
 def _is_made(place: Path) -> bool:
-    """Whether a file lies beside what it was made of, by its name."""
+    """Whether these commands wrote a file beside the one that it was made from, by its name."""
     return place.stem.endswith((_DECODED, _RECONSTRUCTED))
 
 
@@ -272,7 +272,7 @@ def _kind_of(file: Path) -> str | None:
 
 
 def _sound_suffix(kind: str) -> tuple[str, ...]:
-    """Of what is written beside a picture of both: a sound is to be heard, too."""
+    """The suffix of the decoded sound, which is written beside the picture of a sound."""
     suffix = MODALITIES[kind].written_suffixes[0]
     return () if suffix == ".png" else (suffix,)
 
@@ -290,7 +290,7 @@ def _kind_of_codes(file: Path) -> str | None:
 def _parts(
     modality: Modality, model: Tokenizer, size: Mapping[str, int], title: str, refine_steps: int = 0
 ) -> Iterator[None]:
-    """A bar over the parts that a large signal is processed in, each several times if codes are refined."""
+    """A context with a bar over the parts of a large signal; each part counts several times if codes are refined."""
     with contextlib.ExitStack() as stack:
         total = stack.enter_context(counted_parts(modality, model, size, lambda: bar.update(), refine_steps))
         bar = progress_bar(total=total, desc=title, unit="part", shown=total > 1, leave=False)

@@ -12,7 +12,7 @@ from vpvae_hf.settings import DTYPES, Metric, Perturbation, did_you_mean
 
 _TOKENIZER = "folder or hub id"
 _SIGNALS = (
-    "picture, sound, folder of such, or pattern; what decode and reconstruct wrote into a folder is left out of it"
+    "picture, sound, folder of them, or pattern; in a folder, files that decode and reconstruct wrote are left out"
 )
 _DEVICE = "e.g. cpu, cuda or cuda:1; default: a GPU if there is one"
 _QUIET = "no progress bars"
@@ -21,7 +21,7 @@ _REVISION = "branch, tag or commit of the tokenizer"
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that looks for mistyped names first; argparse would first miss the option that one was meant to be."""
+    """A parser that reports mistyped names first; argparse would first report required options as missing."""
 
     def parse_known_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None):
         commands = next((action for action in self._actions if isinstance(action, argparse._SubParsersAction)), None)
@@ -130,23 +130,23 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
         "fit",
         "fit a codebook to a saved tokenizer",
         "Encode random crops or segments of a data set with a saved tokenizer, cluster the latents, and "
-        "save the tokenizer with that codebook in another folder. Of kind fsp and fsq, fit the levels.",
+        "save the tokenizer with that codebook in another folder. For the kinds fsp and fsq, fit the levels.",
     )
     parser.add_argument("tokenizer", type=os.path.expanduser, help=_TOKENIZER)
     parser.add_argument("--output", type=Path, required=True, help="folder for the tokenizer with its new codebook")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
-    sizes = "number of codes, or several for a codebook of each; default: that of the tokenizer's selected codebook"
+    sizes = "number of codes; several numbers fit a codebook of each; default: as the tokenizer's selected codebook"
     parser.add_argument("--codebook-size", type=int, nargs="+", metavar="K", help=sizes)
     parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
-    metric = "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
+    metric = "distance of latents: euclidean, or decoder, which weighs them by the change of the decoder's output"
     parser.add_argument("--metric", choices=get_args(Metric), default="euclidean", help=metric)
-    nested = "fit codebooks within each other, so that codes of a larger one can be cut to those of a smaller one"
+    nested = "nest the codebooks: codes of a larger one can be cut to codes of a smaller one"
     parser.add_argument("--nested", action="store_true", help=nested)
     parser.add_argument("--seed", type=int, default=0, help="seed of crops or segments, and of K-means")
-    split = "split to read; default: train, in a local folder without splits what is not set aside for validation"
+    split = "split to read; default: train, or the files of a folder without splits that are not set aside"
     _add_data_options(parser, None, split)
     _add_share_option(parser)
-    _add_execution_options(parser, "read at most so many images or clips")
+    _add_execution_options(parser, "read at most this many images or clips")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction) -> None:
@@ -161,13 +161,13 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--lpips", action="store_true", help="measure LPIPS (VGG) too; needs torchvision")
     network = "measure the distance of a network's features too: efficientnet-lite0, or a backbone's folder or hub id"
     parser.add_argument("--features", type=os.path.expanduser, metavar="NETWORK", help=network)
-    both = "measure the Fréchet distance of such features between all images and all reconstructions too"
+    both = "measure the Fréchet distance between the features of all images and of all reconstructions too"
     parser.add_argument("--frechet", type=os.path.expanduser, metavar="NETWORK", help=both)
     _add_code_options(parser)
     parser.add_argument("--save", action="store_true", help="add the result to the folder's results and model card")
     _add_data_options(parser, "validation")
     _add_share_option(parser)
-    _add_execution_options(parser, "measure the first so many images or clips")
+    _add_execution_options(parser, "measure only this many images or clips, the first ones")
 
 
 def _add_tokenize(commands: argparse._SubParsersAction) -> None:
@@ -176,9 +176,9 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
         "tokenize",
         "write a data set's codes to Parquet files",
         "Encode every image of a split, scaled and cropped at its centre, or every clip of audio, and "
-        "write the codes with the data set's other columns to Parquet files, which datasets.load_dataset reads. A "
-        "run that was interrupted goes on if it is started again. For several GPUs start it with accelerate launch "
-        "-m vpvae_hf tokenize.",
+        "write the codes with the data set's other columns to Parquet files, which datasets.load_dataset reads. "
+        "Start an interrupted run again to continue it. For several GPUs start it with accelerate launch -m vpvae_hf "
+        "tokenize.",
     )
     parser.add_argument("tokenizer", type=os.path.expanduser, help=_TOKENIZER)
     parser.add_argument("--revision", help=_REVISION)
@@ -186,8 +186,8 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-streaming", action="store_true", help="download and prepare the data set first")
     parser.add_argument("--output", type=Path, default=Path("tokenized"), help="folder for the files")
     _add_code_options(parser)
-    _add_execution_options(parser, "encode the first so many images or clips, unreadable ones among them")
-    exact = "codes that depend on the device as little as they can: float32 without TF32, deterministic kernels"
+    _add_execution_options(parser, "encode only this many images or clips, the first ones; unreadable ones count")
+    exact = "make codes depend as little as possible on the device: float32 without TF32, deterministic kernels"
     parser.add_argument("--exact", action="store_true", help=exact)
 
 
@@ -197,7 +197,7 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
         "encode",
         "turn pictures and sounds into files of codes",
         "Encode pictures and sounds of any size and rate, and write the codes of each to a safetensors file, from "
-        "which `vpvae decode` makes it again. Sounds are resampled and their channels averaged if need be.",
+        "which `vpvae decode` restores it. Sounds are resampled and their channels averaged if necessary.",
         run="own_files:encode",
         aliases=["encode-audio"],
     )
@@ -210,17 +210,17 @@ def _add_decode(commands: argparse._SubParsersAction) -> None:
     summary, description = "turn files of codes into pictures and sounds", "Decode what `vpvae encode` wrote."
     where = {"run": "own_files:decode", "aliases": ["decode-audio"]}
     parser = _add_command(commands, "decode", summary, description, **where)
-    given = "file, or folder, for a PNG, WebP, JPEG, TIFF or BMP picture or a WAV, FLAC or OGG sound"
-    _add_own_files(parser, "file of codes, folder of such, or pattern", given, "the one that the codes name")
+    given = "folder, or file: a PNG, WebP, JPEG, TIFF or BMP picture, or a WAV, FLAC or OGG sound"
+    _add_own_files(parser, "file of codes, folder of them, or pattern", given, "the one that the codes name")
 
 
 def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands,
         "reconstruct",
-        "show what pictures and sounds become",
-        "Encode and decode pictures and sounds, and write each beside what became of it, with a map of the codes of a "
-        "picture, or the spectrograms and the decoded sound; print their quality and bits.",
+        "compare pictures and sounds with their reconstructions",
+        "Encode and decode pictures and sounds. Write each picture beside its reconstruction and a map of its codes, "
+        "and for each sound both spectrograms and the decoded sound. Print quality and bits.",
         run="own_files:reconstruct",
     )
     _add_own_files(parser, _SIGNALS, "file or folder for pictures")
@@ -244,23 +244,24 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         "generate",
         "make images or audio with a saved pipeline",
         "Generate images or clips with a pipeline that a generation recipe trained, and write each to a file (PNG, "
-        "FLAC) and all of them to one. The same seed and options give the same.",
+        "FLAC), and all of them to one more file. The same seed and options give the same images or clips.",
     )
     parser.add_argument("pipeline", type=os.path.expanduser, help="folder or hub id of a pipeline")
     parser.add_argument("--revision", help="branch, tag or commit of the pipeline")
-    number = "images or clips to make, of each class or text if some are given"
+    number = "images or clips to make; with classes or texts, so many of each"
     parser.add_argument("--num", type=_positive, default=4, help=number)
-    parser.add_argument("--seed", type=_seed, default=0, help="seed of what is drawn")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of the random numbers")
     what = parser.add_mutually_exclusive_group()
     several = {"nargs": "+", "action": "extend", "default": []}
     what.add_argument("--class", dest="classes", metavar="CLASS", help="names or ids of classes", **several)
     what.add_argument("--text", dest="texts", metavar="TEXT", help="texts that say what to make", **several)
-    guidance = "how far to go beyond what class or text ask for (classifier-free guidance); 1 for none"
+    guidance = "scale of classifier-free guidance: above 1, class or text count more; 1 for none"
     parser.add_argument("--guidance", type=_number, default=1.0, metavar="SCALE", help=guidance)
-    warmth = "below 1 for likelier codes, 0 for the likeliest; default: 1"
+    warmth = "below 1 likelier codes are drawn, at 0 the likeliest alone; default: 1"
     parser.add_argument("--temperature", type=_number, help=warmth)
-    parser.add_argument("--top-k", type=_positive, metavar="K", help="draw from the K likeliest codes alone")
-    parser.add_argument("--top-p", type=_number, metavar="P", help="draw from the likeliest codes, of probability P")
+    parser.add_argument("--top-k", type=_positive, metavar="K", help="draw only from the K likeliest codes")
+    nucleus = "draw only from the likeliest codes that together have probability P"
+    parser.add_argument("--top-p", type=_number, metavar="P", help=nucleus)
     parser.add_argument("--output", type=Path, default=Path("generated"), help="folder for the files")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     parser.add_argument("--device", help=_DEVICE)
@@ -271,8 +272,8 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
         commands,
         "push",
         "push a saved tokenizer to the Hub, with a model card",
-        "Push the files of a saved tokenizer to the Hub in one commit, with a model card made from them "
-        "unless somebody wrote one. Hidden files and sub-folders stay behind.",
+        "Push the files of a saved tokenizer to the Hub in one commit. A model card is made from them, unless the "
+        "folder has one that somebody wrote. Hidden files and sub-folders are not pushed.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that save_pretrained wrote")
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME; made if it does not exist")
@@ -288,8 +289,8 @@ def _add_push_space(commands: argparse._SubParsersAction) -> None:
         commands,
         "push-space",
         "push the page of vpvae app to the Hub, as a Space",
-        "Push a Space that serves the page of some tokenizers: the page, this package's source, and those tokenizers "
-        "that are folders. A Space that was pushed before is replaced.",
+        "Push a Space that serves the page of some tokenizers. It holds the page, this package's source, and the "
+        "tokenizers that are given as folders. A Space of that name is replaced.",
         run="push_space:run",
     )
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME of the Space; made if it does not exist")
@@ -309,11 +310,11 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         commands,
         "compare",
         "train several methods alike and compare them",
-        "Train every method that a file names, for every codebook size and seed, from the same start if it "
-        "has one; measure them in and out of domain, with their own codes, refitted codebooks and refined codes; and "
-        "write tables with paired differences, curves, results.json, and the values of single items. What is finished "
-        "is not done again, so the command may be interrupted, started several times to use several cores or GPUs, and "
-        "started again when the file asks for further columns: it measures what is missing.",
+        "Train every method that a file names, for every codebook size and seed, from a shared start if the file has "
+        "one. Measure them in and out of domain, with their own codes, refitted codebooks and refined codes. Write "
+        "tables with paired differences, curves, results.json, and the values of single items. Finished work is not "
+        "done again: you may interrupt the command, start it several times to use several cores or GPUs, and start it "
+        "again after you added columns to the file.",
     )
     parser.add_argument("--config", type=Path, required=True, help="e.g. benchmarks/compare/image_small.yaml")
     parser.add_argument("--output", type=Path, help="folder for runs and results; default: the file's output_dir")
@@ -325,7 +326,7 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="some of the seeds; default: all")
     settings = "settings of training for all runs, as a recipe takes them, e.g. max_train_steps=500"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=settings)
-    parser.add_argument("--report-only", action="store_true", help="train and measure nothing, report what is there")
+    parser.add_argument("--report-only", action="store_true", help="train and measure nothing; report finished runs")
 
 
 def _add_command(
@@ -338,21 +339,21 @@ def _add_command(
 ) -> argparse.ArgumentParser:
     how = {"description": description, "formatter_class": _Help, "aliases": aliases}
     parser = commands.add_parser(name, help=summary, **how)
-    # Suppressed, or it would undo what stands before the command.
+    # Suppressed, since a default would overwrite a --quiet that stands before the command.
     parser.add_argument("--quiet", action="store_true", default=argparse.SUPPRESS, help=_QUIET)
     parser.set_defaults(run=run or f"{name}:run")
     return parser
 
 
 def _add_code_options(parser: argparse.ArgumentParser) -> None:
-    size = "select the codebook of so many codes, of a tokenizer that has several; default: the one last selected"
+    size = "use the codebook of K codes, if the tokenizer has several; default: the one last selected"
     parser.add_argument("--codebook-size", type=int, metavar="K", help=size)
-    refine = "refine codes in at most so many steps, until what is decoded is closer to the original; slow"
+    refine = "refine codes in at most STEPS steps, so that the reconstruction comes closer to the original; slow"
     parser.add_argument("--refine", type=_count, default=0, dest="refine_steps", metavar="STEPS", help=refine)
 
 
 def _add_share_option(parser: argparse.ArgumentParser) -> None:
-    share = "share of a local folder without splits that is its split validation; default: that of the recipes"
+    share = "share of the files of a local folder without splits that is its split validation; default: the recipes'"
     parser.add_argument("--validation-share", type=float, help=share)
 
 
@@ -364,18 +365,18 @@ def _add_data_options(parser: argparse.ArgumentParser, split: str | None, split_
     parser.add_argument("--dataset-revision", help="branch, tag or commit of the data set")
     parser.add_argument("--split", default=split, help=split_help)
     parser.add_argument("--column", help="column that holds the images or the audio; default: the only one")
-    at_once = "images or clips encoded at once; clips are measured one by one"
+    at_once = "images or clips per batch; clips are measured one by one"
     parser.add_argument("--batch-size", type=int, default=16, help=at_once)
     images = parser.add_argument_group("for images")
     images.add_argument("--size", type=int, help="side of a crop in pixels; default: the tokenizer's sample_size")
-    images.add_argument("--shortest-side", type=int, help="images are scaled to it; default: the side of a crop")
+    images.add_argument("--shortest-side", type=int, help="length that an image's shortest side gets; default: --size")
     _add_audio_options(parser.add_argument_group("for audio"))
 
 
 def _add_execution_options(parser: argparse.ArgumentParser, limit_help: str) -> None:
     """Options that say how the tokenizer is run, and over how much."""
     parser.add_argument("--limit", type=_positive, help=limit_help)
-    precision = "what encoder and decoder compute in; the quantizer computes in float32"
+    precision = "precision of encoder and decoder; the quantizer computes in float32"
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=precision)
     parser.add_argument("--compile", action="store_true", help="compile encoder and decoder with torch.compile")
     parser.add_argument("--device", help=_DEVICE)

@@ -1,4 +1,4 @@
-"""`vpvae push`: a saved tokenizer onto the Hub."""
+"""`vpvae push`: push a saved tokenizer to the Hub."""
 
 import argparse
 
@@ -12,7 +12,7 @@ def run(options: argparse.Namespace) -> None:
     url = push_folder(
         options.folder,
         options.repo_id,
-        # Not False, which would overrule the owner's default.
+        # None instead of False, which would overrule the owner's default.
         private=options.private or None,
         revision=options.revision,
         create_pr=options.create_pr,
@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     )
     print(f"pushed to {url}")
     if not options.create_pr:
-        # With its owner, whom the one given may lack.
+        # The name with its owner, which the option may lack.
         repo_id = url.removeprefix(f"{constants.ENDPOINT}/").split("/tree/")[0]
         saved = read_saved(options.folder)
         given = {"revision": options.revision, "variant": saved.variant}

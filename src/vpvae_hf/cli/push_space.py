@@ -1,4 +1,4 @@
-"""`vpvae push-space`: the page of `vpvae app` onto the Hub."""
+"""`vpvae push-space`: push the page of `vpvae app` to the Hub."""
 
 import argparse
 
@@ -7,6 +7,6 @@ from vpvae_hf.hub.space import push_space
 
 def run(options: argparse.Namespace) -> None:
     """Push, and print where it is."""
-    # Not False, which would overrule the owner's default.
+    # None instead of False, which would overrule the owner's default.
     url = push_space(options.repo_id, options.tokenizers, private=options.private or None)
-    print(f"pushed to {url}, which will be there in a few minutes")
+    print(f"pushed to {url}, where the page appears in a few minutes")

@@ -1,4 +1,4 @@
-"""`vpvae tokenize`: a data set of images or audio into one of codes."""
+"""`vpvae tokenize`: turn a data set of images or audio into one of codes."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ from .inputs import data_config, execution_of
 
 def run(options: argparse.Namespace) -> None:
     """Write this rank's share of the files; the first rank prints."""
-    # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
+    # Set, since Accelerate otherwise takes each of several ranks without a GPU for a job of its own.
     ranks = PartialState(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     execution = execution_of(options, ranks.device)
     with execution.running():
@@ -47,7 +47,7 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
     modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
     transform = modality.eval_transform(data, model)
     source = modality.open(data, transform, other_columns=True)
-    # Slices and joined splits give their names alone: `datasets` takes neither brackets nor a plus in one.
+    # Only the names of slices and joined splits: `datasets` allows neither brackets nor a plus in a split's name.
     split = "_".join(part.partition("[")[0] for part in options.split.split("+"))
     files = CodeFiles(
         source,
@@ -86,7 +86,7 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
 
 
 def finish(options: argparse.Namespace, files: CodeFiles, items: str) -> str:
-    """Write the counts into the manifest if no file is left to write. Returns how far the run is."""
+    """Write the counts into the manifest if no file is left to write, and return how far the run is in words."""
     left = len(files.unfinished())
     if left:
         return f"{files.count - left} of {files.count} files in {options.output}; other ranks are at work on the rest"

@@ -1,4 +1,4 @@
-"""`vpvae train`: a tokenizer, by the name of a recipe and settings as `recipes/*/train.py` take them."""
+"""`vpvae train`: train a tokenizer by the name of a recipe, with the settings that `recipes/*/train.py` take."""
 
 import argparse
 from collections.abc import Iterator, Sequence

@@ -92,7 +92,7 @@ def load_tokenizer(
 
 @contextlib.contextmanager
 def _without_bar() -> Iterator[None]:
-    """Without the bar of transformers, which says nothing where weights are read in a second."""
+    """A context without transformers' progress bar, which tells nothing if weights are read in a second."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -42,10 +42,12 @@ _COMPARED_SECONDS = 20
 class AudioDataConfig(DataConfig):
     """Which audio to train and validate on."""
 
-    segment_s: float = option(1.0, "length of a training segment, seconds; rounded to whole codes")
-    resample: bool = option(False, "convert files of another sampling rate; otherwise they are an error")
-    downmix: bool = option(False, "average the channels of files that have several; otherwise they are an error")
-    validation_examples: int | None = option(64, "clips for validation during training; null for all. The end uses all")
+    segment_s: float = option(1.0, "length of a training segment in seconds, rounded to whole codes")
+    resample: bool = option(False, "convert files of another sampling rate, which otherwise raise an error")
+    downmix: bool = option(False, "average the channels of files that have several, which otherwise raise an error")
+    validation_examples: int | None = option(
+        64, "clips for validation during training; null: all. The final evaluation uses all"
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,7 +59,7 @@ class AudioAdversarialConfig(AdversarialConfig):
     """A discriminator of spectrograms."""
 
     feature_matching: float = option(
-        2.0, "weight of the distance of the discriminator's features, relative to that of the adversarial loss"
+        2.0, "weight of the distance between the discriminator's features, relative to adversarial.weight"
     )
     channels: int = option(32, "width of the discriminator's layers")
 
@@ -79,7 +81,7 @@ class AudioModality(Modality):
     train_items = "segments"
     headline_metrics = ("pesq", "stoi")  # PESQ is defined at 16 kHz alone
     one_by_one = True
-    batches_decoded = 4  # clips of like lengths are batched: sorted among so many, little of a batch is padding
+    batches_decoded = 4  # clips of so many batches are sorted by length, so that batches have little padding
     takes_validation_share = True
     written_suffixes = (".wav", ".flac", ".ogg")
     _open = staticmethod(open_audio)
@@ -166,7 +168,7 @@ class AudioModality(Modality):
         return readable_suffixes("audio")
 
     def read_file(self, file: Path, model: VPCodecModel) -> tuple[Tensor, dict[str, int]]:
-        """Resampled, and the mean of its channels, if need be."""
+        """The clip is resampled, and its channels are averaged, if necessary."""
         data = AudioDataConfig(resample=True, downmix=True)
         clip = self.item_of(file, self.eval_transform(data, model))
         return clip[None, None], {"num_samples": len(clip), "sampling_rate": model.config.sampling_rate}
@@ -219,7 +221,7 @@ def _as_file(audio: np.ndarray, rate: int) -> bytes:
     """A WAV file of audio [T] or [channels, T], so that it is checked and converted as files are."""
     import soundfile
 
-    # All of the column are so; none is a damaged file.
+    # All values of the column are of this type, so it is no damaged file.
     if audio.dtype.name not in ("float32", "float64", "int16", "int32"):
         raise TypeError(
             f"an array of type {audio.dtype} is no audio clip; give floating point of 32 or 64 bits (full scale is 1) "

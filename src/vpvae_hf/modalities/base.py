@@ -1,4 +1,4 @@
-"""What differs between images, audio and any other kind of signal: a subclass and a line in `MODALITIES` for each."""
+"""What differs between kinds of signals. Each kind is a subclass of `Modality` and a line in `MODALITIES`."""
 
 import os
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from .config import AdversarialConfig, DataConfig, TrainingConfig
 
 
 class Modality(ABC):
-    """A kind of signal: its model and settings, what is read of its files, how it is judged, and how codes are stored.
+    """A kind of signal: its model and settings, how files are read, what is measured, and how codes are stored.
 
     A modality has no state. Training, `vpvae fit`, `evaluate`, `tokenize` and `compare` all ask it, so that they read
     files in the same way.
@@ -32,7 +32,7 @@ class Modality(ABC):
         unquantized_metrics: metrics that are also measured without quantization; None for all.
         extra_metrics: metrics that are measured only if they are asked for, since they need a network.
         one_by_one: whether items differ in size, so that they are measured one by one.
-        batches_decoded: for how many batches files are decoded before they are encoded into codes.
+        batches_decoded: the files of so many batches are decoded before the first of these batches is encoded.
         written_suffixes: of files that `write_file` writes, the usual one first.
         takes_validation_share: whether its data sets may be local files of which a share is set aside for validation.
     """
@@ -51,7 +51,7 @@ class Modality(ABC):
 
     @property
     def library(self) -> str:
-        """The library, besides torch, whose version results depend on."""
+        """The library, in addition to torch, whose version results depend on."""
         return self.model_class.hub_entry.library
 
     @property
@@ -93,8 +93,8 @@ class Modality(ABC):
         """Settings for reading a data set for a saved tokenizer, as the commands need them.
 
         Args:
-            given: fields of the modality's `DataConfig`; one that it does not have is refused. A field that is None or
-                False counts as not given, so that a command may pass all options that it has.
+            given: fields of the modality's `DataConfig`. A field that it does not have raises an error, unless its
+                value is None or False; so a command may pass all options that it has.
         """
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         kind = type(self.config_class().data)
@@ -140,7 +140,7 @@ class Modality(ABC):
         """How reconstructions are measured, with some of `extra_metrics`; an ImportError if a library is missing."""
 
     def set_features(self, extra: Collection[str]) -> dict[str, FeatureFn]:
-        """By name, features of those of `extra_metrics` that compare sets of items, not items."""
+        """Features by name, for those `extra_metrics` that compare sets of items instead of single items."""
         return {}
 
     def lowered_metrics(self, config: TrainingConfig) -> list[str]:
@@ -189,7 +189,7 @@ class Modality(ABC):
 
         Items are what `transform`, the `eval_transform`, reads. The model is fitted and in eval mode. At most
         `batch_size` items of a block are encoded together, and their codes refined in `refine_steps`; the codes are
-        fetched when the next have been issued.
+        fetched after the next batch has been issued.
         """
 
         def issued() -> Iterator[tuple[tuple[Tensor, ...], tuple]]:
@@ -198,7 +198,7 @@ class Modality(ABC):
                 order = self.code_order(items)
                 for start in range(0, len(items), batch_size):
                     places = order[start : start + batch_size]
-                    with deferred_checks() as checks:  # at once they would wait for the batch that is being encoded
+                    with deferred_checks() as checks:  # immediate ones would wait for the batch before
                         codes = self.encode([items[place] for place in places], transform, model, refine_steps)
                     yield (codes, *checks.bounds), (items, places, rows, checks)
 
@@ -211,7 +211,7 @@ class Modality(ABC):
                 yield [rows[place] for place in range(len(items))]
 
     def item_of(self, value: Any, transform: Transform) -> Tensor:
-        """What `transform` reads of a value of a batch, as `datasets` and Ray Data give them.
+        """What `transform` reads, made of a value of a batch of `datasets` or Ray Data.
 
         Args:
             value: the bytes of a file, a path, a mapping with "bytes" or "path", or None or NaN, which Ray Data gives
@@ -249,7 +249,7 @@ class Modality(ABC):
 
     @abstractmethod
     def code_settings(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:
-        """What codes depend on besides tokenizer and files, and how much of the signal a code stands for; for JSON."""
+        """For JSON: what codes depend on in addition to tokenizer and files, and how much of a signal each tells."""
 
     @abstractmethod
     def resolution(self, model: Tokenizer) -> str:
@@ -286,7 +286,7 @@ class Modality(ABC):
         """The size of a signal and its share of so many bits in words, e.g. "640 x 480 pixels", "0.22 bits a pixel"."""
 
     def limit_memory(self, model: Tokenizer) -> None:
-        """Have the model process large signals in parts, where it does not by itself."""
+        """Make the model process large signals in parts, unless it does so by itself."""
         return
 
     @abstractmethod

@@ -25,37 +25,37 @@ _LOADED = 4
 class BatchTokenizer:
     """A function that adds codes to a batch, for `datasets.Dataset.map(batched=True)` and Ray Data's `map_batches`.
 
-    It holds settings alone, so it is sent to other processes in a few hundred bytes; each process loads the tokenizer
-    once, when the first batch comes. Codes are those that `vpvae tokenize` writes for the same files.
+    It holds only settings, so sending it to another process takes a few hundred bytes; each process loads the tokenizer
+    once, with its first batch. Codes are those that `vpvae tokenize` writes for the same files.
 
     A batch is a mapping from columns to lists or arrays. Values of the column are:
 
     - images: bytes of a file, a path, {"bytes", "path"} with one of them, PIL images, or arrays [H, W, C] uint8;
     - audio: the same kinds of files, {"array", "sampling_rate"}, or arrays [T] at the tokenizer's rate.
 
-    A row whose file cannot be read is left out of the batch; how many are is logged with the first reasons. So give
-    `datasets` columns of `Image(decode=False)` or `Audio(decode=False)`: decoded by it, one such file ends the run. And
-    name `column` in its `remove_columns`: otherwise it keeps all rows of that column, and a batch that lacks some of
-    them ends the run.
+    A row whose file cannot be read is left out of the batch; the number of such rows is logged with the first reasons.
+    So give `datasets` columns of `Image(decode=False)` or `Audio(decode=False)`: if it decodes files itself, one
+    unreadable file ends the run. Also name `column` in its `remove_columns`: otherwise it keeps all rows of that
+    column, and a batch with fewer rows ends the run.
 
     Args:
         tokenizer: folder or hub id.
         column: the column that holds the images or the audio.
         revision: branch, tag or commit of the hub id.
         codebook_size: K of the codebook to encode with, of a tokenizer that has several; None for the one selected.
-        batch_size: how many are encoded together; a batch may be larger.
+        batch_size: how many items are encoded together; a batch may be larger.
         refine_steps: refine the codes of each batch in at most so many steps, see `Tokenizer.tokenize`; 0 for nearest
             codes.
-        keep_column: give back the column as well; `datasets` then needs no `remove_columns`.
+        keep_column: return the column, too; `datasets` then needs no `remove_columns`.
         dtype, compile, device, exact: how the tokenizer is run, as `Execution` takes it; by default on a GPU if the
             process has one.
-        size, shortest_side: of images, as of `vpvae tokenize`.
-        resample, downmix: of audio, as of `vpvae tokenize`.
+        size, shortest_side: for images, the options of `vpvae tokenize`.
+        resample, downmix: for audio, the options of `vpvae tokenize`.
 
     Raises:
-        TypeError: the tokenizer is a model; or, as the following when it is called, a batch or a value of another kind.
-        ValueError: settings that cannot be; a column that is not there; columns of different lengths; 1000 unreadable
-            files in a row; and errors of `load_tokenizer`.
+        TypeError: the tokenizer is a model; or, in a call, the batch or a value is of another kind.
+        ValueError: in a call, settings are invalid, the column is missing, columns have different lengths, or 1000
+            files in a row cannot be read. Errors of `load_tokenizer` are raised in a call, too.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class BatchTokenizer:
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What decides the codes of a run, to load a tokenizer once for all copies that a process gets of a function."""
+    """What decides the codes of a run: the key by which all copies of a function in a process share one tokenizer."""
 
     tokenizer: str
     revision: str | None
@@ -151,7 +151,7 @@ class _Worker:
         self._told = self._in_a_row = 0
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Above all that it is one: taken for a batch, a single row would lose the values of all of its columns."""
+        """Check a batch, above all that it is one: a single row taken for a batch would lose its columns' values."""
         if not isinstance(batch, Mapping):
             raise TypeError(
                 f"a batch must be a mapping from columns to lists or arrays, got {type(batch).__name__}; leave out "
@@ -204,7 +204,7 @@ class _Worker:
 
 
 def _stamp(name: str) -> tuple:
-    """What changes if a local tokenizer is written anew; empty for a hub id.
+    """A text that changes when a local tokenizer is saved again; empty for a hub id.
 
     It makes `datasets` compute codes anew, instead of taking those of the former tokenizer from its cache.
     """

@@ -95,7 +95,7 @@ def decode_code_file(file: str | os.PathLike, found: CodeFile, model: Tokenizer,
 
     Raises:
         ValueError: another tokenizer made them.
-        UnreadableFileError: they are none of this tokenizer all the same.
+        UnreadableFileError: the codes cannot be this tokenizer's, although the header names it.
     """
     if found.codebook_size in model.codebook_sizes:
         model.select_codebook(found.codebook_size)
@@ -123,7 +123,7 @@ def code_bits(codes: Tensor, codebook_size: int) -> float:
 def counted_parts(
     modality: Modality, model: Tokenizer, size: Mapping[str, int], count: Callable[[], None], refine_steps: int = 0
 ) -> Iterator[int]:
-    """Within it, `count` is called for each part of a large signal that was processed; gives how often it will be.
+    """A context in which `count` is called after each part of a large signal; it yields the number of calls to come.
 
     Each part is processed several times if codes are refined.
     """
@@ -140,7 +140,7 @@ def counted_parts(
 
 
 def measured(modality: Modality, model: Tokenizer, decoded: Tensor, original: Tensor) -> dict[str, str]:
-    """The modality's metrics that are defined here: label and value in words.
+    """The modality's metrics that are defined for a signal: label and value in words.
 
     Raises:
         ImportError, ValueError: packages are missing, or the signal is too small.

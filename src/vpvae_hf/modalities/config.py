@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from vpvae_hf.files import same_place
 from vpvae_hf.settings import Metric, require, require_count
 
-# More hold many blocks of examples in memory, and seldom does a GPU need them.
+# More workers hold many blocks of examples in memory, and a GPU seldom needs them.
 _MOST_WORKERS = 8
 _Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
 
@@ -22,7 +22,7 @@ def option(default: Any, description: str) -> Any:
 
 def loss_help(names: Iterable[str]) -> str:
     """What --help says of the reconstruction losses that a modality has."""
-    return f"weights of reconstruction losses ({', '.join(names)}), beside those of the files; 0 removes one; none: l1"
+    return f"weights of reconstruction losses ({', '.join(names)}), in addition to the files'; 0 removes one; none: l1"
 
 
 @dataclass
@@ -66,10 +66,10 @@ class DataConfig:
     validation_column: str | None = option(None, "column of validation_name; null: the only one of that type")
     validation_split: str | None = option("validation", "split to validate on; null to measure nothing")
     validation_share: float = option(
-        0.05, "share of a local folder without splits that is its split validation, if that is validated on"
+        0.05, "share of the files of a local folder without splits that is set aside as its split validation"
     )
     validation_examples: int | None = option(
-        512, "images or clips for validation during training; null for all. The end uses all"
+        512, "images or clips for validation during training; null: all. The final evaluation uses all"
     )
 
     def __post_init__(self):
@@ -129,15 +129,13 @@ class CodebookConfig:
     sizes: list[int] | None = option(
         None, "sizes of the codebooks to fit, the first of which is selected; default: quantizer.codebook_size alone"
     )
-    nested: bool = option(
-        False, "fit codebooks of these sizes within each other, so that codes can be cut to fewer bits"
-    )
+    nested: bool = option(False, "nest the codebooks: codes of a larger one can be cut to codes of a smaller one")
     latents_per_code: int = option(256, "fresh latents to fit each code to")
     metric: Metric = option(
-        "euclidean", "distance of latents: euclidean, or decoder: displacements count by what they change in the output"
+        "euclidean", "distance of latents: euclidean, or decoder, which weighs them by the change of the output"
     )
     start: bool = option(
-        False, "begin the codebook that vq or simvq learn with one fitted to the starting model's latents"
+        False, "vq, simvq: start the learned codebook from one that is fitted to the starting model's latents"
     )
     refit: bool = option(
         False, "also fit kinds that have codes without a fit: a codebook to vq and simvq, levels to fsp and fsq"
@@ -149,13 +147,13 @@ class CodebookConfig:
 
 @dataclass
 class RunConfig:
-    """How anything is trained: where to, in how many steps, with what optimizer."""
+    """How a model is trained: output folder, steps, optimizer."""
 
     _FEWEST_STEPS: ClassVar[int] = 1
 
-    output_dir: str | None = option(None, "folder for checkpoints, metrics, pictures and what was trained")
-    overwrite_output_dir: bool = option(False, "start anew in a folder that holds another run, which is deleted")
-    resume_from_checkpoint: str | None = option(None, "a checkpoint's folder, or latest")
+    output_dir: str | None = option(None, "folder for checkpoints, metrics, pictures and the trained model")
+    overwrite_output_dir: bool = option(False, "delete the run that the folder holds, and start anew")
+    resume_from_checkpoint: str | None = option(None, "folder of a checkpoint to continue from; latest: the newest one")
     max_train_steps: int = option(100_000, "optimizer steps")
     train_batch_size: int = option(8, "examples per rank and forward pass")
     gradient_accumulation_steps: int = option(1, "forward passes per optimizer step")
@@ -165,7 +163,7 @@ class RunConfig:
     adam_beta1: float = option(0.9, "AdamW's beta1")
     adam_beta2: float = option(0.99, "AdamW's beta2")
     adam_weight_decay: float = option(1e-4, "AdamW's weight decay")
-    max_grad_norm: float = option(1.0, "gradients are scaled down to this norm")
+    max_grad_norm: float = option(1.0, "largest norm of the gradients; larger ones are scaled down to it")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
         None, "null: as accelerate is configured, otherwise bf16 on a CUDA GPU that has it; no: float32"
     )
@@ -174,9 +172,9 @@ class RunConfig:
     logging_steps: int = option(10, "steps that a row of metrics averages over")
     validation_steps: int = option(2000, "steps between validations")
     checkpointing_steps: int = option(2000, "steps between checkpoints")
-    checkpoints_total_limit: int | None = option(3, "newest checkpoints that are kept; null for all")
+    checkpoints_total_limit: int | None = option(3, "how many of the newest checkpoints are kept; null: all")
     report_to: Any = option(["tensorboard"], "trackers known to accelerate, e.g. tensorboard,wandb; all; or none")
-    push_to_hub: bool = option(False, "upload what was trained at the end")
+    push_to_hub: bool = option(False, "upload the trained model at the end")
     hub_model_id: str | None = option(None, "repository, e.g. name/tokenizer")
     hub_private: bool | None = option(None, "whether a new repository is private")
 
@@ -205,7 +203,7 @@ def _tracker_names(given: Any) -> list[str]:
 
 @dataclass
 class LoopConfig(RunConfig):
-    """In addition, the settings of this package's own training loop."""
+    """`RunConfig` with the settings of this package's own training loop."""
 
     use_ema: bool = option(False, "publish a moving average of the weights")
     ema_decay: float = option(0.999, "decay of the moving average")
@@ -226,7 +224,7 @@ class TrainingConfig(LoopConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quantizer: dict[str, Any] = option(
-        {}, "settings with a kind; without a kind they change the quantizer of model.pretrained"
+        {}, "the quantizer's kind and settings; without a kind they change the quantizer of model.pretrained"
     )
     data: DataConfig = field(default_factory=DataConfig)
     train_only: Literal["decoder"] | None = option(
@@ -243,7 +241,7 @@ class TrainingConfig(LoopConfig):
         super().__post_init__()
         require(self.validation_pictures >= 0, "validation_pictures", self.validation_pictures, "at least 0")
         if self.max_train_steps == 0 and self.model.start is None:
-            raise ValueError("max_train_steps=0 goes on from a tokenizer; name one with --model.pretrained")
+            raise ValueError("max_train_steps=0 needs a tokenizer to start from; name one with --model.pretrained")
         for name in ("start", "refit"):
             if getattr(self.codebook, name) and self.train_only is not None:
                 raise ValueError(

@@ -75,7 +75,7 @@ class Execution:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """To be entered around all that a model computes: within it torch's switches are as `exact` needs them."""
+        """A context for all that the model computes, in which torch's switches are set as `exact` needs them."""
         if not self.exact:
             yield
             return

@@ -36,7 +36,7 @@ from vpvae_hf.unreadable import unreadable
 from .base import Modality
 from .config import AdversarialConfig, DataConfig, ModelConfig, TrainingConfig, loss_help, option
 
-# Side of the tiles that a larger picture of a person's own is processed in, pixels.
+# Side of a tile in pixels; a person's own larger pictures are processed in tiles.
 _TILE = 1024
 
 
@@ -68,7 +68,7 @@ class ImageDataConfig(DataConfig):
     shortest_side: int | None = option(256, "length that each image's shortest side is scaled to; null: no scaling")
     crop: Literal["random", "center"] = option("center", "where crops are taken")
     flip: bool = option(False, "mirror half of the images")
-    draft: bool = option(False, "decode large training images to a fraction of their size: faster, other pixels")
+    draft: bool = option(False, "decode large training images at a part of their size: faster, slightly other pixels")
     validation_size: int | None = option(None, "side of a validation crop, pixels; null: as in training")
 
     def __post_init__(self):
@@ -93,11 +93,11 @@ class ImageTrainingConfig(TrainingConfig):
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     losses: dict[str, float] = option({}, loss_help(image_losses()))
     feature_network: str = option(
-        EFFICIENTNET, "network of the loss features: this one, or folder or hub id of a backbone of transformers"
+        EFFICIENTNET, "network of the loss features: the default, or folder or hub id of a backbone of transformers"
     )
     adversarial: ImageAdversarialConfig = field(default_factory=ImageAdversarialConfig)
     channels_last: bool = option(
-        False, "train with weights of the layout [N, H, W, C]; on a GPU see which is faster, with torch_compile too"
+        False, "train with weights in the layout [N, H, W, C]; on a GPU try whether it is faster with torch_compile"
     )
 
 
@@ -157,7 +157,7 @@ class ImageModality(Modality):
         return ImageCrop(size=data.size, shortest_side=data.shortest_side, channels=channels, **how)
 
     def fit_transform(self, data: ImageDataConfig, model: AutoencoderVP) -> ImageCrop:
-        """Crops as large as the images that are measured: near the edge of a small crop latents are others."""
+        """Crops as large as the images that are measured, since latents near the edge of a small crop differ."""
         size = data.validation_size or data.size
         side = None if data.shortest_side is None else max(data.shortest_side, size)
         return self.train_transform(replace(data, size=size, shortest_side=side), model)

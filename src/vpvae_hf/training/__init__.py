@@ -1,7 +1,7 @@
 """Training a tokenizer and fitting its codebook.
 
-Fitting is here. A whole run is `vpvae_hf.training.run.train_tokenizer`, the loop alone
-`vpvae_hf.training.trainer.Trainer`; they are imported on their own, since using a tokenizer needs neither.
+This package exports what fits a tokenizer. Import `vpvae_hf.training.run.train_tokenizer` for a whole run and
+`vpvae_hf.training.trainer.Trainer` for the loop alone; a tokenizer that is only used needs neither.
 """
 
 from .fit import CodebookFit, fit_codebook, measure_scaling_factor

@@ -1,4 +1,4 @@
-"""The output folder of a run: checkpoints, each a folder that is complete or not there, and never two runs in one."""
+"""The output folder of a run. It holds a single run, and each of its checkpoints is complete or absent."""
 
 import contextlib
 import dataclasses
@@ -41,9 +41,9 @@ def find_checkpoint(output: Path, which: str, checkpoint_file: str = _CHECKPOINT
         raise FileNotFoundError(f"no checkpoint {which}; {output} holds {there}")
     if not _NAME.fullmatch(folder.name) or not (folder / checkpoint_file).is_file():
         raise FileNotFoundError(
-            f"{folder} is no checkpoint of this trainer; those are folders checkpoint-STEP, and "
-            "--resume_from_checkpoint latest takes the newest. To go on from a saved model name it as the start, with "
-            "--model.pretrained of a tokenizer, --pretrained of a transformer"
+            f"{folder} is no checkpoint of this trainer; its checkpoints are folders checkpoint-STEP, and "
+            "--resume_from_checkpoint latest takes the newest. To start from a saved model, name a tokenizer with "
+            "--model.pretrained, or a transformer with --pretrained"
         )
     return folder
 
@@ -51,9 +51,13 @@ def find_checkpoint(output: Path, which: str, checkpoint_file: str = _CHECKPOINT
 def save_checkpoint(
     accelerator: Accelerator, output: Path, step: int, stream: dict[str, Any], limit: int | None
 ) -> None:
-    """Write all that the ranks need to go on, `stream` being this rank's position; keep the newest `limit` checkpoints.
+    """Write what the ranks need to resume, and keep the newest `limit` checkpoints.
 
-    It is written aside and renamed when complete. If writing fails, the ranks go on without it and say why.
+    The checkpoint is written under another name and renamed when it is complete. If writing fails, the ranks continue
+    without it and say why.
+
+    Args:
+        stream: this rank's position in the data.
     """
     folder, aside = output / f"checkpoint-{step}", output / f".checkpoint-{step}.partial"
     try:
@@ -98,7 +102,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any] | 
 
 @contextlib.contextmanager
 def resume_hint(output: Path, step: Callable[[], int], checkpoint_file: str = _CHECKPOINT_FILE) -> Iterator[None]:
-    """If training is interrupted within it, say at which step, and from which checkpoint it can go on."""
+    """A context that says, if training is interrupted in it, at which step, and which checkpoint can be resumed."""
     try:
         yield
     except KeyboardInterrupt:
@@ -114,8 +118,8 @@ def prepare_output(
     """Make the output folder, with settings.json; returns the checkpoint to go on from, None to start anew.
 
     Args:
-        outputs: folders that a run makes in addition to checkpoints and logs, its result last; an overwritten run's are
-            deleted.
+        outputs: folders that a run makes in addition to checkpoints and logs, the result last. Overwriting the run
+            deletes them.
         checkpoint_file: the name of a file that every complete checkpoint has.
 
     Raises:

@@ -36,8 +36,8 @@ def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config
     Settings with a "kind", such as a quantizer's, replace those of another kind and change those of the same kind.
 
     Args:
-        arguments: `--config FILE`, any number of times; `--key value` or `--key=value` with YAML values, but text as it
-            is; `--switch` for true. A key within a group is written group.key.
+        arguments: `--config FILE`, any number of times; `--key value` or `--key=value` with YAML values, but text
+            settings as they are; `--switch` for true. A key within a group is written group.key.
 
     Raises:
         ValueError: an unknown key, with the nearest valid one, or a value of another type or out of its range.
@@ -85,7 +85,7 @@ def run_recipe(
     """
     log_warnings()
     if "--help" in arguments or "-h" in arguments:
-        print(f"{description}\nSettings: --config FILE.yaml, as often as wanted, and\n{describe(config_class)}")
+        print(f"{description}\nSettings: any number of --config FILE.yaml, and\n{describe(config_class)}")
         return 0
     try:
         train(parse_config(config_class, arguments))
@@ -175,7 +175,7 @@ def _unknown(config: Any, key: str, where: str) -> str:
     from omegaconf import OmegaConf
 
     valid = [name for name, _, _ in _fields(OmegaConf.get_type(config), "")]
-    # The same name in another group is nearer than a like one.
+    # A setting of the same name in another group is a better guess than a similar name.
     alike = [name for name in valid if name.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"{where}{key} is no setting; {did_you_mean(alike[0] if alike else key, valid, cutoff=0.5)}"
 

@@ -26,25 +26,25 @@ _log = logging.getLogger(__name__)
 
 # One latent in ten is left out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
-# From this many passes over the data on, in which the same items occur with other crops, the fit says so.
+# A fit that takes so many passes over the data warns, since it sees the same items with other crops.
 _FEW_PASSES = 2
-# Tokens that the decoder's metric is measured on: more change it by less than the data do.
+# Tokens that the decoder's metric is measured on. More of them change it less than other data would.
 _METRIC_TOKENS = 16_384
-# A codebook of so few latents and iterations errs as the final one does within some 10%, enough for the metric.
+# With so few latents and iterations, a codebook's error is within about 10% of the final one: enough for the metric.
 _PREVIEW_PER_CODE, _PREVIEW_ITERATIONS = 32, 1
 
 
 @dataclass(frozen=True)
 class CodebookFit:
-    """How well a codebook of K codes, or levels whose product is K, fit after so many iterations of K-means.
+    """How well a codebook of K codes, or levels whose product is K, fits latents.
 
     Attributes:
         fitted_latents, held_out_latents: how many latents it was fitted to, and measured on.
         distortion: mean squared distance of a fitted latent to its code, in the metric.
         held_out_distortion: the same on latents that the fit did not see.
         held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
-        metric: the metric of distances, "euclidean" or "decoder"; their squares have about the same size in both.
-        others: of the further codebooks that were fitted together with this one.
+        metric: the metric of distances, "euclidean" or "decoder"; squared distances are about equally large in both.
+        others: the same for further codebooks that were fitted together with this one.
     """
 
     codebook_size: int
@@ -83,38 +83,36 @@ def fit_codebook(
 
     The config's `scaling_factor` becomes one over the latents' standard deviation.
 
-    Batches are read until there are `latents_per_code` latents per code, and a ninth more to measure on, or until they
-    end; so they should be shuffled. The same data and seed give the same codebook. The function may be called again,
-    also with another codebook size; later training of kind "vp" is then perturbed for that size.
+    Batches are read until they end, or until there are `latents_per_code` latents per code and a ninth more to measure
+    on; so shuffle them. The same data and seed give the same codebook. The function may be called again, also with
+    another codebook size; if a tokenizer of kind "vp" is then trained further, it is perturbed for that size.
 
-    Several codebooks are fitted at once and kept side by side if their sizes are given. The first one decides the codes
-    until `model.select_codebook` chooses another. They take the place of all that the model had. If they are `nested`,
-    the codes of a larger one divide the cells of a smaller one: `model.coarser_codes` makes codes of the smaller one
-    of them, so that a stream of codes can be cut to fewer bits. All are fitted to the same latents, and are somewhat
-    worse than codebooks on their own.
+    If several sizes are given, a codebook of each is fitted, and they replace all codebooks of the model. The first one
+    decides the codes until `model.select_codebook` chooses another. If they are `nested`, the codes of a larger
+    codebook divide the cells of a smaller one: `model.coarser_codes` turns codes of the larger one into codes of the
+    smaller one, so that a stream of codes can be cut to fewer bits. Nested codebooks are fitted to the same latents,
+    and are somewhat worse than codebooks that are fitted on their own.
 
-    Kinds that have codes without a fit can be fitted all the same, so that latents lie nearer to their codes. The kinds
-    "vq" and "simvq" get a codebook of any size that decides the codes in place of the learned one. The kinds "fsp" and
-    "fsq" get, for each dimension alone, the levels with which the mean squared error of its latents is least
-    (Lloyd-Max); see by `vpvae evaluate` whether that helps, since their decoders were trained on even levels. Training
-    goes on with the learned codebook and even levels, and changes the latents: `Trainer`, hence
-    `train_tokenizer`, drops the fit when it starts, by `model.drop_fit()`; `train_tokenizer` fits again with
-    `codebook.refit`.
+    Kinds that have codes without a fit can also be fitted, so that latents lie nearer to their codes. The kinds "vq"
+    and "simvq" get a codebook of any size, which decides the codes in place of the learned one. The kinds "fsp" and
+    "fsq" get levels that minimize the mean squared error of each dimension's latents (Lloyd-Max); check with `vpvae
+    evaluate` whether that helps, since their decoders were trained on even levels. Further training changes the
+    latents, so `Trainer` calls `model.drop_fit()` when it starts: the learned codebook or the even levels then decide
+    the codes again. `train_tokenizer` fits once more at its end if `codebook.refit` is set.
 
-    While VP trains it keeps a live codebook of its queue of recent latents, which tells the quantization error and
-    serves at validations; the one that is fitted here, after training, to fresh latents, is saved.
+    While VP trains, it keeps a live codebook of its queue of recent latents, which estimates the quantization error and
+    is used in validations. The codebook that is saved is the one that this function fits to fresh latents.
 
     Args:
-        model: a tokenizer, also in a wrapper of DistributedDataParallel, torch.compile or peft; it keeps its mode and
-            device.
+        model: a tokenizer, which DistributedDataParallel, torch.compile or peft may have wrapped; its mode and device
+            do not change.
         batches: each holds inputs as the model takes them; or is a mapping that holds them as "pixel_values" or
             "input_values", and the "padding_mask" of padded audio; or a tuple or list of inputs and labels.
-        codebook_size: K, or several; by default that of the quantizer's config, hence of the codebook that is
-            selected. For levels it is the only one.
+        codebook_size: K, or several; by default that of the selected codebook. Levels allow no other.
         latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
-        metric: what makes latents near to each other, here and when they are encoded: "euclidean", or "decoder", in
-            which a displacement is the longer the more it changes the decoder's output (`decoder_metric`). The latter
-            is for codebooks only. It is measured on some 16,000 of the latents, which takes 2 d decodings of them.
+        metric: the distance between latents, here and when they are encoded: "euclidean", or "decoder", in which a
+            displacement that changes the decoder's output more is longer (`decoder_metric`). "decoder" is for codebooks
+            only. It is measured on some 16,000 of the latents, which takes 2 d decodings of them.
         nested: fit codebooks within each other; each size must be a multiple of the next smaller one.
         seed: seed of K-means, and of the metric.
         across_ranks: in a distributed job, True fits to the latents of all ranks together. Every rank must make this
@@ -128,7 +126,7 @@ def fit_codebook(
         ValueError: a quantizer without anything to fit; fewer (distinct) latents than codes; NaN or infinite latents;
             if the decoder's metric is asked for, a decoder whose output does not depend on the latents, or no more
             latents than codes.
-        RuntimeError: another rank fits, or has fitted, its own model alone, by default.
+        RuntimeError: `across_ranks` is None, and another rank fits, or has fitted, its model alone.
     """
     model = unwrapped(model)
     config = model.quantize.config
@@ -155,15 +153,15 @@ def fit_codebook(
         error = fit_kmeans(parts[0], sizes[0], **preview, **how).distortion
         if not error:
             raise ValueError(
-                f"each of the {fitted_counts[0]} latents is one of {sizes[0]} codes, so there is no quantization "
-                'error, at whose size the metric is measured; give more data, or use metric="euclidean"'
+                f"each of the {fitted_counts[0]} latents is one of {sizes[0]} codes, so there is no quantization error "
+                'to measure the metric with; give more data, or use metric="euclidean"'
             )
         measured = _measured_metric(model, samples, math.sqrt(error / model.quantize.latent_dim), how)
         root = square_root(measured, model.quantize.latent_dim)
         fitted, held_out = (transformed(each, root.to(each)) for each in (fitted, held_out))
         parts = [fitted[: len(part)] for part in parts]
     how |= {"progress": progress}
-    at_once = how | {"latents_per_code": None}  # no more were read than are wanted
+    at_once = how | {"latents_per_code": None}  # exactly as many as wanted were read
     if config.fits == "levels":
         columns = parts[0].split(1, dim=1)
         results = [[fit_kmeans(column, count, **at_once) for column, count in zip(columns, config.levels, strict=True)]]
@@ -244,7 +242,7 @@ def require_fittable(
             'alone; use metric="euclidean"'
         )
     if config.fits == "levels" and nested:
-        raise ValueError(f"nested codebooks are of codes, and the {config.kind!r} quantizer has levels; leave it out")
+        raise ValueError(f"nested=True is for codebooks, and the {config.kind!r} quantizer has levels; leave it out")
     sizes = _sizes(config, codebook_size)
     if nested:
         require_nested_sizes(sizes)
@@ -270,10 +268,10 @@ def measure_scaling_factor(
     across_ranks: bool | None = None,
     progress: bool = True,
 ) -> float:
-    """Write one over the standard deviation of all values of so many latents into the config as `scaling_factor`.
+    """Set the config's `scaling_factor` to one over the standard deviation of latents, and return it.
 
-    For models that need no fitting; `fit_codebook` does the same and explains the other arguments. Returns the factor;
-    a ValueError if there are no batches, or latents that are all equal.
+    This is for models that need no fitting; `fit_codebook` does the same and explains the other arguments. Raises a
+    ValueError if there are no batches or all latents are equal.
     """
     model = unwrapped(model)
     across_ranks = _across_ranks(across_ranks, "measure_scaling_factor")
@@ -302,7 +300,7 @@ def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
     sums = torch.stack([values.new_tensor(values.numel()), values.sum(), values.square().sum()]).cpu()
     count, total, squares = (distributed.sum_over_ranks(sums) if across_ranks else sums).tolist()
     variance = squares / count - (total / count) ** 2
-    # Rounding leaves some of equal values.
+    # Rounding gives equal values a small deviation.
     return variance**-0.5 if variance > 1e-12 * squares / count else math.inf
 
 
@@ -340,8 +338,8 @@ def _collect(
     passes = getattr(batches, "passes", 0)
     if passes >= _FEW_PASSES and distributed.rank() == 0:
         _log.warning(
-            "these %d latents are of %.0f passes over the data, with other crops or segments of the same items; the "
-            "codebook fits those items, and new ones less well: give more data if there is more",
+            "these %d latents come from %.0f passes over the data, so they show the same items in other crops or "
+            "segments, and the codebook will fit new items less well; give more data if there is more",
             len(latents),
             passes,
         )

@@ -1,4 +1,4 @@
-"""What a run makes of a CUDA GPU without being asked. On any other device all is as torch and accelerate have it."""
+"""How a run uses a CUDA GPU by default. On other devices the defaults of torch and accelerate hold."""
 
 import contextlib
 import importlib.util
@@ -25,8 +25,8 @@ class Hardware:
 
     Attributes:
         device: the type of its device.
-        bf16: whether that computes in bfloat16, without emulation.
-        triton: whether torch can compile for it.
+        bf16: whether the device computes in bfloat16 without emulation.
+        triton: whether torch can compile for the device.
     """
 
     device: str
@@ -64,7 +64,7 @@ def compiles(config: TrainingConfig, hardware: Hardware) -> bool:
 
 
 def fuses_adamw(accelerator: Accelerator) -> bool:
-    """Whether AdamW is one kernel; fused, it would hide the steps that the scaler of fp16 skips."""
+    """Whether AdamW is fused into one kernel: not in fp16, since it would hide the steps that the scaler skips."""
     return accelerator.device.type == "cuda" and accelerator.mixed_precision != "fp16"
 
 
@@ -80,10 +80,10 @@ def describe(accelerator: Accelerator, *, compiled: bool = False) -> str:
 
 @contextmanager
 def tuned(device: torch.device, *, survive_compiler: bool = False) -> Iterator[None]:
-    """Within it, CUDA looks for the fastest convolutions, and multiplies matrices of float32 in TF32.
+    """A context in which CUDA searches for the fastest convolutions and multiplies float32 matrices in TF32.
 
     Args:
-        survive_compiler: go on without a compiled module, and log why, if compiling it fails.
+        survive_compiler: if compiling a module fails, continue without it and log why.
     """
     with contextlib.ExitStack() as stack:
         if survive_compiler:
@@ -96,7 +96,7 @@ def tuned(device: torch.device, *, survive_compiler: bool = False) -> Iterator[N
 
 @contextmanager
 def untuned() -> Iterator[None]:
-    """Within it, nothing is compiled or looked for, which would be done anew for each shape."""
+    """A context without compilation and search, which would start again for each shape."""
     with torch.compiler.set_stance("force_eager"), _benchmark(False):
         yield
 

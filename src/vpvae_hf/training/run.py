@@ -30,18 +30,19 @@ from .validation import Validation
 def train_tokenizer(config: TrainingConfig) -> Path:
     """Train, fit the codebook on a fresh pass, evaluate, save, and push if asked to; returns the tokenizer's folder.
 
-    Kinds that have codes without a fit are fitted if `codebook.refit` asks for it. If they go on from a tokenizer that
-    was fitted, training begins with its learned codebook or even levels, and drops the fit, which would not hold for
-    other latents; only without any step (`max_train_steps=0`), or if the decoder alone is trained, does it stay.
+    Kinds that have codes without a fit are fitted if `codebook.refit` is set. If training starts from a fitted
+    tokenizer, its fit is dropped, since it would not hold for the new latents, and training begins with the learned
+    codebook or the even levels. The fit stays if there is no step (`max_train_steps=0`) or if the decoder alone is
+    trained.
 
-    Every rank of a job calls this. What is written in the output folder: checkpoint-STEP, metrics.jsonl, pictures of
-    validation items, trackers' logs, settings.json, and the tokenizer with its card.
+    Every rank of a job calls this. The output folder then holds checkpoint-STEP, metrics.jsonl, pictures of validation
+    items, trackers' logs, settings.json, and the tokenizer with its card.
 
     Args:
         config: the settings of a modality, e.g. an `ImageTrainingConfig`.
 
     Raises:
-        ValueError: settings that miss or contradict something, data that cannot be read.
+        ValueError: settings are missing or contradict each other, or data cannot be read.
         FileExistsError: the output folder holds another run.
         FileNotFoundError: no such data set, model or checkpoint.
     """
@@ -72,7 +73,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
         output=output,
         validate=validation.measure if batches.validates else None,
         headline_metrics=modality.headline_metrics,
-        # The decoder alone is to read real codes, not what stands for them in training.
+        # If the decoder alone is trained, it reads real codes and no perturbed latents.
         frozen_modules=[model.quantize] if config.train_only == "decoder" else [],
     )
     if checkpoint is not None:
@@ -115,14 +116,14 @@ def _model(modality: Modality, config: TrainingConfig, compiled: bool) -> Tokeni
         require_fittable(model.quantize.config, asked.metric, asked.sizes, asked.nested)
     elif config.codebook.sizes is not None:
         raise ValueError(
-            f"codebook.sizes={config.codebook.sizes} is for a fit after training, and there is none: "
-            f"{model.quantize.config.kind!r} is fitted only with codebook.refit, and nothing with train_only; leave it "
+            f"codebook.sizes={config.codebook.sizes} is for a fit after training, and this run has none: "
+            f"{model.quantize.config.kind!r} is fitted only with codebook.refit, and train_only fits nothing; leave it "
             "out"
         )
     if config.train_only == "decoder":
         model.freeze_encoder()
     if compiled:
-        # In place and without the quantizer, whose search is no graph; the names of weights stay as they are.
+        # Compiled in place, which keeps the names of weights, and without the quantizer, whose search is no graph.
         for name, part in model.named_children():
             if name in ("encoder", "decoder"):
                 part.compile()
@@ -149,7 +150,7 @@ def _fit(model: Tokenizer, batches: Batches, config: TrainingConfig) -> Codebook
 
 @untuned()
 def _start_codebook(model: Tokenizer, batches: Batches, config: TrainingConfig) -> None:
-    """Begin the learned codebook with one that is fitted to the model's latents."""
+    """Start the learned codebook from one that is fitted to the model's latents."""
     if not isinstance(model.quantize, LearnedCodebook):
         kind = model.quantize.config.kind
         raise ValueError(f"codebook.start is for kinds that learn a codebook, vq and simvq, got {kind!r}; leave it out")

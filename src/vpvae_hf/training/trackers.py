@@ -42,9 +42,9 @@ def installed_trackers(config: RunConfig) -> list[str]:
 def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> None:
     """Begin to log to the trackers after `step`, with the run's settings.
 
-    TensorBoard, in the folder "logs" of the output folder, no longer shows what it had of later steps. Others get a run
-    in the project "vpvae_hf", or in that of WANDB_PROJECT, with the name of the output folder. A run that goes on is
-    another run of that name for Weights & Biases, and the same one for Trackio.
+    TensorBoard writes to the folder "logs" of the output folder, and no longer shows what it had of later steps. Other
+    trackers get a run that is named after the output folder, in the project "vpvae_hf" or the one of WANDB_PROJECT. If
+    a run is resumed, Weights & Biases begins another run of that name, and Trackio continues the same one.
     """
     output = Path(config.output_dir).resolve()
     accelerator.log_with = [
@@ -79,7 +79,7 @@ def log_picture(accelerator: Accelerator, name: str, picture: np.ndarray, step: 
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of all groups as group.key; trackers take numbers, words, and None alone."""
+    """Settings of all groups as group.key; trackers take only numbers, words and None."""
     found = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The training loop, on whatever devices and ranks Accelerate was given, and the log of what it measures."""
+"""The training loop, on the devices and ranks that Accelerate provides, and its log of metrics."""
 
 import contextlib
 import itertools
@@ -34,16 +34,16 @@ from .trackers import installed_trackers
 
 _log = logging.getLogger(__name__)
 
-# The method that saves memory, as transformers, an older transformers, and diffusers name it.
+# Names of the method that saves memory, in transformers, older transformers, and diffusers.
 _CHECKPOINTING = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
 
 
 class Trainer:
     """Trains a tokenizer with AdamW, eq. (10), through its `forward`; makes checkpoints, validates and logs.
 
-    If there is a step to train, and the quantizer is not frozen, `model.drop_fit()` is called, since training changes
-    the latents: "vp" has no codes until it is fitted again, the codebook of "vq" and "simvq" is again the learned one,
-    levels of "fsp" and "fsq" are even.
+    Training changes the latents, so `model.drop_fit()` is called if there is a step to train and the quantizer is not
+    frozen: then "vp" has no codes until it is fitted again, "vq" and "simvq" use the learned codebook, and "fsp" and
+    "fsq" use even levels.
 
     Args:
         batches: endless batches of this rank, as the model takes them. If they have `state_dict` and `load_state_dict`,
@@ -53,13 +53,13 @@ class Trainer:
         accelerator: made with the settings' precision and accumulation.
         workers: processes per rank that read `batches`; a checkpoint's position holds for the same number only.
         output: folder for checkpoints and metrics.jsonl; None to write neither.
-        validate: called with a step on every rank, model in train mode; returns metrics by name.
+        validate: called on every rank with the step, while the model is in train mode; returns metrics by name.
         headline_metrics: metrics of `validate`; the progress bar shows those that are measured.
         frozen_modules: modules that stay in eval mode while the others train.
 
     Attributes:
         log: `MetricsLog` of all rows.
-        step: optimizer steps so far, also those that the scaler of fp16 skipped; these change neither the learning rate
+        step: optimizer steps so far, including those that fp16's scaler skipped, which change neither the learning rate
             nor the moving average.
         examples: how many items all ranks together were trained on.
     """
@@ -97,14 +97,14 @@ class Trainer:
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         how = {"betas": betas, "fused": fuses_adamw(accelerator) or None}
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=decay, **how)
-        # Not prepared: Accelerate would step it once for each rank. Made before Accelerate, in fp16, replaces the
-        # optimizer's `step`.
+        # Not prepared, since Accelerate would step it once for each rank. Made here, since Accelerate then replaces the
+        # optimizer's `step` in fp16.
         lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
         self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         if isinstance(self._wrapped, DistributedDataParallel):
-            # No step changes a buffer on one rank alone. Not an argument, which would leave out the broadcast that
-            # starts the ranks equal.
+            # No step changes a buffer on one rank alone. This is no argument of the wrapper, since that would also
+            # leave out the broadcast that makes the ranks start equal.
             self._wrapped.broadcast_buffers = False
         self._adversary = None if adversarial is None else _Adversary(*adversarial, how, accelerator)
         self._ema = None
@@ -124,7 +124,7 @@ class Trainer:
         self.step, self.examples = state["step"], state["examples"]
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint; exactly, with the ranks and loader workers of the run that made it."""
+        """Resume from a checkpoint, exactly if ranks and loader workers are as many as in the run that made it."""
         quantizer = self.model.quantize
         wanted = quantizer.codebook_size
         position = load_checkpoint(self.accelerator, folder)
@@ -137,9 +137,9 @@ class Trainer:
             self._ema.to(self.accelerator.device)  # checkpoints are read into main memory
         if position is None or position["readers"] != self._readers:
             _log.warning(
-                "%s was made with other ranks or loader workers than now (ranks times workers were %s, now %d): the "
-                "data set starts again from its beginning, weights and all other states go on; with the same ranks and "
-                "--data.workers it would go on, too",
+                "%s was made with other numbers of ranks or loader workers (ranks times workers were %s, now %d): "
+                "weights and all other states are restored, but the data set starts again from its beginning; use the "
+                "same ranks and --data.workers to continue it",
                 folder,
                 "unknown" if position is None else position["readers"],
                 self._readers,
@@ -153,8 +153,8 @@ class Trainer:
         """Train up to the last step. The model is left in train mode, with the averaged weights if there is an EMA.
 
         Raises:
-            ValueError: NaN or infinite inputs or features, which the next row of metrics tells, with the first step
-                that had them; no checkpoint is made of what follows. Or data that cannot be read.
+            ValueError: data cannot be read, or inputs or features are NaN or infinite. The next row of metrics finds
+                such values and names the first step that had them; no checkpoint is made after that step.
             RuntimeError: another rank had such values.
         """
         config, last = self.config, self.config.max_train_steps
@@ -262,10 +262,10 @@ def accelerator_for(config: RunConfig) -> Accelerator:
     hardware = find_hardware()
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     if hardware.device == "cuda" and "LOCAL_RANK" in os.environ:
-        # What lies in main memory, such as counts, travels without the GPU.
+        # Tensors in main memory, such as counts, are exchanged without the GPU.
         handlers.append(InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl"))
     return Accelerator(
-        # Asked for, or else Accelerate takes each of several ranks without a GPU for a job of its own.
+        # Set, since Accelerate otherwise takes each of several ranks without a GPU for a job of its own.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision(config, hardware),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -293,7 +293,7 @@ class MetricsLog:
 
     @property
     def rows(self) -> list[dict[str, float]]:
-        """All rows, the first first."""
+        """All rows, in order."""
         rows: list[dict[str, float]] = [{"step": step} for step in self._steps]
         for name, (numbers, values) in self._columns.items():
             for number, value in zip(numbers, values, strict=True):
@@ -343,7 +343,7 @@ def _json_row(row: Mapping[str, float | None]) -> str:
 
 
 class _Interval:
-    """Metrics of the steps between two rows; summed on their device, since reading one waits for it."""
+    """Metrics of the steps between two rows; summed on their device, since reading a value waits for the GPU."""
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
@@ -392,7 +392,7 @@ class _Adversary:
 
         Its gradient stops at the reconstructions. Both arguments are [B, ...].
         """
-        # Without the wrapper of several ranks, which would share gradients that nobody uses.
+        # Without the wrapper for several ranks, which would exchange gradients that nobody uses.
         network = self._accelerator.unwrap_model(self.discriminator).requires_grad_(False)
         with self._accelerator.autocast():
             logits, features = network.judge(reconstruction)

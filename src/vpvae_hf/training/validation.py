@@ -40,7 +40,10 @@ class Validation:
 
     @untuned()
     def measure(self, step: int) -> dict[str, float]:
-        """Metrics with the live codebook, or the model's own if it is not refitted; none if there is none yet."""
+        """Metrics with the live codebook if the model is to be fitted after training, otherwise with its own.
+
+        They are empty while there is no live codebook.
+        """
         codebook = None
         if self._model.quantize.needs_fitting and self._config.train_only is None:
             codebook = self._model.quantize.live_codebook()
