@@ -75,29 +75,29 @@ def fit_kmeans(
 ) -> KMeansResult:
     """Cluster latents into a codebook: seeds spread by squared distance, then Lloyd iterations; no cluster ends empty.
 
-    The same latents and seed give the same centroids to the bit, even if ranks share the latents, as long as none
-    need be drawn. There is no need to cluster all of a thousand million latents: draw 256 for each code, evenly from
-    all of the data, as `latents_per_code` does with latents that fit into memory.
+    The same latents and seed give the same centroids to the bit, even if the latents are spread over ranks, as long as
+    all latents are taken. You need not cluster all of a thousand million latents: draw 256 per code, evenly from all of
+    the data, as `latents_per_code` does with latents that fit into memory.
 
     Args:
         latents: [N, d], finite, at least `codebook_size` of them distinct.
         codebook_size: K.
-        latents_per_code: if there are more latents per code than this, so many are drawn evenly; None takes all. With
-            four times 256 the distortion on other latents falls by 1 to 2%, and the time grows in proportion.
+        latents_per_code: if there are more latents per code than this, this many per code are drawn evenly; None takes
+            all. With four times 256, the distortion on other latents falls by 1 to 2% and the time grows four times.
         max_iterations: an upper limit of Lloyd iterations.
         tolerance: stop when an iteration lowers the distortion by less than this share of it.
         across_ranks: the first rank clusters the latents of all ranks together. Every rank of a distributed job must
             make this call, and every rank gets the same result.
-        device: the CPU, or a CUDA device, which clusters latents in main memory, too: each pass copies them there in
-            parts of 5 MB (at 5 dimensions), and waits for it once. By default where latents on CUDA lie, otherwise
-            the CPU.
+        device: the CPU or a CUDA device; by default the latents' device if that is CUDA, otherwise the CPU. A CUDA
+            device also clusters latents in main memory: each pass copies them in parts of 5 MB (at 5 dimensions).
         progress: show a bar on stderr, on the first rank.
 
     Raises:
         TypeError: no numbers.
         ValueError: not a matrix of finite values, fewer latents than K, no iterations.
         TooFewDistinctError: a ValueError; fewer distinct latents than K.
-        RuntimeError: latents so close together that K of them cannot be told apart in float32; another rank failed.
+        RuntimeError: latents are so close together that K of them cannot be distinguished in float32, or another rank
+            failed.
     """
     require_integer("max_iterations", max_iterations, 1)
     require_integer("codebook_size", codebook_size, 1)
@@ -179,7 +179,7 @@ def _cluster(
 
 
 def _drawn(rows: Tensor, size: int, seed: int) -> Tensor:
-    """An even draw of `size` rows, or all if they are fewer, in the order in which they came."""
+    """An even draw of `size` rows, or all rows if there are fewer, in their order."""
     if size >= len(rows):
         return rows
     # Generators on a CPU look at the low 32 bits of a seed only.

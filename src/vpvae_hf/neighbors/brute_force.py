@@ -25,9 +25,10 @@ _MOST_SQUARE = 1e37
 class TorchIndex(NeighborIndex):
     """Exact, on any device: candidates by a matrix product, their distances by direct differences.
 
-    The product |p|^2 - 2xp errs, so it is lowered by a bound of its error. A query whose candidates then cannot be
-    proven to hold all nearer points (those with many equal neighbours, or whose distances are a thousandth of the
-    points' spread) is compared with all points directly. To know whether there are such takes one synchronization.
+    The product |p|^2 - 2xp has a rounding error, so it is lowered by a bound of that error. If the candidates of a
+    query then cannot be proven to hold all nearer points (it has many equal neighbours, or its distances are a
+    thousandth of the points' spread), the query is compared with all points directly. Finding out whether there are
+    such queries takes one synchronization.
     """
 
     def __init__(self, points: Tensor):
@@ -108,7 +109,7 @@ def query_blocks(queries: Tensor, width: int) -> Iterator[Tensor]:
 
 
 def _stretch(width: int, count: int) -> int:
-    """Of how many values each only the least is compared first, to find the `count` least of `width`."""
+    """The size of groups of which only the least values are compared first, to find the `count` least of `width`."""
     return 1 << round(math.log2(width / count) / 2)
 
 

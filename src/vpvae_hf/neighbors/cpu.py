@@ -27,7 +27,7 @@ class KDTreeIndex(NeighborIndex):
 
 
 class FaissIndex(NeighborIndex):
-    """An inverted file (IVF) on the CPU: approximate. Distances are never too small, since neighbours are only missed.
+    """An inverted file (IVF) on the CPU: approximate. It can miss neighbours, so distances are never too small.
 
     It cuts the points into sqrt(S) cells and looks into the max(8, 4 (d - 2)) of them nearest to the query. Mean error
     of D_M with normal points and the default queue at K=1024: 0.1% in 4 dimensions (7% at most), 0.9% in 16 (4% at

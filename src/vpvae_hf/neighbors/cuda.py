@@ -80,7 +80,7 @@ class TritonIndex(NeighborIndex):
         if not len(queries):
             return queries.new_empty(0, len(ranks))
         found = []
-        # What is infinitely far visits no leaf, whereas NaN would visit leaves that do not exist.
+        # A query that is infinitely far visits no leaf, whereas NaN would visit leaves that do not exist.
         here = queries.to(self.device).nan_to_num(torch.inf, torch.inf, -torch.inf)
         for block in query_blocks(here, capacity):
             squares = self._squares(block.contiguous(), ranks, capacity)
@@ -92,7 +92,7 @@ class TritonIndex(NeighborIndex):
     def _squares(self, queries: Tensor, ranks: tuple[int, ...], capacity: int) -> Tensor | None:
         """[N, R] squared distances; None if the kernel cannot be launched."""
         leaves, last_rank = self._leaves, max(ranks)
-        # Twice as many points as are wanted give a bound that few other leaves lie within.
+        # A bound from twice as many points as are wanted leaves few other leaves to visit.
         first_leaves = 1 << (-(-2 * last_rank // leaves.leaf_size) - 1).bit_length()
         squares, candidates = (queries.new_empty(len(queries), size) for size in (len(ranks), capacity))
         launched = _launch(

@@ -11,7 +11,7 @@ from .cuda import nearest_point_fused, runs_kernels
 
 
 class NearestPoint:
-    """Finds what `nearest_point` finds among points [K, d] on a CPU; copies them and builds the tree once."""
+    """`nearest_point` for fixed points [K, d] on a CPU: it copies them and builds the tree once."""
 
     def __init__(self, points: Tensor):
         self.points = points.detach().to("cpu", torch.float32, copy=True).contiguous()

@@ -31,11 +31,11 @@ class CodebookNotFittedError(NoCodesError):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizerOutput:
-    """What a quantizer gives back.
+    """What a quantizer returns.
 
     Attributes:
         latents: [..., d] float32, what the decoder reads.
-        codes: [...] or [..., G] int64 in 0..K-1; None if there are none, such as in training if a fit decides them.
+        codes: [...] or [..., G] int64 in 0..K-1; None if there are none, e.g. in training if a fit decides the codes.
         loss: [] the quantizer's own loss, which is added to the reconstruction loss as it is.
         metrics: detached scalars, e.g. "quantizer/acceptance".
     """
@@ -58,9 +58,9 @@ class QuantizerConfig:
         paper: the arXiv number of the method; None if it has none.
         code_defining_fields: the fields that decide, in addition to weights and buffers, which code features have.
         examples: settings, without the kind, of a small quantizer of each variant; the contract test runs over them.
-        needs_fitting: whether the codebook is fitted after training.
+        needs_fitting: whether there are no codes until a codebook is fitted after training.
         fits: what `fit_codebook` fits, "codebook" or "levels" of each dimension; None if nothing can be fitted.
-        former_fields: settings of earlier versions, which saved configs may hold, with the only value still taken.
+        former_fields: settings of earlier versions that saved configs may hold, each with the only value still allowed.
         codebook_size: K; None if there are no codes.
         latent_dim: d.
         fitted: whether the codebook is fitted, which `fit_codebook` sets; always true if it needs no fitting.
@@ -101,7 +101,7 @@ class QuantizerConfig:
 
 
 def _onloaded(method: Callable) -> Callable:
-    """The method with weights and buffers in place that accelerate has offloaded until their module is called."""
+    """The method, called with the weights and buffers that accelerate offloads until their module is called."""
 
     @functools.wraps(method)
     def wrapped(self: nn.Module, *args):
@@ -124,7 +124,7 @@ class Quantizer(nn.Module, ABC):
     have the same codes everywhere. Switching between `train()` and `eval()` computes nothing. Methods raise a
     ValueError for vectors of another dimension, NaN or infinite, and for codes outside 0..K-1 or of another G; a
     TypeError for another kind of dtype; and, if they need codes, the errors of `check_codes`. A graph that torch makes
-    (compile, export) looks at no values: it has none of the errors that depend on them.
+    (compile, export) checks no values, so it raises no error that depends on them.
 
     Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
     `live_codebook` if they keep one in training. Those with a codebook that can be fitted after training derive from
@@ -166,7 +166,7 @@ class Quantizer(nn.Module, ABC):
         return (self.codebook_size,) if self.has_codes and self.config.fitted else ()
 
     def select_codebook(self, codebook_size: int) -> None:
-        """Have another of the fitted codebooks decide the codes; a ValueError if none has so many codes."""
+        """Let the fitted codebook of so many codes decide the codes; a ValueError if there is none of that size."""
         require_integer("codebook_size", codebook_size, 2)
         if codebook_size not in self.codebook_sizes:
             sizes = ", ".join(map(str, self.codebook_sizes)) or "none"
@@ -181,27 +181,27 @@ class Quantizer(nn.Module, ABC):
         return self.state_dict()
 
     def set_progress(self, progress: float) -> None:
-        """Tell how much of the training run is over, 0 to 1: steps taken over steps to take, before each forward.
+        """Tell before each forward how much of the training run is over, from 0 to 1: steps taken / steps to take.
 
         `VectorPerturbation` and `ScalarPerturbation` change their loss over a run, and raise a ValueError for another
         number. The recipes' loop calls it; other loops should.
         """
 
     def reconfigure(self, config: QuantizerConfig) -> bool:
-        """Take on other settings and keep what they leave valid; if only a new quantizer can, change nothing.
+        """Change the settings and keep what stays valid. If only a new quantizer can have them, change nothing.
 
         Returns:
-            Whether the quantizer has the settings now, apart from what was fitted after training.
+            Whether the quantizer now has the settings, except those that a fit after training sets.
         """
         return config.without_fit() == self.config.without_fit()
 
     @property
     def fitted_tensors(self) -> tuple[Tensor, ...]:
-        """Buffers that were fitted after training, by what the settings say; () if none were."""
+        """Buffers that were fitted after training, as the settings tell; () if there are none."""
         return ()
 
     def drop_fit(self) -> None:
-        """Forget what was fitted after training; codes are then those of training, if that has codes."""
+        """Drop what was fitted after training. The codes are then those of training, if it has codes."""
         self.config = self.config.without_fit()
 
     def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
@@ -236,7 +236,7 @@ class Quantizer(nn.Module, ABC):
 
     @_onloaded
     def nearest(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """`decode(encode(latents))` and the codes, of latents [..., d] that were checked: it looks at no values."""
+        """`decode(encode(latents))` and the codes, for latents [..., d] that were checked before."""
         self.check_codes()
         codes = self._nearest_codes(latents)
         return self.lookup(codes), codes
@@ -274,7 +274,8 @@ class Quantizer(nn.Module, ABC):
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         """What training does in place of quantization; features are [..., F] float32.
 
-        They are finite, except within `deferred_checks`: then bad ones must raise nothing, and nothing must keep them.
+        They are finite, except within `deferred_checks`: there, values that are not must raise no error, and must not
+        enter the quantizer's state.
         """
 
     @abstractmethod

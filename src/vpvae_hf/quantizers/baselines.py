@@ -29,9 +29,9 @@ class LearnedCodebookConfig(CodebookQuantizerConfig):
     Attributes:
         commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
             to latents; beta of arXiv 1711.00937.
-        rotation_trick: gradients pass by rotation (arXiv 2410.06424), not straight through.
-        learned_size: None if the learned codebook decides the codes. If one that was fitted after training decides
-            them, which has codebook_size codes, how many the learned one has. `set_codebook` and `fit_codebook` set it.
+        rotation_trick: pass gradients by rotation (arXiv 2410.06424) in place of straight-through.
+        learned_size: how many codes the learned codebook has, if a codebook that was fitted after training decides the
+            codes; None if the learned one decides them. `set_codebook` and `fit_codebook` set it.
     """
 
     commitment_weight: float = 0.25
@@ -57,7 +57,7 @@ class LearnedCodebookConfig(CodebookQuantizerConfig):
 class LearnedCodebook(CodebookQuantizer):
     """A codebook that the library trains.
 
-    After training another may be fitted, which then decides the codes. Training goes on with the learned one.
+    After training, another codebook may be fitted, which then decides the codes. Further training uses the learned one.
 
     Buffers:
         fitted_codebook: [K, d] float32; None if the learned codebook decides the codes.
@@ -122,7 +122,7 @@ class LearnedCodebook(CodebookQuantizer):
     def _output(self, features: Tensor, latents: Tensor, codes: Tensor, loss: Tensor) -> QuantizerOutput:
         """The output of a training forward, from latents [N, d] and codes [N] in one batch.
 
-        It has no codes if a fitted codebook decides them: those of the learned one mean something else.
+        It has no codes if a fitted codebook decides them, since codes of the learned one mean something else.
         """
         latents = latents.view(features.shape)
         codes = codes.view(features.shape[:-1]) if self.fitted_codebook is None else None

@@ -27,8 +27,8 @@ class CodebookQuantizerConfig(QuantizerConfig):
     """Settings that quantizers with a codebook share.
 
     Attributes:
-        metric: in which metric the code of a latent is the nearest: "euclidean", or "decoder", in which displacements
-            that change the decoder's output more are longer. `set_codebook` and `fit_codebook` set it.
+        metric: the distance that decides which code is nearest: "euclidean", or "decoder", in which displacements that
+            change the decoder's output more are longer. `set_codebook` and `fit_codebook` set it.
         other_codebook_sizes: K of each codebook that is kept beside the one that decides the codes, in rising order.
             `set_codebooks` and `fit_codebook` set it.
         nested: whether the codes of a larger codebook divide the cells of a smaller one: code c of K codes lies in
@@ -58,10 +58,10 @@ class CodebookQuantizerConfig(QuantizerConfig):
 
 
 class CodebookQuantizer(Quantizer):
-    """Latents get the nearest code of a codebook, in the metric that it was fitted in.
+    """A quantizer with a codebook: the code of a latent is the nearest one in the metric of the fit.
 
-    Others of other sizes may be kept beside it, each of which can take its place. Subclasses have a `codebook`, [K, d],
-    and write `_install`.
+    Codebooks of other sizes may be kept in addition; each can be selected in its place. Subclasses have a `codebook`,
+    [K, d], and write `_install`.
 
     Buffers:
         metric_root: [d, d] float32, symmetric, whose square is the metric; None if that is Euclidean.
@@ -82,7 +82,7 @@ class CodebookQuantizer(Quantizer):
 
     @property
     def metric(self) -> Tensor | None:
-        """M [d, d], in which the code of a latent z is the c of the least (z - c)^T M (z - c); None for Euclidean."""
+        """M [d, d]: the code of a latent z is the c with the least (z - c)^T M (z - c). None: Euclidean."""
         return None if self.metric_root is None else self.metric_root @ self.metric_root
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class CodebookQuantizer(Quantizer):
         if is_tracing():
             codes = nearest_in_graph(flat, codebook)
         elif flat.device.type == codebook.device.type == "cpu":
-            # By content: other code may write into the codebook, and a comparison costs far less than a search.
+            # Compared by content: other code may write into the codebook, and comparing costs far less than a search.
             if self._search is None or not torch.equal(self._search.points, codebook):
                 self._search = NearestPoint(codebook)
             _, codes = self._search(flat)
@@ -108,12 +108,12 @@ class CodebookQuantizer(Quantizer):
         return tuple(sorted((*present, *self.config.other_codebook_sizes)))
 
     def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
-        """Install a fitted codebook [K, d] in place of all that are there; K may differ from the present one."""
+        """Replace all codebooks by a fitted codebook [K, d]; K may differ from the present size."""
         self.set_codebooks([codebook], metric)
 
     @kept_for_training()
     def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None, *, nested: bool = False) -> None:
-        """Install fitted codebooks [K, d], each of another K, in place of all that are there. The first is selected.
+        """Replace all codebooks by fitted codebooks [K, d] of different K. The first is selected.
 
         Args:
             metric: M [d, d], symmetric and positive definite; None for the Euclidean one.
@@ -161,9 +161,9 @@ class CodebookQuantizer(Quantizer):
 
     @abstractmethod
     def _install(self, codebook: Tensor) -> None:
-        """Have a codebook [K, d], which was checked, decide the codes, and note it in the config.
+        """Let a codebook [K, d], which was checked, decide the codes, and record it in the config.
 
-        What was fitted beside the former one may stay. An error leaves everything as it was.
+        Codebooks that were fitted together with the former one may stay. An error leaves everything as it was.
         """
 
     @property
@@ -177,7 +177,7 @@ class CodebookQuantizer(Quantizer):
         return (*(() if self.metric_root is None else (self.metric_root,)), *others)
 
     def coarser_codes(self, codes: Tensor, codebook_size: int) -> Tensor:
-        """Codes of the selected codebook as codes of a smaller one, of nested ones."""
+        """Turn codes of the selected codebook into codes of a smaller one, if the codebooks are nested."""
         sizes = self.codebook_sizes if self.config.nested else ()
         smaller = [size for size in sizes if size <= self.codebook_size]
         if codebook_size not in smaller:
@@ -244,7 +244,7 @@ def square_root(metric: Tensor, latent_dim: int) -> Tensor:
 
 
 def transformed(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """Vectors [N, d] times a matrix [d, d], each rounded alike in every batch and at every precision of products."""
+    """Vectors [N, d] times a matrix [d, d]. A vector is rounded in the same way in every batch and on every device."""
     # A product of matrices is computed in other orders for other sizes, and on CUDA perhaps in TF32.
     parts = [value.unsqueeze(-1) * row for value, row in zip(vectors.unbind(dim=-1), matrix, strict=True)]
     return sum(parts[1:], start=parts[0])

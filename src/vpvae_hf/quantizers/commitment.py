@@ -13,11 +13,12 @@ class CommitmentConfig:
     """Settings of the commitment loss.
 
     Attributes:
-        commitment_weight: weight of the commitment loss, the mean over tokens and dimensions of (z - c(z))^2, c(z) the
-            code that latent z is drawn to. It takes the place of the normalization loss during the ramp. The paper has
-            none: 0.
-        commitment_ramp: shares of the run between which the normalization loss gives way to the commitment loss, as
-            `set_progress` tells it; a loop that does not call it trains with the normalization loss alone.
+        commitment_weight: weight of the commitment loss, the mean over tokens and dimensions of (z - c(z))^2, where
+            c(z) is the code that latent z is drawn to. During the ramp it replaces the normalization loss. 0 is the
+            paper's method, which has no such loss.
+        commitment_ramp: the ramp: two parts of the run, from 0 to 1, between which the commitment loss replaces the
+            normalization loss. `set_progress` tells the present part; a loop that does not call it trains with the
+            normalization loss alone.
     """
 
     commitment_weight: float = 0.25
@@ -29,7 +30,7 @@ class CommitmentConfig:
         given = self.commitment_ramp
         limits = tuple(given) if isinstance(given, Sequence) else ()
         valid = len(limits) == 2 and all(map(is_number, limits)) and 0 <= limits[0] <= limits[1] <= 1
-        require(valid, "commitment_ramp", given, "two numbers in [0, 1], the lesser first")
+        require(valid, "commitment_ramp", given, "two numbers in [0, 1], the smaller first")
         object.__setattr__(self, "commitment_ramp", limits)
 
 

@@ -50,7 +50,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarPerturbationConfig(CommitmentConfig, ScalarGridConfig):
-    """Settings of `ScalarPerturbation`, and those of `CommitmentConfig`: the loss draws to the middles of cells.
+    """Settings of `ScalarPerturbation`, and of `CommitmentConfig`, whose loss draws latents to the middles of cells.
 
     Attributes:
         activation: a name in `ACTIVATIONS`.
@@ -122,7 +122,7 @@ class ScalarPerturbation(Commitment, ScalarGridQuantizer):
             normalization = normalization_loss(flat, config.mean_weight, config.variance_weight, target)
         committed = self._committed()
         loss = self._loss(normalization, committed, _from_unit(unit), _from_unit(centroids))
-        # The displacement is that of perturbed tokens, the quantization error that of rounding any of them.
+        # The displacement is that of the perturbed tokens; the quantization error is that of rounding all tokens.
         metrics = {
             "quantizer/displacement_rms": _OUTPUT_SCALE * rms_length(perturbed - unit),
             "quantizer/quantization_error_rms": _OUTPUT_SCALE * rms_length(centroids - unit),

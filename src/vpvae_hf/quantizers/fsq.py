@@ -21,7 +21,8 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
     Attributes:
         symmetric: the variant of arXiv 2411.19842, section 3.2, whose codes lie evenly from -1 to 1 in each dimension;
             otherwise the original (arXiv 2309.15505), which needs at least 3 levels in each dimension.
-        noise_probability: share of tokens that get noise as wide as a cell in training, not their code; only symmetric.
+        noise_probability: share of tokens that get noise as wide as a cell in training, in place of their code; for the
+            symmetric variant only.
     """
 
     kind: ClassVar[str] = "fsq"
@@ -56,7 +57,7 @@ class FiniteScalarQuantization(ScalarGridQuantizer):
     def __init__(self, config: FiniteScalarQuantizationConfig):
         super().__init__(config)
         library()
-        # No submodule: its constants are in no file, and loaders that build without memory would leave them unset.
+        # No submodule: its constants are not saved, and loaders that build models without memory would not set them.
         self._libraries: dict[torch.device, torch.nn.Module] = {}
 
     def to_latents(self, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""No quantization: the best that a tokenizer of the same latent dimension could reach."""
+"""No quantization: it shows the best quality that a tokenizer of the same latent dimension could reach."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -12,8 +12,8 @@ def normalization_loss(
         latents: [N, d].
         mean_weight, variance_weight: l1 and l2.
         target_variance: what the variance of each dimension is drawn to.
-        whole: the last term is (mean over dimensions of batch variance - target)^2, which leaves it to the model how
-            the dimensions share the variance.
+        whole: the last term is (mean over dimensions of batch variance - target)^2, so that the model decides how the
+            variance is distributed over dimensions.
     """
     mean = latents.mean(dim=0)
     variance = latents.var(dim=0, correction=0)

@@ -30,7 +30,7 @@ QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
 
 
 def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> QuantizerConfig:
-    """Check a mapping of "kind" and that kind's fields and fill in defaults; a configuration is complete as it is.
+    """Make a configuration of a mapping with "kind" and fields of that kind, or return one that is given.
 
     Raises:
         TypeError: settings are not a mapping.
@@ -59,7 +59,7 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
 
 
 def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
-    """Make a quantizer of settings, e.g. `{"kind": "vp", "codebook_size": 1024}`; errors as of `quantizer_config`."""
+    """Make a quantizer from settings, e.g. `{"kind": "vp", "codebook_size": 1024}`; errors as of `quantizer_config`."""
     config, default = quantizer_config(settings), torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # which may be another while a model of half precision is loaded
     try:

@@ -26,7 +26,7 @@ class ScalarGridConfig(QuantizerConfig):
     """Settings of a quantizer whose codes are a grid: levels are given, or derived from `codebook_size`.
 
     Attributes:
-        codebook_size: K, the product of the levels. If no levels are given, the size to come near to.
+        codebook_size: K, the product of the levels. If no levels are given, they are chosen so that K is near it.
         latent_dim: d, the number of levels.
         levels: L_i, each at least 2.
         refitted: whether `fit_codebook` has moved the levels of each dimension to where its latents lie; training
@@ -52,9 +52,9 @@ class ScalarGridConfig(QuantizerConfig):
 
 
 class ScalarGridQuantizer(Quantizer):
-    """Each dimension of a latent is quantized alone, and its code is of mixed radix.
+    """Quantizes each dimension of a latent by itself; a code is the mixed-radix number of the cells.
 
-    Subclasses write `even_cells` and `even_values`, which hold until levels are refitted, and in training.
+    Subclasses write `even_cells` and `even_values`, which are used in training, and until levels are refitted.
 
     Buffers:
         level_values: [L_1 + ... + L_d] float32, those of one dimension after the other, each in rising order; None
@@ -101,7 +101,7 @@ class ScalarGridQuantizer(Quantizer):
 
     @kept_for_training()
     def set_levels(self, values: Sequence[Tensor]) -> None:
-        """Quantize to other levels than the even ones: for each dimension [L_i] values in rising order."""
+        """Replace the even levels: for each dimension, [L_i] values in rising order."""
         counts = self.grid.levels
         rows = [as_real(each, "levels").detach().float() for each in values]
         if [tuple(row.shape) for row in rows] != [(count,) for count in counts]:

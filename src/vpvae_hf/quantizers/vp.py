@@ -36,16 +36,16 @@ _RUN_BY_ALL = (
 
 
 class VectorPerturbation(Commitment, CodebookQuantizer):
-    """Trains on displaced latents, without codes; encodes with a codebook fitted after training.
+    """Trains on displaced latents, without codes; encodes with a codebook that is fitted after training.
 
-    In the first steps, until the queue holds two latents per code, latents pass through unperturbed. From then on a
-    live codebook follows the latents of the queue. It tells the quantization error, to which the displacement is made
-    equal, and late in the run, once the encoder has learned, the commitment loss draws latents to its codes, so that
-    they cluster and quantization costs less.
+    In the first steps, until the queue holds two latents per code, latents pass through unperturbed. From then on, a
+    live codebook follows the latents of the queue. It estimates the quantization error, and the displacement is made
+    as large as that. Late in the run, once the encoder has learned, the commitment loss draws latents to the live
+    codebook's codes, so that they cluster and quantization costs less.
 
-    In a distributed job every rank must run each training forward, since the ranks share one queue of latents of them
-    all. The queue is the same to the bit on each, and so are the live codebook, eta (or share) and the measured error;
-    other metrics are each rank's own. Ranks may have different numbers of tokens. In eval mode a rank may run alone.
+    In a distributed job every rank must run each training forward, since all ranks share one queue of latents. The
+    queue, the live codebook, eta (or the share) and the measured error are the same to the bit on each rank; other
+    metrics are each rank's own. Ranks may have different numbers of tokens. In eval mode a rank may run alone.
 
     Buffers:
         codebook: [K, d] float32, zeros until fitted.
@@ -87,7 +87,7 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def _step(self, latents: Tensor, generator: torch.Generator | None) -> tuple["_Moves", Tensor, dict[str, Tensor]]:
-        """Where latents [N, d] go, the share [] of the commitment loss, and the metrics. No graph looks into it.
+        """Perturbed latents [N, d], the share [] of the commitment loss, and the metrics. No graph traces it.
 
         The latents then enter the queue.
         """
@@ -136,7 +136,9 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         super().drop_fit()
 
     def set_codebook_size(self, codebook_size: int) -> None:
-        """Train for another K >= 2 from now on: M, the queue's capacity and the scale follow; no codebook is fitted."""
+        """Train for another K >= 2 from now on: M, the queue's capacity and the scale change with it.
+
+        No codebook is fitted."""
         if codebook_size != self.codebook_size:
             self.reconfigure(dataclasses.replace(self.config.without_fit(), codebook_size=codebook_size))
 
@@ -145,7 +147,7 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         """Train with other settings of the kind and the same latent_dim from now on.
 
         The queue keeps the newest latents that it can hold, fitted codebooks stay if K stays, and the scale is measured
-        anew. Settings equal to the present ones, `fitted` aside, change nothing.
+        anew. Settings that differ in `fitted` alone change nothing.
         """
         present = self.config
         if not isinstance(config, VectorPerturbationConfig) or config.latent_dim != present.latent_dim:
@@ -213,7 +215,8 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
             least, most = map(math.log, self.config.codebook_size_range)
             part = torch.rand((), device="cpu", dtype=torch.float32, generator=_on_cpu(generator))
             size = round(math.exp(least + float(part) * (most - least)))
-            # Errors of codebooks follow K^(-2/d); so the displacement is compared at the size that was measured.
+            # A codebook's error is proportional to K^(-2/d), so the displacement is converted to the size that was
+            # measured.
             self._step_size_ratio = (size / self.config.codebook_size) ** (2 / self.latent_dim)
         return size
 
@@ -232,7 +235,7 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         )
 
     def _trial_displacement_ms(self, latents: Tensor, eta: float) -> float:
-        """Mean square displacement at some eta, with the same random numbers for each, of some of the latents."""
+        """Mean square displacement of some latents at some eta, with the same random numbers for every eta."""
         generator = torch.Generator(latents.device).manual_seed(self.queue.pushed)
         trial = latents[torch.randperm(len(latents), device=latents.device, generator=generator)[:_TRIAL_LATENTS]]
         perturbed, _ = self._metropolis(trial, eta, generator)
@@ -250,7 +253,7 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         return self._index
 
     def _share(self, latents: Tensor, moves: "_Moves", generator: torch.Generator | None) -> None:
-        """Have queue, scale and live codebook of every rank see this rank's latents [N, d], displacement and error."""
+        """Give this rank's latents [N, d], displacement and error to all ranks' queue, scale and live codebook."""
         tokens = len(latents)
         chosen = torch.randperm(tokens, device=latents.device, generator=generator)[: self._entering(tokens)]
         of_step = torch.stack([moves.displacement_ms * self._step_size_ratio, moves.error_ms])
@@ -270,8 +273,8 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
     def _of_all_ranks(self, rows: Tensor, sums: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor | int]:
         """The rows [n, d] of all ranks, one after the other, and the sums over ranks of the sums [2] and the tokens.
 
-        It is one collective, of a few kilobytes once the queue is filled, in which ranks wait for the slowest; and one
-        more if a rank has more tokens than any had before.
+        This takes one collective, of a few kilobytes once the queue is filled, in which ranks wait for the slowest, and
+        a second one if a rank has more tokens than any had before.
         """
         if distributed.world_size() == 1:
             return rows, sums, tokens
@@ -289,7 +292,7 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
 
 @dataclass(frozen=True, kw_only=True)
 class _Moves:
-    """Where a step's latents [N, d] go.
+    """How a step moves latents [N, d].
 
     Attributes:
         displacement: [N, d].
@@ -315,13 +318,13 @@ class _Moves:
 
 @cache
 def _stay_out_of_graphs() -> None:
-    # What a step does with queue, index and scale is Python between kernels. A decorator would import torch's compiler
+    # A step's work with queue, index and scale is Python between kernels. A decorator would import torch's compiler
     # along with this module, which takes two seconds.
     VectorPerturbation._step = torch.compiler.disable(VectorPerturbation._step)
 
 
 def _on_cpu(generator: torch.Generator | None) -> torch.Generator | None:
-    """A generator whose numbers the host knows without waiting for a device: of the CPU, seeded by another's state."""
+    """A generator on the CPU, seeded by another's state, so that its numbers are known without waiting for a device."""
     if generator is None or generator.device.type == "cpu":
         return generator
     return torch.Generator("cpu").manual_seed(zlib.crc32(generator.get_state().numpy().tobytes()))

@@ -27,8 +27,8 @@ MOST_DIMENSIONS = 16  # of latents
 class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
     """Settings of `VectorPerturbation`, and those of `CommitmentConfig`.
 
-    The commitment loss draws to the nearest code of the live codebook; with codebook_size_range, of the codebook that
-    was drawn.
+    The commitment loss draws a latent to the nearest code of the live codebook or, with codebook_size_range, of the
+    random codebook.
 
     Attributes:
         codebook_size: K, for which the perturbation is scaled and which `fit_codebook` fits by default.
@@ -37,21 +37,22 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
             "metropolis" (the paper's), or "always_accept" (its ablation without Metropolis-Hastings).
         eta: scale of the radius of "metropolis" and "always_accept", eq. (3); "auto" keeps the displacement as
             large as the quantization error.
-        share: share of the way that "random_codebook" moves, in (0, 1], or "auto", likewise.
-        codebook_size_range: least and greatest K of "random_codebook", which then draws K anew each step, with a
-            uniform logarithm, so that one model serves codebooks of all sizes in between: best if the range goes on to
-            four times the greatest size that is fitted. The share is measured at codebook_size all the same. None for
-            codebook_size alone.
+        share: share of the way that "random_codebook" moves a latent, in (0, 1]; "auto" keeps the displacement as
+            large as the quantization error.
+        codebook_size_range: smallest and largest K of "random_codebook", which then draws K anew in each step, with a
+            uniform logarithm, so that one model serves codebooks of all sizes between. The range should reach four
+            times the largest size that will be fitted. The share is still measured at codebook_size. None: K is always
+            codebook_size.
         density_rank: k of the density estimate, eq. (4).
         queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents per code;
             until then all of them do.
-        index_refresh: share of the queue that may change before its search index is rebuilt; for several ranks, which
-            fill the queue together, so many times it, up to half of the queue.
+        index_refresh: share of the queue that may change before its search index is rebuilt. It is multiplied by the
+            number of ranks, which fill the queue together, up to half of the queue.
         search_backend: how "metropolis" and "always_accept" search, as for `vpvae_hf.neighbors.build_index`.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
-        normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" only their mean, so that
-            dimensions that carry more information may take more room than others.
+        normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" draws only their mean to 1,
+            so that dimensions that carry more information may have more variance.
     """
 
     kind: ClassVar[str] = "vp"

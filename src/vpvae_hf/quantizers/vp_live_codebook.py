@@ -1,4 +1,4 @@
-"""A codebook of the present latents, which VP updates in training: it draws latents to it, and measures its error."""
+"""A codebook of the present latents, which VP updates in training to measure its error and to draw latents to it."""
 
 import math
 
@@ -15,15 +15,15 @@ from .vp_queue import LatentQueue
 # training and keeps up with the queue.
 _EVERY, _DRAWN = 10, 8192
 _FIRST_LLOYD_STEPS = 6
-# A code is the mean of about as many latents as were last assigned to it: with fewer it errs more, by one part in as
-# many; with more it lags behind the latents.
+# A code is the mean of about so many latents that were last assigned to it. With n of them its error is larger by one
+# part in n; with more it lags behind the latents.
 _LATENTS_PER_CODE = 32
 # In a good codebook all codes contribute alike to the error. One that contributes less than this share of the mean is
 # moved to a latent that is drawn in proportion to its squared error.
 _LEAST_CONTRIBUTION = 0.2
-# Squared distances of latents that diverge count as this, since what is infinite once would be remembered for good.
+# Squared distances are cut off here: if latents diverge, an infinite one would stay in the moving average for good.
 _LARGEST = 1e30
-# How much of the error that is remembered one step replaces: a batch shows it within a few percent.
+# How much of the moving average of the error one step replaces: a batch shows the error within a few percent.
 _GAIN = 0.05
 
 
@@ -49,7 +49,7 @@ class LiveCodebook:
 
     @kept_for_training()
     def update(self, queue: LatentQueue, device: torch.device) -> None:
-        """To be called in each training step, once the queue holds two latents per code; acts in one of ten."""
+        """Call it in each training step once the queue holds two latents per code; it acts in one step of ten."""
         generator = torch.Generator(device).manual_seed(queue.pushed)
         if first := self.codebook is None:
             self.codebook = queue.draw(self.codebook_size, device, generator)
@@ -92,7 +92,7 @@ class LiveCodebook:
 
     @kept_for_training()
     def observe(self, error_ms: Tensor) -> None:
-        """Take note of the mean square error [], float64, of all ranks' latents in a step."""
+        """Record the mean square error [], float64, of all ranks' latents in a step."""
         known = self.error_ms.to(error_ms)
         self.error_ms = torch.where(known.isnan(), error_ms, torch.lerp(known, error_ms, _GAIN))
 

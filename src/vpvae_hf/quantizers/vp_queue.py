@@ -13,7 +13,7 @@ class LatentQueue:
 
     Attributes:
         capacity: the most latents kept.
-        pushed: latents ever pushed, which tells how much has changed since a moment.
+        pushed: latents ever pushed; the difference between two times tells how much has changed.
     """
 
     def __init__(self, capacity: int, dim: int):
@@ -31,7 +31,7 @@ class LatentQueue:
     def push(self, latents: Tensor) -> None:
         """Append [N, d] latents in order; the oldest leave when the queue is full.
 
-        In place of a latent that is NaN or infinite, one that the queue holds is kept once more.
+        A latent that is NaN or infinite is replaced by a copy of one that the queue holds.
         """
         latents = latents.detach().float()
         if not self._size:

@@ -11,7 +11,7 @@ from vpvae_hf.tensors import kept_for_training, precise_dtype
 
 Displacement: TypeAlias = Callable[[float], float]
 
-# The factor is looked for anew once this share of the queue has been replaced.
+# The factor is searched for again once this share of the queue has been replaced.
 _FOUND_EVERY = 0.5
 # Factors that are tried in turn until the displacement is large enough. With larger ones most proposals are rejected.
 _LADDER = tuple(0.25 * 2 ** (i / 2) for i in range(10))
@@ -23,12 +23,12 @@ _GAIN = 0.2
 
 
 class PerturbationScale:
-    """The factor eta (or share s) of a perturbation, with "auto" such that its displacement is as large as the error.
+    """The factor of a perturbation, eta or the share; "auto" makes the displacement as large as the error.
 
     "auto" keeps the root mean square displacement (zero if a proposal was rejected) equal to the root mean square error
-    of the live codebook: the factor follows the displacement that it is seen to cause. If the displacement is not
-    proportional to the factor, it is looked for at the beginning, and again when it has left the range around what was
-    found, once half of the queue is new.
+    of the live codebook, by correcting the factor after each step. If the displacement is not proportional to the
+    factor, the factor is searched for at the beginning, and again when it has left the range around the one that was
+    found and half of the queue is new.
 
     In a distributed job every rank must call `find`, and `observe` with the displacement of all tokens; then all have
     the same values: the first rank searches for the others. The ranks fill the queue together, so a search is due
@@ -82,7 +82,7 @@ class PerturbationScale:
 
     @kept_for_training()
     def observe(self, displacement_ms: Tensor, error_ms: Tensor) -> None:
-        """Take note of the mean square displacement [] that the present factor caused, and the error [] it should have.
+        """Record the mean square displacement [] that the present factor caused, and the error [] that it should have.
 
         They lie where the value does.
         """
@@ -93,7 +93,7 @@ class PerturbationScale:
         self.value = torch.where((displacement_ms > 0) & (error_ms > 0), followed, self.value)
 
     def forget(self) -> None:
-        """Look for the factor anew at the next chance: the codebook size has changed."""
+        """Search for the factor again at the next opportunity, since the codebook size has changed."""
         if not self._proportional:
             self._bounds = None
 

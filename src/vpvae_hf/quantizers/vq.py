@@ -25,8 +25,8 @@ class VectorQuantizationConfig(LearnedCodebookConfig):
             moving average ("ema", its appendix A.1).
         decay: decay of the moving averages of the codebook and of how often a code is used.
         kmeans_start: start from K-means of the first batch, not at random.
-        replace_below: a code that fewer latents per batch use, in the moving average, is replaced by a latent; with 0
-            no code is ever replaced.
+        replace_below: a code is replaced by a latent if, in the moving average, fewer latents per batch than this use
+            it; with 0 no code is replaced.
     """
 
     kind: ClassVar[str] = "vq"
@@ -95,6 +95,6 @@ class VectorQuantization(LearnedCodebook):
         learned = self.fitted_codebook is None
         if learned and not is_tracing() and not self._has_started(self.library._codebook.initted):
             raise CodebookNotFittedError(
-                "the codebook starts from the first batch of training (kmeans_start), and none was seen yet; train "
+                "the codebook starts from the first batch of training (kmeans_start), which has not come yet; train "
                 "first"
             )
