@@ -79,7 +79,7 @@ def read_pixels(file: Mapping[str, Any] | None, channels: int = 3, least_side: i
             return _decoded(data, channels, least_side)
     except ImportError:
         raise
-    except Exception as error:  # decoders raise whatever a damaged file makes them run into
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         raise unreadable(file, error) from error
 
 
@@ -172,7 +172,7 @@ def _array_of(tensor: Tensor) -> np.ndarray:
 def _decoded(data: io.IOBase, channels: int, least_side: int | None) -> np.ndarray:
     try:
         return _decoded_by_pillow(data, channels, least_side)
-    except Exception:  # decoders raise whatever a damaged file makes them run into
+    except Exception:  # decoders raise all kinds of errors for damaged files
         data.seek(0)
         with contextlib.suppress(Exception):
             file = without_metadata(data.read())

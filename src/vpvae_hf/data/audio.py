@@ -25,10 +25,10 @@ from .sources import Transform
 
 # libsndfile reports this if a file's header does not tell its length.
 _UNKNOWN_LENGTH = (1 << 63) - 1
-# Hz. Beyond, as damaged headers have it, resampling takes minutes.
+# Hz. From a higher rate, as damaged headers give it, resampling takes minutes.
 _CONVERTED_RATES = range(100, 1_000_001)
-# Samples of MP3 that are decoded before a part, whose frames borrow bits of earlier ones: at the lowest bit rates of
-# up to 11 frames. Without them libsndfile gives other audio, and no error.
+# Samples of MP3 that are decoded before a part, since its frames borrow bits from up to 11 earlier ones at the lowest
+# bit rates. Without them libsndfile gives other audio, and no error.
 _BORROWED = 11 * 1152
 _POSITIONS = ("random", "center", "start")
 
@@ -67,9 +67,9 @@ class AudioSegment(_AudioTransform):
     Args:
         length: S.
         sampling_rate: of the segment, in Hz.
-        resample: resample files with another sampling rate; otherwise they are an error.
-        downmix: take the mean of several channels; otherwise they are an error.
-        shortest: the least length of a clip; shorter ones count as unreadable.
+        resample: resample files of another sampling rate, which otherwise raise an error.
+        downmix: average the channels of files that have several, which otherwise raise an error.
+        shortest: the smallest length of a clip; shorter ones count as unreadable.
         position: "random", "center", or "start" of the clip.
     """
 
@@ -142,9 +142,9 @@ def read_audio(
 
 
 class AudioFile:
-    """An open audio file, of which only what is read is decoded; use it in a `with`.
+    """An open audio file, which decodes only the part that is read; use it in a `with`.
 
-    Read one part only and open the file again for another: libsndfile loses its place in Ogg Vorbis if it goes back.
+    Read a single part, and open the file again for another: libsndfile loses its place in Ogg Vorbis if it goes back.
 
     Args and errors are those of `read_audio`; `file=None` (a row without a file) raises UnreadableFileError.
 
@@ -164,7 +164,7 @@ class AudioFile:
             self._file = soundfile.SoundFile(_source_of(file))
         except ImportError:  # a library that such addresses need
             raise
-        except Exception as error:  # decoders raise whatever a damaged file makes them run into
+        except Exception as error:  # decoders raise all kinds of errors for damaged files
             raise self._unreadable(error) from error
         try:
             self._check(sampling_rate, resample, downmix)
@@ -260,7 +260,7 @@ class AudioFile:
 
 
 def _source_of(file: Mapping):
-    """What libsndfile opens: a local path, which it reads fastest, or all bytes of any other file."""
+    """What libsndfile opens: a local path, which it reads fastest, or the bytes of any other file."""
     if file["bytes"] is not None:
         return _Memory(file["bytes"])
     if fsspec.utils.get_protocol(file["path"]) == "file":

@@ -19,8 +19,8 @@ class CodeFolder:
 
     Args:
         folder: with tokenizer.json and data/*.parquet.
-        condition_column: column of whole numbers, such as classes, or of texts, such as captions, that condition the
-            codes; None for none.
+        condition_column: the column that conditions the codes: whole numbers, such as classes, or texts, such as
+            captions; None for none.
 
     Attributes:
         manifest: content of tokenizer.json.
@@ -76,7 +76,7 @@ class CodeFolder:
 
     @property
     def condition_size(self) -> int:
-        """One more than the highest condition; 0 without a column, and of texts, whose tokenizer decides it."""
+        """One more than the highest condition; 0 without a column, and for texts, whose tokenizer decides it."""
         if self.condition_column is None or self.is_text:
             return 0
         if self.condition_names is not None:
@@ -94,7 +94,7 @@ class CodeFolder:
         return None if names is None else tuple(names)
 
     def condition(self, example: Mapping[str, Any]) -> int | str | None:
-        """The whole number or the text of a row; None without a column, and where it is missing, -1 or empty."""
+        """The whole number or text of a row; None without a column, and if the value is missing, -1 or empty."""
         value = None if self.condition_column is None else example[self.condition_column]
         if value is None or value != value:  # NaN, as numpy has what is missing
             return None
@@ -103,12 +103,12 @@ class CodeFolder:
         return int(value) if value >= 0 else None  # -1 is the class of what has none, as `datasets` has it
 
     def texts(self) -> list[str]:
-        """All texts of the condition column that say something."""
+        """All texts of the condition column that are not empty."""
         texts = self.rows.with_format("arrow")[:][self.condition_column].to_pylist()
         return [text for text in texts if text is not None and text.strip()]
 
     def first_conditions(self, number: int) -> list[int | str] | None:
-        """Those of so many of the first rows that have one, from the beginning again if they are too few."""
+        """The first `count` conditions of rows that have one, repeated from the beginning if there are too few."""
         conditions = (self.condition(row) for row in self.rows)
         some = list(itertools.islice((each for each in conditions if each is not None), number))
         return [some[place % len(some)] for place in range(number)] if some else None
@@ -119,7 +119,7 @@ class CodeFolder:
         return codes.transpose(0, 1) if self.is_audio and codes.ndim == 2 else codes
 
     def check_same_codes(self, other: "CodeFolder") -> None:
-        """Raise a ValueError if another folder's codes are of another tokenizer, grid, or range of conditions."""
+        """Raise a ValueError if another folder's codes differ in tokenizer, grid, or range of conditions."""
         for name in ("fingerprint", "codebook_size", "code_groups"):
             if self.manifest[name] != other.manifest[name]:
                 raise ValueError(

@@ -17,11 +17,11 @@ from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 from .sources import Source, Transform
 from .streams import ShardReader, shard_groups
 
-# Beside the files: what made them, so that they are never mixed with those of another run.
+# This file tells what made the files beside it, so that they are never mixed with those of another run.
 MANIFEST = "tokenizer.json"
-# Where the tokenizer lies may change, what it is may not; nor may precision, which decides some of the codes.
+# The tokenizer's place may change, but neither the tokenizer nor the precision, which decides some of the codes.
 _MAY_DIFFER = ("tokenizer", "tokenizer_revision", "device_type", "torch", "batch_size")
-# What manifests of an older version do not say.
+# Fields that manifests of older versions lack.
 _UNSAID = {"dtype": "float32", "compiled": False, "exact": False, "limit": None, "refine_steps": 0}
 _ROWS_AT_ONCE = 1000
 _SKIPPED, _REASONS = b"vpvae_hf.skipped", b"vpvae_hf.skipped_reasons"
@@ -35,7 +35,7 @@ def code_dtype(codebook_size: int) -> str:
 class CodeFiles:
     """Files `data/{split}-00003-of-00128.parquet` with columns of codes and the data set's other columns.
 
-    A file gets its name only when it is complete, so an interrupted run need not do again what it has finished.
+    A file gets its name only when it is complete, so an interrupted run continues after the files that it finished.
 
     Args:
         source: opened with its other columns.
@@ -44,8 +44,8 @@ class CodeFiles:
         features: the columns of codes, as `datasets` describes them.
         encode: gives the values of these columns for the items of each list, list by list, encoding `batch_size` items
             together.
-        batches_decoded: for how many batches files are decoded before they are encoded.
-        limit: the first so many of the data set's files, unreadable ones among them; None for all.
+        batches_decoded: the files of so many batches are decoded before the first of these batches is encoded.
+        limit: take only so many of the data set's files, the first ones; unreadable ones count. None for all.
 
     Attributes:
         count: number of files.
@@ -102,8 +102,9 @@ class CodeFiles:
             writer.add_key_value_metadata({_SKIPPED: str(skipped.count), _REASONS: json.dumps(skipped.reasons)})
 
     def totals(self) -> tuple[int, int]:
-        """Rows of all files, which must be finished, and how many of the data set's files could not be read: why, for
-        the first of them, is logged.
+        """Rows of all files, which must be finished, and how many of the data set's files could not be read.
+
+        The reasons for the first of these are logged.
         """
         from pyarrow.parquet import read_metadata
 
@@ -175,9 +176,9 @@ def _table(rows: list[dict[str, Any]], features):
 
 
 def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make a folder that of a run with some settings, or see that it already is. Several ranks may do so at once.
+    """Claim a folder for a run with some settings, or check that it is claimed for them. Ranks may do so together.
 
-    What a run claimed that has written nothing is free.
+    A folder that was claimed by a run that has written nothing is free.
     """
     require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Local files as data sets: which files of a path are read, the columns beside them, and the splits they are in."""
+"""Local files as data sets: which files of a path are read, their further columns, and their splits."""
 
 import functools
 import logging
@@ -138,10 +138,10 @@ class LocalFiles:
         return datasets.Dataset(table, info=datasets.DatasetInfo(features=self.features))
 
     def set_aside(self, share: float) -> "LocalFiles":
-        """With a share of the only split, "train", as the split "validation".
+        """The files with a share of the only split, "train", as the split "validation".
 
-        A file's name decides, so every command sets the same files aside, and further files change nothing. One file
-        alone is both.
+        A file's name decides, so every command sets the same files aside, and added files change nothing for others. A
+        single file is in both splits.
         """
         if share == 0 or self.splits.keys() != {"train"}:
             return self
@@ -179,7 +179,7 @@ def check_split(name: str, split: str, splits: Sequence[str], streaming: bool) -
 def find_files(kind: str, name: str, path: Path) -> LocalFiles | None:
     """The "image" or "audio" files of a folder, of a list of files, or the one file that a path names.
 
-    Links to folders are followed; hidden files and folders are left out. What else is left out is told once.
+    Links to folders are followed; hidden files and folders are left out. A warning tells once what else is left out.
 
     Returns:
         None for what `datasets` reads: files of data, and folders of them.
@@ -294,7 +294,7 @@ def _refuse_without_files(kind: str, name: str, found: _Found) -> None:
 
 
 def _is_data_set(kind: str, folder: Path, found: _Found) -> bool:
-    """Whether a folder's files of data, rather than the files of the kind beside them, are what it is for."""
+    """Whether a folder is meant as one of files of data, not of the files of the kind that lie beside them."""
     import datasets
     import pyarrow.parquet
 
@@ -338,7 +338,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _listed(folder: Path, tables: Sequence[str], *, anywhere: bool = False):
-    """The files that tables name, relative to the folder, and the tables as one; None if none has a column file_name.
+    """The files that tables name, relative to the folder, and the joined tables; None if no table has a file_name.
 
     Args:
         anywhere: files may lie outside of a table's folder.
@@ -402,7 +402,7 @@ def _joined(folder: Path, tables: Sequence[str], read: list):
 
 
 def _guessed_anew(table, columns):
-    """The table without a type for those of the columns that hold nothing, which is read as numbers from CSV."""
+    """The table, in which columns that hold nothing have no type; from CSV they are read as numbers."""
     import pyarrow
 
     for place, name in enumerate(table.column_names):
@@ -465,7 +465,7 @@ def _files_of(kind: str, name: str, root: Path, names: list[str], table: Any = N
 
 
 def _classes(names: Sequence[str], depth: int) -> list[str]:
-    """The folder of each file within a split, if all files are as deep and the folders are several; else none."""
+    """The folder of each file within a split, if all files are equally deep in several folders; otherwise none."""
     if len({each.count("/") for each in names}) > 1 or names[0].count("/") <= depth:
         return []
     classes = [each.rsplit("/", 2)[-2] for each in names]
@@ -475,7 +475,7 @@ def _classes(names: Sequence[str], depth: int) -> list[str]:
 def _splits(kind: str, name: str, names: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
     """The rows of each split, and how many folders deep its files lie.
 
-    The folders of splits are those at the top, or all that there are in the one folder, of one folder, ... at the top.
+    The folders of splits are those at the top or, if a folder holds a single folder, those within that one, and so on.
     """
     start, depth = 0, 0
     while True:
@@ -520,7 +520,7 @@ def _first_folder(name: str, start: int) -> str:
 
 
 def _draw(name: str) -> float:
-    """A number in [0, 1) that looks random and is always the same for a name."""
+    """A number in [0, 1) that looks random but is always the same for a name."""
     return int.from_bytes(blake2b(name.encode(), digest_size=6).digest()) / (1 << 48)
 
 

@@ -19,7 +19,7 @@ from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
 from .sources import Transform, open_images
 
-# How many times larger than asked for a draft stays, before it is filtered: Pillow's own value for thumbnails.
+# Before it is filtered, a draft is at least so many times larger than wanted: Pillow's own value for thumbnails.
 _DRAFT_GAP = 2
 # Real images without a download: the other images of scikit-image need one or are no photographs.
 _FROM_SKIMAGE = ("astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "rocket")
@@ -36,7 +36,7 @@ class ImageCrop(Transform):
         crop: "random" or "center".
         flip: mirror half of the images.
         channels: C, 1 for grey, 3 for RGB, 4 for RGBA; see `vpvae_hf.pixels`.
-        draft: decode and scale large images faster, with slightly other pixels; it takes a `shortest_side`.
+        draft: decode and scale large images faster, with slightly other pixels; it needs a `shortest_side`.
     """
 
     kind: ClassVar[str] = "image"
@@ -81,8 +81,8 @@ def load_images(
     """The first images [H, W, 3] uint8 of a data set. Unreadable files are skipped, counted and logged.
 
     Args:
-        name, split, column: as `open_images` takes them; errors are as well.
-        limit: the most images to read.
+        name, split, column: arguments of `open_images`, whose errors are raised, too.
+        limit: the largest number of images to read.
         shortest_side: in pixels, after scaling.
     """
     require_integer("limit", limit, 1)

@@ -33,25 +33,26 @@ _OF_FILES = frozenset(("binary", "large_binary", "binary_view", "string", "large
 
 
 class Transform(ABC):
-    """Makes an item of a file: decodes it and cuts out what a model takes. It holds settings only, so that it can be
-    sent to worker processes.
+    """Makes an item of a file: decodes it and cuts out what a model takes.
+
+    It holds only settings, so that it can be sent to worker processes.
     """
 
     kind: ClassVar[str]  # what messages call such a file
 
     @abstractmethod
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
-        """One item, in its smallest form, of a mapping of "bytes" and "path"; the generator decides what is random.
+        """One item, in its smallest form, from a mapping of "bytes" and "path"; the generator decides what is random.
 
         Raises:
-            UnreadableFileError: this file is to be skipped; there may be none in a row.
-            ValueError: something is wrong that concerns all files.
+            UnreadableFileError: this file must be skipped; it may also be missing.
+            ValueError: there is a problem with all files.
         """
 
     sample = FormerMethod("read")
 
     def collate(self, items: list[Tensor]) -> Tensor:
-        """A batch in the items' own form, in which workers send it."""
+        """A batch in the form of the items, in which workers send it."""
         return torch.stack(items)
 
     @abstractmethod
@@ -112,9 +113,9 @@ def open_source(
 ) -> Source:
     """Open a data set of "image" or "audio" files, which are read when it is iterated.
 
-    A local path names a folder of files, in any formats that can be read, or one file; Parquet, Arrow and tar files or
-    a folder of such; or a list of files, CSV or JSON lines with a column "file_name". It goes before a hub id of the
-    same spelling. Zip files are to be unpacked.
+    A local path names a folder of files in any readable format, or one file; Parquet, Arrow and tar files or a folder
+    of them; or a list of files: CSV or JSON lines with a column "file_name". A local path has priority over a hub id of
+    the same spelling. Zip files must be unpacked.
 
     The splits of a folder of files are its folders "train", "validation" and "test"; "training", "valid", "val", "dev",
     "testing", "eval" and "evaluation" mean the same, and a number may follow, as in "val2017". Without them all files
@@ -129,13 +130,13 @@ def open_source(
         split: e.g. "train", or several joined by "+"; a slice such as "train[:1000]" if it is not streamed.
         config: name of a configuration (subset), for a data set that has several.
         revision: branch, tag or commit on the hub.
-        column: name of the column with the files; None finds it by its type. If it is named, it may also hold encoded
-            files, or paths that are absolute or relative to the data set's folder, as other programs write them; so may
-            a column "image" or "audio" of structs of bytes and path, without being named.
+        column: name of the column with the files; None finds it by its type. A column that is named may also hold, as
+            other programs write them, encoded files, or paths that are absolute or relative to the data set's folder. A
+            column "image" or "audio" of structs of bytes and path need not be named.
         streaming: read the data set while it is used; otherwise it is downloaded and prepared first.
         other_columns: keep them in the rows.
         validation_share: if all local files are the split "train", about this share of them, at least one, is
-            "validation" instead. The files' names decide which.
+            "validation" instead. The files' names decide which files.
 
     Raises:
         ValueError: no such split or column, or no file that can be read.
@@ -203,7 +204,7 @@ def _holds_files(feature: Any) -> bool:
 
 
 def library_missing(error: ImportError) -> ImportError:
-    """The error for a user whose data set needs a library, which another form of the data set does not."""
+    """The error for a data set that needs a library which is missing; another form of the data set needs none."""
     return ImportError(f"{error} A data set of Parquet files needs no such library.")
 
 
@@ -245,10 +246,10 @@ def _where(name: str, path: Path | None) -> dict[str, Any]:
 
 
 class JoinedRows:
-    """Several streamed splits as one, with what readers use of a `datasets.IterableDataset`.
+    """Several streamed splits as one, with the part of `datasets.IterableDataset` that readers use.
 
-    Its shards are dealt out together. `datasets` itself would join the streams end to end, so that a reader would reach
-    the second split only after the first.
+    The shards of all splits are distributed together. `datasets` itself would join the streams end to end, so that a
+    reader would reach the second split only after the first.
     """
 
     def __init__(self, parts: list[Any]):

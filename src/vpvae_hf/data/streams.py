@@ -23,9 +23,9 @@ from vpvae_hf.unreadable import MOST_UNREADABLE, SkippedFiles, UnreadableFileErr
 from .sources import Source, Transform, library_missing
 
 _log = logging.getLogger(__name__)
-# A folder of a million files has a million shards, so shards are dealt out in at most this many groups.
+# A folder of a million files has a million shards, so shards are distributed in at most this many groups.
 _MOST_GROUPS = 1024
-# Of a block that threads decode; they wait for each other at its end.
+# Size of a block that threads decode; they wait for each other at its end.
 _FILES_PER_THREAD = 4
 _CHECKED_ROWS = 100
 # The torch library gives an error of a worker the worker's traceback for a message.
@@ -37,17 +37,17 @@ class ItemStream(IterableDataset):
     """One item of each file of a data set: a crop of an image, a segment of audio.
 
     The order and the items depend on the seed and on a file's place in the order, not on what was drawn before. Files
-    are shuffled in blocks: a block is read, permuted and given out, then comes the next. So a position is a few
-    numbers, and returning to one costs the reading of part of a block.
+    are shuffled in blocks: a block is read, permuted and yielded before the next one. So a position is a few numbers,
+    and to return to it, part of a block is read again.
 
     Args:
         source: opened by `open_images` or `open_audio`.
         transform: e.g. an `ImageCrop` or an `AudioSegment`.
-        shuffle_buffer: files in a block, which is held in memory as encoded; 1 keeps the data set's own order.
+        shuffle_buffer: files in a block, which memory holds in encoded form; 1 keeps the data set's own order.
         passes: number of passes over the data set; None for no end.
         seed: decides order and items.
         rank, world_size: this process and how many there are. Their shares may differ in size.
-        threads: how many decode in each process, a block at a time; the order does not depend on it.
+        threads: how many threads decode in each process; the order does not depend on it.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class ItemStream(IterableDataset):
         An endless stream ends nevertheless if its reader's share has no readable file.
 
         Yields:
-            "item", "skipped", the reasons of the unreadable files just before it, and "passes", how many passes over
-            the reader's share the items so far are. If a stream ends with unreadable files, the "item" of its last
-            yield is None. A loader's worker does not raise errors that a user can mend, it yields them as "error".
+            "item"; "skipped", the reasons of the unreadable files just before it; and "passes", the number of passes
+            over the reader's share so far. If a stream ends with unreadable files, the "item" of its last yield is
+            None. A loader's worker does not raise errors that a user can mend but yields them as "error".
 
         Raises:
             ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
@@ -185,7 +185,7 @@ class ItemLoader:
     Attributes:
         skipped: number of unreadable files so far; it is logged with the first reasons, once there is one and when an
             iteration ends.
-        passes: how many passes over the data the batches so far are; 0 within the first.
+        passes: how many passes over the data are complete; 0 within the first.
     """
 
     def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0, device: str | torch.device = "cpu"):
@@ -244,7 +244,7 @@ class ItemLoader:
 
     @property
     def _pins(self) -> bool:
-        """Whether batches lie in pinned memory, from which alone a copy need not be waited for."""
+        """Whether batches lie in pinned memory, since only copies from there need not be waited for."""
         return self._device.type == "cuda"
 
     def _nothing_to_read(self) -> str:
@@ -266,7 +266,8 @@ class ItemLoader:
                 num_workers=self._workers,
                 pin_memory=self._pins,
                 collate_fn=partial(_collate, self._stream.transform.collate),
-                # Its own: making an iterator draws from it, and training's randomness must not depend on that.
+                # A generator of its own: making an iterator draws from it, and training's randomness must not depend on
+                # that.
                 generator=torch.Generator().manual_seed(0),
             )
 
@@ -317,7 +318,7 @@ def _is_address(file: Any) -> bool:
 
 
 def shard_groups(rows, readers: int = 1) -> int:
-    """The number of groups in which shards are dealt out: as many as there are shards, up to a limit."""
+    """The number of groups in which shards are distributed: as many as there are shards, up to a limit."""
     return min(rows.num_shards, max(_MOST_GROUPS, readers))
 
 

@@ -1,4 +1,4 @@
-"""The model cards of saved tokenizers and pipelines: what their files say, and nothing that they do not."""
+"""The model cards of saved tokenizers and pipelines, which say only what the files say."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from vpvae_hf.metric_labels import metric_label, metric_notes, sort_metrics
 from .contents import PIPELINE_INDEX
 from .saved import CARD, CONFIG, PICTURE, RESULTS, SavedTokenizer, read_saved, strip_local_paths
 
-# A card that has this line is ours to write anew.
+# A card that has this line may be overwritten.
 MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
 # For diffusers and transformers the Hub would show programs that do not import this package, without which they know
 # neither models nor pipelines; so too for tasks of `transformers.pipeline`.
@@ -57,12 +57,12 @@ _GENERATION = {
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license: str | None = None) -> Path:
-    """Write the card of a saved tokenizer into its folder; one that somebody wrote or took over is left as it is.
+    """Write the card of a saved tokenizer into its folder; a card that somebody wrote or took over stays as it is.
 
     Args:
-        folder: as `save_pretrained` writes it, if need be with results.json, reconstruction.png, original.flac and
+        folder: as `save_pretrained` writes it; it may also hold results.json, reconstruction.png, original.flac and
             reconstruction.flac.
-        repo_id: repository that it is for; None if that is not known.
+        repo_id: repository that the card is for; None if that is not known.
         license: as the Hub names it, e.g. "apache-2.0"; None for that of the present card.
 
     Returns:
@@ -90,7 +90,7 @@ def write_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id
 
 
 def is_generated(card: str | os.PathLike) -> bool:
-    """Whether a card is one of ours that nobody took over."""
+    """Whether this package wrote a card, and nobody took it over."""
     return MARKER in Path(card).read_text(encoding="utf-8").splitlines()
 
 

@@ -1,4 +1,4 @@
-"""What lies where a tokenizer was to be loaded from and could not be."""
+"""Explains what a place holds from which a tokenizer could not be loaded."""
 
 import json
 import os

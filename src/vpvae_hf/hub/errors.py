@@ -1,4 +1,4 @@
-"""What went wrong between this computer and a hub, in one sentence that says what to do."""
+"""Errors of the connection to a hub, in one sentence that says what to do."""
 
 import os
 import sys
@@ -23,9 +23,9 @@ _TOKEN = "log in with `hf auth login`, or give token=, and see that the token is
 
 @contextmanager
 def hub_errors(repo_id: str | os.PathLike, *, doing: Literal["load", "push"], revision: str | None = None) -> Iterator:
-    """Replace a failure of the hub within the block by an error that names repository, endpoint and remedy.
+    """A context that replaces a failure of the hub by an error that names repository, endpoint and remedy.
 
-    Libraries wrap such failures, so the causes of an error are searched too. All other errors pass as they are.
+    Libraries wrap such failures, so the causes of an error are searched, too. Other errors do not change.
 
     Raises:
         ConnectionError: the hub cannot be reached, is down, or turns requests away.

@@ -1,4 +1,4 @@
-"""From a saved folder to a repository on the Hub, in one commit."""
+"""Pushes a saved folder to a repository on the Hub, in one commit."""
 
 import json
 import os
@@ -32,13 +32,13 @@ def push_folder(
 ) -> str:
     """Push a saved tokenizer to the Hub, with a model card.
 
-    All is checked before anything is sent. The folder's own files go up in one commit; hidden files and sub-folders
-    stay behind, paths in results.json are cut to their last part, and weights that the repository has from an earlier
-    push are replaced. The card is written anew, unless somebody wrote one, in the folder or on the Hub. A push that
-    failed can be repeated.
+    Everything is checked before anything is sent. The folder's own files are pushed in one commit; hidden files and
+    sub-folders are not pushed, paths in results.json are cut to their last part, and weights of an earlier push are
+    replaced. The card is written again, unless somebody wrote one, in the folder or on the Hub. A push that failed can
+    be repeated.
 
     Args:
-        folder: as `save_pretrained` writes it, if need be with results.json, pictures and sounds.
+        folder: as `save_pretrained` writes it; it may also hold results.json, pictures and sounds.
         repo_id: "owner/name", or "name" for the token's owner. It is made if it does not exist.
         private: whether a new repository is private; None for the owner's default.
         token: None for the one of `hf auth login`.
@@ -46,8 +46,8 @@ def push_folder(
         create_pr: open a pull request instead of pushing to the main branch.
         commit_message, commit_description: of the commit or the pull request.
         tags: tags for the repository's card, in addition to those that it has.
-        subfolder: folder of the repository to push into, as for a part of a pipeline. The card of the repository, which
-            tells of the whole, is then neither written nor replaced.
+        subfolder: folder of the repository to push into, e.g. for a part of a pipeline. The repository's card, which
+            describes the whole, is then neither written nor replaced.
         allow_unfitted: push a tokenizer that has no codes yet.
 
     Returns:
@@ -97,8 +97,8 @@ def push_pipeline(
     """Push a saved pipeline with its parts, samples and card, in one commit; arguments and errors as of `push_folder`.
 
     Args:
-        folder: as a generation recipe leaves it, or `save_pretrained` of one of this package's pipelines. Hidden files,
-            and what lies in hidden folders, stay behind.
+        folder: written by a generation recipe, or by `save_pretrained` of one of this package's pipelines. Hidden
+            files and hidden folders are not pushed.
     """
     folder = checked_pipeline(folder)
 
@@ -207,7 +207,7 @@ def _weights_of(name: str, one_set: bool) -> tuple[str, str] | None:
 
 
 def public_content(content: Path | bytes) -> Path | bytes:
-    """The content without the paths of this computer."""
+    """The content without paths of this computer."""
     # A tokenizer of texts lists parts of words, such as "/", which are no paths.
     if isinstance(content, bytes) or content.suffix != ".json" or content.name == "tokenizer.json":
         return content

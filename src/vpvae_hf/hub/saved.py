@@ -25,7 +25,7 @@ _WEIGHTS = re.compile(
 )
 
 
-# Fields of names and texts, which are no paths though they may look like some, such as the class "/m/01yrx".
+# Fields of names and texts, which are no paths even if they look like one, such as the class "/m/01yrx".
 _WORDS = ("condition_names", "sample_conditions")
 # As safetensors names them, and torch.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -144,7 +144,7 @@ def read_results(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def strip_local_paths(value: Any) -> Any:
-    """JSON data in which each absolute path is cut to its last part: the rest tells of the computer, not the model."""
+    """JSON data with absolute paths cut to their last part, since the rest describes a computer, not the model."""
     if isinstance(value, dict):
         return {name: item if name in _WORDS else strip_local_paths(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The page of `vpvae app` as a Space of the Hub: its files, this package's source, and tokenizers of this computer."""
+"""Pushes the page of `vpvae app` as a Space of the Hub: its files, this package's source, and local tokenizers."""
 
 import importlib.metadata
 import importlib.resources
@@ -100,7 +100,7 @@ def _requirements() -> list[str]:
 
 
 def _source() -> dict[str, Path | bytes]:
-    """This package, since the Space is to run what was tried here."""
+    """This package's source, so that the Space runs the same version."""
     root = Path(__file__).parents[1]
     found = (file.relative_to(root) for file in sorted(root.rglob("*.py")))
     files = [file for file in found if file.parts[0] not in ("model_cards", "recipes")]

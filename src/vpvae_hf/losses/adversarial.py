@@ -1,7 +1,7 @@
 """The losses of a tokenizer and the discriminator that trains against it.
 
-A discriminator is a module whose forward pass gives logits, higher for what looks or sounds real; its `judge` gives
-the logits and the features of its layers.
+A discriminator is a module whose forward pass gives logits, which are higher if the input looks or sounds real. Its
+`judge` gives the logits and the features of its layers.
 """
 
 from collections.abc import Sequence

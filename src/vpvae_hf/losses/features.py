@@ -24,8 +24,8 @@ class FeatureNetwork(nn.Module):
     """A frozen network in float32 and eval mode: images [B, 3, H, W] in [-1, 1] -> feature maps [B, C_i, H_i, W_i].
 
     Args:
-        body: it gives the maps of normalized images.
-        mean, deviation: of pixels in [0, 1], which it is given with mean 0 and deviation 1.
+        body: makes the maps of normalized images.
+        mean, deviation: of pixels in [0, 1], which are normalized to mean 0 and deviation 1.
     """
 
     def __init__(self, body: nn.Module, mean: Sequence[float], deviation: Sequence[float]):

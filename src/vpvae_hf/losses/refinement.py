@@ -37,7 +37,7 @@ def item_losses(weights: Mapping[str, float], available: Mapping[str, Loss | Loa
 
 
 def _spread(errors: Tensor, like: Tensor) -> Tensor:
-    """An error [B] at each position: they all have a like part in it."""
+    """An error [B], spread equally over all positions."""
     return errors.view(-1, *[1] * (like.ndim - 1)).expand_as(like)
 
 
@@ -57,7 +57,7 @@ def _l2(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 
 def _stft(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """Of clips that are too short for a spectrogram, with silence after them."""
+    """The STFT loss by position; silence is appended to clips that are too short for a spectrogram."""
     length = original.shape[-1]
     missing = (0, max(0, MINIMUM_LENGTH - length))
     errors = multi_resolution_stft_by_position(pad(reconstruction, missing), pad(original, missing))

@@ -22,7 +22,7 @@ QUIETEST_MAGNITUDE = 1e-2
 def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
     """[] float32: spectral convergence plus L1 of log magnitudes, mean over three resolutions: eqs. (3) to (6).
 
-    0 if both waveforms are equal; it does not hear a change of sign. Between very quiet or silent waveforms it
+    It is 0 if both waveforms are equal, and does not notice a change of sign. For very quiet or silent waveforms it
     departs from the paper (`SILENT_POWER`, `QUIETEST_MAGNITUDE`), so that it and its gradient are finite; if the
     reconstruction is all zeros, the gradient is zero. It is computed in float32 under autocast, too: half precision has
     no Fourier transform.

@@ -27,12 +27,12 @@ DECADES = 8.0
 class WhisperFeatures(nn.Module):
     """Whisper's features of waveforms, of the waveforms' own length.
 
-    Whisper pads what it hears to 30 s. Here the encoder reads only the waveform, padded to whole positions, and gets
-    the first of its position embeddings, which are fixed sinusoids. For a second of sound that is a thirtieth of the
-    work, but the features differ from those of the padded waveform.
+    Whisper pads its input to 30 s. Here the encoder reads only the waveform, padded to whole positions, and uses the
+    first of its position embeddings, which are fixed sinusoids. For a second of sound that is a thirtieth of the work,
+    but the features differ from those of the padded waveform.
 
     Args:
-        encoder: Whisper's encoder; it becomes this module's own, whose length changes with each call.
+        encoder: Whisper's encoder; this module changes its length with each call.
     """
 
     def __init__(self, encoder: "WhisperEncoder"):

@@ -1,9 +1,9 @@
 """Metrics of reconstructed audio.
 
-All take a reconstruction and its original, B clips of one channel, [B, 1, T], or one clip, [1, T] or [T], which they
-clip to [-1, 1], and the sampling rate in Hz, and give [B] float32. If a metric is not defined for a clip its value is
-NaN, so that a mean can leave that clip out and count it. All raise a ValueError for other or different shapes, a
-TypeError for what is not floating point, and an ImportError if packages of the extra "audio" are missing.
+All take a reconstruction, its original, and the sampling rate in Hz, and give [B] float32. Audio is [B, 1, T], B clips
+of one channel, or one clip [1, T] or [T], and is clipped to [-1, 1]. If a metric is not defined for a clip, its value
+is NaN, so that a mean can leave that clip out and count it. All raise a ValueError for other or different shapes, a
+TypeError for audio that is not floating point, and an ImportError if packages of the extra "audio" are missing.
 """
 
 import math
@@ -28,7 +28,7 @@ MAGNITUDE_FLOOR = 1e-5
 
 
 def audio_quality(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> dict[str, Tensor]:
-    """`pesq_score` as "pesq", at the only rate that it is defined at, `stoi_score` as "stoi", and `mel_distance`."""
+    """`pesq_score` as "pesq", if it is defined at this rate, `stoi_score` as "stoi", and `mel_distance`."""
     pesq = {"pesq": pesq_score(reconstruction, original, sampling_rate)} if sampling_rate == _PESQ_RATE else {}
     return pesq | {
         "stoi": stoi_score(reconstruction, original, sampling_rate),
@@ -47,14 +47,14 @@ def check_audio_packages() -> None:
 
 
 def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
-    """Wide-band PESQ (ITU-T P.862.2) of each clip of speech: MOS-LQO from about 1, bad, to 4.64, equal.
+    """Wide-band PESQ (ITU-T P.862.2) of each clip of speech: MOS-LQO from about 1 (bad) to 4.64 (equal).
 
-    It takes some 20 ms per second of audio on one CPU core. A clip of more than 20 seconds is scored in equal parts of
-    at most that, whose mean counts. Another sampling rate than 16000 Hz is a ValueError.
+    It takes some 20 ms per second of audio on one CPU core. A clip of more than 20 seconds is divided into equal parts
+    of at most 20 seconds, and their mean is taken. A sampling rate other than 16000 Hz raises a ValueError.
 
-    It is NaN if it is not defined: less than a quarter of a second, no utterance in the original, or a reconstruction
-    that is silent or has NaN. So a tokenizer that gives nothing back has no PESQ, not a bad one. Parts of a longer clip
-    for which it is not defined are left out.
+    PESQ is NaN if it is not defined: the clip is shorter than a quarter of a second, the original has no utterance, or
+    the reconstruction is silent or has NaN. So a tokenizer that returns silence has no PESQ instead of a bad one. Parts
+    of a longer clip for which it is not defined are left out.
     """
     if sampling_rate != _PESQ_RATE:
         raise ValueError(
@@ -87,8 +87,8 @@ def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
 def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
     """STOI (Taal et al. 2011, not the extended one) of each clip of speech: 1 if it is as intelligible, about 0 if not.
 
-    Clips with another rate than 10000 Hz are resampled to it. It is NaN if it is not defined: a silent original, or
-    less than 0.4 seconds that are not silent in it, or NaN in either. A silent reconstruction has 0.
+    Clips are resampled to 10000 Hz. STOI is NaN if it is not defined: less than 0.4 seconds of the original are not
+    silent, or either has NaN. A silent reconstruction has 0.
     """
     made, true = _clips(reconstruction, original)
     try:

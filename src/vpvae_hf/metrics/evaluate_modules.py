@@ -142,7 +142,7 @@ class RunningTotals(evaluate.Metric):
 class MeanOverItems(RunningTotals):
     """The mean of a metric over the items for which it is not NaN, in float64; NaN if no item has a value.
 
-    A subclass names the function that measures [B] items, alone or among others; its docstring is the description.
+    A subclass names the function that measures [B] items; the function's docstring is the metric's description.
     """
 
     metric_fn: ClassVar[Callable[..., Tensor | dict[str, Tensor]]]

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def feature_moments(features: Tensor) -> Tensor:
-    """[D + 1, D + 1] float64 of features [N, D]: sums of products, in the last column of features, then N.
+    """[D + 1, D + 1] float64 of features [N, D]: sums of products; the last column holds sums of features, and N.
 
-    The moments of several batches, on several ranks too, add up to those of all of them.
+    The moments of several batches, also of several ranks, add up to those of all of them.
     """
     features = torch.nn.functional.pad(features.double(), (0, 1), value=1.0)
     return features.mT @ features
@@ -19,7 +19,7 @@ def feature_moments(features: Tensor) -> Tensor:
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of two sets' means and covariances, from their `feature_moments`.
 
-    It falls as sets grow, so compare it between sets of one size alone. A ValueError for fewer than two items.
+    It falls as sets grow, so compare it only between sets of one size. Raises a ValueError for fewer than two items.
     """
     (mean, covariance), (other_mean, other_covariance) = map(_mean_and_covariance, (first, second))
     values, vectors = torch.linalg.eigh(covariance)

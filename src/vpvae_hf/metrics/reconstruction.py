@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of held-out inputs: B images or clips in a batch, each a grid of latents of d dimensions."""
+"""How well a tokenizer reconstructs held-out inputs: B images or clips per batch, each a grid of latents [d]."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,11 +31,11 @@ class ReconstructionQuality:
     """What was measured.
 
     Attributes:
-        metrics: means over items by the names that `metric_fn` gives: of decoded codes, and as "NAME_unquantized" of
-            decoded continuous latents; then "code_usage", "perplexity" and "codes_used" over all tokens, see
+        metrics: means over items under the names that `metric_fn` gives: "NAME" for decoded codes, "NAME_unquantized"
+            for decoded continuous latents. Then "code_usage", "perplexity" and "codes_used" over all tokens, see
             `code_statistics` (means over groups if a token has several codes), and "quantization_error_rms", the root
-            mean square distance of a latent to its code. A tokenizer without codes has none of these four, and is
-            measured by its continuous latents.
+            mean square distance of a latent to its code. A tokenizer without codes has none of these four, and "NAME"
+            is for its continuous latents.
         undefined: for each of those means, the number of items left out because their value was NaN; the mean is NaN if
             all of them were.
         items, tokens: how many were measured.
@@ -65,18 +65,18 @@ def evaluate_reconstruction(
     """Measure a tokenizer, in eval mode, without changing it.
 
     Args:
-        model: a tokenizer, also in a wrapper of DistributedDataParallel, torch.compile or peft.
+        model: a tokenizer, which DistributedDataParallel, torch.compile or peft may have wrapped.
         batches: images [B, C, H, W] or clips [B, 1, T], in [-1, 1], or whatever else `fit_codebook` takes, but without
             padding. Batches may differ in shape.
         codebook: [K, d] to quantize with in place of the model's own, e.g. a preview during training.
         metric_fn: what to measure, e.g. `image_quality`, or `audio_quality` with its sampling rate.
-        quantized: False measures decoded continuous latents alone, as of a tokenizer without codes.
-        unquantized: the names of its metrics that decoded continuous latents are also measured by; None for all.
-        across_ranks: in a distributed job, measure the batches of all ranks together, of which each may have any
-            number. Every rank must make this call, and all get the same result.
+        quantized: False measures only decoded continuous latents, as for a tokenizer without codes.
+        unquantized: the names of the metrics that are also measured for decoded continuous latents; None for all.
+        across_ranks: in a distributed job, measure the batches of all ranks together. Ranks may have different numbers
+            of batches. Every rank must make this call, and all get the same result.
         refine_steps: measure codes that `tokenize` has refined in so many steps; not together with a codebook.
-        frechet: also measure, by the names of its keys, the Fréchet distance between such features of all
-            reconstructions and of all originals.
+        frechet: name -> function that gives features; the Fréchet distance between the features of all reconstructions
+            and of all originals is measured under that name.
 
     A codebook that is not fitted raises a CodebookNotFittedError unless one is given, and a model without codes a
     NoCodesError if they are to be refined.

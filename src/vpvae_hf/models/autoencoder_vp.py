@@ -52,7 +52,7 @@ class AutoencoderVPOutput(BaseOutput):
     Attributes:
         sample: [B, C, H, W] reconstruction.
         latents: [B, d, h, w] what the decoder read: perturbed in training, quantized otherwise.
-        codes: [B, h, w] or [B, h, w, G] int64; None if a kind makes none in training.
+        codes: [B, h, w] or [B, h, w, G] int64; None in training if the kind has none then.
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         metrics: detached scalars of the quantizer.
     """
@@ -73,16 +73,17 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
     Args:
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
         latent_channels: the quantizer's latent_dim; may be left out.
-        sample_size: side of the images it is trained on, and of a tile.
+        sample_size: side of the images that it is trained on, and of a tile.
         scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
             `fit_codebook` and the recipes measure it.
         norm_type: "group", or "spatial" for a decoder whose normalization reads the latents (MoVQ).
-        force_upcast: tells pipelines whether float16 is too narrow for the decoder.
+        force_upcast: tells pipelines whether the decoder overflows in float16.
         encoder_out_channels: channels between the encoder and the bottleneck; block_out_channels[-1] by default.
-        decoder_in_channels: channels between the bottleneck and the decoder; likewise.
+        decoder_in_channels: channels between the bottleneck and the decoder; block_out_channels[-1] by default.
         force_not_quantize: the default of `decode`'s argument, so that pipelines do not quantize the latents that a
             diffusion model makes.
-        patch_size: p; encoder and decoder work on patches of p x p pixels as channels, p * p times fewer positions.
+        patch_size: p; encoder and decoder take patches of p x p pixels as channels, so they work on p * p times fewer
+            positions.
         linear_shortcut: adds a linear projection of each token's f x f pixels to the encoder, and one back to the
             decoder; a new model then starts from the discrete cosine transform instead of from nothing.
     """
@@ -178,13 +179,13 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         return_dict: bool = True,
         shape: tuple[int, ...] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Images, `.sample` [B, C, H, W], of codes or latents; the dtype tells which.
+        """Images, `.sample` [B, C, H, W], from codes or latents; the dtype tells which.
 
         Args:
             h: codes [B, h, w] or [B, h, w, G] of an integer dtype, or floating latents [B, d, h, w].
-            force_not_quantize: decode latents as they are; None for what the config says. Codes are always looked up,
+            force_not_quantize: decode latents as they are; None takes the config's value. Codes are always looked up,
                 and latents of a quantizer of kind "none" are never quantized.
-            shape: (B, h, w) or (B, h, w, d), if the codes are flat.
+            shape: needed if the codes are flat: (B, h, w) or (B, h, w, d).
         """
         h = as_real(h, "codes or latents", device_for(self, h))
         require_nonempty(h, "codes or latents")
@@ -222,10 +223,10 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
     ) -> Tensor:
         """Codes [B, h, w] or [B, h, w, G] int64 of images [B, C, H, W] in [-1, 1].
 
-        Images take no `padding_mask`. The processor's `original_sizes` change nothing: padding has codes as well.
+        `padding_mask` is not allowed. The processor's `original_sizes` are ignored, since padding has codes, too.
 
-        With `refine_steps` codes are refined, see `Tokenizer.tokenize`. With `use_tiling` this takes the memory of one
-        tile's forward and backward pass, with `use_slicing` that of one image's.
+        With `refine_steps` codes are refined, see `Tokenizer.tokenize`. That takes the memory of a forward and a
+        backward pass: of one tile with `use_tiling`, of one image with `use_slicing`.
         """
         refined = {"refine_steps": refine_steps, "refine_loss": refine_loss}
         if refine_steps and self.use_slicing:
@@ -309,7 +310,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         return super().extract_init_dict(config_dict, **kwargs)
 
     def register_to_config(self, **settings) -> None:
-        """As in diffusers; its EMAModel, which saves parameters alone, is refused for codebooks that are none."""
+        """As in diffusers. Its EMAModel, which saves only parameters, is refused if the codebook is no parameter."""
         if (
             settings.keys() >= _EMA_FIELDS
             and isinstance(self.quantize, LearnedCodebook)
@@ -359,8 +360,8 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
                 f"{-(-height // factor) * factor} x {-(-width // factor) * factor} or crop, or use the image processor"
             )
         require_finite(x, "pixel values", "; images lie in [-1, 1]", _SCALING)
-        # Another memory format has other kernels, which round otherwise: equal images shall have equal codes. With one
-        # channel `contiguous` would leave such a format.
+        # Kernels for another memory format round differently, but equal images must have equal codes. With one channel
+        # `contiguous` would keep such a format.
         return x.to(self.dtype).reshape(-1).view(x.shape)
 
     def _features(self, x: Tensor) -> Tensor:
@@ -379,7 +380,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
             overlap=int(latent_tile * self.tile_overlap_factor) * self.downsample_factor,
             out_tile=latent_tile,
         )
-        # Channels first in memory: another format has other kernels, which round otherwise, when these are decoded.
+        # Channels first in memory: kernels for another format round differently when these are decoded.
         return latents.movedim(-1, 1).contiguous().movedim(1, -1)
 
     def _decode(self, latents: Tensor) -> Tensor:
@@ -415,5 +416,5 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
 
 
 def _factor(config: Mapping[str, Any]) -> int:
-    """f; configs of before had no patches."""
+    """f; configs of earlier versions have no patch_size."""
     return config.get("patch_size", 1) * 2 ** (len(config["block_out_channels"]) - 1)

@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from vpvae_hf.quantizers import quantizer_config
 from vpvae_hf.settings import did_you_mean, nearest_name, require
 
-# A field whose name is nearer to a known one than this is a misspelling; others are left to transformers.
+# A field whose name is at least this similar to a known one is a misspelling; others are left to transformers.
 _MISSPELT = 0.8
 
 
@@ -24,20 +24,20 @@ class VPCodecConfig(PreTrainedConfig):
     Args:
         sampling_rate: of the audio, Hz.
         downsampling_ratios: strides of the encoder's blocks, whose product is the hop; the decoder's are the reverse.
-        spectral: go between samples and frames by Fourier transforms of windows of four hops instead of convolutions,
-            so that all other layers work at the rate of the codes; of the ratios the product alone counts then, and the
-            next two settings do not.
+        spectral: use Fourier transforms of windows of four hops between samples and frames, in place of convolutions,
+            so that all other layers work at the rate of the codes. Then only the product of the ratios counts, and the
+            next two settings have no effect.
         encoder_hidden_size: channels of the encoder's first layer, doubled by each block.
         decoder_hidden_size: channels of the decoder's first layer, halved by each block.
         hidden_size: width of the transformers.
-        num_hidden_layers: of the transformer before the quantizer, and of the one after it; 0 for none.
+        num_hidden_layers: layers of the transformer before the quantizer, and of the one after it; 0 for none.
         num_attention_heads: heads of each layer.
         intermediate_size: width of each layer's feed-forward part.
-        sliding_window: how many codes away a code may be to be attended to; with `causal`, how many are attended to,
-            itself included.
-        causal: nothing depends on later audio, so that it can be encoded and decoded as it comes.
-        chunk_length_s: longer audio is encoded and decoded in parts of this length, in seconds, with all the context
-            that the whole would give them.
+        sliding_window: a code attends to codes up to this distance on both sides; with `causal`, to this many codes:
+            itself and earlier ones.
+        causal: nothing depends on later audio, so that audio can be encoded and decoded as it comes.
+        chunk_length_s: longer audio is encoded and decoded in parts of this length, in seconds; each part sees all the
+            context that it has in the whole.
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
         scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
             `fit_codebook` and the recipes measure it.
@@ -93,7 +93,7 @@ class VPCodecConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "VPCodecConfig | tuple[VPCodecConfig, dict[str, Any]]":
-        """As of transformers; AutoModel gives `codebook_size` here first, which is for the model to select."""
+        """As in transformers. AutoModel passes `codebook_size` here first; the model takes it, to select a codebook."""
         derived = {name: kwargs.pop(name) for name in [*kwargs] if isinstance(vars(VPCodecConfig).get(name), property)}
         if kwargs.get("return_unused_kwargs") and "codebook_size" in derived:
             size = derived.pop("codebook_size")

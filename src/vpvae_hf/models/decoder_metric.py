@@ -18,19 +18,19 @@ _LEAST_EIGENVALUE = 0.01
 def decoder_metric(
     model: Tokenizer, latents: Sequence[Tensor], displacement: float, *, seed: int = 0, across_ranks: bool = False
 ) -> Tensor:
-    """M [d, d] float64 on the CPU: if a latent moves by v, the output's squared change is in proportion to v^T M v.
+    """M [d, d] float64 on the CPU: if a latent moves by v, the output's squared change is proportional to v^T M v.
 
-    It is M = E[J^T J], J the derivative of the whole output by one token's latent, times a number that makes its trace
-    d. All tokens are displaced at once along one axis, each by a random sign, forth and back; what the tokens do to
-    each other's output cancels out on average. That takes 2 d decodings of the latents. Some 16,000 tokens tell M
-    within a few percent.
+    M = E[J^T J], scaled so that its trace is d, where J is the derivative of the whole output by one token's latent.
+    All tokens are displaced at once along one axis, forth and back, each with a random sign; the tokens' effects on
+    each other's output cancel out on average. This takes 2 d decodings of the latents. With some 16,000 tokens, M is
+    known within a few percent.
 
     Args:
         model: in eval mode.
         latents: batches [B, *grid, d], as `latent_vectors` gives them.
-        displacement: how far a latent is displaced along an axis; the size of a quantization error in one dimension.
+        displacement: how far a latent is displaced along an axis: about the quantization error in one dimension.
         seed: of the signs. The same latents and seed give the same metric.
-        across_ranks: M is that of all ranks' latents, and equal on all of them. Every rank must make this call.
+        across_ranks: measure one M from all ranks' latents, equal on all of them. Every rank must make this call.
 
     Raises:
         ValueError: the output does not depend on the latents, or is not finite.
@@ -58,7 +58,7 @@ def decoder_metric(
 
 
 def _products(model: Tokenizer, latents: Tensor, moves: Tensor) -> Tensor:
-    """Inner products [d, d] float64 of what moves [B, *grid, 1] along each axis do to the output."""
+    """Inner products [d, d] float64 of the output's changes by moves [B, *grid, 1] along each axis."""
     d = latents.shape[-1]
     changes = []
     for axis in torch.eye(d, dtype=latents.dtype, device=latents.device):

@@ -1,4 +1,4 @@
-"""The start of a tokenizer from another image model of diffusers.
+"""Tokenizers that start from another image model of diffusers.
 
 Shapes: L latent channels of an AutoencoderKL, whose encoder gives 2 L channels, means and logarithms of variances.
 """
@@ -23,7 +23,7 @@ _SAME_FIELDS = (
 
 
 class DiffusersStarts:
-    """The starts of `AutoencoderVP`."""
+    """Constructors of `AutoencoderVP` from other models."""
 
     @classmethod
     def from_autoencoder_kl(
@@ -32,10 +32,10 @@ class DiffusersStarts:
         """A new tokenizer with the encoder and decoder of a diffusers `AutoencoderKL`, to be trained further.
 
         Their weights are kept to the bit; the bottleneck is new. If the quantizer's latent_dim equals the
-        AutoencoderKL's latent_channels, the projections start from its own: `encode` gives its means, normalized with
-        the shift and scale of its config, and unquantized latents decode to its images, but for rounding. A kind that
-        bounds its latents ("fsp", "fsq") bounds those means, so its images differ from the start. With another
-        latent_dim, or kind "token_bridge", the projections start at random.
+        AutoencoderKL's latent_channels, the projections start from those of the AutoencoderKL: `encode` gives its
+        means, normalized with the shift and scale of its config, and unquantized latents decode to its images, except
+        for rounding. The kinds "fsp" and "fsq" bound their latents, hence those means, so their images differ. With
+        another latent_dim, or kind "token_bridge", the projections start at random.
 
         Args:
             name_or_model: a model, a folder or a hub id.
@@ -80,15 +80,16 @@ class DiffusersStarts:
     def from_vq_model(
         cls, name_or_model: str | os.PathLike | VQModel, quantizer: Mapping[str, Any] | None = None, **kwargs
     ) -> Self:
-        """The tokenizer of a diffusers `VQModel`: its weights, and its codebook as a fitted one, so with its codes.
+        """The tokenizer of a diffusers `VQModel`, with its weights, and with its codebook as a fitted one.
 
-        Codes are the same, but for latents that are equally near to two; images are, up to rounding. It can be used as
-        it is, fitted to other sizes, or trained further, as any tokenizer; training starts without the codebook.
+        Codes are the same, except for latents that are equally near to two codes; images are the same up to rounding.
+        It can be used as it is, fitted to other sizes, or trained further like any tokenizer; training drops the
+        codebook.
 
         Args:
             name_or_model: a model, a folder or a hub id.
-            quantizer: settings with their "kind", of the VQModel's `vq_embed_dim` as latent_dim; of a kind that takes a
-                codebook. By default "vp", or "vq" if there are more than 16 dimensions.
+            quantizer: settings with a "kind" that takes a codebook; latent_dim is the VQModel's `vq_embed_dim`. By
+                default the kind is "vp", or "vq" if there are more than 16 dimensions.
             kwargs: for `VQModel.from_pretrained`: subfolder, revision, token, torch_dtype, ...
 
         Returns:
@@ -132,7 +133,7 @@ class DiffusersStarts:
 
 
 def _loaded(model_class: type[_Start], name_or_model: str | os.PathLike | _Start, **kwargs) -> _Start:
-    """The model that is given, or one from a folder or a hub id; `kwargs` as its `from_pretrained` takes them."""
+    """The given model, or one from a folder or a hub id; `kwargs` are those of its `from_pretrained`."""
     wanted, name = model_class.__name__, name_or_model
     if not isinstance(name, str | os.PathLike):
         if not isinstance(name, model_class) or kwargs:

@@ -1,4 +1,4 @@
-"""Waveforms as the audio tokenizer takes them."""
+"""Turns waveforms into what the audio tokenizer takes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,10 +28,10 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
         """Make a batch.
 
         Args:
-            raw_audio: [T] floating, in [-1, 1], as an array, tensor or list, or a list or column of such, or a batch
-                [B, 1, T]. Other dimensions of size 1, as of [1, T] and [T, 1], do not count.
-            sampling_rate: of the audio, Hz; the tokenizer's if it is None.
-            resample: allow another rate, which is then converted.
+            raw_audio: [T] floating, in [-1, 1], as an array, tensor or list; a list or column of these; or a batch
+                [B, 1, T]. Other dimensions of size 1, as in [1, T] and [T, 1], do not count.
+            sampling_rate: of the audio, Hz; None is the tokenizer's.
+            resample: convert audio of another rate, which otherwise raises an error.
             kwargs: padding, truncation, max_length and return_tensors as in transformers.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Images as the image tokenizer takes them, read as training and the commands read files."""
+"""Turns images into what the image tokenizer takes, and reads them as training and the commands do."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from .tokenizer import require_shape
 
 
 class ImageSettings(TypedDict, total=False):
-    """What decides the size of an image; see `VPImageProcessor`."""
+    """Settings that decide the size of an image; see `VPImageProcessor`."""
 
     shortest_side: int | None
     crop_size: int | None
@@ -37,14 +37,14 @@ class ImageSettings(TypedDict, total=False):
 class VPImageProcessor(BaseImageProcessor):
     """Makes `pixel_values` of images. By default it keeps the whole image, at its size, and pads it to whole codes.
 
-    With `crop_size=S, shortest_side=N` it gives what `vpvae tokenize --size S --shortest-side N` encodes. What is read
-    of an image (orientation, depth, transparency) is said in `vpvae_hf.pixels`.
+    With `crop_size=S, shortest_side=N` it gives what `vpvae tokenize --size S --shortest-side N` encodes.
+    `vpvae_hf.pixels` explains how orientation, depth and transparency are read.
 
     Args:
         channels: C, 1 for grey, 3 for RGB, 4 for RGBA.
         multiple: f, the tokenizer's downsampling factor.
-        to_multiple: what becomes of an image whose height and width are no multiples of f: "pad" repeats its last
-            column and row at the right and bottom, "crop" keeps its middle.
+        to_multiple: how the height and width of an image become multiples of f: "pad" repeats its last column and row
+            at the right and bottom, "crop" keeps its middle.
         shortest_side: the image is scaled to it, in pixels; None scales only images that are smaller than `crop_size`.
         crop_size: side of the square in the middle that is kept, in pixels; None for the whole image.
     """
@@ -77,8 +77,8 @@ class VPImageProcessor(BaseImageProcessor):
             images: a PIL image, a path or address of a file, or an array or tensor [H, W], [H, W, C] or [C, H, W] of
                 type uint8, uint16, bool or floating point in 0..1; a list or column of such; or a batch [B, H, W, C]
                 or [B, C, H, W].
-            return_tensors: "pt" or "np" for a batch, which takes images that come to one size; None for lists.
-            settings: `shortest_side`, `crop_size` and `to_multiple`, in place of the processor's own.
+            return_tensors: "pt" or "np" for a batch, whose images must get one size; None for lists.
+            settings: `shortest_side`, `crop_size` and `to_multiple` in place of the processor's own.
 
         Returns:
             "pixel_values" [B, C, H, W] float32 in [-1, 1], and "original_sizes" [B, 2], the height and width that each
@@ -130,7 +130,7 @@ class VPImageProcessor(BaseImageProcessor):
         return [image_of(image) for image in images]
 
     def _settings(self, given: Mapping[str, Any]) -> ImageSettings:
-        """The processor's own with those that are given instead, checked."""
+        """The processor's settings, replaced by those that are given, and checked."""
         names = ImageSettings.__annotations__
         for name in given:
             require_name("argument", name, names)

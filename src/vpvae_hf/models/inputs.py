@@ -1,4 +1,4 @@
-"""What functions that work on any tokenizer are handed: models in wrappers, and batches as loaders give them."""
+"""Arguments of functions that take any tokenizer: models in wrappers, and batches as loaders give them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,9 +17,9 @@ _PADDING = "padding_mask"
 
 
 def unwrapped(model: nn.Module) -> Tokenizer:
-    """The tokenizer itself, of one that a library has wrapped to compile it, adapt it or run it in parallel.
+    """The tokenizer in a wrapper of a library that compiles it, adapts it or runs it in parallel.
 
-    It shares its weights with the wrapper. Anything that does not hold exactly one tokenizer raises a TypeError.
+    It shares its weights with the wrapper. A model that does not hold exactly one tokenizer raises a TypeError.
     """
     if isinstance(model, Tokenizer):
         return model
@@ -34,7 +34,7 @@ def unwrapped(model: nn.Module) -> Tokenizer:
 
 
 def check_batches(batches: Any) -> Iterable:
-    """The batches; a TypeError for what is a single batch, or gives single items or nothing."""
+    """The batches; a TypeError for a single batch, and for what gives single items or nothing."""
     kind = type(batches).__name__
     if isinstance(batches, Tensor | ndarray):
         raise TypeError(
@@ -77,7 +77,7 @@ def batch_inputs(model: Tokenizer, batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _inputs_among(parts: Sequence, dims: int) -> Any:
-    """The only one of the parts that can be a batch of `dims` dimensions; all of them, if they are its items."""
+    """The only part that can be a batch of `dims` dimensions, or all parts if they are the items of a batch."""
     whole = [part for part in parts if getattr(part, "ndim", 0) >= dims]
     if len(whole) > 1:
         raise ValueError(

@@ -80,7 +80,7 @@ class VPCodecOutput(ModelOutput):
     Attributes:
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         audio_values: [B, 1, T] reconstruction, as long as the input.
-        audio_codes: [B, G, N] int64; None if a kind makes none in training.
+        audio_codes: [B, G, N] int64; None in training if the kind has none then.
         audio_codes_mask: [B, N] bool; None if nothing was padded.
         latents: [B, d, N] what the decoder read: perturbed in training, quantized otherwise.
         metrics: detached scalars of the quantizer.
@@ -102,15 +102,15 @@ class VPCodecOutput(ModelOutput):
 class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     """An audio tokenizer with one codebook: mono audio to one code every `config.hop_length` samples, and back.
 
-    Audio is [B, 1, T] in [-1, 1] at `config.sampling_rate`, T at least one hop. If T is no multiple of the hop, the
-    last code is that of audio and zeros. A `padding_mask` is [B, T], 1 for audio and 0 for padding at the end.
+    Audio is [B, 1, T] in [-1, 1] at `config.sampling_rate`, T at least one hop. If T is no multiple of the hop, zeros
+    are appended for the last code. A `padding_mask` is [B, T], 1 for audio and 0 for padding at the end.
 
-    A waveform [T] or [1, T] is a batch of one clip, and a list of waveforms [T] of one length is a batch. Another
-    [n, T] may be n clips or n channels, so it is refused: give clips as x[:, None].
+    A waveform [T] or [1, T] is a batch of one clip, and a list of waveforms [T] of one length is a batch. [n, T] could
+    mean n clips or n channels, so it raises an error: give clips as x[:, None].
 
-    Audio longer than `config.chunk_length_s` is processed in parts with all the context that each has in the whole.
-    Their latents differ from those of the whole by rounding (less than 1e-4), which changes the code of a latent that
-    lies between two.
+    Audio longer than `config.chunk_length_s` is processed in parts, each with all the context that it has in the whole.
+    The latents differ from those of the whole by rounding (less than 1e-4), which can change the code of a latent that
+    is about equally near to two codes.
     """
 
     config: VPCodecConfig
@@ -142,7 +142,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         super().__init__(config)
         self.encoder = (SpectralEncoder if config.spectral else ConvolutionalEncoder)(config)
         self.encoder_transformer = WindowedTransformer(config)
-        # Or else quiet audio would start with latents that differ by less than what training perturbs them.
+        # Otherwise quiet audio would start with latents whose differences are smaller than the perturbation.
         self.quant_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.quantize = build_quantizer(config.quantizer)
         self.quant_proj = nn.Linear(config.hidden_size, self.quantize.config.feature_dim)
@@ -176,13 +176,13 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         force_not_quantize: bool = False,
         return_dict: bool | None = None,
     ) -> VPCodecDecoderOutput | tuple:
-        """Audio of codes or latents; the dtype tells which.
+        """Audio from codes or latents; the dtype tells which.
 
         Args:
             audio_codes: codes [B, G, N] of an integer dtype, or floating latents [B, d, N].
-            padding_mask: the mask that the codes were made with. With it, the audio is T samples long, and zero where
-                the mask is; without it, N hops long.
-            force_not_quantize: decode latents as they are. Codes are looked up in any case.
+            padding_mask: the mask that the codes were made with. With it, the audio has T samples, and zeros where the
+                mask has zeros; without it, the audio is N hops long.
+            force_not_quantize: decode latents as they are. Codes are always looked up.
         """
         latents = self._latents_of(audio_codes, force_not_quantize)
         if padding_mask is None:
@@ -334,9 +334,9 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return mask[None] if mask.ndim == 1 else mask
 
     def _checked(self, input_values: Any, padding_mask: Any) -> tuple[Tensor, Tensor | None, list[int] | None]:
-        """Audio [B, 1, N * hop] in the model's dtype, zero where there is none; frames of each sample [B]; its lengths.
+        """Audio [B, 1, N * hop] in the model's dtype, zero in padding; frames of each sample [B]; sample lengths.
 
-        Frames are None if no sample has fewer than others, and lengths without a mask or in a graph.
+        Frames are None if all samples have equally many. Lengths are None without a mask, or in a graph.
         """
         hop = self.config.hop_length
         audio = checked_audio(self.as_inputs(input_values), hop).to(self.dtype)
@@ -376,7 +376,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return self._in_parts(part, latents.shape[1], valid).flatten(1)[:, None]
 
     def _in_parts(self, part: Callable[..., Tensor], frames: int, valid: Tensor | None) -> Tensor:
-        """`part(start, end, padding, valid)` [B, end - start, ...] of all frames; many are made piece by piece."""
+        """`part(start, end, padding, valid)` [B, end - start, ...] for all frames, in pieces if there are many."""
         causal, size = self.config.causal, self.config.chunk_frames
 
         def piece(start: int, end: int) -> Tensor:
@@ -410,7 +410,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def _quantized(
         self, features: Tensor, mask: Tensor | None, tokens: int | None, generator: torch.Generator | None
     ) -> QuantizerOutput:
-        """The quantizer on frames of audio alone, which are `tokens` in all, and zeros for the others."""
+        """Results of the quantizer for frames of audio, `tokens` in all, and zeros for frames of padding."""
         if mask is None:
             return self.quantize(features, generator=generator)
         if is_tracing() and not self.training:
@@ -478,7 +478,7 @@ def _checked_padding(
 ) -> tuple[Tensor, list[int] | None]:
     """Length of each sample's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`.
 
-    Also as numbers, which are fetched once, if no graph is made.
+    If no graph is made, they are also given as numbers, which are fetched once.
     """
     mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
     if mask.ndim != 2 or mask.shape[0] != batch or length not in (None, mask.shape[-1]):

@@ -1,4 +1,4 @@
-"""diffusers' encoder and decoder of images on patches of pixels, beside a linear transform.
+"""diffusers' encoder and decoder on patches of pixels, added to a linear transform.
 
 Shapes: B images of C channels and H x W pixels, p the side of a patch, f the downsampling factor, h x w = H/f x W/f, F
 channels of encoder or decoder next to the bottleneck, d latent dimensions.
@@ -57,12 +57,12 @@ class PatchDecoder(Decoder):
 def start_from_dct(
     encoder: PatchEncoder, quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d, decoder: PatchDecoder
 ) -> None:
-    """Make latents the first coefficients of the discrete cosine transform, and images what these alone give.
+    """Start with the discrete cosine transform: latents are its first coefficients, from which images are restored.
 
-    The coefficients, of each square of f x f pixels and their channels, are in the order of their variance in
-    photographs, taken as a first-order autoregressive process, and have a variance of about 1. Both networks start at
-    zero, so that training improves a transform instead of looking for one. The direct path from pixels to latents is in
-    the manner of the residual autoencoding of Chen et al. 2024, arXiv 2410.10733, section 3.2.
+    The coefficients of each square of f x f pixels and their channels are ordered by their variance in photographs,
+    which are modelled as a first-order autoregressive process, and scaled to a variance of about 1. Both networks start
+    at zero, so that training improves a transform instead of finding one. The direct path from pixels to latents
+    follows the residual autoencoding of Chen et al. 2024, arXiv 2410.10733, section 3.2.
     """
     basis, deviations = _cosines(*encoder.shortcut.weight.shape[1:3])
     for shortcut in (encoder.shortcut, decoder.shortcut):

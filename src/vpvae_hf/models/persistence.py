@@ -90,7 +90,7 @@ class Persistence:
     ) -> str:
         """Push the model with a model card; arguments as in diffusers and transformers.
 
-        The first are those of `save_pretrained` and of `vpvae_hf.hub.push_folder`, which also takes the others.
+        Arguments of `save_pretrained` go there, and all others to `vpvae_hf.hub.push_folder`.
         """
         refuse_unknown_arguments(kwargs, "push_to_hub", (*signature(self.push_to_hub).parameters, *_PUSH_ARGUMENTS))
         pushing = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
@@ -105,7 +105,7 @@ class Persistence:
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs) -> Self:
         """Load a folder or a hub id; arguments as in diffusers or transformers.
 
-        With `codebook_size` the codebook of that size is selected, of a tokenizer that has several.
+        If the tokenizer has several codebooks, `codebook_size` selects the one of that size.
 
         Raises:
             ValueError: a weight or the codebook is missing, misshapen, damaged or not usable; there is no codebook of
@@ -136,7 +136,7 @@ class Persistence:
             model._check_loaded(name, info["missing_keys"])
         except (ConnectionError, PermissionError):
             raise
-        # Any exception: what is no tokenizer of this class makes the libraries fail in many ways.
+        # Any exception, since the libraries fail in many ways if the folder holds no tokenizer of this class.
         except Exception as error:
             given = {key: kwargs.get(key) for key in _PLACE_ARGUMENTS}
             explained = explain_contents(name, cls.__name__, cls.hub_entry, weights_file=cls._weights_file, **given)
@@ -153,9 +153,9 @@ class Persistence:
         """What makes the model's inputs of images or waveforms; it is saved along with the model."""
 
     def _check_saved(self) -> None:
-        """Save a model as fitted if it has a codebook; one made of a fitted model's config alone has none.
+        """Record a model as fitted if it has a codebook; one made from a fitted model's config alone has none.
 
-        A model whose weights have other names, or lie elsewhere, could not be loaded; a ValueError says what to do.
+        Raises a ValueError if the model could not be loaded again: its weights have other names or are offloaded.
         """
         self._check_present()
         if any(name.endswith("_orig") or ".parametrizations." in name for name, _ in self.named_parameters()):
@@ -185,7 +185,7 @@ class Persistence:
 
     @torch.no_grad()
     def _make_mismatched(self, keys: Iterable[str]) -> None:
-        """Make weights anew that were not read, since they have another shape; a codebook among them is unfitted."""
+        """Initialize weights that were not read, since they have another shape. A codebook among them is unfitted."""
         if any(key.startswith("quantize.") for key in keys):
             self.quantize = build_quantizer(self.quantize.config.without_fit()).train(self.training)
             self._sync_config()

@@ -1,7 +1,7 @@
-"""Codes chosen by the decoder: nearest codes are moved until what is decoded of them is closer to the original.
+"""Refined codes: codes are changed so that the decoded signal comes closer to the original.
 
-Nothing is trained. A step decodes a trial, in which some of the tokens have moved to another code against the gradient
-of the error, and keeps the moves that lowered the error around their token.
+Nothing is trained. In a step some tokens move to another code against the gradient of the error. This trial is decoded,
+and the moves that lowered the error around their token are kept.
 
 Shapes: B items of a batch, b of them still refined, *grid the positions of an item's tokens, d latent dimensions, C
 channels of a signal and *positions its pixels or samples.
@@ -22,7 +22,7 @@ from vpvae_hf.quantizers import Quantizer
 
 # Share of the tokens that may move at once. Neighbours that move together disturb each other.
 _MOVING = 0.4
-# What a token's step is multiplied by after a move that was kept, or undone; and the limits of a step.
+# A token's step is multiplied by these after a move that was kept, or undone; and the limits of a step.
 _LONGER, _SHORTER, _SHORTEST_STEP, _LONGEST_STEP = 1.3, 0.5, 0.02, 4.0
 # How much a neighbour's error counts when a token's move is judged, along each axis of the grid.
 _NEIGHBOUR_WEIGHT = 0.6
@@ -39,7 +39,7 @@ class Refinement:
         decode: (vectors [b, *grid, d], items [b] of the batch) -> [b, C, *positions] or more at the end, as
             `detokenize` decodes them, but with a gradient.
         token_size: how many positions along each axis a token stands for.
-        lengths: how many positions of each item count, of signals with one axis; None for all.
+        lengths: how many positions of each item count, for signals with one axis; None for all.
     """
 
     originals: Tensor
@@ -48,7 +48,7 @@ class Refinement:
     lengths: list[int] | None = None
 
     def errors(self, vectors: Tensor, items: Tensor, loss: ItemLoss) -> Tensor:
-        """The part [b, *grid] of each token in an item's error, their sum; or [b], if the loss has no parts."""
+        """Each token's part [b, *grid] of an item's error, which is their sum; or [b] if the loss has no parts."""
         originals, grid = self.originals[items], vectors.shape[1:-1]
         decoded = self.decode(vectors, items).float()[..., : originals.shape[-1]]
         if self.lengths is None:
@@ -83,7 +83,7 @@ class Refinement:
 
 
 def refined_codes(batch: Refinement, loss: ItemLoss, quantizer: Quantizer, latents: Tensor, steps: int) -> Tensor:
-    """Codes [B, *grid] or [B, *grid, G] of latents [B, *grid, d]; no item has a greater error than with nearest codes.
+    """Codes [B, *grid] or [B, *grid, G] of latents [B, *grid, d]; no item has a larger error than with nearest codes.
 
     The codes of an item do not depend on the other items of the batch, rounding aside.
 
@@ -162,8 +162,8 @@ class _Search:
     def settle(self, errors: Tensor, gradient: Tensor | None = None) -> None:
         """Keep the moves of the trial that lowered the errors around their token; undo the others.
 
-        The trial's errors and gradient are taken for those of what is kept, except where a move was undone. Items of
-        which no move was kept for some steps leave.
+        The trial's errors and gradient are used as those of the kept moves, except where a move was undone. Items
+        without a kept move for some steps are finished.
 
         Args:
             gradient: None if no other trial follows.
@@ -193,7 +193,7 @@ class _Search:
                 setattr(self, name, getattr(self, name)[staying])
 
     def move(self) -> None:
-        """Make a trial of what was kept: some of the tokens move against the gradient."""
+        """Make the next trial from the kept codes: some tokens move against the gradient."""
         direction = (self._gradient.flatten(1, -2) @ self._metric).view_as(self._gradient)
         length = self._length / self._rms_length(direction).clamp(min=torch.finfo(torch.float32).tiny)
         vectors, codes = self._quantizer.nearest(
@@ -251,7 +251,7 @@ def _around(values: Tensor) -> Tensor:
 
 
 def recomputed(function: Callable[..., Tensor], vectors: Tensor, *others: Any) -> Tensor:
-    """`function(vectors, *others)`; what a gradient needs is not kept, but computed anew when it is asked for."""
+    """`function(vectors, *others)`, whose activations are not kept but computed again for the gradient."""
     if torch.is_grad_enabled() and vectors.requires_grad:
         return checkpoint(function, vectors, *others, use_reentrant=False)
     return function(vectors, *others)

@@ -34,15 +34,15 @@ from .refinement import Refinement, refined_codes
 class Tokenizer(Persistence, ABC):
     """A model that turns signals into codes and codes into signals, through its `Quantizer`.
 
-    It computes: signal, encoder, projection, quantizer, projection, decoder, signal. Models derive from this class
-    first, and then from a model class of diffusers or transformers.
+    A signal passes through encoder, projection, quantizer, projection and decoder. Models derive from this class first,
+    and then from a model class of diffusers or transformers.
 
-    Methods take tensors, arrays of numpy and of what can be made one, and lists of these; what is no tensor goes to the
-    model's device. They give tensors.
+    Methods take tensors, numpy arrays, what numpy can convert, and lists of these; all but tensors are moved to the
+    model's device. Methods return tensors.
 
-    Methods raise a ValueError for inputs, latents or codes of another shape, empty, out of range, NaN or infinite, and
-    a TypeError for another kind of dtype, or what is no array. If they need codes, they raise a CodebookNotFittedError
-    before a codebook is fitted, and a NoCodesError with kind "none".
+    Methods raise a ValueError for inputs, latents or codes that have another shape or are empty, out of range, NaN or
+    infinite, and a TypeError for another kind of dtype or object. Methods that need codes raise a
+    CodebookNotFittedError before a codebook is fitted, and a NoCodesError with kind "none".
 
     Attributes:
         quantize: the quantizer.
@@ -65,7 +65,7 @@ class Tokenizer(Persistence, ABC):
         self.register_load_state_dict_post_hook(_follow_quantizer)
 
     def as_inputs(self, inputs: Any) -> Tensor:
-        """Signals as the tensor of a batch that methods make of them, see the class."""
+        """The tensor of a batch that methods make of signals, see the class."""
         return as_tensor(inputs, "inputs", device_for(self, inputs))
 
     @abstractmethod
@@ -91,17 +91,17 @@ class Tokenizer(Persistence, ABC):
     ) -> Tensor:
         """Codes of signals, int64; 0 beyond the end of a padded signal.
 
-        By default those nearest to the latents. With `refine_steps` they are then moved until what `detokenize` makes
-        of them is closer to the signal. That is slow: each step takes a forward and a backward pass of the decoder, and
-        memory for both. No signal has a greater error than with nearest codes, and its codes do not depend on the
-        others of the batch, rounding aside. Refined codes mean the same as nearest ones. Weights, their gradients and
-        the model's mode stay as they are.
+        By default they are the codes nearest to the latents. With `refine_steps` they are then changed so that what
+        `detokenize` makes of them comes closer to the signal. That is slow: each step takes a forward and a backward
+        pass of the decoder, and memory for both. No signal has a larger error than with nearest codes, and its codes do
+        not depend on the others of the batch, except by rounding. Refined codes mean the same as nearest ones. Weights,
+        their gradients and the model's mode do not change.
 
         Args:
-            refine_steps: how many steps at most.
-            refine_loss: what is lowered: the name of a loss of training, weights of several by name, or a function, see
-                `losses.ItemLoss`; None for the model's own: of images the squared error, of audio L1 with the STFT
-                loss.
+            refine_steps: the largest number of steps.
+            refine_loss: the error to lower: the name of a training loss, weights of several by name, or a function, see
+                `losses.ItemLoss`. None takes the model's own: the squared error for images, L1 with the STFT loss for
+                audio.
         """
         require_integer("refine_steps", refine_steps, 0)
         latents = self.latent_vectors(inputs, padding_mask)
@@ -129,7 +129,7 @@ class Tokenizer(Persistence, ABC):
         return RECONSTRUCTION_LOSSES
 
     def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
-        """What refined codes are judged by; a model without it refuses `refine_steps`."""
+        """How refined codes are measured; a model without it refuses `refine_steps`."""
         raise ValueError(f"{type(self).__name__} cannot refine codes; leave out refine_steps")
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
@@ -142,23 +142,23 @@ class Tokenizer(Persistence, ABC):
         return self.quantize.codebook_sizes
 
     def select_codebook(self, codebook_size: int) -> None:
-        """Have another of the codebooks that were fitted decide the codes; they are all saved with the model.
+        """Let the fitted codebook of this size decide the codes; all codebooks are saved with the model.
 
-        Codes of another codebook mean something else, so they have another fingerprint. Of a model that is trained
-        further, the perturbation is then scaled for this K. A ValueError if no codebook has so many codes.
+        Codes of another codebook mean something else, so they have another fingerprint. If the model is trained
+        further, the perturbation is scaled for this K. Raises a ValueError if no codebook has so many codes.
         """
         self.quantize.select_codebook(codebook_size)
         self._sync_config()
 
     def set_codebook(self, codebook: Tensor, metric: Tensor | None = None) -> None:
-        """Install a fitted codebook [K, d] in place of all that are there; see `set_codebooks`."""
+        """Replace all codebooks by a fitted codebook [K, d]; see `set_codebooks`."""
         self.set_codebooks([codebook], metric)
 
     def coarser_codes(self, codes: Tensor, codebook_size: int) -> Tensor:
-        """Codes of this model as codes of a smaller codebook, if they were fitted `nested`: a stream cut to fewer bits.
+        """Turn codes into codes of a smaller codebook, if they were fitted `nested`: a stream is cut to fewer bits.
 
-        `select_codebook` then has `detokenize` read them. They are not always the codes that `tokenize` gives with the
-        smaller codebook, but nearly as good.
+        To decode them, select the smaller codebook with `select_codebook`. They are not always the codes that
+        `tokenize` gives with that codebook, but nearly as good.
 
         Args:
             codes: integers of any shape, of the selected codebook.
@@ -172,11 +172,11 @@ class Tokenizer(Persistence, ABC):
         return self.quantize.coarser_codes(codes, codebook_size)
 
     def set_codebooks(self, codebooks: Sequence[Tensor], metric: Tensor | None = None, *, nested: bool = False) -> None:
-        """Install fitted codebooks [K, d], each of another K, in the model and in its config.
+        """Replace all codebooks by fitted codebooks [K, d] of different K, in the model and in its config.
 
-        The first decides the codes from now on, also those of kinds that learn a codebook in training;
-        `select_codebook` changes to another. Training does not change them, but changes the latents: so fit again
-        afterwards, or call `drop_fit` before, as `Trainer` does. A ValueError if the kind has no codebook.
+        The first decides the codes from now on, also for kinds that learn a codebook in training; `select_codebook`
+        selects another. Training changes the latents but not these codebooks, so fit again after it, or call `drop_fit`
+        before it, as `Trainer` does. Raises a ValueError if the kind has no codebook.
 
         Args:
             metric: M [d, d], symmetric and positive definite: the code of a latent z is the c of the least
@@ -189,9 +189,9 @@ class Tokenizer(Persistence, ABC):
         self._sync_config()
 
     def set_levels(self, values: Sequence[Tensor]) -> None:
-        """Install other levels than even ones: of each dimension [L_i] values in rising order.
+        """Replace the even levels: for each dimension, [L_i] values in rising order.
 
-        As for `set_codebook`, training leaves them as they are. A ValueError if the kind has no levels.
+        Like a codebook, they do not change in training. Raises a ValueError if the kind has no levels.
         """
         if not isinstance(self.quantize, ScalarGridQuantizer):
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no levels")
@@ -201,9 +201,9 @@ class Tokenizer(Persistence, ABC):
         self._sync_config()
 
     def drop_fit(self) -> None:
-        """Forget the codebook, or the levels, that were fitted after training: the codes are again those of training.
+        """Drop the codebooks or levels that were fitted after training: the codes are again those of training.
 
-        A quantizer of the kind "vp" has no codes then.
+        A quantizer of the kind "vp" then has no codes.
         """
         self.quantize.drop_fit()
         self._sync_config()
@@ -212,12 +212,12 @@ class Tokenizer(Persistence, ABC):
     def set_quantizer(self, settings: Mapping[str, Any]) -> None:
         """Use another quantizer with the same encoder and decoder.
 
-        What the new settings leave valid is kept: the projections if latent_dim stays, and for kind "vp" also the
-        queue, and the codebook if K stays. Everything else is new and unfitted, whatever `fitted` says; an optimizer
-        made before does not know new projections.
+        Parts that stay valid are kept: the projections if latent_dim stays, for kind "vp" also the queue, and the
+        codebook if K stays. Everything else is new and unfitted, whatever `fitted` says. An optimizer that was made
+        before does not know new projections.
 
         Args:
-            settings: all settings that are not to have their defaults, with their "kind", as for the constructor.
+            settings: the "kind" and all settings that differ from their defaults, as for the constructor.
 
         Raises:
             TypeError, ValueError: invalid settings; the model stays as it was.
@@ -232,7 +232,7 @@ class Tokenizer(Persistence, ABC):
         self._sync_config()
 
     def set_scaling_factor(self, scaling_factor: float) -> None:
-        """Write into the config what latents are multiplied by for a diffusion model: a positive, finite number."""
+        """Set the config's `scaling_factor`, by which a diffusion model multiplies latents: positive and finite."""
         if not 0 < scaling_factor < float("inf"):
             raise ValueError(
                 f"scaling_factor must be positive and finite, got {scaling_factor}; are all latents equal?"
@@ -240,17 +240,17 @@ class Tokenizer(Persistence, ABC):
         self._set_config(scaling_factor=scaling_factor)
 
     def freeze_encoder(self) -> None:
-        """Train the decoder alone: no weight before it, and none of the quantizer, needs a gradient."""
+        """Freeze all weights before the decoder and those of the quantizer, to train the decoder alone."""
         for part in (*self._encoder_parts(), self.quantize):
             part.requires_grad_(False)
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 digests of what decides the meaning of codes, to tell later whether they still mean the same.
 
-        "codes" is that of the quantizer; "encoder" of all before the quantizer, if it has the precision of float32:
-        weights of half precision, or read from files of such, are rounded, and not those of another encoder. Training
-        the decoder, or changing training-only settings, changes neither. Adapters (peft) are part of "encoder", with
-        which of them are active.
+        "codes" is the digest of the quantizer. "encoder" is that of everything before the quantizer; it is left out if
+        the weights are rounded to half precision, since rounding does not make them another encoder. Training the
+        decoder, or changing training-only settings, changes neither. Adapters (peft), and which of them are active, are
+        part of "encoder".
         """
         self._check_present()
         config = self.quantize.config
@@ -274,7 +274,7 @@ class Tokenizer(Persistence, ABC):
     code_fingerprint = FormerMethod("fingerprint")
 
     def check_fingerprint(self, recorded: Mapping[str, str], what: str) -> None:
-        """Raise a ValueError if codes made earlier have another meaning now: if a digest that both have differs.
+        """Raise a ValueError if codes made earlier have another meaning now: a digest that both have differs.
 
         Args:
             recorded: what `fingerprint()` gave when the codes were made.
@@ -290,7 +290,7 @@ class Tokenizer(Persistence, ABC):
                 )
 
     def _check_present(self) -> None:
-        """Raise a ValueError if weights are elsewhere until their layer is called, as accelerate offloads them."""
+        """Raise a ValueError if accelerate has offloaded weights until their layer is called."""
         if any(weights.is_meta for weights in self.state_dict().values()):
             raise ValueError(
                 "weights of the model are offloaded, or were never loaded, so they cannot be read; call "
@@ -325,7 +325,7 @@ def _follow_quantizer(tokenizer: Tokenizer, _: Any) -> None:
 def in_full_precision(x: Tensor, *layers: nn.Module) -> Tensor:
     """The layers one after the other, without autocast if their weights are float32.
 
-    Codes are told apart by differences of latents that half precision cannot hold.
+    Half precision cannot represent the differences of latents that separate codes.
     """
     device, autocast = x.device.type, torch.is_autocast_enabled(x.device.type)
     full = autocast and next(layers[0].parameters()).dtype == torch.float32
@@ -342,7 +342,7 @@ def zero_beyond(codes: Tensor, mask: Tensor) -> Tensor:
 
 
 def require_shape(tensor: Tensor, what: str, wanted: Sequence[int | str], remedy: str = "") -> None:
-    """Raise a ValueError unless a tensor has as many dimensions as are wanted, and the sizes that are numbers."""
+    """Raise a ValueError unless a tensor has the wanted number of dimensions, and the wanted sizes that are numbers."""
     given = tuple(tensor.shape)
     sizes = zip(given, wanted, strict=False)
     if len(given) != len(wanted) or any(isinstance(want, int) and size != want for size, want in sizes):
@@ -350,7 +350,7 @@ def require_shape(tensor: Tensor, what: str, wanted: Sequence[int | str], remedy
 
 
 def _is_rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
-    """Whether all values are numbers of a narrower dtype, as those that once were of it are."""
+    """Whether all values fit into a narrower dtype, as they do if they once had it."""
     return all(torch.equal(tensor, tensor.to(dtype).to(tensor.dtype)) for tensor in tensors.values())
 
 

@@ -1,8 +1,8 @@
 """The layers of the audio tokenizer: DAC's convolutions and transformers' Mimi transformer layers.
 
-DAC pads each layer with zeros on both sides. Here what surrounds a layer's input is an argument of the forward pass:
-zeros as in DAC but at each sample's own end, zeros on the left alone (causal), or what a stream gave before. Layers are
-called as modules, so that hooks, adapters and other layers in their place work.
+DAC pads each layer with zeros on both sides. Here the padding is an argument of the forward pass: zeros on both sides,
+but after each sample's own end; zeros on the left alone (causal); or the end of a stream's previous chunk. Layers are
+called as modules, so that hooks, adapters and replaced layers work.
 
 Shapes: B samples of a batch, T samples of a waveform, N = T / hop frames, C channels, L positions of a layer, a
 multiple of N.
@@ -30,7 +30,7 @@ HOPS_PER_WINDOW = 4
 
 
 class SymmetricPadding:
-    """Zeros on both sides of each sample of a batch, however long the batch is; for layers that pad themselves.
+    """Zeros on both sides of each sample, even if the batch is longer; for layers that pad themselves.
 
     Args:
         frames: N of the batch.
@@ -57,7 +57,7 @@ class SymmetricPadding:
 
 
 class CausalPadding:
-    """Zeros, or what came before, on the left; nothing depends on what is to the right. For one pass.
+    """Zeros, or the end of a stream so far, on the left; nothing depends on what is to the right. For one pass.
 
     Args:
         past: the end of each layer's input in a stream so far, in the order of layers, which is read and updated; None
@@ -145,7 +145,7 @@ class WindowedTransformer(MimiTransformerModel):
         super().__init__(config)
         self.rotary_emb = _RotaryEmbedding(config)
         for layer in self.layers:
-            # Asked where no mask is needed, since the window holds all there is.
+            # transformers asks for it if no mask is needed, since the window holds all frames.
             layer.self_attn.is_causal = config.causal
             # Flash attention, which takes no mask, looks one less than this to either side; masks, as far as it says.
             layer.self_attn.sliding_window = config.sliding_window + (not config.causal)
@@ -160,7 +160,7 @@ class WindowedTransformer(MimiTransformerModel):
 
 
 def context_frames(config: VPCodecConfig) -> int:
-    """How many frames on one side of a frame can have a part in it, in encoder or decoder, rounded up."""
+    """How many frames on one side of a frame can affect it, in encoder or decoder, rounded up."""
     attended = config.num_hidden_layers * config.sliding_window
     if config.spectral:
         return HOPS_PER_WINDOW - 1 + attended
@@ -177,8 +177,8 @@ def context_frames(config: VPCodecConfig) -> int:
 def initialize_convolution(conv: nn.Conv1d | nn.ConvTranspose1d) -> None:
     """Weights that keep the variance, and no bias, which would drown quiet audio.
 
-    The last convolution of a residual unit starts small, so that many units in a row add little, and so does that which
-    makes the waveform, which starts quieter than speech.
+    The last convolution of a residual unit starts small, so that many units in a row add little. So does the one that
+    makes the waveform, which then starts quieter than speech.
     """
     inputs = conv.in_channels * conv.kernel_size[0]
     gain = 1.0
@@ -264,7 +264,7 @@ def _convolution(
 class _RotaryEmbedding(nn.Module):
     """Rotations of pairs by an angle for each position, as Mimi's, without a buffer, and exact at late positions.
 
-    A product in float32 is off by 0.01 at position 100,000, ten minutes of audio: more than codes can stand.
+    A product in float32 is off by 0.01 at position 100,000, ten minutes of audio, which would change codes.
     """
 
     def __init__(self, config: VPCodecConfig):

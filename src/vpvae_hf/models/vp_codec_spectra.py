@@ -24,7 +24,7 @@ _LEVEL, _RANGE = 7.0, 4.0  # of logarithms of magnitudes, which are then about -
 class FourierAnalysis(nn.Conv1d):
     """[B, 2 F, N], real and then imaginary parts, of waveforms [B, 1, T], times a quarter of the window's length.
 
-    So its weights are of about 1, and steps of Adam are small beside them.
+    So its weights are about 1, and steps of Adam are small compared with them.
     """
 
     def start(self) -> None:

@@ -16,7 +16,7 @@ from .vp_codec_layers import CausalPadding
 
 
 class _Stream:
-    """It holds the ends of each layer's input, so its memory does not grow."""
+    """A stream, which holds only the end of each layer's input, so its memory does not grow."""
 
     def __init__(self, codec: VPCodecModel):
         codec = unwrapped(codec)
@@ -46,8 +46,8 @@ class _Stream:
 class StreamingEncoder(_Stream):
     """Codes of audio that comes in chunks of any length, as `encode` would give them for the whole.
 
-    Latents differ from those of the whole by rounding alone. A code is given as soon as its hop is complete.
-    Chunks of another batch size, or with NaN or infinite samples, raise a ValueError, after which the stream can go on.
+    Latents differ from those of the whole only by rounding. A code is given as soon as its hop is complete. Chunks of
+    another batch size, or with NaN or infinite samples, raise a ValueError; the stream can continue after it.
 
     Args:
         codec: a causal codec with codes, in eval mode.
@@ -77,7 +77,7 @@ class StreamingEncoder(_Stream):
         return codec.codes_first(codec.quantize.encode(codec.quantize.to_latents(features)))
 
     def finish(self) -> Tensor:
-        """[B, G, N] the code of what is left, filled up with zeros; N is 0 if the last hop was complete."""
+        """[B, G, N] the code of the samples that are left, padded with zeros; N is 0 if the last hop was complete."""
         if self._rest is None or self._rest.shape[-1] == 0:
             return self._no_codes()
         missing = self._codec.config.hop_length - self._rest.shape[-1]
@@ -85,7 +85,7 @@ class StreamingEncoder(_Stream):
 
 
 class StreamingDecoder(_Stream):
-    """Audio of codes that come in chunks of any length, as `decode` would give it for the whole, but for rounding.
+    """Audio of codes that come in chunks of any length, as `decode` would give it for the whole, except for rounding.
 
     Arguments and errors are those of `StreamingEncoder`.
     """
