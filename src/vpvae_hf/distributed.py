@@ -1,4 +1,4 @@
-"""What the ranks of a distributed job have to agree on. A single process is a job of one rank.
+"""Exchange between the ranks of a distributed job. A single process is a job of one rank.
 
 The job may be initialized after this module is imported. Every rank must make the same calls in the same order;
 results lie on the device of the tensor that was given. With NCCL alone, each rank must have chosen its GPU.
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# After so many seconds a rank says what it waits for; one that measures or writes a checkpoint may take as long.
+# After so many seconds a rank says what it waits for; measuring or writing a checkpoint may take as long.
 _LONG_WAIT_S = 30.0
 _wait: tuple[float, str] | None = None  # since when this rank has been in a block that all ranks must run, and which
 
@@ -66,7 +66,7 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor, room: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Every rank's first `room` rows and its numbers, on every rank, by one collective that no rank's host waits for.
+    """Every rank's first `room` rows and its numbers, on every rank, by one collective that the host need not wait for.
 
     Args:
         rows: [n, d]; n may differ between ranks, and what it lacks for `room` is filled up with zeros.
@@ -87,7 +87,7 @@ def gather_rows(rows: Tensor, room: int, numbers: Tensor) -> tuple[Tensor, Tenso
 def from_first_rank(tensor: Tensor, *, same_shape: bool = False) -> Tensor:
     """The first rank's rows [n, ...], on every rank; n may differ unless `same_shape`, the rest may not.
 
-    With the same shape it is one collective, which no rank's host waits for.
+    With the same shape it is one collective, which the host need not wait for.
     """
     if world_size() == 1:
         return tensor
@@ -111,13 +111,13 @@ def objects_of_all_ranks(value: T) -> list[T]:
 
 
 def all_ranks_call(function: str) -> bool:
-    """Whether every rank of the job makes this call; if not, this rank alone does. False in a job of one rank.
+    """Whether every rank of the job makes this call. False if this rank makes it alone, and in a job of one rank.
 
-    It waits for the others for a minute, on the job's store, so that a rank that is called alone does not wait for
+    It waits a minute for the others, on the job's store, so that a rank that makes the call alone does not wait for
     ever.
 
     Raises:
-        RuntimeError: another rank made the call, or an earlier one, alone; this one would have a result of its own.
+        RuntimeError: another rank has made this or an earlier call alone, so this rank would get another result.
     """
     if world_size() == 1:
         return False
@@ -151,9 +151,9 @@ def all_ranks_call(function: str) -> bool:
 
 @contextlib.contextmanager
 def run_by_all_ranks(what: str) -> Iterator[None]:
-    """A block with calls that every rank must make. If this rank waits for the others for long, it says for what.
+    """A context for calls that every rank must make. If this rank waits long for the others, it says for what.
 
-    It costs a few microseconds: a thread looks from time to time.
+    It costs a few microseconds, since a thread checks from time to time.
 
     Args:
         what: the subject of the message, which tells what to do if only this rank runs it.
@@ -187,7 +187,7 @@ def _watch() -> None:
 
 @contextlib.contextmanager
 def failing_together(active: bool = True) -> Iterator[None]:
-    """Raise on every rank when the block raises on any, since the others would wait for it for ever.
+    """A context that raises on every rank if it raises on any, since the others would wait for ever.
 
     Args:
         active: whether the ranks take part; if not, the block runs as if alone.

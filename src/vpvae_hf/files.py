@@ -1,4 +1,4 @@
-"""Files and folders that hold a whole result or keep their old content."""
+"""Writes files and folders that hold a complete result or keep their old content."""
 
 import contextlib
 import glob
@@ -20,17 +20,16 @@ _COMPARED_NAMES = 1000
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """A new file's path beside `path`; the file moves to `path` when the block ends well and is removed when it fails.
+    """A new file's path beside `path`; the file moves to `path` if the block succeeds and is removed if it fails.
 
-    The file may be read and written by whom the umask says, whatever wrote it. Ranks of a job may write the same file
-    at once.
+    The file gets the mode that the umask tells, whatever wrote it. Ranks of a job may write the same file at once.
 
     Args:
         path: its folder is made if it does not exist.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the process id: what a killed run left behind is written over when the run is started again.
+    # Without the process id, so that a run that is started again overwrites what a killed one left.
     aside = path.with_name(f".{path.name}.{distributed.rank()}.partial")
     try:
         usual = _usual_mode(aside)
@@ -61,7 +60,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path | None:
-    """The existing file or folder that a name means; None if the name can only be that of a hub's repository.
+    """The existing file or folder of that name; None if the name can only be a repository of a hub.
 
     Args:
         name: "~" at its beginning is the user's home.
@@ -90,7 +89,7 @@ def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path 
 
 @contextlib.contextmanager
 def hint_at_local_path(name: str | os.PathLike) -> Iterator[None]:
-    """Around the search of a hub: adds to the error what there is on this computer that the name may be meant for."""
+    """A context for the search of a hub, which adds to errors what the name may mean on this computer."""
     try:
         yield
     except (FileNotFoundError, ConnectionError) as error:
@@ -103,7 +102,7 @@ def hint_at_local_path(name: str | os.PathLike) -> Iterator[None]:
 
 
 def _nearest_entry(path: Path) -> Path | None:
-    """What there is in place of the first part of a path that does not exist, spelt most like it; None for nothing."""
+    """The entry that is spelt most like the first part of a path that does not exist; None if there is none."""
     while not path.parent.exists():
         path = path.parent
     try:
@@ -159,7 +158,7 @@ def _set_mode(file: Path, mode: int) -> None:
 
 @contextlib.contextmanager
 def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Iterator[str]:
-    """A new folder within `target` whose files move up into it when the block ends well, and vanish when it fails.
+    """A new folder within `target`; its files move up into `target` if the block succeeds, and are deleted if it fails.
 
     Args:
         target: made if it does not exist.

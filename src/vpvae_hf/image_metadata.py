@@ -1,4 +1,4 @@
-"""Image files without their metadata, and what a JPEG file holds; told from the bytes, since decoders stop at them."""
+"""Removes metadata from image files and checks JPEG files, by their bytes, since decoders stop at damaged metadata."""
 
 import re
 import struct
@@ -15,9 +15,9 @@ def is_jpeg(file: bytes) -> bool:
 
 
 def without_metadata(file: bytes) -> bytes:
-    """A PNG, WebP, JPEG or TIFF file without what decides no pixel; orientation and transparency stay if sound.
+    """A PNG, WebP, JPEG or TIFF file without metadata that affect no pixel; sound orientation and transparency stay.
 
-    It raises whatever a damaged file makes it run into.
+    It raises all kinds of errors for damaged files.
     """
     if is_jpeg(file):
         return _jpeg_without_metadata(file)

@@ -1,4 +1,4 @@
-"""What metrics are called wherever they are shown: their labels, units and decimals stand here and nowhere else."""
+"""The only table of metrics' labels, units and decimals."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -78,7 +78,7 @@ def describe_metrics(metrics: dict[str, float], names: Iterable[str]) -> str:
 
 
 def metric_notes(metrics: Mapping[str, float | None], undefined: Mapping[str, int]) -> list[str]:
-    """Sentences that belong to means: of how many items a metric is not defined, and whether PESQ is that of noise."""
+    """Sentences about means: for how many items a metric is not defined, and whether PESQ is as low as for noise."""
     counts = {name: count for name in sort_metrics(undefined) if (count := undefined[name])}
     notes = [
         f"{metric_label(each).label} is not defined for {n}, which its mean leaves out." for each, n in counts.items()
@@ -87,7 +87,7 @@ def metric_notes(metrics: Mapping[str, float | None], undefined: Mapping[str, in
     if pesq is not None and pesq < _PESQ_OF_NOISE:
         label = metric_label("pesq")
         notes.append(
-            f"{label.label} below {_PESQ_OF_NOISE} means little: noise in place of speech scores as much. Compare such "
+            f"{label.label} below {_PESQ_OF_NOISE} means little: noise in place of speech scores as high. Compare such "
             "tokenizers by STOI and the mel distance."
         )
     return notes

@@ -1,13 +1,13 @@
-"""From image files, PIL images and arrays to pixels, in one way for training, commands and the image processor.
+"""Turns image files, PIL images and arrays into pixels: the same for training, commands and the image processor.
 
 Shapes: pixels [H, W, C] uint8, upright; C is 1 (grey), 3 (RGB) or 4 (RGBA); batches [B, C, H, W] float32 in [-1, 1].
 
 What is read of an image:
-- Its first frame or page, turned upright as its EXIF data say. Metadata that are damaged or large cost no image, and
-  neither does the end mark of a JPEG that has all of its pixels.
+- Its first frame or page is read, turned upright by its EXIF data. An image is also read if its metadata are damaged or
+  large, or if a JPEG has all of its pixels but no end mark.
 - Its depth is what the format declares, never guessed from the values: 1, 8, 12 and 16 bits span black to white, and so
-  do floating-point values from 0 to 1. Integers that are signed or of 32 bits, which declare no black and white, and
-  floating-point values beyond 0 to 1 are refused.
+  do floating-point values from 0 to 1. Signed and 32-bit integers, which declare no black and white, and floating-point
+  values beyond 0 to 1 are refused.
 - Transparency, of an alpha channel or of single colours, is laid over white, unless C is 4. Opaque images then have an
   alpha of 255.
 - Grey of a colour image is its luminance, 0.299 R + 0.587 G + 0.114 B; a grey image has equal R, G and B.
@@ -213,7 +213,7 @@ def _why_unidentified(data: io.IOBase) -> str:
 def _decoded_jpeg(data: io.BytesIO, channels: int, least_side: int | None) -> np.ndarray:
     """Pixels of a JPEG that may lack its end mark, but nothing else.
 
-    A decoder takes whatever follows as the pixels that are missing. So none are if they do not depend on it.
+    A decoder takes whatever follows the data as missing pixels. So no pixel is missing if none depends on what follows.
     """
     file = data.getvalue()
     if b"\xff\xd9" in file[-64:] or not has_all_scans(file):
@@ -308,7 +308,7 @@ class _PillowFilter:
 
 @contextmanager
 def _pillow_without_warnings() -> Iterator[None]:
-    """Within it, Pillow does not warn of what it can read all the same, such as damaged metadata and large images."""
+    """A context in which Pillow does not warn of what it can still read, such as damaged metadata and large images."""
     with _PillowFilter.lock:
         _PillowFilter.users += 1
         if _PillowFilter.users == 1:

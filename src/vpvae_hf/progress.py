@@ -13,7 +13,7 @@ _LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} passed, {rem
 
 
 def progress_bar(*, total: int | None, desc: str, unit: str, shown: bool = True, **settings: Any) -> tqdm:
-    """A bar of `tqdm` on stderr, with its arguments; the first rank's alone.
+    """A bar of `tqdm` on stderr, with tqdm's arguments; only the first rank shows it.
 
     If stderr is no terminal, as under nohup, Slurm or CI, the bar prints a whole line now and then, with the time left,
     and one at its end, instead of redrawing itself. TQDM_DISABLE=1 in the environment hides it.

@@ -8,9 +8,9 @@ import torch
 
 @contextlib.contextmanager
 def seeded_by(generator: torch.Generator | None, device: torch.device) -> Iterator[None]:
-    """A block in which torch's global generators, the CPU's and the device's, follow `generator`, if it is given.
+    """A context in which torch's global generators, of the CPU and the device, follow `generator`, if it is given.
 
-    `generator` goes on by one draw; afterwards the global ones are as before.
+    `generator` advances by one draw; afterwards the global generators are as before.
     """
     if generator is None:
         yield

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def warn_of_former_name(former: str, present: str) -> None:
-    """Say that the caller's caller uses a former name."""
+    """Warn that the caller's caller uses a former name."""
     warnings.warn(
         f"{former} is called {present} now; the former name goes with version 0.2", DeprecationWarning, stacklevel=3
     )

@@ -1,4 +1,4 @@
-"""From one sampling rate to another."""
+"""Converts audio from one sampling rate to another."""
 
 import math
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Literal
 
-# Of more valid names than this a message gives the nearest alone, if there is one.
+# If there are more valid names than this, a message gives only the nearest, if there is one.
 _LISTED_NAMES = 30
 # What encoder and decoder of a saved tokenizer may compute in.
 DTYPES = ("float32", "bfloat16", "float16")
-# In what latents are near to each other: as they are, or by what the decoder makes of them.
+# Distances of latents: Euclidean, or by how much the decoder's output changes.
 Metric = Literal["euclidean", "decoder"]
 # How VP displaces latents in training, the default first.
 Perturbation = Literal["random_codebook", "metropolis", "always_accept"]
@@ -25,7 +25,7 @@ def require(holds: bool, name: str, value: Any, valid: str) -> None:
 
 @contextmanager
 def installed_with(packages: str) -> Iterator[None]:
-    """Around the import of what may not be installed: says how to install it."""
+    """A context for imports of packages that may be missing: its error says how to install them."""
     try:
         yield
     except ImportError as error:
@@ -76,10 +76,10 @@ def require_share(name: str, value: Any) -> None:
 
 
 def nearest_name(name: str, valid: Collection[str], cutoff: float = 0.6) -> str | None:
-    """The valid name that is most like a misspelt one; None if none is like it.
+    """The valid name that is most similar to a misspelt one; None if none is similar.
 
     Args:
-        cutoff: how like it must be, from 0 to 1, as `difflib.get_close_matches` measures it.
+        cutoff: the least similarity, from 0 to 1, as `difflib.get_close_matches` measures it.
     """
     by_lower_case = {each.lower(): each for each in valid}
     near = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)

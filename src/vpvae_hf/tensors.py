@@ -1,7 +1,6 @@
-"""What people hand over in Python, as tensors: arrays of numpy and of what can be made one, and lists of these.
+"""Turns what callers give into tensors: numpy arrays, what numpy can convert, and lists of these.
 
-In addition, what holds for all code that computes with tensors: checks of values, graphs, inference mode, and copies
-to and from a GPU.
+It also has what all code with tensors needs: checks of values, graphs, inference mode, and copies to and from a GPU.
 """
 
 import contextlib
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Of signals in [-1, 1]. Noise of a smoke test stays far below this, pixels in 0..255 and samples of 16 bits do not.
+# For signals in [-1, 1]: random noise stays far below this, pixels in 0..255 and samples of 16 bits do not.
 LARGEST_SIGNAL = 10
-# Of keys and shapes a message names at most so many.
+# A message names at most so many keys or shapes.
 _NAMED = 5
 T = TypeVar("T")
 
@@ -82,7 +81,7 @@ class _Check(NamedTuple):
     scaling: str | None
 
     def problem(self, low: float, high: float, bad: int | str) -> str | None:
-        """What is wrong with values between these bounds, both NaN if any value is; None if nothing is."""
+        """The problem of values with these bounds, which are both NaN if any value is; None if there is no problem."""
         if not (math.isfinite(low) and math.isfinite(high)):
             return f"{bad} of {self.count} {self.what} are NaN or infinite{self.remedy}"
         if self.scaling is not None and max(-low, high) > LARGEST_SIGNAL:
@@ -94,7 +93,7 @@ class _Check(NamedTuple):
 
 
 class DeferredChecks:
-    """Checks that were postponed by `deferred_checks`: what they are about lies on a device, not yet looked at."""
+    """Checks that `deferred_checks` postponed: their values lie on a device and have not been read yet."""
 
     def __init__(self):
         self._checks: list[_Check] = []
@@ -107,7 +106,7 @@ class DeferredChecks:
     def raise_failed(self, where: str = "", bounds: Sequence[Sequence[float]] | None = None) -> None:
         """Raise the ValueError of the first check that failed, in the order in which they were made.
 
-        All of them are forgotten then, so a block may be as long as a run.
+        All checks are then forgotten, so a block may be as long as a run.
 
         Args:
             where: what the message begins with, e.g. "step 12: ".
@@ -128,10 +127,10 @@ _deferred: ContextVar[DeferredChecks | None] = ContextVar("deferred checks of va
 
 @contextlib.contextmanager
 def deferred_checks() -> Iterator[DeferredChecks]:
-    """Within this block models do not look at values, which would wait for the device; they note what to look at later.
+    """A context in which models do not read values, which would wait for the device, but record what to check later.
 
     So a training step needs no synchronization. NaN and infinite values, and signals far beyond [-1, 1], raise no error
-    until `raise_failed` of what the block gives is called. Other checks, such as those of shapes and codes, stay.
+    until you call `raise_failed` of what the context yields. Other checks, such as those of shapes and codes, stay.
 
     ```python
     with deferred_checks() as checks:
@@ -177,7 +176,7 @@ def require_nonempty(values: Tensor, what: str) -> None:
 
 
 def without_bad_values(values: Tensor) -> Tensor:
-    """The values, with zeros in place of those that a deferred check will complain about: NaN and infinite ones."""
+    """The values, with zeros in place of NaN and infinite ones, which a deferred check will report."""
     return values.nan_to_num(0.0, 0.0, 0.0) if _deferred.get() is not None else values
 
 
@@ -198,7 +197,7 @@ def precise_dtype(device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Within it, torch multiplies matrices of float32 in "highest" precision, or in "high", which is TF32 on CUDA."""
+    """A context in which torch multiplies float32 matrices in "highest" precision, or in "high": TF32 on CUDA."""
     products = torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)
     newer = [(each, each.fp32_precision) for each in products if hasattr(each, "fp32_precision")]  # since torch 2.9
     try:
@@ -221,9 +220,9 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def kept_for_training() -> Iterator[None]:
-    """A block, or as a decorator a function, whose tensors outlive it, without gradients.
+    """A context, or a decorator of a function, whose tensors outlive it, without gradients.
 
-    Autograd takes no tensors that were made within torch.inference_mode, so they are made outside of it.
+    Autograd takes no tensors that were made within torch.inference_mode, so this context leaves that mode.
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
@@ -241,8 +240,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def fetched_late(issued: Iterable[tuple[Sequence[Tensor], T]]) -> Iterator[tuple[list[Tensor], T]]:
-    """Results of one device on the CPU with what belongs to them. They are waited for only after the next have been
-    issued, so that a GPU has work while the CPU uses what it gave.
+    """Results of a device, moved to the CPU, with what belongs to them.
+
+    Each is waited for only after the next one has been issued, so that a GPU has work while the CPU uses the results.
     """
     waiting: tuple[list[Tensor], torch.cuda.Event | None, T] | None = None
     for results, belonging in issued:

@@ -1,4 +1,4 @@
-"""Files that cannot be read: the error of one, and the count of those that were skipped."""
+"""Files that cannot be read: the error for a file, and the count of skipped files."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 _TOLD_REASONS = 3
-# So many in a row are no longer skipped: the data are something else, or cannot be reached.
+# So many in a row are no longer skipped: the data are of another kind, or cannot be reached.
 MOST_UNREADABLE = 1000
 
 

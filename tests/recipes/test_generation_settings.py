@@ -21,7 +21,7 @@ LLAMA = model_of("autoregressive")
         ({"data": {"window": 4}}, ValueError, "data.window=4 is for audio; images are always whole"),
         ({"transformer": {"kind": "lama"}}, ValueError, "transformer: transformers has no kind 'lama'"),
         ({"transformer": {"hidden_size": 8}}, ValueError, "transformer must name its kind"),
-        ({"transformer": {"kind": "bert", **SIZES}}, ValueError, "reads codes that it is to predict"),
+        ({"transformer": {"kind": "bert", **SIZES}}, ValueError, "reads codes that it must predict"),
         ({"transformer": {"kind": "vit"}}, ValueError, "a transformer of kind 'vit' cannot be made with"),
         ({"transformer": {"kind": "roberta", **SIZES}}, ValueError, "a transformer of kind 'roberta' cannot be made"),
         ({"transformer": LLAMA | {"width": 3}}, ValueError, "transformer.width is no argument of LlamaConfig"),

@@ -108,7 +108,7 @@ class CodeFolder:
         return [text for text in texts if text is not None and text.strip()]
 
     def first_conditions(self, number: int) -> list[int | str] | None:
-        """The first `count` conditions of rows that have one, repeated from the beginning if there are too few."""
+        """The first `number` conditions of rows that have one, repeated from the beginning if there are too few."""
         conditions = (self.condition(row) for row in self.rows)
         some = list(itertools.islice((each for each in conditions if each is not None), number))
         return [some[place % len(some)] for place in range(number)] if some else None

@@ -185,7 +185,7 @@ class ItemLoader:
     Attributes:
         skipped: number of unreadable files so far; it is logged with the first reasons, once there is one and when an
             iteration ends.
-        passes: how many passes over the data are complete; 0 within the first.
+        passes: to how many passes over the data the batches so far amount; 0 within the first.
     """
 
     def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0, device: str | torch.device = "cpu"):

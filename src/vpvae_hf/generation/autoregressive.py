@@ -29,7 +29,7 @@ class VPAutoregressivePipeline(CodePipeline):
         tokenizer: a tokenizer with a codebook.
         transformer: a causal language model of transformers, trained on the tokenizer's codes in raster order, with its
             `CodeVocabulary` in its config.
-        text_tokenizer: what turns texts into ids, of a transformer that was trained on texts; None for others.
+        text_tokenizer: turns texts into ids, if the transformer was trained on texts; otherwise None.
 
     Raises:
         ValueError: the transformer was trained on other codes or texts, has too few ids or positions, or no vocabulary.
@@ -63,21 +63,21 @@ class VPAutoregressivePipeline(CodePipeline):
         """Generate images of the size that the model was trained on, or clips.
 
         Args:
-            class_labels: [B], one per image or clip: ids of classes, their names, or texts, as the model was trained;
-                or [B, P] ids of texts; None for none. A single name or text stands for all `num_images`.
+            class_labels: [B], one per image or clip: ids or names of classes, or texts, as the model was trained; or
+                [B, P] ids of texts; None for no condition. A single name or text is used for all `num_images`.
             prompt: texts, in place of class labels.
-            num_images: B, the number of images or clips, if there is no list of class labels or texts.
+            num_images: B, the number of images or clips, unless a list of class labels or texts decides it.
             prefix: [B, m] or [B, m, G], the first codes in raster order, e.g. those of an image's upper part.
             duration_s: longest duration of a clip, seconds; None for the longest that the model was trained on.
             min_duration_s: shortest duration of a clip; None for `duration_s`, so that all are equally long.
-            generation_config: how codes are drawn; None draws from all codes as the model says.
-            generator: source of the randomness; None for torch's global generator. With a list of B generators each
-                image or clip depends on its own one alone; they are then generated one after the other.
-            output_type: "pil" (None), "np" or "pt" images, "np" (None) audio, or "codes" for codes alone.
+            generation_config: how codes are drawn; None draws from all codes with the model's probabilities.
+            generator: source of the randomness; None for torch's global generator. With a list of B generators, each
+                image or clip depends only on its own generator; they are then generated one after the other.
+            output_type: "pil" (None), "np" or "pt" for images, "np" (None) for audio, "codes" for codes alone.
             return_dict: False returns the pair (images or audios, codes).
             sampling: fields of `generation_config` to change, such as temperature, top_k, top_p and guidance_scale
-                (classifier-free guidance, for models that know sequences without condition). `do_sample=False` and
-                `temperature=0` take the likeliest code each time.
+                (classifier-free guidance, for models that were also trained without condition). `do_sample=False` and
+                `temperature=0` always take the likeliest code.
         """
         vocabulary, output_type = self.vocabulary, self._output_type(output_type)
         config = _sampling_config(generation_config, sampling)
@@ -148,11 +148,11 @@ def _sampling_config(generation_config: GenerationConfig | None, settings: Mappi
 
 
 class CodeConstraint(LogitsProcessor):
-    """Lets `generate()` choose nothing but codes, and the end only where a sequence may end.
+    """Lets `generate()` choose only codes, and the end only where a sequence may end.
 
     Args:
         prompt_length: number of ids before the first code.
-        shortest, longest: number of ids of codes from which on a sequence may end, and at which it must.
+        shortest, longest: the numbers of ids of codes after which a sequence may end, and must end.
     """
 
     def __init__(self, vocabulary: CodeVocabulary, *, prompt_length: int, shortest: int, longest: int):
@@ -172,7 +172,7 @@ class CodeConstraint(LogitsProcessor):
 
 @contextlib.contextmanager
 def _without_settings(model: PreTrainedModel) -> Iterator[None]:
-    """A block in which the model has no settings of its own for `generate()`, which would change what is sampled."""
+    """A context without the model's own settings for `generate()`, which would change what is sampled."""
     kept, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield

@@ -25,9 +25,9 @@ IGNORED = -100  # a label that transformers leaves out of the loss
 
 
 def load_code_tokenizer(folder: CodeFolder, name: str | None = None) -> Tokenizer:
-    """The tokenizer that made a folder of codes, or the named one, on the CPU in eval mode; errors as loading's.
+    """The tokenizer that made a folder of codes, or the named one, on the CPU in eval mode; errors as in loading.
 
-    If it has a codebook of as many codes as theirs, that one is selected.
+    If it has a codebook of the folder's size, that one is selected.
     """
     tokenizer = _loaded(folder, name)
     if (size := folder.manifest["codebook_size"]) in tokenizer.codebook_sizes:
@@ -57,9 +57,9 @@ def vocabulary_of(
     """The vocabulary of a folder's codes and conditions.
 
     Args:
-        window: most tokens of a sequence of audio; None for as many as the longest clip has. Images take none.
-        text_tokenizer: of a folder whose condition is a text, see `text_tokenizer_of`.
-        text_length: most ids of a text; fewer if the longest one has fewer.
+        window: the most tokens of a sequence of audio; None for those of the longest clip. Not for images.
+        text_tokenizer: for a folder whose condition is a text, see `text_tokenizer_of`.
+        text_length: the most ids of a text; fewer if the longest text has fewer.
     """
     grid = folder.grid
     if window is not None:
@@ -129,7 +129,7 @@ class CausalBatches:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         vocabulary, sequences, labels = self.vocabulary, [], []
         for item in items:
-            # A window from the middle of a clip has an id in place of "begin", so that all have as many.
+            # A window from the middle of a clip has another id in place of "begin", so that all have equally many.
             begin = vocabulary.begin if item["begins"] else vocabulary.unconditional
             before = torch.cat([_condition(vocabulary, item), torch.tensor([begin])])
             after = torch.tensor([vocabulary.end] if item["ends"] else [], dtype=torch.long)

@@ -11,17 +11,17 @@ class CodeDataConfig:
     """Which codes to train and validate on."""
 
     tokens: str | None = option(None, "folder that `vpvae tokenize` wrote, to train on")
-    validation_tokens: str | None = option(None, "another, of the split to validate on; null to measure nothing")
+    validation_tokens: str | None = option(None, "folder with codes to validate on; null: measure nothing")
     condition_column: str | None = option(
         None, "column of whole numbers, such as classes, or of texts, such as captions, that conditions the codes"
     )
     text_tokenizer: str | None = option(
-        None, "folder or hub id of the tokenizer of texts; null makes one of the texts to train on"
+        None, "folder or hub id of the tokenizer of texts; null: make one from the training texts"
     )
-    text_vocabulary: int = option(4096, "most ids of a tokenizer of texts that is made")
-    text_length: int = option(64, "most ids of a text; what is longer is cut")
+    text_vocabulary: int = option(4096, "most ids of a tokenizer of texts that is made from the training texts")
+    text_length: int = option(64, "most ids of a text; longer texts are cut")
     drop_condition: float = option(0.1, "share of the examples whose condition is left out, for guidance")
-    window: int | None = option(None, "tokens per sequence of audio; those of the longest clip if null")
+    window: int | None = option(None, "tokens per sequence of audio; null: those of the longest clip")
 
     def __post_init__(self):
         require(0 <= self.drop_condition <= 1, "data.drop_condition", self.drop_condition, "in [0, 1]")

@@ -23,9 +23,9 @@ class CodeLikelihood:
     """Negative log-likelihood of codes.
 
     Attributes:
-        bits: what the transformer needs for all of them.
+        bits: the bits that the transformer needs for all codes.
         tokens: number of tokens; a token may have several codes.
-        unigram_bits: what the best model that knows only how often each code occurs in these very data would need.
+        unigram_bits: the bits that a model would need that knows only how often each code occurs in these data.
     """
 
     bits: float

@@ -40,8 +40,8 @@ class VPMaskedPipeline(CodePipeline):
     Args:
         tokenizer, transformer, text_tokenizer: as for `VPAutoregressivePipeline`, but the transformer is a masked
             language model.
-        scheduler: `AmusedScheduler(mask_token_id=K)`, which chooses with some chance what to keep, or
-            `BlockRefinementScheduler`, which keeps the surest.
+        scheduler: `AmusedScheduler(mask_token_id=K)`, which keeps codes with some randomness, or
+            `BlockRefinementScheduler`, which keeps the most probable ones.
     """
 
     scheduler: Scheduler
@@ -78,7 +78,7 @@ class VPMaskedPipeline(CodePipeline):
         output_type: str | None = None,
         return_dict: bool = True,
     ) -> GeneratedImages | GeneratedAudio | tuple:
-        """Generate images of the size that the model was trained on, or clips, or fill in what is not known of them.
+        """Generate images of the size that the model was trained on, or clips, or fill in missing parts of them.
 
         Args:
             class_labels, prompt, num_images: as for `VPAutoregressivePipeline`; `codes` or `image` also say B.
@@ -89,8 +89,8 @@ class VPMaskedPipeline(CodePipeline):
                 For `AmusedScheduler` alone.
             guidance_scale: classifier-free guidance; 1 for none.
             image: [B, C, H, W] in [-1, 1] to fill in.
-            mask_image: [B, 1, H, W] or [1, 1, H, W], above 0.5 where the image is to be made anew. A code is made anew
-                if any of its pixels is.
+            mask_image: [B, 1, H, W] or [1, 1, H, W], above 0.5 where the image is generated again. A code is generated
+                again if any of its pixels is.
             codes: [B, *grid] or [B, *grid, G], of images or clips to fill in.
             known: [B, *grid], true for the codes that stay.
             duration_s: duration of the clips, seconds; None for the longest that the model was trained on.

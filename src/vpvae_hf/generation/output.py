@@ -24,7 +24,7 @@ def write_generated(
     columns: int | None = None,
     each: bool = False,
 ) -> list[Path]:
-    """Write images on a sheet, samples.png, or clips one after the other, samples.flac; gives the files, this one last.
+    """Write images on a sheet, samples.png, or clips one after the other, samples.flac; return the files, it last.
 
     Args:
         signals: B images [H, W, C] in [0, 1], or clips [T] in [-1, 1].

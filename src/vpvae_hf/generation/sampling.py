@@ -150,7 +150,7 @@ class CodePipeline(DiffusionPipeline):
 
     @property
     def vocabulary(self) -> CodeVocabulary:
-        """What the transformer's ids stand for."""
+        """The meaning of the transformer's ids."""
         return CodeVocabulary.from_model(self.transformer)
 
     def _output_type(self, output_type: str | None) -> str:
@@ -195,7 +195,7 @@ class CodePipeline(DiffusionPipeline):
         return prompt_ids(self.text_tokenizer, labels, self.vocabulary.condition_length)
 
     def _length(self, seconds: float | None, name: str) -> int:
-        """The number of ids of so many seconds of audio; as many as the model knows for None, and for images."""
+        """The number of ids for so many seconds of audio; the model's largest number for None, and for images."""
         most, groups = math.prod(self.vocabulary.grid), self.vocabulary.code_groups
         if seconds is None:
             return most * groups
@@ -243,9 +243,9 @@ def for_each_generator(
 def write_samples(
     pipeline: CodePipeline, folder: Path, codes: CodeFolder, *, number: int, seed: int
 ) -> list[int | str] | None:
-    """Generate images or clips, conditioned as the first of the codes are, into a folder; gives their conditions.
+    """Generate images or clips with the conditions of the first codes, write them to a folder, return the conditions.
 
-    It writes what `write_generated` joins; or nothing of signals that are neither images nor audio.
+    It writes what `write_generated` joins, and nothing for signals that are neither images nor audio.
     """
     conditions = codes.first_conditions(number)
     generator = torch.Generator().manual_seed(seed)

@@ -22,14 +22,14 @@ _AT_ONCE = 1000  # texts
 def text_tokenizer_of(
     folder: CodeFolder, name: str | None = None, *, size: int = 4096
 ) -> PreTrainedTokenizerBase | None:
-    """What turns the texts of a folder's condition column into ids; None if the column holds no texts.
+    """The tokenizer for the texts of a folder's condition column; None if the column holds no texts.
 
     Args:
-        name: folder or hub id of a saved tokenizer; None makes one of the folder's texts.
-        size: most ids of one that is made.
+        name: folder or hub id of a saved tokenizer; None makes one from the folder's texts.
+        size: the most ids of a tokenizer that is made.
 
     Raises:
-        ValueError: a name without a column of texts, what is there is no tokenizer, or it has nothing to pad with.
+        ValueError: a name is given but no column of texts, or there is no tokenizer, or it has no padding token.
         FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
     """
     if not folder.is_text:
@@ -42,7 +42,7 @@ def text_tokenizer_of(
 def new_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """A tokenizer of the words, and parts of words, that occur most often in some texts.
 
-    It pairs bytes (BPE), so that no text is unknown to it, and does not tell upper from lower case. The same texts give
+    It joins pairs of bytes (BPE), so it can encode every text, and ignores upper and lower case. The same texts give
     the same tokenizer.
 
     Args:

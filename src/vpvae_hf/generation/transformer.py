@@ -9,7 +9,7 @@ from .vocabulary import CodeVocabulary
 
 
 def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: CodeVocabulary) -> PreTrainedModel:
-    """A new transformer whose ids and positions are as many as the vocabulary needs.
+    """A new transformer with as many ids and positions as the vocabulary needs.
 
     Args:
         auto_class: AutoModelForCausalLM or AutoModelForMaskedLM.
@@ -44,7 +44,7 @@ def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: Code
 
 @torch.no_grad()
 def check_direction(model: PreTrainedModel, vocabulary: CodeVocabulary, *, causal: bool) -> None:
-    """Raise a ValueError if a causal model reads what it is to predict, or a masked one reads one way only."""
+    """Raise a ValueError if a causal model reads the codes that it predicts, or a masked one reads only backwards."""
     ids = torch.full((2, 4), vocabulary.first_code)
     ids[1, -1] = vocabulary.mask
     was_training = model.training
@@ -52,7 +52,7 @@ def check_direction(model: PreTrainedModel, vocabulary: CodeVocabulary, *, causa
     model.train(was_training)
     if causal and not torch.allclose(first, second, atol=1e-4):
         raise ValueError(
-            f"a {type(model).__name__} of these settings reads codes that it is to predict; name a causal kind, such "
+            f"a {type(model).__name__} of these settings reads codes that it must predict; name a causal kind, such "
             "as llama, or set is_decoder: true if the kind has it"
         )
     if not causal and torch.equal(first, second):

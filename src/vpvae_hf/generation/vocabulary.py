@@ -25,7 +25,7 @@ _FIELD = "code_vocabulary"
 
 @dataclass(frozen=True, kw_only=True)
 class CodeVocabulary:
-    """What each id of a transformer over codes stands for.
+    """The meaning of each id of a transformer over codes.
 
     Ids are, in this order: C conditions (classes, or all ids of a text tokenizer), K codes, and the special ids below.
     An autoregressive sequence is [condition...] begin codes [end]; a masked one is a condition, then codes. Without a
@@ -33,7 +33,7 @@ class CodeVocabulary:
 
     Attributes:
         codebook_size: K.
-        grid: [h, w] of the images, or [n] of the longest clip; it says which of the two the model makes.
+        grid: [h, w] of the images, or [n] of the longest clip; so it tells whether the model makes images or audio.
         code_groups: G; the codes of a token follow each other.
         condition_size: C; 0 if nothing conditions the codes.
         condition_length: P, the number of ids of a condition: 1 for classes; texts are padded or cut to it.
@@ -41,8 +41,9 @@ class CodeVocabulary:
         fingerprint: `fingerprint()` of the tokenizer that made the codes; None accepts any tokenizer.
 
     Raises:
-        ValueError: a size below 1 (C: below 0), a grid that is neither [h, w] nor [n], or names that are not C; from
-            the methods, codes, ids or conditions out of range, of another shape, of unknown names, or not taken.
+        ValueError: a size is below 1 (C: below 0), the grid is neither [h, w] nor [n], or there are not C names. The
+            methods raise it for codes, ids or conditions that are out of range, have another shape or unknown names,
+            or are not allowed.
     """
 
     codebook_size: int
@@ -129,7 +130,7 @@ class CodeVocabulary:
         return codes.reshape(len(ids), *((-1,) if self.is_audio else self.grid), *self._group_shape)
 
     def prompt(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Ids [B, P + 1] that go before the codes of an autoregressive sequence; [B, 1] if C = 0.
+        """Ids [B, P + 1] that stand before the codes of an autoregressive sequence; [B, 1] if C = 0.
 
         Args:
             conditions: [B], one per sequence, such as classes, or [B, P] ids of texts; None for none.
@@ -234,7 +235,7 @@ class CodeVocabulary:
             tokenizer.check_fingerprint(self.fingerprint, "the model was trained")
 
     def check_selected(self, tokenizer: Tokenizer) -> None:
-        """Raise a ValueError unless a tokenizer's codes are as many as the model's: the quick part of the check."""
+        """Raise a ValueError unless the tokenizer has as many codes as the model: the quick part of the check."""
         remedy = "load the tokenizer that made the model's codes"
         if self.codebook_size in tokenizer.codebook_sizes:
             remedy = f"call tokenizer.select_codebook({self.codebook_size}), or {remedy}"
