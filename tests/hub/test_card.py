@@ -137,7 +137,7 @@ def test_nothing_is_invented(folder):
     assert "How this model was trained, and on what data, is not recorded" in card.text
     assert "How the codebook was fitted, and to what data, is not recorded" in card.text
     assert "No evaluation is recorded" in card.text
-    assert "No measurements of its reconstructions were kept" in card.text
+    assert "No measurements of its reconstructions are recorded" in card.text
     assert "reconstruction.png" not in card.text
     assert players(card.text) == []
     assert 'name = "my_tokenizer"' in card.text
