@@ -27,7 +27,7 @@ extras["dev"] += [*extras["all"], *extras["docs"]]
 
 setup(
     name="vpvae_hf",
-    version="0.1.0",
+    version="0.2.0",
     description="Image and audio tokenizers trained by perturbing the latent, with the codebook fitted afterwards",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -6,7 +6,7 @@ Nothing heavy is imported until a name is used: audio needs no diffusers, images
 from . import registration  # noqa: F401, for its effect on transformers and diffusers
 from .lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _SOURCES = {
     "AutoencoderVP": ".models",
     "BatchTokenizer": ".modalities.batch_tokenizer",
