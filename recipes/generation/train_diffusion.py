@@ -27,6 +27,7 @@ from vpvae_hf import AutoencoderVP, deferred_checks, distributed
 from vpvae_hf.files import open_to_usual_readers
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
+from vpvae_hf.metrics.pictures import SHOWN_SIDE
 from vpvae_hf.modalities import MODALITIES, Batches
 from vpvae_hf.modalities.image import ImageDataConfig
 from vpvae_hf.progress import progress_bar
@@ -309,16 +310,17 @@ def finish(config: DiffusionConfig, pipeline: LDMPipeline, error: float | None, 
 
 def samples(pipeline: LDMPipeline, config: DiffusionConfig, has_codes: bool):
     """A picture of images: decoded as they are in the upper row, through codes, if there are any, in the lower."""
-    vae, rows = pipeline.vqvae, []
+    vae, rows = pipeline.vqvae, {}
     kept = vae.config.force_not_quantize
     # The pipeline has no way to decode the same latents twice.
     for as_they_are in [True, False] if has_codes else [True]:
         vae.register_to_config(force_not_quantize=as_they_are)
         noise, steps = torch.Generator().manual_seed(config.seed), config.num_inference_steps
         images = pipeline(config.samples, noise, num_inference_steps=steps, output_type="np").images
-        rows.append(torch.from_numpy(images).movedim(-1, 1) * 2 - 1)
+        label = "not quantized" if as_they_are else f"{vae.quantize.codebook_size} codes"
+        rows[label] = torch.from_numpy(images).movedim(-1, 1) * 2 - 1
     vae.register_to_config(force_not_quantize=kept)
-    return image_grid(rows)
+    return image_grid([*rows.values()], [*rows], shown_side=SHOWN_SIDE)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tiny_generators import FRAMES, SIZE, causal_pipeline, masked_pipeline, seed
 from tiny_pipelines import dit, ldm
 from vpvae_hf.cli.main import main
 
+SHOWN = 256  # side of an image on a sheet, pixels
 CLASSES = {"condition_size": 3, "condition_names": ["cat", "dog", "1"]}
 MAKERS = {
     "classes": lambda: masked_pipeline(tiny_vae(), "amused", **CLASSES),
@@ -57,8 +58,10 @@ def test_images_of_classes_and_their_sheet(saved, tmp_path, capsys):
     for number, image in enumerate(made.images):
         np.testing.assert_array_equal(pixels(tmp_path / "out" / f"00{number}.png"), np.asarray(image))
     sheet = pixels(tmp_path / "out" / "samples.png")
-    assert sheet.shape == (2 * SIZE + 4, 2 * SIZE + 4, 3)
-    np.testing.assert_array_equal(sheet[-SIZE:, :SIZE], np.asarray(made.images[2]))
+    assert sheet.shape == (2 * SHOWN + 4, 2 * SHOWN + 4, 3)
+    factor = SHOWN // SIZE
+    enlarged = np.asarray(made.images[2]).repeat(factor, axis=0).repeat(factor, axis=1)
+    np.testing.assert_array_equal(sheet[-SHOWN:, :SHOWN], enlarged)
     printed = capsys.readouterr().out
     assert re.search(r"^4 images in \d+\.\d s on cpu: .*/000.png to 003.png; all: .*/samples.png$", printed, re.M)
 
@@ -95,8 +98,8 @@ def test_many_images_are_made_some_at_a_time(saved, tmp_path):
     assert len(files) == 19
     # Five in each of four rows, of which the last is filled up with white.
     sheet = pixels(tmp_path / "out" / "samples.png")
-    assert sheet.shape == (4 * SIZE + 12, 5 * SIZE + 16, 3)
-    assert (sheet[-SIZE:, -SIZE:] == 255).all()
+    assert sheet.shape == (4 * SHOWN + 12, 5 * SHOWN + 16, 3)
+    assert (sheet[-SHOWN:, -SHOWN:] == 255).all()
 
 
 def test_clips(saved, tmp_path, capsys):

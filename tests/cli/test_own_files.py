@@ -187,9 +187,10 @@ def test_a_picture_of_both(kind, tokenizers, tmp_path, capsys):
     model = kind.model.from_pretrained(tokenizers[kind.model]).eval()
     _, made = expected(kind, model, source)
     if kind.model is AutoencoderVP:
-        assert picture.shape == (HEIGHT, 3 * WIDTH + 2 * 4, 3)
-        np.testing.assert_array_equal(picture[:, :WIDTH], kind.read(source))
-        np.testing.assert_array_equal(picture[:, WIDTH + 4 : 2 * WIDTH + 4], made)
+        column = (picture.shape[1] - 2 * 4) // 3  # as wide as the widest of what is written below
+        np.testing.assert_array_equal(picture[:HEIGHT, :WIDTH], kind.read(source))
+        np.testing.assert_array_equal(picture[:HEIGHT, column + 4 : column + 4 + WIDTH], made)
+        assert (picture[HEIGHT:] < 128).any()
     else:
         np.testing.assert_allclose(kind.read(tmp_path / "own.reconstruction.wav"), made, atol=1e-4)
 

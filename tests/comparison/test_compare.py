@@ -143,6 +143,7 @@ def test_every_run_has_its_tokenizer_and_result(finished):
     result = json.loads((finished / "vp-16-seed1/result.json").read_text())
     assert result["codebook_size"] == 16
     assert result["training_seconds"] > 0
+    assert result["rate_per_bit"] == 1 / 4  # a token for 2 x 2 pixels
     assert [row["step"] for row in result["validation"]] == [4]
 
 

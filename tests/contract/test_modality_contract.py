@@ -129,6 +129,7 @@ class SeriesTrainingConfig(TrainingConfig):
 class SeriesModality(Modality):
     model_class, config_class = SeriesTokenizer, SeriesTrainingConfig
     train_items, headline_metrics, written_suffixes = "series", ("error",), (".txt",)
+    rate_unit = "bits per number"
     _open = staticmethod(open_series)
 
     def new_model(self, config):
@@ -157,8 +158,14 @@ class SeriesModality(Modality):
     def resolution(self, model):
         return "factor 4"
 
-    def picture(self, rows, model):
+    def picture(self, rows, model, labels=(), captions=()):
         return np.zeros((len(rows), len(rows[0]), 3), np.uint8)
+
+    def nearness(self, reconstruction, original, model):
+        return ["near"] * len(original)
+
+    def rate(self, model, bits):
+        return bits / 4
 
     def read_suffixes(self):
         return frozenset((".txt",))
@@ -314,8 +321,11 @@ def test_batches_are_what_the_model_takes(case):
         assert case.model.latent_vectors(*inputs).shape[-1] == 2
     shown = given.shown(3)
     assert len(shown) == 3
-    picture = case.modality.picture([shown, shown], case.model)
+    near = case.modality.nearness(shown, shown, case.model)
+    assert len(near) == 3
+    picture = case.modality.picture([shown, shown], case.model, ["original", "the same"], [[], near])
     assert (picture.dtype, picture.ndim, picture.shape[2]) == (np.uint8, 3, 3)
+    assert case.modality.rate(case.model, 6.0) == 2 * case.modality.rate(case.model, 3.0) > 0
 
 
 def test_evaluation_gives_each_rank_its_part(case):

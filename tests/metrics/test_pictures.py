@@ -7,8 +7,8 @@ from speech import RATE, noisy, speech
 from vpvae_hf.metrics import image_grid, spectrogram_grid
 from vpvae_hf.metrics.pictures import _coloured, code_colours
 
-# Of half a second: 32 frames of two pixels; a waveform above 80 bands of two pixels.
-WIDTH, WAVE, HEIGHT, GAP = 64, 48, 208, 8
+# Of half a second: 32 frames of two pixels; a waveform above 80 bands of two pixels; axes to the left and below.
+WIDTH, WAVE, HEIGHT, GAP, LEFT, BELOW = 64, 48, 208, 8, 40, 24
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def clips() -> torch.Tensor:
 
 def panel(picture: np.ndarray, row: int, column: int) -> np.ndarray:
     """[208, 64, 3]."""
-    top, left = row * (HEIGHT + GAP), column * (WIDTH + GAP)
+    top, left = row * (HEIGHT + GAP), LEFT + column * (WIDTH + GAP)
     return picture[top : top + HEIGHT, left : left + WIDTH]
 
 
@@ -39,11 +39,11 @@ def test_grey_and_transparent_images_are_shown_as_rgb():
 def test_rows_of_clips_with_white_gaps(clips):
     clips = clips[..., :-1]
     picture = spectrogram_grid([clips, clips / 2, clips.flip(0)], RATE)
-    assert picture.shape == (3 * HEIGHT + 2 * GAP, 2 * WIDTH + GAP, 3)
+    assert picture.shape == (3 * HEIGHT + 2 * GAP + BELOW, LEFT + 2 * WIDTH + GAP, 3)
     assert picture.dtype == np.uint8
     for start in (HEIGHT, 2 * HEIGHT + GAP):
-        assert (picture[start : start + GAP] == 255).all()
-    assert (picture[:, WIDTH : WIDTH + GAP] == 255).all()
+        assert (picture[start : start + GAP, LEFT:] == 255).all()
+    assert (picture[:-BELOW, LEFT + WIDTH : LEFT + WIDTH + GAP] == 255).all()
     assert not (panel(picture, 0, 0) == 255).all(axis=-1).any()
     assert np.array_equal(panel(spectrogram_grid([clips[1:]], RATE), 0, 0), panel(picture, 0, 1))
 
@@ -82,7 +82,60 @@ def test_silence_is_dark(clips):
 
 
 def test_a_clip_shorter_than_a_pixel():
-    assert spectrogram_grid([torch.ones(1, 1, 3)], RATE).shape == (HEIGHT, 2, 3)
+    assert spectrogram_grid([torch.ones(1, 1, 3)], RATE).shape == (HEIGHT + BELOW, LEFT + 2, 3)
+
+
+def test_a_tone_is_at_the_mark_of_its_frequency():
+    """In the axis marks are rows whose last pixels are dark: 8, 4, 2, 1 and 0.5 kHz, from the top."""
+    time = torch.arange(8000) / RATE
+    picture = spectrogram_grid([torch.sin(2 * torch.pi * 2000 * time)[None, None]], RATE)
+    marks = [row for row in range(WAVE, HEIGHT) if (picture[row, LEFT - 5 : LEFT] < 100).all()]
+    assert len(marks) == 5
+    assert lightness(panel(picture, 0, 0))[:, WIDTH // 2].argmax() + WAVE == pytest.approx(marks[2], abs=3)
+
+
+def test_a_mark_of_time_is_below_what_happens_then():
+    click = torch.zeros(1, 1, 24_000)
+    click[..., 16_000] = 1
+    picture = spectrogram_grid([click], RATE)
+    marks = [column for column in range(LEFT, picture.shape[1]) if (picture[HEIGHT : HEIGHT + 5, column] < 100).all()]
+    assert [mark - LEFT for mark in marks] == [0, 62, 125]  # of 0, 0.5 and 1 s; 8 ms per pixel
+    brightest = picture[WAVE:HEIGHT, LEFT:].astype(int).sum(axis=(0, 2)).argmax()
+    assert brightest == pytest.approx(125, abs=2)
+
+
+def ink(picture: np.ndarray) -> int:
+    return int((picture < 128).all(axis=-1).sum())
+
+
+@pytest.mark.parametrize("shown_side", [1, 100])
+def test_labels_and_captions_lie_beside_and_below_images(shown_side):
+    images = torch.rand(3, 3, 40, 30, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain = image_grid([images, images], shown_side=shown_side)
+    texts = {"labels": ["original", "8 codes"], "captions": [[], ["31 dB", "9 dB", "7 dB"]]}
+    written = image_grid([images, images], **texts, shown_side=shown_side)
+    factor = 1 if shown_side == 1 else 3  # the first at which the longer side has 100 pixels
+    height, width, gap = 40 * factor, 30 * factor, 4
+    assert plain.shape == (2 * height + gap, 3 * width + 2 * gap, 3)
+    pixels = ((images[1] + 1) * 127.5).round().byte().movedim(0, -1).numpy()
+    enlarged = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    np.testing.assert_array_equal(plain[:height, width + gap : 2 * width + gap], enlarged)
+    places = range(written.shape[1] - width)
+    (left,) = (each for each in places if np.array_equal(written[:height, each : each + width], enlarged))
+    for top in (0, height + gap):
+        np.testing.assert_array_equal(written[top : top + height, left : left + width], enlarged)
+        assert ink(written[top : top + height, :50]) > 20  # there is no image yet
+    assert ink(written[2 * height + gap :, left : left + width]) > 20
+    assert ink(written[2 * height + gap :, :50]) == 0
+
+
+def test_more_letters_take_more_space():
+    images = torch.zeros(1, 3, 40, 30)
+    short, long, two_lines = (
+        image_grid([images], captions=[[text]]).shape for text in ("1", "a caption that is wide", "1\n2")
+    )
+    assert long[1] > short[1] == 30
+    assert two_lines[0] > short[0] == long[0] > 40
 
 
 def test_equal_steps_look_equal():

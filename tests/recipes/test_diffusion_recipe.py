@@ -132,10 +132,14 @@ def test_samples_are_what_the_saved_pipeline_makes_as_it_is_and_through_codes(wh
     assert (through_codes - as_they_are).abs().max() > 0.1
     with Image.open(whole / "pipeline" / "samples.png") as picture:
         shown = torch.from_numpy(np.asarray(picture).astype(np.float32)).movedim(-1, 0) / 255
-    assert shown.shape == (3, 2 * 16 + 4, 2 * 16 + 4)
-    for top, images in ((0, as_they_are), (20, through_codes)):
-        for left, image in ((0, images[0]), (20, images[1])):
-            torch.testing.assert_close(shown[:, top : top + 16, left : left + 16], image, atol=2 / 255, rtol=0)
+    # Enlarged 16 times, to 256 pixels, after the labels of the rows.
+    labels = shown.shape[2] - (2 * 256 + 4)
+    assert shown.shape[1] == 2 * 256 + 4
+    assert 50 < labels < 300
+    for top, images in ((0, as_they_are), (260, through_codes)):
+        for left, image in ((labels, images[0]), (labels + 260, images[1])):
+            found = shown[:, top : top + 256 : 16, left : left + 256 : 16]
+            torch.testing.assert_close(found, image, atol=2 / 255, rtol=0)
 
 
 def test_the_pipeline_holds_the_average_of_the_weights(whole):
@@ -274,7 +278,7 @@ def test_tokenizers_without_codes(kind, pictures, tmp_path, request):
     folder = train(pictures, tokenizer, tmp_path / "run", max_train_steps=1)
     assert pixels(LDMPipeline.from_pretrained(folder)).isfinite().all()
     with Image.open(folder / "samples.png") as picture:
-        assert picture.size == (2 * 16 + 4, 16)
+        assert picture.height == 256  # one row
     error = NoCodesError if kind == "continuous" else CodebookNotFittedError
     with pytest.raises(error, match=r"continuous and has no codes|no fitted codebook"):
         train(pictures, tokenizer, tmp_path / "other", quantize=True)

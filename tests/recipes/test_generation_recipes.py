@@ -66,7 +66,7 @@ def test_a_run_leaves_a_pipeline_and_its_records(codes, method, modality, tmp_pa
         made = pipeline(num_images=2, generator=generator)
         assert [image.size for image in made.images] == [(8, 8)] * 2
         with Image.open(folder / "samples.png") as picture:
-            assert sorted(picture.size) == [8, 2 * 8 + 4]
+            assert sorted(picture.size) == [256, 2 * 256 + 4]
     else:
         made = pipeline(num_images=2, generator=generator)
         assert [clip.shape for clip in made.audios] == [(WINDOW * HOP,)] * 2

@@ -21,7 +21,7 @@ _HELD_OUT_SHARE = 0.125
 _VALIDATIONS = 3
 
 _WRITTEN = {
-    "reconstruction.png": "spectrograms of held-out clips, and below them of their reconstructions",
+    "reconstruction.png": "spectrograms of held-out clips, decoded without quantization and from codes",
     "original.flac": "the clips",
     "reconstruction.flac": "their reconstructions",
     "README.md": "the model card, with all metrics",

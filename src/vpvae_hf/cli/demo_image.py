@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
@@ -19,10 +20,12 @@ from vpvae_hf.files import claim_output_folder, write_json
 from vpvae_hf.losses import build_losses, image_losses
 from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
+from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training import CodebookFit, fit_codebook
 from vpvae_hf.training.config import LoopConfig
 from vpvae_hf.training.trainer import MetricsLog, Trainer
+from vpvae_hf.training.validation import reconstructions_picture
 
 # Small enough for two CPU cores: a code for every 4 x 4 pixels, 0.7 million weights.
 _ARCHITECTURE = {
@@ -44,7 +47,7 @@ _VALIDATIONS = 9
 # One held-out crop in this many is measured during training; all of them are at the end.
 _VALIDATED_EVERY = 3
 _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
-_SHOWN_IMAGES = 12
+_SHOWN_IMAGES = 5
 _SHOWN_METRICS = ("psnr", "psnr_unquantized", "ssim", "code_usage", "quantization_error_rms")
 _TRAINING_METRICS = tuple(f"quantizer/{name}" for name in ("displacement_rms", "quantization_error_rms", "acceptance"))
 # A queue that turns over every few hundred steps of so short a run.
@@ -162,14 +165,9 @@ def _same_codes_after_reload(folder: Path, images: Tensor, codes: Tensor) -> boo
 def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, log: MetricsLog) -> None:
     from . import pictures  # imports matplotlib, which takes a second
 
-    latents = vae.encode(images).latents
+    _, picture = reconstructions_picture(MODALITIES["image"], vae, images)
+    Image.fromarray(picture).save(output / "reconstruction.png")
     codes = vae.tokenize(images)
-    rows = {
-        "original": images,
-        "not quantized": vae.decode(latents, force_not_quantize=True).sample,
-        "quantized": vae.detokenize(codes),
-    }
-    pictures.save_reconstructions(output / "reconstruction.png", rows)
     pictures.save_code_maps(output / "tokens.png", images, codes, vae.quantize.decode(codes))
     pictures.save_training_curves(output / "training.png", log)
 

@@ -1,83 +1,162 @@
 """Curves of a comparison: quality and code usage over the rate, and code usage over training."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpvae_hf.settings import installed_with
+import numpy as np
+
+from vpvae_hf.figures import COLOURS, MARKERS, drawn_figure
+from vpvae_hf.metric_labels import metric_label
 
 from .columns import COLUMNS
-from .results import USAGE, Results, mean_of
+from .results import USAGE, Results, Row, mean_of
 
 _UNQUANTIZED = "none"
 _LINES = ("-", "--", ":", "-.")
+_PANELS_IN_A_ROW = 3
+_LEGEND = (2.6, 0.3)  # inches beside and above panels
+# Values this many interquartile ranges beyond the quartiles are told, not drawn, if that saves this share of the axis.
+_FAR, _SAVED = 2.0, 1 / 3
 
 
-def draw_over_rate(file: Path, results: Results, metric: str, heading: str) -> Path:
-    """A metric in domain over bits per token, column by column: means over seeds, and where the metric is one of items
-    bars that are the intervals of the differences from the reference.
+def draw_over_rate(file: Path, results: Results, metric: str) -> Path:
+    """A metric in domain over the rate, a panel for each column: means over seeds, bars from the lowest to the highest.
+
+    What is far off all others is written at the edge of its panel, so that it does not press them together.
     """
-    columns = [name for name in results.columns if metric != USAGE or COLUMNS[name].codebook is not None]
-    figure, panels = _figure(max(1, len(columns)))
-    for axes, column in zip(panels, columns, strict=False):
-        for method in results.comparison.methods:
-            points = [_point(results, size, method, column, metric) for size in results.sizes]
-            points = [point for point in points if point is not None]
-            if points:
-                bits, values, below, above = zip(*sorted(points), strict=True)
-                axes.errorbar(bits, values, yerr=[below, above], capsize=2, label=method, **_style(results, method))
-        axes.set(xlabel="bits per token", title=COLUMNS[column].label)
-    panels[0].set(ylabel=f"{heading}, in domain")
-    return _save(figure, panels, file)
+    columns = [name for name in results.columns if metric != USAGE or COLUMNS[name].codebook is not None] or [""]
+    methods = list(results.comparison.methods)
+    curves = {pair: _points(results, *pair, metric) for pair in itertools.product(columns, methods)}
+    shown = [value for points in curves.values() for _, *seeds in points for value in seeds]
+    low, high = (0.0, 1.0) if metric == USAGE else _range(shown)
+    wide = min(len(columns), _PANELS_IN_A_ROW)
+    with drawn_figure(file, -(-len(columns) // wide), wide, margin=_LEGEND, shared=True) as (figure, panels):
+        for axes, column in zip(panels.flat, columns, strict=False):
+            far = [_draw(axes, curves[column, each], each, results, low, high) for each in methods]
+            _tell_far(axes, [each for found in far for each in found], metric, low, high)
+            axes.set_title(COLUMNS[column].label if column else "")
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel(results.rate_unit)
+        for axes in panels.flat[len(columns) :]:
+            axes.set_visible(False)
+        margin = 0.04 * (high - low) or 0.5  # around a single value
+        panels[0, 0].set_ylim(low - margin, high + margin)
+        for axes in panels[:, 0]:
+            axes.set_ylabel(f"{metric_label(metric).heading}, in domain")
+        _legend(figure, panels, "bars", any(len(seeds) > 1 for points in curves.values() for _, *seeds in points))
+    return file
 
 
-def _point(results: Results, size: int, method: str, column: str, metric: str) -> tuple[float, ...] | None:
-    """Bits, value, and how far the bar goes below and above it; None if there is none."""
-    rows = results.methods(size).get(method, [])
-    value = mean_of(row.mean("in_domain", column, metric) for row in rows)
-    if math.isnan(value):
-        return None
-    interval = results.difference(size, method, "in_domain", column, metric)
-    bars = (0.0, 0.0) if interval is None else (interval.mean - interval.low, interval.high - interval.mean)
-    return rows[0].bits, value, *bars
+def _points(results: Results, column: str, method: str, metric: str) -> list[tuple[float, ...]]:
+    """For each K the rate, then the values of the seeds."""
+    found = []
+    for size in results.sizes:
+        rows = results.methods(size).get(method, [])
+        seeds = [row.mean("in_domain", column, metric) for row in rows] if column else []
+        seeds = [each for each in seeds if not math.isnan(each)]
+        if seeds:
+            found.append((results.rate(rows[0]), *seeds))
+    return sorted(found)
+
+
+def _draw(
+    axes: Any, points: Sequence[tuple[float, ...]], method: str, results: Results, low: float, high: float
+) -> list[tuple[float, float, str, str]]:
+    """Draw a method's line; gives those of its points that lie beyond the limits: rate, value, method and colour."""
+    if not points:
+        return []
+    style, means = _style(results, method), [mean_of(seeds) for _, *seeds in points]
+    rates = [point[0] for point in points]
+    bars = [
+        (mean - min(seeds), max(seeds) - mean) if len(seeds) > 1 else (math.nan, math.nan)
+        for mean, (_, *seeds) in zip(means, points, strict=True)
+    ]
+    axes.errorbar(rates, means, yerr=np.transpose(bars), label=method, **style)
+    at = zip(rates, means, strict=True)
+    return [(rate, mean, method, style["color"]) for rate, mean in at if not low <= mean <= high]
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    """The least and the greatest value, of those that are not far off if the others would press these together."""
+    if not values:
+        return 0.0, 1.0
+    first, third = np.quantile(values, [0.25, 0.75])
+    reach = _FAR * (third - first)
+    near = [each for each in values if first - reach <= each <= third + reach]
+    whole = max(values) - min(values)
+    return (min(near), max(near)) if max(near) - min(near) <= (1 - _SAVED) * whole else (min(values), max(values))
+
+
+def _tell_far(axes: Any, points: Iterable[tuple[float, float, str, str]], metric: str, low: float, high: float) -> None:
+    """Write what lies beyond the limits at the edge, with an arrow that points to where it is."""
+    lines, middle = {True: 0, False: 0}, sum(axes.get_xlim()) / 2
+    for rate, value, method, colour in sorted(points):
+        is_below = value < low
+        lines[is_below] += 1
+        away = 14 * lines[is_below] + 6
+        axes.annotate(
+            f"{method}: {metric_label(metric).format(value)}",
+            xy=(rate, 0 if is_below else 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(10 if rate < middle else -10, away if is_below else -away),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "->", "color": colour},
+            color=colour,
+            fontsize="small",
+            ha="left" if rate < middle else "right",
+            va="center",
+        )
 
 
 def draw_over_training(file: Path, results: Results) -> Path:
-    """CVU over training, at the K that most methods were trained for; a line for each run."""
+    """CVU over training, at the K that most methods were trained for: means over seeds, in a band from the lowest to
+    the highest.
+    """
     sizes = [row.run.size for row in results.rows]
     size = max(sorted(set(sizes)), key=sizes.count)
-    figure, panels = _figure(1)
-    for method, rows in results.methods(size).items():
-        for first, row in enumerate(rows):
-            name = f"validation/{USAGE}"
-            points = [(each["step"], each[name]) for each in row.result["validation"] if name in each]
-            if points:
-                style = _style(results, method)
-                panels[0].plot(*zip(*points, strict=True), **style, label=None if first else method)
-    panels[0].set(xlabel="training step", ylabel="CVU on held-out data", title=f"Code usage over training, K = {size}")
-    panels[0].set_ylim(0, 1)
-    return _save(figure, panels, file)
+    with drawn_figure(file, panel=(7.0, 4.6), margin=_LEGEND) as (figure, panels):
+        (axes,) = panels.flat
+        several = False
+        for method, rows in results.methods(size).items():
+            curve = _usage_by_step(rows)
+            if curve:
+                style, steps = _style(results, method), sorted(curve)
+                axes.plot(steps, [mean_of(curve[step]) for step in steps], label=method, **style)
+                low, high = ([pick(curve[step]) for step in steps] for pick in (min, max))
+                axes.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+                several |= len(rows) > 1
+        axes.set(xlabel="training step", ylabel=f"{metric_label(USAGE).heading}, held-out data", title=f"K = {size}")
+        axes.set_ylim(0, 1)
+        _legend(figure, panels, "band", several)
+    return file
 
 
-def _figure(panels: int) -> tuple[Any, Sequence[Any]]:
-    with installed_with("matplotlib"):
-        from matplotlib.figure import Figure
-    figure = Figure(figsize=(3.5 * panels + 3, 5), layout="constrained")
-    return figure, figure.subplots(1, panels, sharex=True, sharey=True, squeeze=False)[0]
+def _usage_by_step(rows: Sequence[Row]) -> dict[int, list[float]]:
+    """Step -> CVU of each seed that was validated there."""
+    name, curve = f"validation/{USAGE}", {}
+    for row in rows:
+        for each in row.result["validation"]:
+            if name in each:
+                curve.setdefault(each["step"], []).append(each[name])
+    return curve
 
 
-def _save(figure: Any, panels: Sequence[Any], file: Path) -> Path:
-    lines = [axes.get_legend_handles_labels() for axes in panels]
+def _legend(figure: Any, panels: np.ndarray, spread: str, has_spread: bool) -> None:
+    """Which line is which method, and what bars or bands are."""
+    lines = [axes.get_legend_handles_labels() for axes in panels.flat]
     by_label = {label: line for found in lines for line, label in zip(*found, strict=True)}
     if by_label:  # a method without codes has no line
-        figure.legend(by_label.values(), by_label.keys(), loc="outside right upper", fontsize="small")
-    figure.savefig(file, dpi=120)
-    return file
+        title = f"mean of the seeds;\n{spread}: lowest to highest" if has_spread else None
+        figure.legend(by_label.values(), by_label.keys(), loc="outside right upper", fontsize="small", title=title)
 
 
 def _style(results: Results, method: str) -> dict[str, str]:
     """The style of a method's line; the method without quantization is black."""
-    number = list(results.comparison.methods).index(method)
-    color = "black" if method == _UNQUANTIZED else f"C{number % 10}"
-    return {"color": color, "linestyle": _LINES[number // 10 % len(_LINES)], "marker": "."}
+    there = {row.run.method for row in results.rows} - {_UNQUANTIZED}
+    number = [each for each in results.comparison.methods if each in there or each == method].index(method)
+    color = "black" if method == _UNQUANTIZED else COLOURS[number % len(COLOURS)]
+    line = _LINES[number // len(COLOURS) % len(_LINES)]
+    return {"color": color, "linestyle": line, "marker": MARKERS[number % len(MARKERS)]}

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from vpvae_hf.files import write_atomically, write_text
-from vpvae_hf.metric_labels import metric_label
 
 from .config import Comparison
 from .curves import draw_over_rate, draw_over_training
@@ -19,8 +18,8 @@ from .tables import render_tables
 def write_report(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
     """Write what was measured of runs, as far as it was, into the output folder.
 
-    table.md holds tables; rate_distortion.png and code_usage.png curves over K; results.json all but the values of
-    single items, which items.npz holds: DOMAIN/COLUMN/METRIC [runs, items] float32, NaN where there is none, for the
+    table.md holds tables; rate_distortion.png and code_usage.png curves over the rate; results.json all but the values
+    of single items, which items.npz holds: DOMAIN/COLUMN/METRIC [runs, items] float32, NaN where there is none, for the
     runs that "runs" names. cvu_over_training.png shows the runs that were validated while they trained, if any were.
 
     Raises:
@@ -36,7 +35,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
     with write_atomically(files[2]) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **results.items())
     for name, metric in (("rate_distortion.png", results.headline), ("code_usage.png", USAGE)):
-        files.append(draw_over_rate(output / name, results, metric, metric_label(metric).heading))
+        files.append(draw_over_rate(output / name, results, metric))
     if any(f"validation/{USAGE}" in each for row in results.rows for each in row.result["validation"]):
         files.append(draw_over_training(output / "cvu_over_training.png", results))
     return files

@@ -106,6 +106,20 @@ class Results:
         domains = self.comparison.domains
         return [name for name in names if any(row.piece(domain, name) for row in self.rows for domain in domains)]
 
+    @cached_property
+    def rate_unit(self) -> str:
+        """What `rate` gives."""
+        return MODALITIES[self.comparison.modality].rate_unit if self._tells_rates else "bits per token"
+
+    def rate(self, row: Row) -> float:
+        """Of a run's codes."""
+        return row.bits * row.result["rate_per_bit"] if self._tells_rates else row.bits
+
+    @cached_property
+    def _tells_rates(self) -> bool:
+        """Whether all runs tell how many tokens a signal has; those of earlier versions do not."""
+        return all("rate_per_bit" in row.result for row in self.rows)
+
     @property
     def sizes(self) -> list[int]:
         return sorted({row.run.size for row in self.rows})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vpvae_hf.files import read_json, same_place, write_json
-from vpvae_hf.modalities import MODALITIES, load_tokenizer
+from vpvae_hf.modalities import MODALITIES, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import quantizer_config
@@ -224,6 +224,7 @@ def _train(run: Run, config: TrainingConfig) -> None:
     result = {
         **{name: getattr(run, name) for name in ("method", "size", "seed")},
         **{name: getattr(model.quantize, name) for name in ("codebook_size", "code_groups", "latent_dim")},
+        "rate_per_bit": modality_of(model).rate(model, 1.0),
         "steps": config.max_train_steps,
         "parameters": sum(weights.numel() for weights in model.parameters()),
         "training_seconds": _seconds(rows),

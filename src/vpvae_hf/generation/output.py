@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vpvae_hf.files import write_atomically
 from vpvae_hf.metrics import image_grid
+from vpvae_hf.metrics.pictures import SHOWN_SIDE
 from vpvae_hf.settings import installed_with
 
 _PAUSE_S = 0.5  # between clips
@@ -26,6 +27,8 @@ def write_generated(
 ) -> list[Path]:
     """Write images on a sheet, samples.png, or clips one after the other, samples.flac; return the files, it last.
 
+    Small images are enlarged on the sheet, and only there.
+
     Args:
         signals: B images [H, W, C] in [0, 1], or clips [T] in [-1, 1].
         sampling_rate: that of clips, Hz; None for images.
@@ -38,7 +41,8 @@ def write_generated(
         joined = np.concatenate([part for clip in signals for part in (clip, pause)])
         return [_write_clip(folder, *item, sampling_rate) for item in (numbered | {"samples": joined}).items()]
     written = [_write_image(folder, name, VaeImageProcessor.numpy_to_pil(image)[0]) for name, image in numbered.items()]
-    sheet = Image.fromarray(image_grid(_rows(np.asarray(signals), columns or len(signals))))
+    rows = _rows(np.asarray(signals), columns or len(signals))
+    sheet = Image.fromarray(image_grid(rows, shown_side=SHOWN_SIDE))
     return [*written, _write_image(folder, "samples", sheet)]
 
 

@@ -12,6 +12,7 @@ from vpvae_hf.pixels import from_pixel_values
 from vpvae_hf.tensors import as_tensor
 
 from .audio import MAGNITUDE_FLOOR, log_mel_spectrogram
+from .sheets import INK, sheet, write_texts
 
 _IMAGE_GAP, _CLIP_GAP = 4, 8
 _WAVE_HEIGHT = 48
@@ -27,15 +28,34 @@ _COLOURS = np.frombuffer(
 # Codes that tell the range of colours of all.
 _MOST_RANKED = 1 << 20
 _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
+# Length of the longer side, pixels, up to which small images are enlarged where people look at them.
+SHOWN_SIDE = 256
+# Pixels of the axes beside and below a spectrogram, and of their marks; the marks' frequencies, kHz, and the time
+# between two, seconds.
+_FREQUENCY_AXIS, _TIME_AXIS, _MARK = 40, 24, 5
+_FREQUENCIES, _TIME_STEP = (0.5, 1, 2, 4, 8, 16), 0.5
+_PIXELS_PER_SECOND = 125
 
 
-def image_grid(rows: list[Tensor]) -> np.ndarray:
+def image_grid(
+    rows: list[Tensor],
+    labels: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    *,
+    shown_side: int = 1,
+) -> np.ndarray:
     """A picture [height, width, 3] uint8 of rows of images, each [B, C, H, W] in [-1, 1], of one shape; white gaps.
 
     Images have one channel (grey), three (RGB) or four (RGBA, shown over white).
+
+    Args:
+        labels: what to write before each row; none to write nothing.
+        captions: for each row what to write below each of its images; none to write nothing.
+        shown_side: show each pixel as a square of so many that the longer side of an image has this length at least.
     """
     pixels = from_pixel_values(as_rgb(_stacked(rows)))
-    return _with_gaps([_with_gaps(row, 1, _IMAGE_GAP) for row in pixels], 0, _IMAGE_GAP)
+    factor = math.ceil(shown_side / max(pixels.shape[2:4]))
+    return sheet(pixels.repeat(factor, axis=2).repeat(factor, axis=3), _IMAGE_GAP, labels, captions)
 
 
 def as_rgb(images: Tensor) -> Tensor:
@@ -57,16 +77,19 @@ def code_colours(code_latents: Tensor) -> Tensor:
     return ((latents - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
 
 
-def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
+def spectrogram_grid(
+    rows: list[Tensor], sampling_rate: int, labels: Sequence[str] = (), captions: Sequence[Sequence[str]] = ()
+) -> np.ndarray:
     """A picture [height, width, 3] uint8 of rows of clips: above the waveform, below it the log-mel spectrogram.
 
-    Time runs to the right, 8 ms per pixel; frequency upwards on the mel scale, see `log_mel_spectrogram`. Brightness
-    covers the 80 dB below the original's loudest band. A clip has one scale of amplitude and one of brightness in all
-    rows, so that they compare.
+    Time runs to the right, 8 ms per pixel; frequency upwards on the mel scale, see `log_mel_spectrogram`. Both have
+    axes, in seconds and kHz. Brightness covers the 80 dB below the original's loudest band. A clip has one scale of
+    amplitude and one of brightness in all rows, so that they compare.
 
     Args:
         rows: each [B, 1, T] in [-1, 1], of one shape; the first row is the original.
         sampling_rate: in Hz.
+        labels, captions: as of `image_grid`.
     """
     clips = _stacked(rows).clamp(-1, 1).squeeze(2)
     mels = log_mel_spectrogram(clips.flatten(0, 1), sampling_rate).unflatten(0, clips.shape[:2])
@@ -79,7 +102,9 @@ def spectrogram_grid(rows: list[Tensor], sampling_rate: int) -> np.ndarray:
         [np.concatenate([_waveform(wave, shade.shape[1]), _coloured(shade)]) for wave, shade in zip(*row, strict=True)]
         for row in zip(clips / peaks, shades, strict=True)
     ]
-    return _with_gaps([_with_gaps(row, 1, _CLIP_GAP) for row in panels], 0, _CLIP_GAP)
+    height, width, _ = panels[0][0].shape
+    axes = {"left": _frequency_axis(height, sampling_rate), "below": _time_axis(width)}
+    return sheet(panels, _CLIP_GAP, labels, captions, **axes)
 
 
 def in_spectrogram_colours(shades: np.ndarray) -> np.ndarray:
@@ -107,10 +132,28 @@ def _waveform(wave: Tensor, frames: int) -> np.ndarray:
     return np.where(drawn[..., None], _WAVE_COLOUR, _WAVE_GROUND).astype(np.uint8)
 
 
-def _with_gaps(pictures: Sequence[np.ndarray], axis: int, width: int) -> np.ndarray:
-    """Pictures [height, width, 3] of one shape, side by side or one above the other, with white gaps."""
-    shape = list(pictures[0].shape)
-    shape[axis] = width
-    gap = np.full(shape, 255, dtype=np.uint8)
-    parts = [part for picture in pictures for part in (gap, picture)]
-    return np.concatenate(parts[1:], axis=axis)
+def _frequency_axis(height: int, sampling_rate: int) -> np.ndarray:
+    """[height, width, 3] uint8, beside a waveform above its spectrogram: kHz, at the middle of what has them."""
+    from transformers.audio_utils import hertz_to_mel
+
+    highest = sampling_rate / 2000
+    shown = [each for each in _FREQUENCIES if each <= highest]
+    shares = hertz_to_mel(1000 * np.array(shown), "slaney") / hertz_to_mel(1000 * highest, "slaney")
+    places = _WAVE_HEIGHT + ((1 - shares) * (height - _WAVE_HEIGHT - 1)).round().astype(int)
+    right = _FREQUENCY_AXIS - _MARK - 3
+    texts = [(right, place, f"{each:g}", "rm") for place, each in zip(places, shown, strict=True)]
+    axis = write_texts(height, _FREQUENCY_AXIS, [*texts, (right, _WAVE_HEIGHT - 18, "kHz", "rm")])
+    axis[places, -_MARK:] = INK
+    return axis
+
+
+def _time_axis(width: int) -> np.ndarray:
+    """[height, width, 3] uint8, below a spectrogram."""
+    times = np.arange(0, width / _PIXELS_PER_SECOND, _TIME_STEP)
+    places = (times * _PIXELS_PER_SECOND).round().astype(int)
+    # The first begins at its mark, and one that would end beyond the axis is left out.
+    texts = [(0, _MARK + 3, "0 s", "la")]
+    texts += [(place, _MARK + 3, f"{time:g} s", "ma") for place, time in zip(places, times, strict=True) if time]
+    axis = write_texts(_TIME_AXIS, width, [each for each in texts if each[0] + _TIME_AXIS <= max(width, _TIME_AXIS)])
+    axis[:_MARK, places[places < width]] = INK
+    return axis

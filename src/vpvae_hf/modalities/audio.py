@@ -20,7 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from vpvae_hf.data import AudioClip, AudioSegment, MaskedAudioSegment, code_dtype, open_audio, readable_suffixes
 from vpvae_hf.files import write_atomically
 from vpvae_hf.losses import Loss, STFTDiscriminator, audio_losses, build_losses
-from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, spectrogram_grid
+from vpvae_hf.metric_labels import metric_label
+from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, mel_distance, spectrogram_grid
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 from vpvae_hf.settings import is_number, require
 from vpvae_hf.tensors import to_device
@@ -84,6 +85,7 @@ class AudioModality(Modality):
     batches_decoded = 4  # clips of so many batches are sorted by length, so that batches have little padding
     takes_validation_share = True
     written_suffixes = (".wav", ".flac", ".ogg")
+    rate_unit = "kbit/s"
     _open = staticmethod(open_audio)
 
     def new_model(self, config: AudioTrainingConfig) -> VPCodecModel:
@@ -161,8 +163,22 @@ class AudioModality(Modality):
     def resolution(self, model: VPCodecModel) -> str:
         return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes per second)"
 
-    def picture(self, rows: list[Tensor], model: VPCodecModel) -> np.ndarray:
-        return spectrogram_grid(rows, sampling_rate=model.config.sampling_rate)
+    def picture(
+        self,
+        rows: list[Tensor],
+        model: VPCodecModel,
+        labels: Sequence[str] = (),
+        captions: Sequence[Sequence[str]] = (),
+    ) -> np.ndarray:
+        return spectrogram_grid(rows, model.config.sampling_rate, labels, captions)
+
+    def nearness(self, reconstruction: Tensor, original: Tensor, model: VPCodecModel) -> list[str]:
+        label = metric_label("mel_distance")
+        distances = mel_distance(reconstruction, original, model.config.sampling_rate)
+        return [f"{label.label} {label.format(each)}" for each in distances]
+
+    def rate(self, model: VPCodecModel, bits: float) -> float:
+        return bits * model.config.frame_rate / 1000
 
     def read_suffixes(self) -> frozenset[str]:
         return readable_suffixes("audio")
@@ -197,7 +213,7 @@ class AudioModality(Modality):
     def compared(self, original: Tensor, decoded: Tensor, codes: Tensor, model: VPCodecModel) -> np.ndarray:
         """Spectrograms of at most the first 20 seconds, one above the other."""
         samples = _COMPARED_SECONDS * model.config.sampling_rate
-        return self.picture([original[..., :samples], decoded[..., :samples]], model)
+        return self.picture([original[..., :samples], decoded[..., :samples]], model, ["original", "from codes"])
 
     def write_sounds(self, folder: Path, original: Tensor, reconstruction: Tensor, model: VPCodecModel) -> None:
         import soundfile

@@ -34,6 +34,7 @@ class Modality(ABC):
         one_by_one: whether items differ in size, so that they are measured one by one.
         batches_decoded: the files of so many batches are decoded before the first of these batches is encoded.
         written_suffixes: of files that `write_file` writes, the usual one first.
+        rate_unit: what `rate` gives, e.g. "bits per pixel".
         takes_validation_share: whether its data sets may be local files of which a share is set aside for validation.
     """
 
@@ -47,6 +48,7 @@ class Modality(ABC):
     batches_decoded: ClassVar[int] = 1
     takes_validation_share: ClassVar[bool] = False
     written_suffixes: ClassVar[tuple[str, ...]]
+    rate_unit: ClassVar[str]
     _open: ClassVar[Callable[..., Source]]
 
     @property
@@ -256,8 +258,23 @@ class Modality(ABC):
         """How much of the signal a code stands for, in a few words."""
 
     @abstractmethod
-    def picture(self, rows: list[Tensor], model: Tokenizer) -> np.ndarray:
-        """A picture [height, width, 3] uint8 of rows of items [B, ...], the originals first."""
+    def picture(
+        self, rows: list[Tensor], model: Tokenizer, labels: Sequence[str] = (), captions: Sequence[Sequence[str]] = ()
+    ) -> np.ndarray:
+        """A picture [height, width, 3] uint8 of rows of items [B, ...], the originals first.
+
+        Args:
+            labels: what to write before each row; none to write nothing.
+            captions: for each row what to write below each of its items; none to write nothing.
+        """
+
+    @abstractmethod
+    def nearness(self, reconstruction: Tensor, original: Tensor, model: Tokenizer) -> list[str]:
+        """In a few words how near each of B reconstructions [B, ...] is to its original, quickly measured."""
+
+    @abstractmethod
+    def rate(self, model: Tokenizer, bits: float) -> float:
+        """So many bits per token as bits per unit of the signal, in `rate_unit`."""
 
     @abstractmethod
     def read_suffixes(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 Shapes: S the side of a crop in pixels, f the tokenizer's downsampling factor, h = w = S / f.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -26,8 +26,9 @@ from vpvae_hf.losses import (
     require_feature_images,
     require_lpips_channels,
 )
+from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import FeatureFn, MetricFn, image_grid, image_quality
-from vpvae_hf.metrics.pictures import as_rgb, code_colours
+from vpvae_hf.metrics.pictures import SHOWN_SIDE, as_rgb, code_colours
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.pixels import pixels_of_array, pixels_of_image, require_channels
 from vpvae_hf.settings import require, require_count
@@ -109,6 +110,7 @@ class ImageModality(Modality):
     headline_metrics = unquantized_metrics = ("psnr",)
     extra_metrics = ("lpips", "features", "frechet")
     takes_validation_share = True
+    rate_unit = "bits per pixel"
     written_suffixes = (".png", ".webp", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
     _open = staticmethod(open_images)
 
@@ -219,8 +221,22 @@ class ImageModality(Modality):
     def resolution(self, model: AutoencoderVP) -> str:
         return f"factor {model.downsample_factor}"
 
-    def picture(self, rows: list[Tensor], model: AutoencoderVP) -> np.ndarray:
-        return image_grid(rows)
+    def picture(
+        self,
+        rows: list[Tensor],
+        model: AutoencoderVP,
+        labels: Sequence[str] = (),
+        captions: Sequence[Sequence[str]] = (),
+    ) -> np.ndarray:
+        """Small images are enlarged."""
+        return image_grid(rows, labels, captions, shown_side=SHOWN_SIDE)
+
+    def nearness(self, reconstruction: Tensor, original: Tensor, model: AutoencoderVP) -> list[str]:
+        label = metric_label("psnr")
+        return [f"{label.label} {label.format(each)}" for each in image_quality(reconstruction, original)["psnr"]]
+
+    def rate(self, model: AutoencoderVP, bits: float) -> float:
+        return bits / model.downsample_factor**2
 
     def read_suffixes(self) -> frozenset[str]:
         return readable_suffixes("image")
@@ -254,7 +270,8 @@ class ImageModality(Modality):
         factor = model.downsample_factor
         enlarged = colours.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
         enlarged = enlarged[..., : original.shape[-2], : original.shape[-1]]
-        return image_grid([torch.cat([as_rgb(original), as_rgb(decoded), enlarged])])
+        shown = torch.cat([as_rgb(original), as_rgb(decoded), enlarged])
+        return image_grid([shown], captions=[["original", "from codes", "codes"]])
 
 
 def _channels(model: AutoencoderVP) -> int:

@@ -1,5 +1,6 @@
 """Validation while a tokenizer trains."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from vpvae_hf.metrics import ReconstructionQuality, reconstruct
 from vpvae_hf.modalities import Batches, Modality
+from vpvae_hf.modalities.code_files import code_bits
 from vpvae_hf.modalities.config import TrainingConfig
 from vpvae_hf.models.tokenizer import Tokenizer
 
@@ -77,6 +79,27 @@ class Validation:
         self._modality.write_sounds(folder, self._shown, reconstruction, self._model)
 
     def _reconstructed(self, codebook: Tensor | None) -> tuple[Tensor, np.ndarray]:
-        """What is shown, from codes, and a picture: originals, then without quantization, then from codes."""
-        made = reconstruct(self._model, self._shown, codebook)
-        return made.quantized, self._modality.picture([self._shown, made.unquantized, made.quantized], self._model)
+        """What is shown, from codes, and a picture."""
+        return reconstructions_picture(self._modality, self._model, self._shown, codebook)
+
+
+def reconstructions_picture(
+    modality: Modality, model: Tokenizer, originals: Tensor, codebook: Tensor | None = None
+) -> tuple[Tensor, np.ndarray]:
+    """What items [B, ...] become by their codes [B, ...], and a labelled picture [height, width, 3] uint8.
+
+    It has the originals, then what they become without quantization, then by codes, if there are any, with how near
+    they are and the bytes that the codes take.
+
+    Args:
+        codebook: [K, d] in place of the model's own.
+    """
+    made = reconstruct(model, originals, codebook)
+    rows = {"original": originals, "not quantized": made.unquantized}
+    captions = [[], modality.nearness(made.unquantized, originals, model)]
+    if made.codes is not None:
+        size = model.quantize.codebook_size if codebook is None else len(codebook)
+        rows[f"{size} codes"] = made.quantized
+        stored = f"{math.ceil(code_bits(made.codes[0], size) / 8):,} bytes"
+        captions.append([f"{near}\n{stored}" for near in modality.nearness(made.quantized, originals, model)])
+    return made.quantized, modality.picture([*rows.values()], model, [*rows], captions)
