@@ -17,7 +17,8 @@ from .results import USAGE, Results, Row, mean_of
 _UNQUANTIZED = "none"
 _LINES = ("-", "--", ":", "-.")
 _PANELS_IN_A_ROW = 3
-_LEGEND = (2.6, 0.3)  # inches beside and above panels
+# Inches beside and above panels, and of a line of the legend.
+_LEGEND, _LEGEND_LINE = (2.6, 0.3), 0.21
 # Values this many interquartile ranges beyond the quartiles are told, not drawn, if that saves this share of the axis.
 _FAR, _SAVED = 2.0, 1 / 3
 
@@ -150,6 +151,7 @@ def _legend(figure: Any, panels: np.ndarray, spread: str, has_spread: bool) -> N
     by_label = {label: line for found in lines for line, label in zip(*found, strict=True)}
     if by_label:  # a method without codes has no line
         title = f"mean of the seeds;\n{spread}: lowest to highest" if has_spread else None
+        figure.set_figheight(max(figure.get_figheight(), _LEGEND_LINE * (len(by_label) + 4)))
         figure.legend(by_label.values(), by_label.keys(), loc="outside right upper", fontsize="small", title=title)
 
 
