@@ -478,7 +478,8 @@ def test_pictures_too_small_to_be_measured(size, tokenizers, tmp_path, capsys):
     assert run("reconstruct", tmp_path / "a.png", "--tokenizer", tokenizers[AutoencoderVP]) == 0
     assert f"bits a pixel, not measured (images of {size[1]} x {size[0]} pixels have no SSIM" in capsys.readouterr().out
     with Image.open(tmp_path / "a.reconstruction.png") as picture:
-        assert picture.size == (3 * size[0] + 2 * 4, 1)
+        assert picture.width >= 3 * size[0] + 2 * 4
+        assert 1 < picture.height < 50  # with what is written below
 
 
 DAMAGES = {
