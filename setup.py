@@ -56,7 +56,7 @@ setup(
     package_data={
         "vpvae_hf": ["py.typed"],
         "vpvae_hf.recipes": ["*/*.yaml", "space/*"],
-        "vpvae_hf.model_cards": ["*.md"],
+        "vpvae_hf.model_cards": ["*.md", "*/*"],
         "vpvae_hf.metrics": ["modules/*/*.py"],
     },
     python_requires=">=3.11",

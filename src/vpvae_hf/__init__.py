@@ -24,6 +24,8 @@ _SOURCES = {
     "VPImageProcessor": ".models",
     "VPMaskedPipeline": ".generation",
     "build_quantizer": ".quantizers",
+    "bundled_tokenizer": ".bundled",
+    "bundled_tokenizers": ".bundled",
     "deferred_checks": ".tensors",
     "fit_codebook": ".training",
     "measure_scaling_factor": ".training",

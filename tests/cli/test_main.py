@@ -139,7 +139,7 @@ def test_every_command_has_something_to_run():
     from vpvae_hf.cli.parser import build_parser
 
     required = {"fit": ["x", "--dataset", "x", "--output", "y"], "evaluate": ["x", "--dataset", "x"]}
-    required |= {"tokenize": required["evaluate"]} | {name: ["x", "--tokenizer", "y"] for name in OWN_FILES}
+    required |= {"tokenize": required["evaluate"]} | {name: ["x"] for name in OWN_FILES}
     required |= {"info": ["x"], "generate": ["x"], "train": ["image"]}
     required |= {"push": ["x", "a/b"], "compare": ["--config", "x"]}
     required |= {"app": ["--tokenizer", "x"], "push-space": ["a/b", "--tokenizer", "x"]}

@@ -1,4 +1,4 @@
-"""`vpvae demo --modality image`: train a tokenizer on photographs, save and reload it, and draw what it does."""
+"""`vpvae demo`: draw what the bundled image tokenizer does, then train one on photographs, save, reload and draw it."""
 
 import argparse
 import dataclasses
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vpvae_hf.bundled import bundled_tokenizer
 from vpvae_hf.data import center_crops, load_images, load_photographs, random_crops
 from vpvae_hf.files import claim_output_folder, write_json
 from vpvae_hf.losses import build_losses, image_losses
@@ -22,6 +23,7 @@ from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
 from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.models import AutoencoderVP
+from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
 from vpvae_hf.training import CodebookFit, fit_codebook
 from vpvae_hf.training.config import LoopConfig
 from vpvae_hf.training.trainer import MetricsLog, Trainer
@@ -48,6 +50,8 @@ _VALIDATIONS = 9
 _VALIDATED_EVERY = 3
 _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
 _SHOWN_IMAGES = 5
+# Of the photographs that the bundled tokenizer was trained on, pixels.
+_BUNDLED_SIDE = 128
 _SHOWN_METRICS = ("psnr", "psnr_unquantized", "ssim", "code_usage", "quantization_error_rms")
 _TRAINING_METRICS = tuple(f"quantizer/{name}" for name in ("displacement_rms", "quantization_error_rms", "acceptance"))
 # A queue that turns over every few hundred steps of so short a run.
@@ -62,6 +66,11 @@ def run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     claim_output_folder(options.output, overwrite=options.overwrite)
     training, held_out = _images(options)
+    _show_bundled(options.output, training)
+    print(
+        f"{options.output / 'bundled.png'}: photographs at every codebook size of the tokenizer that comes with the "
+        f"package, after {time.monotonic() - started:.0f} s. Now a small one is trained."
+    )
     quantizer = {"kind": options.quantizer, "codebook_size": options.codebook_size}
     if options.quantizer == "vp":
         quantizer |= {"latent_dim": 4, "perturbation": options.perturbation, "queue_share": _QUEUE_SHARE}
@@ -113,6 +122,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 _WRITTEN = {
+    "bundled.png": "photographs at every codebook size of the tokenizer that comes with the package",
     "reconstruction.png": "held-out crops, decoded without quantization and from codes",
     "tokens.png": "the codes of those crops",
     "training.png": "loss, PSNR, code usage and perturbation over the steps",
@@ -130,6 +140,17 @@ def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
         raise ValueError(f"data set {options.dataset} has {len(images)} image and one is held out; give at least 2")
     held_out = max(1, min(len(images) // 10, 20))
     return images[:-held_out], images[-held_out:]
+
+
+def _show_bundled(output: Path, images: list[np.ndarray]) -> None:
+    """Draw what the tokenizer that comes with the package keeps of the middle squares of images."""
+    from . import pictures  # imports matplotlib, which takes a second
+
+    squares = [
+        center_crop(scaled(image, _BUNDLED_SIDE), _BUNDLED_SIDE, _BUNDLED_SIDE) for image in images[:_SHOWN_IMAGES]
+    ]
+    vae = AutoencoderVP.from_pretrained(bundled_tokenizer("image"))
+    pictures.save_every_size(output / "bundled.png", vae, to_pixel_values(np.stack(squares)))
 
 
 def _measured(vae: AutoencoderVP, crops: list[Tensor], codebook: Tensor | None = None) -> ReconstructionQuality:

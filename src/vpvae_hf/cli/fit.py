@@ -7,6 +7,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from vpvae_hf import fit_codebook
+from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.data import ItemLoader
 from vpvae_hf.files import claim_output_folder
 from vpvae_hf.hub import read_results, write_results
@@ -33,7 +34,8 @@ def run(options: argparse.Namespace) -> None:
     fit = fit_codebook(model, items, options.codebook_size, **how)
     model.save_pretrained(output)
     # Metrics of the former codebook do not hold for the new one.
-    write_results(output, read_results(options.tokenizer) | {"codebook": asdict(fit), "evaluation": []})
+    former = read_results(bundled_or_given(options.tokenizer))
+    write_results(output, former | {"codebook": asdict(fit), "evaluation": []})
     print(fit)
     print(f'saved: {type(model).__name__}.from_pretrained("{output}")')
 

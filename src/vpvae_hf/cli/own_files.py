@@ -33,6 +33,8 @@ from vpvae_hf.unreadable import UnreadableFileError
 
 SUFFIX = ".safetensors"
 _DECODED, _RECONSTRUCTED = ".decoded", ".reconstruction"
+# The tokenizers that come with the package, by modality.
+_BUNDLED = {"image": "image", "audio": "speech"}
 _SIGNALS, _CODES = "pictures or sounds", "files of codes"
 
 
@@ -120,8 +122,9 @@ class _Tokenizers:
     def of(self, job: _Job, codes: CodeFile | None = None) -> tuple[Modality, Tokenizer, str]:
         """A job's modality, the model, and the model's name, which a file of codes may tell."""
         name, revision = self._options.tokenizer, self._options.revision
-        if is_told := name is None:
+        if is_told := name is None and codes is not None:
             name, revision = codes.tokenizer, revision or codes.revision
+        name = name or _BUNDLED[job.kind]
         modality, key = MODALITIES[job.kind], (name, revision)
         if key not in self._loaded:
             execution = Execution(device=self._options.device)

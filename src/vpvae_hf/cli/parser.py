@@ -10,7 +10,7 @@ from typing import get_args
 from vpvae_hf import __version__
 from vpvae_hf.settings import DTYPES, Metric, Perturbation, did_you_mean
 
-_TOKENIZER = "folder or hub id"
+_TOKENIZER = "folder, hub id, or the name of one that comes with the package: image or speech"
 _SIGNALS = (
     "picture, sound, folder of them, or pattern; in a folder, files that decode and reconstruct wrote are left out"
 )
@@ -227,13 +227,14 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     _add_code_options(parser)
 
 
-def _add_own_files(parser: argparse.ArgumentParser, files: str, output: str, tokenizer: str | None = None) -> None:
+def _add_own_files(
+    parser: argparse.ArgumentParser, files: str, output: str, tokenizer: str = "the one that comes with the package"
+) -> None:
     """Options of the commands on a person's own files."""
     parser.add_argument("files", nargs="+", metavar="FILE", help=files)
     parser.add_argument("--output", type=Path, help=f"{output}; default: beside each file")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    name = _TOKENIZER if tokenizer is None else f"{_TOKENIZER}; default: {tokenizer}"
-    parser.add_argument("--tokenizer", type=os.path.expanduser, required=tokenizer is None, help=name)
+    parser.add_argument("--tokenizer", type=os.path.expanduser, help=f"{_TOKENIZER}; default: {tokenizer}")
     parser.add_argument("--revision", help=_REVISION)
     parser.add_argument("--device", help=_DEVICE)
 

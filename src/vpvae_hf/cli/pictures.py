@@ -1,5 +1,6 @@
 """Pictures of what a tokenizer does with images [B, C, H, W] in [-1, 1] and their codes [B, h, w]."""
 
+import math
 import os
 
 import numpy as np
@@ -8,9 +9,25 @@ from torch import Tensor
 
 from vpvae_hf.figures import drawn_figure
 from vpvae_hf.metric_labels import METRIC_LABELS
-from vpvae_hf.metrics import image_grid
+from vpvae_hf.metrics import image_grid, image_quality
 from vpvae_hf.metrics.pictures import SHOWN_SIDE, as_rgb, code_colours
+from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.training.trainer import MetricsLog
+
+
+def save_every_size(path: str | os.PathLike, model: AutoencoderVP, images: Tensor) -> None:
+    """Images [B, C, H, W] above what is left of them with each of a tokenizer's codebooks, with bytes and PSNR."""
+    selected, rows = model.quantize.codebook_size, {f"original\n{images[0].numel():,} bytes": images}
+    captions: list[list[str]] = [[]]
+    for size in sorted(model.codebook_sizes):
+        model.select_codebook(size)
+        codes = model.tokenize(images)
+        made = model.detokenize(codes)
+        bits = codes[0].numel() * model.quantize.code_groups * math.log2(size)
+        rows[f"{size} codes\n{math.ceil(bits / 8):,} bytes"] = made
+        captions.append([f"{psnr:.1f} dB" for psnr in image_quality(made, images)["psnr"]])
+    model.select_codebook(selected)
+    Image.fromarray(image_grid([*rows.values()], [*rows], captions, shown_side=SHOWN_SIDE)).save(path)
 
 
 def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_latents: Tensor) -> None:

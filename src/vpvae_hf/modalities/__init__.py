@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import hf_hub_download
 
+from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.files import hint_at_local_path, local_path, read_json
 from vpvae_hf.hub import hub_entry, hub_errors
 from vpvae_hf.models.tokenizer import Tokenizer
@@ -59,6 +60,7 @@ def load_tokenizer(
     """A tokenizer of any modality from a folder or a hub id, in eval mode.
 
     Args:
+        name: a local path goes before the name of a bundled tokenizer, and that before a hub id.
         revision: branch, tag or commit of the hub id.
         device: where it is to be; None for a GPU if there is one, otherwise the CPU.
         codebook_size: K of the codebook to select, of a tokenizer that has several.
@@ -67,6 +69,7 @@ def load_tokenizer(
         ValueError: it is no tokenizer of this package, or not a whole one.
         FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
     """
+    name = bundled_or_given(name)
     folder = local_path(name, suffixes=(".json", ".safetensors"))
     if folder is None:
         with hint_at_local_path(name), hub_errors(name, doing="load", revision=revision):
