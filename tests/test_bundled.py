@@ -10,8 +10,8 @@ import soundfile
 import torch
 from PIL import Image
 from skimage import data
-
 from speech import speech
+
 from vpvae_hf import AutoencoderVP, VPCodecModel, bundled_tokenizer, bundled_tokenizers
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import read_codes

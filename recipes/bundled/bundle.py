@@ -1,0 +1,89 @@
+"""Make of a trained tokenizer one that comes with the package: half the bytes, all codebooks, and figures in its card.
+
+    python recipes/bundled/bundle.py TOKENIZER model_cards/NAME --dataset DATA --sizes 16384 4096 1024 256 \\
+        --measured DATA:validation DATA:test OTHER:test --refine 10
+
+Weights are rounded to float16, but for the quantizer's; a codebook of each size is fitted to latents of the rounded
+model, the first selected; and every codebook is measured on every split, with and without refinement.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from vpvae_hf import AutoencoderVP
+from vpvae_hf.cli.main import main
+from vpvae_hf.cli.pictures import save_every_size
+from vpvae_hf.data import load_photographs
+from vpvae_hf.files import write_atomically
+from vpvae_hf.modalities import load_tokenizer
+from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
+
+LATENTS_PER_CODE = 256
+PICTURES, PICTURE_SIDE = 8, 128
+
+
+def round_weights(folder: Path) -> None:
+    """Round all weights but the quantizer's in a saved tokenizer's file."""
+    (file,) = folder.glob("*.safetensors")
+    weights = {
+        name: weight if name.startswith("quantize.") or not weight.is_floating_point() else weight.to(torch.float16)
+        for name, weight in load_file(file).items()
+    }
+    with write_atomically(file) as aside:
+        save_file(weights, aside, metadata={"format": "pt"})
+
+
+def run(*arguments: object) -> None:
+    """A command of `vpvae`."""
+    print("vpvae", *arguments, flush=True)
+    if main([str(argument) for argument in arguments]) != 0:
+        raise SystemExit(1)
+
+
+def draw_photographs(folder: Path) -> None:
+    """The card's picture: photographs at every codebook size, of which none was trained on."""
+    model = load_tokenizer(folder)
+    if not isinstance(model, AutoencoderVP):
+        return
+    photographs = [image for image in load_photographs()[0] if np.ptp(image, axis=2).any()]  # in colour
+    squares = [center_crop(scaled(image, PICTURE_SIDE), PICTURE_SIDE, PICTURE_SIDE) for image in photographs]
+    save_every_size(folder / "reconstruction.png", model, to_pixel_values(np.stack(squares[:PICTURES])))
+
+
+def bundle(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        rounded = Path(scratch, options.output.name)
+        shutil.copytree(options.tokenizer, rounded)
+        round_weights(rounded)
+        data = ("--dataset", options.dataset, "--latents-per-code", str(LATENTS_PER_CODE), *options.data_options)
+        sizes = map(str, options.sizes)
+        run("fit", rounded, "--output", options.output, "--overwrite", "--codebook-size", *sizes, *data)
+    round_weights(options.output)  # changes no value
+    draw_photographs(options.output)
+    for measured in options.measured:
+        dataset, _, split = measured.rpartition(":")
+        for size in options.sizes:
+            codes = ("--dataset", dataset, "--split", split, "--codebook-size", size, *options.data_options, "--save")
+            run("evaluate", options.output, *codes)
+            if options.refine:
+                refined = ("--refine", options.refine, "--limit", options.refined_items)
+                run("evaluate", options.output, *codes, *refined)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--dataset", required=True, help="what codebooks are fitted to: its split train")
+    parser.add_argument("--sizes", type=int, nargs="+", required=True)
+    parser.add_argument("--measured", nargs="+", default=[], metavar="DATA:SPLIT")
+    parser.add_argument("--refine", type=int, default=0, help="steps of refinement; 0 for none")
+    parser.add_argument("--refined-items", type=int, default=200, help="images or clips to measure with refined codes")
+    parser.add_argument("--data-options", nargs=argparse.REMAINDER, default=[], help="for vpvae fit and evaluate")
+    bundle(parser.parse_args())
