@@ -142,7 +142,7 @@ def test_every_command_has_something_to_run():
     required |= {"tokenize": required["evaluate"]} | {name: ["x"] for name in OWN_FILES}
     required |= {"info": ["x"], "generate": ["x"], "train": ["image"]}
     required |= {"push": ["x", "a/b"], "compare": ["--config", "x"]}
-    required |= {"app": ["--tokenizer", "x"], "push-space": ["a/b", "--tokenizer", "x"]}
+    required |= {"push-space": ["a/b"]}
     for command in COMMANDS:
         module, function = build_parser().parse_args([command, *required.get(command, [])]).run.split(":")
         assert callable(getattr(importlib.import_module(f"vpvae_hf.cli.{module}"), function))

@@ -300,10 +300,10 @@ def _add_push_space(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_page_tokenizers(parser: argparse.ArgumentParser) -> None:
-    """What a page shows. A default of `vpvae app` and of `vpvae push-space` would be given here."""
+    """What a page shows."""
     name = f"{_TOKENIZER}; a tab for each if several are given"
     how = {"type": os.path.expanduser, "nargs": "+", "metavar": "TOKENIZER"}
-    parser.add_argument("--tokenizer", required=True, dest="tokenizers", help=name, **how)
+    parser.add_argument("--tokenizer", dest="tokenizers", default=["image", "speech"], help=name, **how)
 
 
 def _add_compare(commands: argparse._SubParsersAction) -> None:

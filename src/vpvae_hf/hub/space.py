@@ -10,6 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.files import local_path
 from vpvae_hf.settings import installed_with
 
@@ -45,7 +46,7 @@ def push_space(
     api = HfApi(token=token)
     contents, places, ids = _source(), [], []
     for name in tokenizers:
-        folder = local_path(name)
+        folder = local_path(bundled_or_given(name))
         if folder is None:
             with hub_errors(name, doing="load"):
                 api.model_info(str(name))
