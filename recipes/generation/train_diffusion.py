@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vpvae_hf import AutoencoderVP, deferred_checks, distributed
+from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.files import open_to_usual_readers
 from vpvae_hf.hub import push_pipeline, write_pipeline_results
 from vpvae_hf.metrics import image_grid
@@ -45,7 +46,7 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 class DiffusionConfig(LoopConfig):
     """A training run of a diffusion model over the continuous latents of an image tokenizer."""
 
-    tokenizer: str | None = option(None, "folder or hub id of the image tokenizer")
+    tokenizer: str | None = option(None, "folder, hub id, or image: the tokenizer that comes with the package")
     unet: dict[str, Any] = option({}, "arguments of diffusers' UNet2DModel; size and channels follow from the latents")
     scheduler: dict[str, Any] = option({}, "arguments of diffusers' DDIMScheduler, such as the schedule of the noise")
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
@@ -81,7 +82,7 @@ def train(config: DiffusionConfig) -> Path:
     """
     require_settings(config, "output_dir", "tokenizer", "data.name")
     accelerator, output, last = accelerator_for(config), Path(config.output_dir), config.max_train_steps
-    vae = AutoencoderVP.from_pretrained(config.tokenizer).eval().requires_grad_(False).to(accelerator.device)
+    vae = AutoencoderVP.from_pretrained(bundled_or_given(config.tokenizer)).eval().requires_grad_(False).to(accelerator.device)
     if config.quantize:
         vae.quantize.check_codes()
     if vae.config.scaling_factor == 1:

@@ -3,6 +3,7 @@
 import argparse
 import math
 
+from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.hub import read_saved
 from vpvae_hf.hub.saved import strip_local_paths
 from vpvae_hf.metric_labels import metric_label, sort_metrics
@@ -10,7 +11,7 @@ from vpvae_hf.metric_labels import metric_label, sort_metrics
 
 def run(options: argparse.Namespace) -> None:
     """Print what the folder tells."""
-    saved = read_saved(options.folder)
+    saved = read_saved(bundled_or_given(options.folder))
     quantizer, results = saved.quantizer, strip_local_paths(saved.results)
     factor = saved.entry.downsampling(saved.config)
     rows = {"What": f"{saved.class_name}, a tokenizer of {saved.entry.items}"}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.data import Source, Transform, check_readable, code_dtype
 from vpvae_hf.losses import Loss
 from vpvae_hf.metrics import FeatureFn, MetricFn, ReconstructionQuality, evaluate_reconstruction
@@ -73,7 +74,7 @@ class Modality(ABC):
         """
         if config.model.pretrained is None:
             return self.new_model(config)
-        model = self.model_class.from_pretrained(config.model.pretrained, **config.model.hub_location)
+        model = self.model_class.from_pretrained(bundled_or_given(config.model.pretrained), **config.model.hub_location)
         if config.train_only is not None:
             return model
         present = model.quantize.config.without_fit().to_dict()

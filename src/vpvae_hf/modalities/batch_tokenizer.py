@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.files import local_path
 from vpvae_hf.settings import require_count, require_integer
 from vpvae_hf.unreadable import MOST_UNREADABLE, SkippedFiles, UnreadableFileError
@@ -208,7 +209,7 @@ def _stamp(name: str) -> tuple:
 
     It makes `datasets` compute codes anew, instead of taking those of the former tokenizer from its cache.
     """
-    folder = local_path(name)
+    folder = local_path(bundled_or_given(name))
     files = [] if folder is None else sorted(Path(folder).glob("*"))
     status = [(file.name, file.stat()) for file in files if file.suffix in (".json", ".safetensors")]
     return tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in status)
