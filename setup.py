@@ -19,6 +19,7 @@ extras = {
         *("import-linter>=2.17", "pytest>=8.4", "pytest-xdist>=3.6", "ruff>=0.12"),
         *("onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5", "peft>=0.18", "trackio>=0.10", "wandb>=0.22"),
         "selenium>=4.30",  # drives the page of vpvae app in Chromium
+        *("ipykernel>=6.29", "nbclient>=0.10"),  # executes examples/quickstart.ipynb
     ],
 }
 used = ("train", "eval", "audio", "demo", "features", "baselines", "app", "ray")

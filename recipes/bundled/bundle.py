@@ -1,15 +1,13 @@
-"""Make of a trained tokenizer one that comes with the package: half the bytes, all codebooks, and figures in its card.
+"""Make of a trained tokenizer one that comes with the package: half the bytes, a picture, and figures in its card.
 
-    python recipes/bundled/bundle.py TOKENIZER model_cards/NAME --dataset DATA --sizes 16384 4096 1024 256 \\
-        --measured DATA:validation DATA:test OTHER:test --refine 10
+    python recipes/bundled/bundle.py TOKENIZER model_cards/NAME --measured DATA:validation DATA:test --refine 10
 
-Weights are rounded to float16, but for the quantizer's; a codebook of each size is fitted to latents of the rounded
-model, the first selected; and every codebook is measured on every split, with and without refinement.
+Weights are rounded to float16, but for the quantizer's, and every codebook is measured on every split, with and without
+refinement.
 """
 
 import argparse
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +18,12 @@ from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli.main import main
 from vpvae_hf.cli.pictures import save_every_size
 from vpvae_hf.data import load_photographs
-from vpvae_hf.files import write_atomically
+from vpvae_hf.files import read_json, write_atomically, write_json
+from vpvae_hf.hub import read_results, write_results
+from vpvae_hf.hub.saved import strip_local_paths
 from vpvae_hf.modalities import load_tokenizer
 from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
 
-LATENTS_PER_CODE = 256
 PICTURES, PICTURE_SIDE = 8, 128
 
 
@@ -57,33 +56,32 @@ def draw_photographs(folder: Path) -> None:
 
 
 def bundle(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        rounded = Path(scratch, options.output.name)
-        shutil.copytree(options.tokenizer, rounded)
-        round_weights(rounded)
-        data = ("--dataset", options.dataset, "--latents-per-code", str(LATENTS_PER_CODE), *options.data_options)
-        sizes = map(str, options.sizes)
-        run("fit", rounded, "--output", options.output, "--overwrite", "--codebook-size", *sizes, *data)
-    round_weights(options.output)  # changes no value
+    if options.output.exists():
+        raise SystemExit(f"{options.output} exists; remove it first")
+    shutil.copytree(options.tokenizer, options.output)
+    round_weights(options.output)
+    # What was measured before the weights were rounded does not hold for them.
+    write_results(options.output, read_results(options.output) | {"evaluation": []})
     draw_photographs(options.output)
     for measured in options.measured:
         dataset, _, split = measured.rpartition(":")
-        for size in options.sizes:
+        for size in load_tokenizer(options.output).codebook_sizes:
             codes = ("--dataset", dataset, "--split", split, "--codebook-size", size, *options.data_options, "--save")
             run("evaluate", options.output, *codes)
             if options.refine:
                 refined = ("--refine", options.refine, "--limit", options.refined_items)
                 run("evaluate", options.output, *codes, *refined)
+    config = options.output / "config.json"
+    write_json(config, strip_local_paths(read_json(config)))
+    write_results(options.output, strip_local_paths(read_results(options.output)))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--dataset", required=True, help="what codebooks are fitted to: its split train")
-    parser.add_argument("--sizes", type=int, nargs="+", required=True)
     parser.add_argument("--measured", nargs="+", default=[], metavar="DATA:SPLIT")
     parser.add_argument("--refine", type=int, default=0, help="steps of refinement; 0 for none")
     parser.add_argument("--refined-items", type=int, default=200, help="images or clips to measure with refined codes")
-    parser.add_argument("--data-options", nargs=argparse.REMAINDER, default=[], help="for vpvae fit and evaluate")
+    parser.add_argument("--data-options", nargs=argparse.REMAINDER, default=[], help="for vpvae evaluate")
     bundle(parser.parse_args())

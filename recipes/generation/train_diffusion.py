@@ -82,7 +82,8 @@ def train(config: DiffusionConfig) -> Path:
     """
     require_settings(config, "output_dir", "tokenizer", "data.name")
     accelerator, output, last = accelerator_for(config), Path(config.output_dir), config.max_train_steps
-    vae = AutoencoderVP.from_pretrained(bundled_or_given(config.tokenizer)).eval().requires_grad_(False).to(accelerator.device)
+    vae = AutoencoderVP.from_pretrained(bundled_or_given(config.tokenizer))
+    vae.eval().requires_grad_(False).to(accelerator.device)
     if config.quantize:
         vae.quantize.check_codes()
     if vae.config.scaling_factor == 1:

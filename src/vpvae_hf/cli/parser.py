@@ -276,7 +276,7 @@ def _add_push(commands: argparse._SubParsersAction) -> None:
         "Push the files of a saved tokenizer to the Hub in one commit. A model card is made from them, unless the "
         "folder has one that somebody wrote. Hidden files and sub-folders are not pushed.",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that save_pretrained wrote, or image or speech")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder that save_pretrained wrote")
     parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME; made if it does not exist")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch to push to, made if it does not exist; default: main")
