@@ -18,6 +18,7 @@ from vpvae_hf.training.config import RunConfig, parse_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("**/*.md"))
+READ = [*PAGES, ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "recipes" / "README.md"]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def test_it_fetches_nothing_from_elsewhere(site):
 
 
 def printed(language):
-    """The blocks of the pages in a language, each with its page."""
-    for page in PAGES:
+    """The blocks of all that is read in a language, each with its page."""
+    for page in READ:
         for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
             yield page, block
 
