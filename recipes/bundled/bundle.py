@@ -3,10 +3,11 @@
     python recipes/bundled/bundle.py TOKENIZER model_cards/NAME --measured DATA:validation DATA:test --refine 10
 
 Weights are rounded to float16, but for the quantizer's, and every codebook is measured on every split, with and without
-refinement.
+refinement. NAME.md beside this file tells of data and limits in the card.
 """
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from vpvae_hf import AutoencoderVP
 from vpvae_hf.cli.main import main
 from vpvae_hf.cli.pictures import save_every_size
 from vpvae_hf.data import load_photographs
-from vpvae_hf.files import read_json, write_atomically, write_json
+from vpvae_hf.files import read_json, write_atomically, write_json, write_text
 from vpvae_hf.hub import read_results, write_results
+from vpvae_hf.hub.card import CARD, MARKER
 from vpvae_hf.hub.saved import strip_local_paths
 from vpvae_hf.modalities import load_tokenizer
 from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
@@ -55,6 +57,14 @@ def draw_photographs(folder: Path) -> None:
     save_every_size(folder / "reconstruction.png", model, to_pixel_values(np.stack(squares[:PICTURES])))
 
 
+def add_about(card: Path, name: str) -> None:
+    """Tell of data and limits before the training, say where the tokenizer is, and keep the card from being made anew."""
+    about = Path(__file__).with_name(f"{name}.md").read_text("utf-8")
+    text = card.read_text("utf-8").replace(f"{MARKER}\n\n", "").replace("## Training\n", f"{about}\n## Training\n", 1)
+    text = text.replace(f'name = "{name}"', f'name = bundled_tokenizer("{name}")')
+    write_text(card, re.sub(r"^(from vpvae_hf import \w+)$", r"\1, bundled_tokenizer", text, flags=re.MULTILINE))
+
+
 def bundle(options: argparse.Namespace) -> None:
     if options.output.exists():
         raise SystemExit(f"{options.output} exists; remove it first")
@@ -74,6 +84,7 @@ def bundle(options: argparse.Namespace) -> None:
     config = options.output / "config.json"
     write_json(config, strip_local_paths(read_json(config)))
     write_results(options.output, strip_local_paths(read_results(options.output)))
+    add_about(options.output / CARD, options.output.name)
 
 
 if __name__ == "__main__":
