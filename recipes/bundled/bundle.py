@@ -58,7 +58,7 @@ def draw_photographs(folder: Path) -> None:
 
 
 def add_about(card: Path, name: str) -> None:
-    """Tell of data and limits before the training, say where the tokenizer is, and keep the card from being made anew."""
+    """Tell of data and limits, and where the tokenizer is found; from now on nobody writes the card anew."""
     about = Path(__file__).with_name(f"{name}.md").read_text("utf-8")
     text = card.read_text("utf-8").replace(f"{MARKER}\n\n", "").replace("## Training\n", f"{about}\n## Training\n", 1)
     text = text.replace(f'name = "{name}"', f'name = bundled_tokenizer("{name}")')
