@@ -35,7 +35,7 @@ def test_demo(arguments, photographs, tmp_path, capsys):
                    "Quantization error it stands for", "proposals accepted", "identical codes"):  # fmt: skip
         assert phrase in printed
     assert {file.name for file in output.iterdir()} == {
-        "tokenizer", "reconstruction.png", "tokens.png", "training.png", "results.json"
+        "tokenizer", "bundled.png", "reconstruction.png", "tokens.png", "training.png", "results.json"
     }  # fmt: skip
     for picture in output.glob("*.png"):
         with Image.open(picture) as image:

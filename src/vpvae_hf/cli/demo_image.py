@@ -66,11 +66,6 @@ def run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     claim_output_folder(options.output, overwrite=options.overwrite)
     training, held_out = _images(options)
-    _show_bundled(options.output, training)
-    print(
-        f"{options.output / 'bundled.png'}: photographs at every codebook size of the tokenizer that comes with the "
-        f"package, after {time.monotonic() - started:.0f} s. Now a small one is trained."
-    )
     quantizer = {"kind": options.quantizer, "codebook_size": options.codebook_size}
     if options.quantizer == "vp":
         quantizer |= {"latent_dim": 4, "perturbation": options.perturbation, "queue_share": _QUEUE_SHARE}
@@ -83,6 +78,11 @@ def run(options: argparse.Namespace) -> None:
     )
     held_out_crops = list(center_crops(held_out, size=_HELD_OUT_CROP, batch_size=50))
     validated = [torch.cat(held_out_crops)[::_VALIDATED_EVERY]]
+    _show_bundled(options.output, training)
+    print(
+        f"{options.output / 'bundled.png'}: photographs at every codebook size of the tokenizer that comes with the "
+        f"package, after {time.monotonic() - started:.0f} s. Now a small one is trained."
+    )
     log = Trainer(
         vae,
         random_crops(training, size=_TRAINING_CROP, batch_size=_BATCH_SIZE, seed=options.seed),
@@ -150,6 +150,7 @@ def _show_bundled(output: Path, images: list[np.ndarray]) -> None:
         center_crop(scaled(image, _BUNDLED_SIDE), _BUNDLED_SIDE, _BUNDLED_SIDE) for image in images[:_SHOWN_IMAGES]
     ]
     vae = AutoencoderVP.from_pretrained(bundled_tokenizer("image"))
+    output.mkdir(parents=True, exist_ok=True)
     pictures.save_every_size(output / "bundled.png", vae, to_pixel_values(np.stack(squares)))
 
 
