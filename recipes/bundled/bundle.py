@@ -26,7 +26,7 @@ from vpvae_hf.hub.saved import strip_local_paths
 from vpvae_hf.modalities import load_tokenizer
 from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
 
-PICTURES, PICTURE_SIDE = 8, 128
+PICTURES, PICTURE_SIDE = 5, 128
 
 
 def round_weights(folder: Path) -> None:
@@ -68,7 +68,8 @@ def add_about(card: Path, name: str) -> None:
 def bundle(options: argparse.Namespace) -> None:
     if options.output.exists():
         raise SystemExit(f"{options.output} exists; remove it first")
-    shutil.copytree(options.tokenizer, options.output)
+    # Pictures and sounds are of the data, which is not ours to pass on.
+    shutil.copytree(options.tokenizer, options.output, ignore=shutil.ignore_patterns("*.png", "*.flac"))
     round_weights(options.output)
     # What was measured before the weights were rounded does not hold for them.
     write_results(options.output, read_results(options.output) | {"evaluation": []})
