@@ -24,7 +24,7 @@ def save_every_size(path: str | os.PathLike, model: AutoencoderVP, images: Tenso
         codes = model.tokenize(images)
         made = model.detokenize(codes)
         bits = codes[0].numel() * model.quantize.code_groups * math.log2(size)
-        rows[f"{size} codes\n{math.ceil(bits / 8):,} bytes"] = made
+        rows[f"K = {size}\n{math.ceil(bits / 8):,} bytes"] = made
         captions.append([f"{psnr:.1f} dB" for psnr in image_quality(made, images)["psnr"]])
     model.select_codebook(selected)
     Image.fromarray(image_grid([*rows.values()], [*rows], captions, shown_side=SHOWN_SIDE)).save(path)
