@@ -56,9 +56,14 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     assert refined["refine_steps"] == 2
     assert refined["metrics"]["psnr"] > figures["psnr"]
     assert "| validation, codes refined in 2 steps |" in (fitted / "README.md").read_text()
-    # A second measurement of the same split takes the first one's place; a refit makes both void.
+    # A part of the split stands beside the whole of it.
+    assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--limit", "4"]) == 0
+    *_, part = json.loads((fitted / "results.json").read_text())["evaluation"]
+    assert (part["images"], part["limit"]) == (4, 4)
+    assert "| validation, the first 4 | 4 |" in (fitted / "README.md").read_text()
+    # A second measurement of the same takes the first one's place; a refit makes all void.
     assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--size", "8"]) == 0
-    _, again = json.loads((fitted / "results.json").read_text())["evaluation"]
+    _, _, again = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert again["tokens"] == 9 * 16
     again = ["fit", str(fitted), "--dataset", data, "--output", str(fitted), "--overwrite", "--metric", "decoder"]
     assert main(again) == 0

@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
     if options.save:
         entry = {"dataset": options.dataset, "split": options.split, modality.items: quality.items}
         entry |= {"refine_steps": options.refine_steps} if options.refine_steps else {}
+        entry |= {"limit": options.limit} if options.limit is not None else {}
         entry |= {"codebook_size": model.quantize.codebook_size} if len(model.codebook_sizes) > 1 else {}
         results = read_results(folder)
         others = [old for old in results.get("evaluation", []) if not _is_alike(old, entry)]
@@ -48,7 +49,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _is_alike(recorded: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether a recorded evaluation is of the same data, codebook and refinement as a new one."""
-    alike = all(recorded.get(name) == new.get(name) for name in ("split", "refine_steps", "codebook_size"))
+    same = ("split", "limit", "refine_steps", "codebook_size")
+    alike = all(recorded.get(name) == new.get(name) for name in same)
     return alike and same_place(recorded["dataset"], new["dataset"])
 
 

@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
         how = [evaluation["split"]]
         how += [f"K = {evaluation['codebook_size']}"] if "codebook_size" in evaluation else []
         how += [f"refined in {evaluation['refine_steps']} steps"] if evaluation.get("refine_steps") else []
+        how += [f"the first {evaluation['limit']}"] if evaluation.get("limit") else []
         metrics = evaluation["metrics"]
         shown = [name for name in sort_metrics(metrics) if name in _SHOWN and metrics[name] is not None]
         measured = ", ".join(f"{metric_label(name).label} {metric_label(name).format(metrics[name])}" for name in shown)

@@ -277,6 +277,7 @@ def _codes_of(evaluation: dict[str, Any]) -> str:
     """Which codes of the data were measured, in brackets, if a tokenizer can have others."""
     size, refined = evaluation.get("codebook_size"), evaluation.get("refine_steps")
     said = [*([f"K = {size}"] if size else []), *(["refined codes"] if refined else [])]
+    said += [f"the first {evaluation['limit']}"] if evaluation.get("limit") else []
     return f" ({', '.join(said)})" if said else ""
 
 
@@ -304,6 +305,7 @@ def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
         size = evaluation.get("codebook_size")
         evaluation["measured"] = evaluation["split"] + (f", K = {size}" if size else "")
         evaluation["measured"] += f", codes refined in {steps} steps" if steps else ""
+        evaluation["measured"] += f", the first {evaluation['limit']}" if evaluation.get("limit") else ""
         evaluation["metrics"] = {k: v if v is not None and math.isfinite(v) else None for k, v in metrics}
         evaluation["notes"] = metric_notes(evaluation["metrics"], evaluation.get("undefined", {}))
     return evaluations
