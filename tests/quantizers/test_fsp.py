@@ -182,7 +182,7 @@ def test_levels_follow_the_codebook_size():
         ({"variance_scale": 0.5}, "variance_scale is no longer a setting of quantizer kind 'fsp'; leave it out"),
         ({"eta": -1}, "eta must be a positive number, got -1"),
         ({"commitment_weight": -1}, "commitment_weight must be a number of at least 0, got -1"),
-        ({"commitment_ramp": [0.7, 0.5]}, r"commitment_ramp must be two numbers in \[0, 1\], the lesser first, got"),
+        ({"commitment_ramp": [0.7, 0.5]}, r"commitment_ramp must be two numbers in \[0, 1\], the smaller first, got"),
         ({"perturb_probability": 2}, r"perturb_probability must be a number in \[0, 1\], got 2"),
         ({"fitted": False}, "fitted must be true: the kind .fsp. needs no fitting"),
     ],

@@ -198,7 +198,7 @@ def test_a_queue_in_main_memory_is_drawn_from_where_training_is(monkeypatch):
         ({"search_backend": "annoy"}, "unknown search_backend 'annoy'.*valid: auto, torch, kdtree, triton, faiss"),
         ({"normalization": "all"}, "unknown normalization 'all'.*valid: each, whole"),
         ({"commitment_weight": -1}, "commitment_weight must be a number of at least 0, got -1"),
-        ({"commitment_ramp": [0.7, 0.5]}, r"commitment_ramp must be two numbers in \[0, 1\], the lesser first, got"),
+        ({"commitment_ramp": [0.7, 0.5]}, r"commitment_ramp must be two numbers in \[0, 1\], the smaller first, got"),
         ({"commitment_ramp": 0.5}, "commitment_ramp must be two numbers"),
         ({"variance_weight": float("nan")}, "variance_weight must be a number of at least 0, got nan"),
     ],

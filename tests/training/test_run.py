@@ -149,6 +149,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(data, tmp_path, caplog
         signal.signal(signal.SIGXFSZ, before)
     assert [message.split(":")[0] for message in caplog.messages] == [
         "no checkpoint at step 2",
+        "no picture at step 4",
         "no checkpoint at step 4",
     ]
     assert "make room in" in caplog.text

@@ -1,5 +1,6 @@
 """Validation while a tokenizer trains."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from vpvae_hf.models.tokenizer import Tokenizer
 
 from .hardware import untuned
 from .trackers import log_picture
+
+_log = logging.getLogger(__name__)
 
 
 class Validation:
@@ -56,8 +59,11 @@ class Validation:
         if self._shown is not None:
             _, picture = self._reconstructed(codebook)
             folder = self._output / "validation"
-            folder.mkdir(exist_ok=True)
-            Image.fromarray(picture).save(folder / f"step-{step:07d}.png")
+            try:
+                folder.mkdir(exist_ok=True)
+                Image.fromarray(picture).save(folder / f"step-{step:07d}.png")
+            except OSError as error:  # a run is worth more than a picture
+                _log.error("no picture at step %d: %s. Training goes on; make room in %s", step, error, folder)
             log_picture(self._accelerator, "validation", picture, step)
         return metrics
 
