@@ -37,7 +37,11 @@ def test_all_are_there_small_and_whole():
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         assert {256, 1024, 4096} <= {*model.codebook_sizes}
         assert load_tokenizer(name).fingerprint() == model.fingerprint()
-        assert (folder / "README.md").read_text().count("| images_128 |" if name == "image" else "| speech_16k |") >= 4
+        card = (folder / "README.md").read_text()
+        assert f'bundled_tokenizer("{name}")' in card
+        assert "## Data" in card
+        assert "## What it cannot do" in card
+        assert card.count("| images_128 |" if name == "image" else "| speech_16k |") >= 4
     with pytest.raises(ValueError, match="no tokenizer 'imge' comes with the package; did you mean 'image'"):
         bundled_tokenizer("imge")
 

@@ -24,9 +24,8 @@ from vpvae_hf.hub import read_results, write_results
 from vpvae_hf.hub.card import CARD, MARKER
 from vpvae_hf.hub.saved import strip_local_paths
 from vpvae_hf.modalities import load_tokenizer
-from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
 
-PICTURES, PICTURE_SIDE = 5, 128
+PICTURES = 5
 
 
 def round_weights(folder: Path) -> None:
@@ -53,8 +52,7 @@ def draw_photographs(folder: Path) -> None:
     if not isinstance(model, AutoencoderVP):
         return
     photographs = [image for image in load_photographs()[0] if np.ptp(image, axis=2).any()]  # in colour
-    squares = [center_crop(scaled(image, PICTURE_SIDE), PICTURE_SIDE, PICTURE_SIDE) for image in photographs]
-    save_every_size(folder / "reconstruction.png", model, to_pixel_values(np.stack(squares[:PICTURES])))
+    save_every_size(folder / "reconstruction.png", model, photographs[:PICTURES])
 
 
 def add_about(card: Path, name: str) -> None:
@@ -80,8 +78,9 @@ def bundle(options: argparse.Namespace) -> None:
             codes = ("--dataset", dataset, "--split", split, "--codebook-size", size, *options.data_options, "--save")
             run("evaluate", options.output, *codes)
             if options.refine:
-                refined = ("--refine", options.refine, "--limit", options.refined_items)
-                run("evaluate", options.output, *codes, *refined)
+                part = ("--limit", options.refined_items)  # nearest codes of the same items, to compare with
+                run("evaluate", options.output, *codes, *part)
+                run("evaluate", options.output, *codes, *part, "--refine", options.refine)
     config = options.output / "config.json"
     write_json(config, strip_local_paths(read_json(config)))
     write_results(options.output, strip_local_paths(read_results(options.output)))

@@ -161,7 +161,7 @@ class SeriesModality(Modality):
     def picture(self, rows, model, labels=(), captions=()):
         return np.zeros((len(rows), len(rows[0]), 3), np.uint8)
 
-    def nearness(self, reconstruction, original, model):
+    def quality_captions(self, reconstruction, original, model):
         return ["near"] * len(original)
 
     def rate(self, model, bits):
@@ -321,7 +321,7 @@ def test_batches_are_what_the_model_takes(case):
         assert case.model.latent_vectors(*inputs).shape[-1] == 2
     shown = given.shown(3)
     assert len(shown) == 3
-    near = case.modality.nearness(shown, shown, case.model)
+    near = case.modality.quality_captions(shown, shown, case.model)
     assert len(near) == 3
     picture = case.modality.picture([shown, shown], case.model, ["original", "the same"], [[], near])
     assert (picture.dtype, picture.ndim, picture.shape[2]) == (np.uint8, 3, 3)

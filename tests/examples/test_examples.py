@@ -133,7 +133,7 @@ def test_fsp_in_100_lines_is_the_fsp_of_the_package(progress):
 @pytest.mark.filterwarnings("ignore::UserWarning:ray")  # that so few blocks leave actors idle
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves its log files to the garbage collector
 def test_tokenize_with_ray(tmp_path, monkeypatch, capsys):
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", reason="the example needs the extra ray")
     pytest.importorskip("ray.data")
     tokenizer, codes = tmp_path / "tokenizer", tmp_path / "codes"
     tiny_vae().save_pretrained(tokenizer)

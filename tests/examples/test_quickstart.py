@@ -16,8 +16,9 @@ def shown(notebook) -> list[str]:
 
 
 def test_it_runs_and_shows_pictures_and_players(tmp_path, monkeypatch):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
+    why = {"reason": "the notebook is executed by nbclient and ipykernel, of the extra dev"}
+    nbformat, nbclient = pytest.importorskip("nbformat", **why), pytest.importorskip("nbclient", **why)
+    pytest.importorskip("ipykernel", **why)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     committed = shown(notebook)

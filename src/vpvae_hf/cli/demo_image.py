@@ -23,11 +23,12 @@ from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import ReconstructionQuality, evaluate_reconstruction, image_quality
 from vpvae_hf.modalities import MODALITIES
 from vpvae_hf.models import AutoencoderVP
-from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
 from vpvae_hf.training import CodebookFit, fit_codebook
 from vpvae_hf.training.config import LoopConfig
 from vpvae_hf.training.trainer import MetricsLog, Trainer
 from vpvae_hf.training.validation import reconstructions_picture
+
+from .pictures import save_code_maps, save_every_size, save_training_curves
 
 # Small enough for two CPU cores: a code for every 4 x 4 pixels, 0.7 million weights.
 _ARCHITECTURE = {
@@ -50,8 +51,6 @@ _VALIDATIONS = 9
 _VALIDATED_EVERY = 3
 _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
 _SHOWN_IMAGES = 5
-# Of the photographs that the bundled tokenizer was trained on, pixels.
-_BUNDLED_SIDE = 128
 _SHOWN_METRICS = ("psnr", "psnr_unquantized", "ssim", "code_usage", "quantization_error_rms")
 _TRAINING_METRICS = tuple(f"quantizer/{name}" for name in ("displacement_rms", "quantization_error_rms", "acceptance"))
 # A queue that turns over every few hundred steps of so short a run.
@@ -144,14 +143,9 @@ def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
 
 def _show_bundled(output: Path, images: list[np.ndarray]) -> None:
     """Draw what the tokenizer that comes with the package keeps of the middle squares of images."""
-    from . import pictures  # imports matplotlib, which takes a second
-
-    squares = [
-        center_crop(scaled(image, _BUNDLED_SIDE), _BUNDLED_SIDE, _BUNDLED_SIDE) for image in images[:_SHOWN_IMAGES]
-    ]
     vae = AutoencoderVP.from_pretrained(bundled_tokenizer("image"))
     output.mkdir(parents=True, exist_ok=True)
-    pictures.save_every_size(output / "bundled.png", vae, to_pixel_values(np.stack(squares)))
+    save_every_size(output / "bundled.png", vae, images[:_SHOWN_IMAGES])
 
 
 def _measured(vae: AutoencoderVP, crops: list[Tensor], codebook: Tensor | None = None) -> ReconstructionQuality:
@@ -185,13 +179,11 @@ def _same_codes_after_reload(folder: Path, images: Tensor, codes: Tensor) -> boo
 
 @torch.no_grad()
 def _write_pictures(output: Path, vae: AutoencoderVP, images: Tensor, log: MetricsLog) -> None:
-    from . import pictures  # imports matplotlib, which takes a second
-
     _, picture = reconstructions_picture(MODALITIES["image"], vae, images)
     Image.fromarray(picture).save(output / "reconstruction.png")
     codes = vae.tokenize(images)
-    pictures.save_code_maps(output / "tokens.png", images, codes, vae.quantize.decode(codes))
-    pictures.save_training_curves(output / "training.png", log)
+    save_code_maps(output / "tokens.png", images, codes, vae.quantize.decode(codes))
+    save_training_curves(output / "training.png", log)
 
 
 def _results(

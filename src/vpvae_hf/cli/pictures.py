@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,11 +13,16 @@ from vpvae_hf.metric_labels import METRIC_LABELS
 from vpvae_hf.metrics import image_grid, image_quality
 from vpvae_hf.metrics.pictures import SHOWN_SIDE, as_rgb, code_colours
 from vpvae_hf.models import AutoencoderVP
+from vpvae_hf.pixels import center_crop, scaled, to_pixel_values
 from vpvae_hf.training.trainer import MetricsLog
 
 
-def save_every_size(path: str | os.PathLike, model: AutoencoderVP, images: Tensor) -> None:
-    """Images [B, C, H, W] above what is left of them with each of a tokenizer's codebooks, with bytes and PSNR."""
+def save_every_size(path: str | os.PathLike, model: AutoencoderVP, photographs: Sequence[np.ndarray]) -> None:
+    """The middle squares of photographs [H, W, 3] uint8, scaled to the side that the model was trained for, above what
+    is left of them with each of its codebooks, with bytes and PSNR.
+    """
+    side = model.config.sample_size
+    images = to_pixel_values(np.stack([center_crop(scaled(image, side), side, side) for image in photographs]))
     selected, rows = model.quantize.codebook_size, {f"original\n{images[0].numel():,} bytes": images}
     captions: list[list[str]] = [[]]
     for size in sorted(model.codebook_sizes):

@@ -172,7 +172,7 @@ class AudioModality(Modality):
     ) -> np.ndarray:
         return spectrogram_grid(rows, model.config.sampling_rate, labels, captions)
 
-    def nearness(self, reconstruction: Tensor, original: Tensor, model: VPCodecModel) -> list[str]:
+    def quality_captions(self, reconstruction: Tensor, original: Tensor, model: VPCodecModel) -> list[str]:
         label = metric_label("mel_distance")
         distances = mel_distance(reconstruction, original, model.config.sampling_rate)
         return [f"{label.label} {label.format(each)}" for each in distances]

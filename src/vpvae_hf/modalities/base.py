@@ -270,7 +270,7 @@ class Modality(ABC):
         """
 
     @abstractmethod
-    def nearness(self, reconstruction: Tensor, original: Tensor, model: Tokenizer) -> list[str]:
+    def quality_captions(self, reconstruction: Tensor, original: Tensor, model: Tokenizer) -> list[str]:
         """In a few words how near each of B reconstructions [B, ...] is to its original, quickly measured."""
 
     @abstractmethod

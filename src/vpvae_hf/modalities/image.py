@@ -231,7 +231,7 @@ class ImageModality(Modality):
         """Small images are enlarged."""
         return image_grid(rows, labels, captions, shown_side=SHOWN_SIDE)
 
-    def nearness(self, reconstruction: Tensor, original: Tensor, model: AutoencoderVP) -> list[str]:
+    def quality_captions(self, reconstruction: Tensor, original: Tensor, model: AutoencoderVP) -> list[str]:
         label = metric_label("psnr")
         return [f"{label.label} {label.format(each)}" for each in image_quality(reconstruction, original)["psnr"]]
 

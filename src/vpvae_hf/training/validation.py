@@ -102,10 +102,10 @@ def reconstructions_picture(
     """
     made = reconstruct(model, originals, codebook)
     rows = {"original": originals, "not quantized": made.unquantized}
-    captions = [[], modality.nearness(made.unquantized, originals, model)]
+    captions = [[], modality.quality_captions(made.unquantized, originals, model)]
     if made.codes is not None:
         size = model.quantize.codebook_size if codebook is None else len(codebook)
         rows[f"{size} codes"] = made.quantized
         stored = f"{math.ceil(code_bits(made.codes[0], size) / 8):,} bytes"
-        captions.append([f"{near}\n{stored}" for near in modality.nearness(made.quantized, originals, model)])
+        captions.append([f"{near}\n{stored}" for near in modality.quality_captions(made.quantized, originals, model)])
     return made.quantized, modality.picture([*rows.values()], model, [*rows], captions)
