@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -26,7 +27,10 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", folder / "modules")
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", folder / "metrics")
-        patch.setattr(sys, "path", [*sys.path])
+        # A test that ran before in this process may have loaded modules from another folder.
+        patch.setattr(sys, "path", [path for path in sys.path if not Path(path, "evaluate_modules").is_dir()])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
+            patch.delitem(sys.modules, name)
         patch.setattr("socket.socket.connect", connect)
         yield folder
 
