@@ -92,7 +92,7 @@ def test_ways_to_start():
     assert finished.stdout.strip() == f"vpvae_hf {vpvae_hf.__version__}"
 
 
-# A command that shows a bar.
+# A command that shows a bar and prints lines.
 WORKING = """
 import sys, types
 from vpvae_hf.cli import main
@@ -100,12 +100,13 @@ def run(options):
     from vpvae_hf.progress import progress_bar
     with progress_bar(total=1, desc="Working", unit="thing") as bar:
         bar.update()
+    print("a line\\n" * int(options.folder))
 sys.modules["vpvae_hf.cli.info"] = types.SimpleNamespace(run=run)
-main.main(sys.argv[1:])
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("arguments", [["info", "x"], ["info", "x", "--quiet"], ["--quiet", "info", "x"]])
+@pytest.mark.parametrize("arguments", [["info", "1"], ["info", "1", "--quiet"], ["--quiet", "info", "1"]])
 def test_quiet_hides_bars(arguments):
     """In a process of its own, since tqdm reads the environment once."""
     finished = subprocess.run([sys.executable, "-c", WORKING, *arguments], capture_output=True, text=True, check=True)
@@ -133,6 +134,16 @@ def test_errors_that_can_be_mended_are_one_line(error, status, message, monkeypa
     else:
         assert main(["push", "folder", "a/b"]) == status
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_ends_early_gets_no_message(lines):
+    """One line is written when the command ends, many while it runs."""
+    command = [sys.executable, "-c", WORKING, "info", str(lines), "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_every_command_has_something_to_run():

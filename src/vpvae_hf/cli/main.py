@@ -12,7 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; errors that a user can mend are printed in one line.
 
     Returns:
-        The exit status: 0, 1 after an error, 130 after an interruption.
+        The exit status: 0, 1 after an error, 130 after an interruption, 141 if what reads the output (such as `head`)
+        has ended.
     """
     options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.quiet:
@@ -20,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module, function = options.run.split(":")
     try:
         getattr(importlib.import_module(f"vpvae_hf.cli.{module}"), function)(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 141  # as of a program that SIGPIPE ended
     except KeyboardInterrupt:
         print(f"\nvpvae {options.command}: interrupted", file=sys.stderr)
         return 130
