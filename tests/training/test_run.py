@@ -312,8 +312,11 @@ def test_several_codebooks_are_fitted_and_one_goes_on(data, tmp_path):
     assert "| Codebooks are nested |" in card
     assert vae.quantize.config.nested
     # Codes of the decoder alone stay; of another training none do.
-    start = {"model": {"pretrained": str(folder)}, "quantizer": {}, "max_train_steps": 2}
+    start = {"model": {"pretrained": str(folder)}, "quantizer": {}, "max_train_steps": 4, "logging_steps": 1}
     alone = train_tokenizer(configured(settings(data, tmp_path / "alone", **start, train_only="decoder")))
+    name = "quantizer/quantization_error_rms"
+    errors = [row[name] for row in metrics(tmp_path / "alone") if name in row]
+    assert sum(errors[::2]) > 1.2 * sum(errors[1::2])  # the decoder reads 8 and 24 codes in turn
     assert AutoencoderVP.from_pretrained(alone).fingerprint() == vae.fingerprint()
     assert AutoencoderVP.from_pretrained(alone).codebook_sizes == (8, 24)
     more = train_tokenizer(configured(settings(data, tmp_path / "more", **start)))

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ class Trainer:
         if adversary is not None and self.step < adversary.config.start_step:
             adversary = None
         with accelerator.accumulate(*prepared):
-            with deferred_checks() as checks:
+            with deferred_checks() as checks, self._next_codebook():
                 output = self._wrapped(original)
             metrics = {f"loss/{name}": loss(output.sample, original) for name, loss in self._losses.items()}
             total = output.loss + sum(self._loss_weights[name] * metrics[f"loss/{name}"] for name in self._losses)
@@ -235,6 +235,18 @@ class Trainer:
             if self._ema is not None:
                 self._ema.step(self.model.parameters())
         return {name: value.detach().float() for name, value in (metrics | output.metrics).items()}, checks
+
+    @contextlib.contextmanager
+    def _next_codebook(self) -> Iterator[None]:
+        """Codebooks that stay as they are serve in turn, one for each step, so that the decoder learns to read all."""
+        quantizer = self.model.quantize
+        if quantizer not in self._frozen_modules:
+            yield
+            return
+        selected, sizes = quantizer.codebook_size, quantizer.codebook_sizes
+        quantizer.select_codebook(sizes[self.step % len(sizes)])
+        yield
+        quantizer.select_codebook(selected)
 
     def _log_interval(self, interval: "_Interval") -> None:
         """A row of means over the interval and the ranks; a ValueError if values of a step were bad."""
