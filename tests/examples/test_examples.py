@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from processes import ended, launched
-from tiny import noise, noise_images, tiny_vae
+from tiny import noise, noise_images
 from vpvae_hf import AutoencoderVP, VPCodecModel, build_quantizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -126,26 +125,3 @@ def test_fsp_in_100_lines_is_the_fsp_of_the_package(progress):
     codes = example.encode(features.detach())
     assert torch.equal(codes, package.encode(package.to_latents(features.detach())))
     torch.testing.assert_close(example.decode(codes), package.decode(codes))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
-@pytest.mark.filterwarnings("ignore::FutureWarning:ray")
-@pytest.mark.filterwarnings("ignore::UserWarning:ray")  # that so few blocks leave actors idle
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves its log files to the garbage collector
-def test_tokenize_with_ray(tmp_path, monkeypatch, capsys):
-    ray = pytest.importorskip("ray", reason="the example needs the extra ray")
-    pytest.importorskip("ray.data")
-    tokenizer, codes = tmp_path / "tokenizer", tmp_path / "codes"
-    tiny_vae().save_pretrained(tokenizer)
-    words = [str(tokenizer), "--size", "32", "--output", str(codes)]
-    monkeypatch.setattr(sys, "argv", ["tokenize_with_ray.py", *words])
-    # Small; nothing of it is left behind.
-    ray.init(num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
-    try:
-        runpy.run_path(str(EXAMPLES / "tokenize_with_ray.py"), run_name="__main__")
-        rows = ray.data.read_parquet(str(codes)).take_all()
-    finally:
-        ray.shutdown()
-    assert "12 pictures as 8 x 8 codes each" in capsys.readouterr().out
-    assert len({row["path"] for row in rows}) == 12
-    assert all(row["codes"].shape == (8, 8) for row in rows)

@@ -1,4 +1,4 @@
-"""Ray Data, and the recipe for a Ray cluster, on two workers of this machine."""
+"""The example of Ray Data, and the recipe for a Ray cluster, on two workers of this machine."""
 
 import os
 import runpy
@@ -11,14 +11,14 @@ from pathlib import Path
 import image_shards
 import pytest
 from audio_files import write_files
-from datasets import load_dataset
-from pyarrow.parquet import read_table
 
 from vpvae_hf import BatchTokenizer
 from vpvae_hf.cli.main import main
 from vpvae_hf.data import CodeFolder
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "scale" / "tokenize_with_ray.py"
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "scale" / "tokenize_with_ray.py"
+EXAMPLE = ROOT / "examples" / "tokenize_with_ray.py"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
@@ -37,12 +37,16 @@ def ray():
     ray.shutdown()
 
 
-def test_map_batches_of_ray_data_gives_the_codes_of_vpvae_tokenize(images, listed, ray):
-    tokenizer, data, codes = images
-    rows = ray.data.from_arrow([read_table(file) for file in sorted(Path(data).glob("*.parquet"))])
-    actor = {"compute": ray.data.ActorPoolStrategy(size=1), "fn_constructor_args": (tokenizer, "photo")}
-    mapped = rows.map_batches(BatchTokenizer, batch_size=4, **actor)
-    assert listed(mapped.take_all()) == listed(load_dataset(codes, split="train"))
+def test_the_example_writes_the_codes_of_each_picture(images, ray, tmp_path, monkeypatch, capsys):
+    tokenizer, codes = images[0], tmp_path / "codes"
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), tokenizer, "--size", "32", "--output", str(codes)])
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert "12 pictures as 16 x 16 codes each" in capsys.readouterr().out
+    rows = ray.data.read_parquet(str(codes)).take_all()
+    assert len({row["path"] for row in rows}) == 12
+    files = {"bytes": [Path(row["path"]).read_bytes() for row in rows]}
+    expected = BatchTokenizer(tokenizer, "bytes", size=32, shortest_side=32)(files)["codes"]
+    assert all((row["codes"] == each).all() for row, each in zip(rows, expected, strict=True))
 
 
 def run_recipe(*arguments) -> int:
