@@ -4,6 +4,7 @@ import copy
 import pickle
 from dataclasses import dataclass
 from typing import ClassVar
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -406,6 +407,18 @@ class TestQuantizerThatIsAddedLater(QuantizerContract):
     @pytest.fixture
     def settings(self):
         return {"kind": "signs"}
+
+
+SIGNS = (SignsConfig, Signs)
+
+
+def test_an_installed_package_can_add_a_kind(tmp_path, monkeypatch):
+    package = tmp_path / "signs-1.0.dist-info"
+    package.mkdir()
+    (package / "entry_points.txt").write_text(f"[vpvae_hf.quantizers]\nsigns = {__name__}:SIGNS\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with patch.dict(QUANTIZERS):
+        assert isinstance(build_quantizer({"kind": "signs"}), Signs)
 
 
 def test_settings_must_be_a_mapping():

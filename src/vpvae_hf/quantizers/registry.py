@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "token_bridge": (TokenBridgeConfig, TokenBridge),
     "none": (ContinuousConfig, Continuous),
 }
+# Installed packages add kinds by entry points of this group: the kind's name, and where its pair of classes is.
+ENTRY_POINTS = "vpvae_hf.quantizers"
 
 
 def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> QuantizerConfig:
@@ -42,6 +45,9 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
         raise TypeError(f'quantizer settings must be a mapping such as {{"kind": "vp"}}, got {settings!r}')
     fields = {name: plain(value) for name, value in settings.items()}
     kind = fields.pop("kind", None)
+    if isinstance(kind, str) and kind not in QUANTIZERS:
+        for point in entry_points(group=ENTRY_POINTS, name=kind):
+            QUANTIZERS[kind] = point.load()
     if kind not in QUANTIZERS:
         raise ValueError(f"unknown quantizer kind {kind!r}; {did_you_mean(str(kind), QUANTIZERS)}")
     config_class = QUANTIZERS[kind][0]
