@@ -10,17 +10,16 @@ benchmarks/results/codecs.json.
 """
 
 import argparse
-import io
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from vpvae_hf.data import load_images, open_audio, read_audio
 from vpvae_hf.files import read_json, write_json
 from vpvae_hf.metrics import audio_quality, image_quality
+from vpvae_hf.metrics.codecs import WebP
 from vpvae_hf.pixels import to_pixel_values
 from vpvae_hf.resampling import resampled
 
@@ -29,24 +28,18 @@ CODEC2_DELAY = 320  # samples at RATE
 RESULTS = Path(__file__).parent / "results" / "codecs.json"
 
 
-def webp(image: np.ndarray, most: int) -> tuple[np.ndarray, int]:
-    """The picture [H, W, 3] after WebP at its best quality within `most` bytes, and the bytes."""
-    low, high = 0, 100  # sizes grow with quality
-    best = _webp(image, 0)
+def webp(image: torch.Tensor, most: int) -> tuple[torch.Tensor, int]:
+    """A picture [3, H, W] in [-1, 1] after WebP at its best quality within `most` bytes, and the bytes."""
+    codec, low, high = WebP(), 0, 100  # sizes grow with quality
+    best = codec.encode(image, 0)
     while low < high:
         middle = (low + high + 1) // 2
-        file = _webp(image, middle)
+        file = codec.encode(image, middle)
         if len(file) <= most:
             low, best = middle, file
         else:
             high = middle - 1
-    return np.asarray(Image.open(io.BytesIO(best)).convert("RGB")), len(best)
-
-
-def _webp(image: np.ndarray, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "webp", quality=quality, method=6)
-    return buffer.getvalue()
+    return codec.decode(best, image), len(best)
 
 
 def codec2(waveform: np.ndarray, bitrate: int) -> np.ndarray:
@@ -62,9 +55,10 @@ def codec2(waveform: np.ndarray, bitrate: int) -> np.ndarray:
 
 def images(options: argparse.Namespace) -> None:
     originals = load_images(options.dataset, split=options.split, limit=options.limit, shortest_side=options.size)
+    originals = [to_pixel_values(image[None])[0] for image in originals]
     for most in options.bytes:
         pairs = [(*webp(image, most), image) for image in originals]
-        quality = [image_quality(_values(made), _values(image)) for made, _, image in pairs]
+        quality = [image_quality(made[None], image[None]) for made, _, image in pairs]
         sizes = np.array([size for _, size, _ in pairs])
         over = {"mean_bytes": float(sizes.mean()), "share_over": float((sizes > most).mean())}
         _add(options, f"WebP, {most} bytes", quality, over)
@@ -78,10 +72,6 @@ def speech(options: argparse.Namespace) -> None:
         made = [codec2(clip, bitrate) for clip in clips]
         quality = [audio_quality(*map(_clip, pair), RATE) for pair in zip(made, clips, strict=True)]
         _add(options, f"Codec 2, {bitrate} bit/s", quality, {})
-
-
-def _values(image: np.ndarray) -> torch.Tensor:
-    return to_pixel_values(image[None])
 
 
 def _clip(waveform: np.ndarray) -> torch.Tensor:

@@ -4,7 +4,7 @@ Shapes: K codes, N of them on a sheet.
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vpvae_hf.metrics.codecs import WebP, nearest_in_size
 from vpvae_hf.metrics.pictures import as_rgb
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.pixels import from_pixel_values, read_pixels, scaled
@@ -68,14 +69,14 @@ class ImageBench(Bench):
             self.stored_bytes(work),
             self.quality(work, work.decoded),
         )
-        (original,) = self.shown(self.modality.cut(work.source.signal, work.size))
-        quality, webp = _nearest(lambda quality: _file(original, "webp", quality=quality, method=4), codes.stored, 100)
-        decoded = self.model.preprocessor()(Image.open(io.BytesIO(webp)), return_tensors="pt").pixel_values
-        decoded = self.modality.cut(decoded, work.size)
+        original, webp, png = self.modality.cut(work.source.signal, work.size), WebP(effort=4), io.BytesIO()
+        quality, file = nearest_in_size(webp, original[0], codes.stored)
+        decoded = webp.decode(file, original[0])[None]
+        self.shown(original)[0].save(png, "png", compress_level=9)
         return [
             codes,
-            Row(f"WebP, quality {quality} of 100", len(webp), self.quality(work, decoded), self.shown(decoded)[0]),
-            Row("PNG", len(_file(original, "png", compress_level=9)), {}),
+            Row(f"WebP, quality {quality} of 100", len(file), self.quality(work, decoded), self.shown(decoded)[0]),
+            Row("PNG", len(png.getvalue()), {}),
         ]
 
     def shown(self, *signals: Tensor) -> list[Image.Image]:
@@ -118,27 +119,6 @@ class ImageBench(Bench):
 
 def _size(height: int, width: int) -> dict[str, int]:
     return {"height": height, "width": width}
-
-
-def _file(image: Image.Image, form: str, **settings) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **settings)
-    return buffer.getvalue()
-
-
-def _nearest(encode: Callable[[int], bytes], wanted: int, most: int) -> tuple[int, bytes]:
-    """The setting in 0..most whose file is nearest in size to what is wanted, and that file.
-
-    Files grow with the setting.
-    """
-    low, high = 0, most
-    files = {}
-    while low <= high:
-        middle = (low + high) // 2
-        files[middle] = encode(middle)
-        low, high = (middle + 1, high) if len(files[middle]) < wanted else (low, middle - 1)
-    setting = min(files, key=lambda each: abs(len(files[each]) - wanted))
-    return setting, files[setting]
 
 
 def _middle(pictures: Tensor) -> Tensor:

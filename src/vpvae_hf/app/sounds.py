@@ -3,6 +3,7 @@
 Shapes: T samples, n codes of a sound; K codes, N of them on a sheet.
 """
 
+import contextlib
 import io
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vpvae_hf.data.audio import AudioFile
 from vpvae_hf.metrics.audio import log_mel_spectrogram
+from vpvae_hf.metrics.codecs import CodecUnavailableError, Opus, nearest_in_size
 from vpvae_hf.metrics.pictures import in_spectrogram_colours
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.unreadable import UnreadableFileError
@@ -35,8 +37,6 @@ _FILLED_SECONDS, _BATCH = 0.1, 32
 _COLUMN, _GAP = 5, 1
 # Below the loudest band of all codes, as a natural logarithm: black.
 _RANGE = 80 / 20 * math.log(10)
-# Steps in which the sizes of Ogg files are searched.
-_LEVELS = 100
 
 
 class SoundBench(Bench):
@@ -88,18 +88,22 @@ class SoundBench(Bench):
         return places.view(rows, columns)
 
     def rows(self, work: Work) -> list[Row]:
+        import soundfile
+
         codes = Row(
             f"{work.codes.numel():,} codes, K = {work.codebook_size:,}",
             self.stored_bytes(work),
             self.quality(work, work.decoded),
         )
-        samples = self.modality.cut(work.source.signal, work.size)[0, 0].clamp(-1, 1).numpy()
-        opus = _nearest_opus(samples, self.rate, codes.stored)
+        original, flac = self.modality.cut(work.source.signal, work.size), io.BytesIO()
         rows = [codes]
-        if opus is not None:
-            decoded = _read_opus(opus, samples, self.rate)
-            rows.append(Row("Opus, nearest in size", len(opus), self.quality(work, decoded), decoded))
-        return [*rows, Row("FLAC", len(_file(samples, self.rate, "FLAC")), {})]
+        with contextlib.suppress(CodecUnavailableError):
+            opus = Opus(self.rate)
+            _, file = nearest_in_size(opus, original[0], codes.stored)
+            decoded = opus.decode(file, original[0])[None]
+            rows.append(Row("Opus, nearest in size", len(file), self.quality(work, decoded), decoded))
+        soundfile.write(flac, original[0, 0].clamp(-1, 1).numpy(), self.rate, format="FLAC")
+        return [*rows, Row("FLAC", len(flac.getvalue()), {})]
 
     def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
         """The spectrum that each code is decoded to where it fills a sound, low frequencies below, by pitch."""
@@ -146,37 +150,3 @@ class SoundBench(Bench):
                 known[missing] = spectra
                 self._known[codebook_size] = known
             return known[codes]
-
-
-def _file(samples: np.ndarray, rate: int, form: str, **settings) -> bytes:
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=form, **settings)
-    return buffer.getvalue()
-
-
-def _nearest_opus(samples: np.ndarray, rate: int, wanted: int) -> bytes | None:
-    """The Opus file whose size is nearest to what is wanted; None if libsndfile cannot write Opus at this rate."""
-    import soundfile
-
-    if "OPUS" not in soundfile.available_subtypes("OGG"):
-        return None
-    files, low, high = [], 0, _LEVELS
-    try:
-        while low <= high:  # files become smaller with the level
-            level = (low + high) // 2
-            files.append(_file(samples, rate, "OGG", subtype="OPUS", compression_level=level / _LEVELS))
-            low, high = (level + 1, high) if len(files[-1]) > wanted else (low, level - 1)
-    except soundfile.LibsndfileError:
-        return None
-    return min(files, key=lambda file: abs(len(file) - wanted))
-
-
-def _read_opus(file: bytes, samples: np.ndarray, rate: int) -> Tensor:
-    """[1, 1, T], as long as the samples."""
-    import soundfile
-
-    decoded, _ = soundfile.read(io.BytesIO(file), dtype="float32")
-    decoded = np.pad(decoded, (0, max(0, len(samples) - len(decoded))))[: len(samples)]
-    return torch.from_numpy(decoded)[None, None]
