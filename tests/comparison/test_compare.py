@@ -1,6 +1,7 @@
 """`vpvae compare`, on pictures made here."""
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -11,11 +12,16 @@ import pytest
 import torch
 import yaml
 from image_runs import ARCHITECTURE, SHORT, write_pictures
+from PIL import Image
 from safetensors.torch import load_file
 
 from vpvae_hf.cli.main import main
 from vpvae_hf.comparison import planned_runs, read_comparison
+from vpvae_hf.data import load_images
+from vpvae_hf.metrics import image_quality
+from vpvae_hf.metrics.codecs import CodecUnavailableError
 from vpvae_hf.modalities.image import ImageModality
+from vpvae_hf.pixels import center_crop, to_pixel_values
 from vpvae_hf.training.trainer import Trainer
 
 TRAINING = SHORT | {
@@ -169,10 +175,42 @@ def test_every_method_is_measured_alike(finished):
     assert json.loads((none / "refitted-euclidean/config.json").read_text())["quantizer"]["codebook_size"] == 16
 
 
+def codec_points(folder, domain="in_domain"):
+    return json.loads((folder / f"codec/{domain}.json").read_text())["points"]
+
+
+@pytest.mark.parametrize(
+    ("domain", "data", "split"), [("in_domain", "data", "validation"), ("out_of_domain", "dark", "test")]
+)
+def test_webp_is_measured_on_the_same_images(files, finished, domain, data, split):
+    """Its smallest files are larger than codes of such small crops, so there is one point."""
+    quality, size = [], 0
+    for image in load_images(str(files / data), split=split, limit=3, shortest_side=20):
+        crop, buffer = center_crop(image, 16, 16), io.BytesIO()
+        Image.fromarray(crop).save(buffer, "webp", quality=0, method=6)
+        made = np.asarray(Image.open(buffer).convert("RGB"))
+        quality.append(image_quality(*(to_pixel_values(each[None]) for each in (made, crop))))
+        size += len(buffer.getvalue())
+    (point,) = codec_points(finished, domain)
+    assert (point["setting"], point["rate"]) == (0, 8 * size / (3 * 16 * 16))
+    for name in ("psnr", "ssim"):
+        assert point["metrics"][name] == pytest.approx(sum(float(each[name]) for each in quality) / 3, rel=1e-6)
+    told = json.loads((finished / "results.json").read_text())[-1]
+    assert (told["codec"], told["rate_unit"], told["measured"][domain]) == ("WebP", "bits per pixel", [point])
+    table = (finished / "table.md").read_text().split("### WebP")[1]
+    rows = rows_of(table.split("WebP, dark.")[domain == "out_of_domain"])
+    shown = {name: f"{point['metrics'][key]:.{n}f}" for name, key, n in (("PSNR, dB", "psnr", 2), ("SSIM", "ssim", 4))}
+    assert list(rows.values()) == [{"bits per pixel": f"{point['rate']:.3f}"} | shown]
+
+
 def test_further_columns_need_no_training(files, finished, tmp_path):
     for name in ("start-d3-seed0", "fsp-16-seed0"):
         shutil.copytree(finished / name, tmp_path / name)
     run, file = tmp_path / "fsp-16-seed0", files / "further.yaml"
+    # As if a token stood for fewer pixels, so that further points of WebP are asked for, too.
+    shutil.copytree(finished / "codec", tmp_path / "codec")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"rate_per_bit": 5 / 8}))
     columns = ["continuous", "own", "refitted", "refitted_decoder", "own_refined", "refitted_refined"]
     measure = {"columns": columns, "refine_steps": 2, "refined_examples": 2}
     file.write_text(yaml.safe_dump({"base": "comparison.yaml", "measure": measure}))
@@ -186,6 +224,12 @@ def test_further_columns_need_no_training(files, finished, tmp_path):
         assert (len(nearest), len(refined)) == (3, 2)
         assert all(better > worse - 1e-3 for better, worse in zip(refined, nearest, strict=False))
         assert refined != nearest[:2]
+    points = codec_points(tmp_path)
+    rates, qualities = ([each[name] for each in points] for name in ("rate", "setting"))
+    assert points[:1] == codec_points(finished)
+    assert qualities == list(range(0, 10 * len(points), 10))
+    assert rates[-2] < 4 * 5 / 8 <= rates[-1]
+    assert points[0]["metrics"]["psnr"] < points[-1]["metrics"]["psnr"]
     table = (tmp_path / "table.md").read_text()
     assert "Means over seeds and 3 images, refined ones over the first 2." in table
     *_, gains = (rows_of(part) for part in table.split("PSNR, dB, dark")[0].split("\n\n") if part.startswith("|"))
@@ -294,8 +338,9 @@ def test_tables_and_curves(finished):
 
 
 def test_results_hold_all_that_was_measured(finished):
-    results = json.loads((finished / "results.json").read_text())
+    *results, codec = json.loads((finished / "results.json").read_text())
     assert len(results) == 8
+    assert "method" not in codec
     with np.load(finished / "items.npz") as items:
         runs = items["runs"].tolist()
         assert [f"{row['method']}-{row['size']}-seed{row['seed']}" for row in results] == runs
@@ -308,10 +353,15 @@ def test_results_hold_all_that_was_measured(finished):
 
 
 def test_what_is_finished_is_not_done_again(files, finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/result.json")}
+    codec = finished / "codec/out_of_domain.json"
+    points = codec_points(finished, "out_of_domain")
+    codec.unlink()
+    kept = [*finished.glob("*/result.json"), finished / "codec/in_domain.json"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
     by_other_names = ["--dataset", f"{os.path.relpath(files)}/data/"]
     assert main(arguments(files, finished, *by_other_names)) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("*/result.json")}
+    assert before == {path: path.stat().st_mtime_ns for path in kept}
+    assert codec_points(finished, "out_of_domain") == points
     assert "### K = 16" in capsys.readouterr().out
 
 
@@ -344,7 +394,11 @@ def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, mon
             raise KeyboardInterrupt
         return whole(*given, **how)
 
+    def unavailable(*_):
+        raise CodecUnavailableError("it cannot be written here")
+
     with monkeypatch.context() as patch:
+        patch.setattr(ImageModality, "codec", unavailable)
         patch.setattr("vpvae_hf.training.validation.Validation.measure_all", lambda self: None)
         patch.setattr("vpvae_hf.training.validation.Validation.measure", lambda self, step: {})
         patch.setattr(ImageModality, "evaluate", evaluate)
@@ -353,6 +407,7 @@ def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, mon
         assert [path.name for path in before] == ["result.json", "in_domain-continuous.json"]
         assert main(arguments(files, tmp_path, *some)) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert "No codec is compared: it cannot be written here." in (tmp_path / "table.md").read_text()
     assert len(measured_times) == 1 + 6  # of six pieces one was interrupted
     # Training went on from the checkpoint of step 2.
     rows = (run / "training/metrics.jsonl").read_text().splitlines()

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .results import USAGE, Results, Row, mean_of
 _UNQUANTIZED = "none"
 _LINES = ("-", "--", ":", "-.")
 _PANELS_IN_A_ROW = 3
+_CODEC_STYLE = {"color": "#767676", "linewidth": 1.0}
 # Inches beside and above panels, and of a line of the legend.
 _LEGEND, _LEGEND_LINE = (2.6, 0.3), 0.21
 # Values this many interquartile ranges beyond the quartiles are told, not drawn, if that saves this share of the axis.
@@ -26,18 +27,29 @@ _FAR, _SAVED = 2.0, 1 / 3
 def draw_over_rate(file: Path, results: Results, metric: str) -> Path:
     """A metric in domain over the rate, a panel for each column: means over seeds, bars from the lowest to the highest.
 
-    What is far off all others is written at the edge of its panel, so that it does not press them together.
+    What is far off all others is written at the edge of its panel, so that it does not press them together. Panels of
+    codes have the codec's line, as far as it lies in them.
     """
     columns = [name for name in results.columns if metric != USAGE or COLUMNS[name].codebook is not None] or [""]
     methods = list(results.comparison.methods)
     curves = {pair: _points(results, *pair, metric) for pair in itertools.product(columns, methods)}
+    codec = _codec_points(results, metric, {rate for points in curves.values() for rate, *_ in points})
     shown = [value for points in curves.values() for _, *seeds in points for value in seeds]
+    shown += [value for _, value in codec]
     low, high = (0.0, 1.0) if metric == USAGE else _range(shown)
     wide = min(len(columns), _PANELS_IN_A_ROW)
     with drawn_figure(file, -(-len(columns) // wide), wide, margin=_LEGEND, shared=True) as (figure, panels):
-        for axes, column in zip(panels.flat, columns, strict=False):
-            far = [_draw(axes, curves[column, each], each, results, low, high) for each in methods]
-            _tell_far(axes, [each for found in far for each in found], metric, low, high)
+        drawn = list(zip(panels.flat, columns, strict=False))
+        beyond = [
+            [far for each in methods for far in _draw(axes, curves[column, each], each, results, low, high)]
+            for axes, column in drawn
+        ]
+        rates = panels[0, 0].get_xlim()  # of the methods in all panels
+        for (axes, column), far in zip(drawn, beyond, strict=True):
+            if codec and COLUMNS[column].codebook is not None:
+                far += _draw_codec(axes, codec, results, metric, low, high)
+            axes.set_xlim(rates)
+            _tell_far(axes, far, metric, low, high)
             axes.set_title(COLUMNS[column].label if column else "")
             axes.tick_params(labelbottom=True)
             axes.set_xlabel(results.rate_unit)
@@ -78,6 +90,24 @@ def _draw(
     axes.errorbar(rates, means, yerr=np.transpose(bars), label=method, **style)
     at = zip(rates, means, strict=True)
     return [(rate, mean, method, style["color"]) for rate, mean in at if not low <= mean <= high]
+
+
+def _codec_points(results: Results, metric: str, rates: Collection[float]) -> list[tuple[float, float]]:
+    """Rates and values of the codec at those of some rates that it reaches, from the lowest on."""
+    curve = results.codec_curve(metric)
+    reached = [rate for rate in sorted(rates) if curve and curve[0][0] <= rate <= curve[-1][0]]
+    return [(rate, float(np.interp(rate, *zip(*curve, strict=True)))) for rate in reached]
+
+
+def _draw_codec(
+    axes: Any, points: Sequence[tuple[float, float]], results: Results, metric: str, low: float, high: float
+) -> list[tuple[float, float, str, str]]:
+    """Draw the codec's line; if all its points lie beyond the limits, gives the first as `_draw` does."""
+    name = results.codec["in_domain"]["codec"]
+    # As `_draw` draws, so that the legend has it after the methods.
+    axes.errorbar(*zip(*results.codec_curve(metric), strict=True), label=name, **_CODEC_STYLE)
+    is_beyond = not any(low <= value <= high for _, value in points)
+    return [(*points[0], name, _CODEC_STYLE["color"])] if is_beyond else []
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -1,16 +1,21 @@
-"""What a trained run is measured by: each column on each domain, once; what is there is not measured again."""
+"""What is measured, once: each column of a trained run on each domain, and a familiar codec on the same items.
+
+What is there is not measured again.
+"""
 
 import dataclasses
+import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vpvae_hf.files import read_json, write_json
-from vpvae_hf.metrics import ReconstructionQuality
+from vpvae_hf.metrics import MetricFn, ReconstructionQuality
+from vpvae_hf.metrics.codecs import Codec, CodecUnavailableError
 from vpvae_hf.modalities import Batches, load_tokenizer, modality_of
 from vpvae_hf.modalities.config import DataConfig, TrainingConfig
 from vpvae_hf.training.fit import fit_codebook
@@ -18,19 +23,21 @@ from vpvae_hf.training.fit import fit_codebook
 from .columns import COLUMNS, Column
 from .config import Comparison, DataSplit, Measurement
 
+_log = logging.getLogger(__name__)
+
 # PSNR in dB, and others about as fine: far below what items differ by, and small to keep.
 _DECIMALS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A column of a run, to be measured on a domain.
+    """A column of a run, or a codec, to be measured on a domain.
 
     Attributes:
-        column: a name in `COLUMNS`.
+        column: a name in `COLUMNS`; "codec" for a codec.
         domain: a name in `Comparison.domains`.
         file: for the result.
-        settings: what the result depends on besides the tokenizer; another result in the file is measured anew.
+        settings: what the result depends on besides tokenizer and codec; another result in the file is measured anew.
     """
 
     column: str
@@ -81,6 +88,78 @@ def measure(
     write_json(piece.file, {"settings": piece.settings, **_result(quality), "seconds": round(seconds, 1)})
 
 
+def codec_pieces(comparison: Comparison) -> list[Piece]:
+    """What is to be measured of the modality's codec."""
+    folder, how = comparison.output_dir / "codec", comparison.measure
+    return [
+        Piece("codec", domain, folder / f"{domain}.json", _settings(COLUMNS["continuous"], how, split))
+        for domain, split in comparison.domains.items()
+    ]
+
+
+def codec_reaches(piece: Piece, rate: float) -> bool:
+    """Whether a codec is measured up to a rate, in the modality's unit, or up to its largest files."""
+    held = _codec_held(piece)
+    return held["is_whole"] or any(point["rate"] >= rate for point in held["points"])
+
+
+def measure_codec(
+    pieces: Iterable[Piece], comparison: Comparison, config: TrainingConfig, tokenizer: Path, rate: float
+) -> None:
+    """Measure the modality's codec, if it has one, from the smallest files up to a rate, and write each piece's file.
+
+    Points that are there stay. If the codec cannot be written here, the files say why.
+
+    Args:
+        config, tokenizer: of a run: items are read as for its model, and measured by its metrics.
+        rate: in the modality's unit.
+    """
+    model = load_tokenizer(tokenizer)
+    modality = modality_of(model)
+    try:
+        codec = modality.codec(model)
+    except CodecUnavailableError as error:
+        _log.warning("no codec is compared: %s", error)
+        for piece in pieces:
+            write_json(piece.file, {**_codec_held(piece), "why_not": str(error)})
+        return
+    if codec is None:
+        return
+    metric_fn = modality.metric_fn(model, modality.lowered_metrics(config))
+    for piece in pieces:
+        data = _data(config.data, comparison.domains[piece.domain])
+        batches = Batches(modality, model, data, batch_size=config.train_batch_size)
+        held = _codec_held(piece)
+        points, seconds = held["points"], held["seconds"]
+        for setting in codec.ladder[len(points) :]:
+            if codec_reaches(piece, rate):
+                break
+            began = time.perf_counter()
+            points.append(_codec_point(codec, setting, batches.evaluation(piece.settings["examples"]), metric_fn))
+            seconds += time.perf_counter() - began
+            told = {"settings": piece.settings, "codec": codec.name, "is_whole": len(points) == len(codec.ladder)}
+            write_json(piece.file, {**told, "points": points, "seconds": round(seconds, 1)})
+
+
+def _codec_held(piece: Piece) -> dict[str, Any]:
+    """What was measured of a codec, perhaps nothing."""
+    return piece.read() or {"settings": piece.settings, "is_whole": False, "points": [], "seconds": 0.0}
+
+
+def _codec_point(codec: Codec, setting: int, batches: Iterable[torch.Tensor], metric_fn: MetricFn) -> dict[str, Any]:
+    """The rate of all files together, and means over items."""
+    bits, extent, values = 0, 0.0, {}
+    for batch in batches:
+        files = [codec.encode(signal, setting) for signal in batch]
+        made = torch.stack([codec.decode(file, signal) for file, signal in zip(files, batch, strict=True)])
+        for name, each in metric_fn(made.to(batch.device), batch).items():
+            values.setdefault(name, []).append(each.double().cpu())
+        bits += 8 * sum(map(len, files))
+        extent += sum(map(codec.extent, batch))
+    metrics = {name: float(torch.cat(each).nanmean()) for name, each in values.items()}
+    return {"setting": setting, "rate": bits / extent, "metrics": _for_json(metrics)}
+
+
 def _settings(column: Column, how: Measurement, split: DataSplit) -> dict[str, Any]:
     examples = how.examples if not column.refined or how.refined_examples is None else how.refined_examples
     # By the last part of its path, as folders move.
@@ -123,12 +202,16 @@ def _refitted(
 
 
 def _result(quality: ReconstructionQuality) -> dict[str, Any]:
-    """For JSON, which has no NaN."""
     return {
-        "metrics": {name: None if math.isnan(value) else value for name, value in quality.metrics.items()},
+        "metrics": _for_json(quality.metrics),
         "tokens": quality.tokens,
         "items": {name: _rounded(values) for name, values in quality.item_values.items()},
     }
+
+
+def _for_json(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Means as JSON, which has no NaN, takes them."""
+    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 
 def _rounded(values: torch.Tensor) -> list[float | None]:

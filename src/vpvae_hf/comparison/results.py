@@ -14,7 +14,8 @@ from vpvae_hf.modalities import MODALITIES
 from .bootstrap import Interval, bootstrap_interval
 from .columns import COLUMNS, measured_column
 from .config import Comparison
-from .runs import Run
+from .measuring import codec_pieces
+from .runs import Run, bits_per_token
 
 USAGE = "code_usage"
 
@@ -51,12 +52,6 @@ class Row:
         """Whether its own codebook is the refitted one."""
         return measured_column("own", self.run.settings["quantizer"]) == "refitted"
 
-    @property
-    def bits(self) -> float:
-        """Bits per token; without codes those of the K of the comparison."""
-        size, groups = self.result["codebook_size"], self.result["code_groups"]
-        return math.log2(self.run.size) if size is None else groups * math.log2(size)
-
     def for_json(self) -> dict[str, Any]:
         """All but the items, and what the comparison says itself."""
         found: dict[str, dict] = {}
@@ -72,6 +67,7 @@ class Results:
     Attributes:
         rows: the runs of which something was measured, method by method.
         hours: of training, of training what methods start from, and of measuring.
+        codec: by domain what was measured of the modality's codec, see `measure_codec`; earlier versions measured none.
     """
 
     def __init__(self, comparison: Comparison, runs: Sequence[Run]):
@@ -87,6 +83,9 @@ class Results:
             self.hours[2] += sum(piece["seconds"] for piece in measured.values()) / 3600
             if measured:
                 self.rows.append(Row(run, result, measured))
+        held = {piece.domain: piece.read() for piece in codec_pieces(comparison)}
+        self.codec = {domain: each for domain, each in held.items() if each is not None}
+        self.hours[2] += sum(each["seconds"] for each in self.codec.values()) / 3600
         self.rows.sort(key=lambda row: (order.index(row.run.method), row.run.size, row.run.seed))
 
     @cached_property
@@ -113,12 +112,26 @@ class Results:
 
     def rate(self, row: Row) -> float:
         """Of a run's codes."""
-        return row.bits * row.result["rate_per_bit"] if self._tells_rates else row.bits
+        bits = bits_per_token(row.result)
+        return bits * row.result["rate_per_bit"] if self._tells_rates else bits
 
     @cached_property
     def _tells_rates(self) -> bool:
         """Whether all runs tell how many tokens a signal has; those of earlier versions do not."""
         return all("rate_per_bit" in row.result for row in self.rows)
+
+    def codec_curve(self, metric: str) -> list[tuple[float, float]]:
+        """The codec's rates and values in domain, from the smallest files on; none if there are none at these rates."""
+        points = self.codec.get("in_domain", {"points": []})["points"] if self._tells_rates else []
+        return [(each["rate"], each["metrics"][metric]) for each in points if each["metrics"].get(metric) is not None]
+
+    def for_json(self) -> list[dict[str, Any]]:
+        """The rows, then the codec's points and their unit, or why there are none."""
+        codec = {"rate_unit": MODALITIES[self.comparison.modality].rate_unit, "measured": {}}
+        for domain, held in self.codec.items():
+            codec |= {name: held[name] for name in ("codec", "why_not") if name in held}
+            codec["measured"][domain] = held["points"]
+        return [*(row.for_json() for row in self.rows), *([codec] if self.codec else [])]
 
     @property
     def sizes(self) -> list[int]:

@@ -6,6 +6,7 @@ import fcntl
 import itertools
 import json
 import logging
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from vpvae_hf.training.run import train_tokenizer
 
 from .columns import measured_column
 from .config import START, Comparison, Method
-from .measuring import Piece, measure, pieces_of
+from .measuring import Piece, codec_pieces, codec_reaches, measure, measure_codec, pieces_of
 
 _log = logging.getLogger(__name__)
 
@@ -100,8 +101,8 @@ def planned_runs(
 def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str] = ()) -> list[Run]:
     """Train and measure what is not finished; returns the finished runs, starts among them.
 
-    Several processes may call it at once: each takes runs that no other works on. A run that was interrupted goes on
-    from its last checkpoint.
+    In the end it measures the modality's codec up to the highest rate of the finished runs. Several processes may call
+    it at once: each takes runs that no other works on. A run that was interrupted goes on from its last checkpoint.
 
     Args:
         arguments: settings of training as on a recipe's command line, which change those of all runs.
@@ -127,7 +128,19 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
                 elif mine:
                     _train_and_measure(comparison, run, arguments)
             bar.update()
-    return [run for run in runs if run.is_finished]
+    done = [run for run in runs if run.is_finished]
+    _measure_codec(comparison, [run for run in done if run.size is not None], arguments)
+    return done
+
+
+def bits_per_token(result: dict[str, Any]) -> float:
+    """Of a run's codes; without codes that of the K of the comparison.
+
+    Args:
+        result: what its training came to.
+    """
+    size, groups = result["codebook_size"], result["code_groups"]
+    return math.log2(result["size"]) if size is None else groups * math.log2(size)
 
 
 def _run(comparison: Comparison, name: str, method: Method, size: int, seed: int) -> Run:
@@ -197,6 +210,20 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
         _train(run, config)
     for piece in run.missing:
         measure(piece, comparison, config, run.folder / _TOKENIZER, run.folder, run.size)
+
+
+def _measure_codec(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str]) -> None:
+    """Measure the modality's codec up to the highest rate of trained runs, unless another process is at it."""
+    results = [run.result for run in runs]
+    if not results or any("rate_per_bit" not in each for each in results):  # runs of earlier versions tell no rates
+        return
+    rate = max(bits_per_token(each) * each["rate_per_bit"] for each in results)
+    missing = [piece for piece in codec_pieces(comparison) if not codec_reaches(piece, rate)]
+    if missing:
+        with _claimed(missing[0].file.parent) as mine:
+            if mine:
+                config = _training_config(comparison, runs[0], arguments)
+                measure_codec(missing, comparison, config, runs[0].folder / _TOKENIZER, rate)
 
 
 def _training_config(comparison: Comparison, run: Run, arguments: Sequence[str]) -> TrainingConfig:

@@ -16,13 +16,14 @@ _NONE = "-"
 
 def render_tables(results: Results) -> str:
     """For each K and domain: the metrics, the headline metric's differences from the reference, and what refitting and
-    refining add to each method.
+    refining add to each method. Then what the codec reaches.
     """
     parts = []
     for size in results.sizes:
         parts.append(f"### K = {size}")
         for domain, split in results.comparison.domains.items():
             parts += _of_domain(results, size, domain, split.label)
+    parts += _of_codec(results)
     training, starts, measuring = results.hours
     parts.append(
         f"In total {training + starts:.1f} hours of training, of which {starts:.1f} were for starts, and "
@@ -63,6 +64,25 @@ def _of_domain(results: Results, size: int, domain: str, where: str) -> list[str
         },
         metric_label(headline).decimals,
     )
+    return parts
+
+
+def _of_codec(results: Results) -> list[str]:
+    """A table for each domain, or why there is none."""
+    modality, parts = MODALITIES[results.comparison.modality], []
+    for domain, held in results.codec.items():
+        if not held["points"]:
+            return [f"No codec is compared: {held['why_not']}."]
+        where = results.comparison.domains[domain].label
+        if not parts:
+            parts.append(f"### {held['codec']}")
+            where += f"; means over the same {modality.items}. A file's bits include its headers"
+        table = {modality.rate_unit: [f"{each['rate']:.3f}" for each in held["points"]]}
+        for metric in sort_metrics(held["points"][0]["metrics"]):
+            label = metric_label(metric)
+            values = [each["metrics"][metric] for each in held["points"]]
+            table[label.heading] = [_NONE if each is None else f"{each:.{label.decimals}f}" for each in values]
+        parts += [f"{held['codec']}, {where}.", _markdown(table)]
     return parts
 
 

@@ -70,7 +70,7 @@ class WebP(Codec):
 
 
 class Opus(Codec):
-    """Opus in Ogg files by libsndfile's compression level, in hundredths: 0 is 256 kbit/s, 100 is 6 kbit/s.
+    """Opus in Ogg files by libsndfile's compression level in hundredths: about 256 kbit/s at 0, and 6 at 100.
 
     Args:
         sampling_rate: of clips, Hz.

@@ -22,6 +22,7 @@ from vpvae_hf.files import write_atomically
 from vpvae_hf.losses import Loss, STFTDiscriminator, audio_losses, build_losses
 from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import MetricFn, audio_quality, check_audio_packages, mel_distance, spectrogram_grid
+from vpvae_hf.metrics.codecs import Opus
 from vpvae_hf.models import VPCodecConfig, VPCodecModel
 from vpvae_hf.settings import is_number, require
 from vpvae_hf.tensors import to_device
@@ -124,6 +125,9 @@ class AudioModality(Modality):
     def metric_fn(self, model: VPCodecModel, extra: Collection[str] = ()) -> MetricFn:
         check_audio_packages()
         return partial(audio_quality, sampling_rate=model.config.sampling_rate)
+
+    def codec(self, model: VPCodecModel) -> Opus:
+        return Opus(model.config.sampling_rate)
 
     def code_features(self, data: AudioDataConfig, model: VPCodecModel) -> dict[str, Any]:
         """ "codes" [n], or [G, n] if a token has several, and "num_samples", the T to cut decoded audio to."""

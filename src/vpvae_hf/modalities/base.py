@@ -13,6 +13,7 @@ from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.data import Source, Transform, check_readable, code_dtype
 from vpvae_hf.losses import Loss
 from vpvae_hf.metrics import FeatureFn, MetricFn, ReconstructionQuality, evaluate_reconstruction
+from vpvae_hf.metrics.codecs import Codec
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.tensors import deferred_checks, fetched_late, to_device
 
@@ -145,6 +146,14 @@ class Modality(ABC):
     def set_features(self, extra: Collection[str]) -> dict[str, FeatureFn]:
         """Features by name, for those `extra_metrics` that compare sets of items instead of single items."""
         return {}
+
+    def codec(self, model: Tokenizer) -> Codec | None:
+        """A familiar codec, whose rates are in `rate_unit`, that `vpvae compare` measures in addition; None for none.
+
+        Raises:
+            CodecUnavailableError: it cannot be written here for the model's signals.
+        """
+        return None
 
     def lowered_metrics(self, config: TrainingConfig) -> list[str]:
         """Those of `extra_metrics` that are also losses of a run."""

@@ -28,6 +28,7 @@ from vpvae_hf.losses import (
 )
 from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.metrics import FeatureFn, MetricFn, image_grid, image_quality
+from vpvae_hf.metrics.codecs import WebP
 from vpvae_hf.metrics.pictures import SHOWN_SIDE, as_rgb, code_colours
 from vpvae_hf.models import AutoencoderVP
 from vpvae_hf.pixels import pixels_of_array, pixels_of_image, require_channels
@@ -184,6 +185,9 @@ class ImageModality(Modality):
         """Of "frechet/NETWORK"."""
         networks = [name.partition("/")[2] for name in extra if name.startswith("frechet/")]
         return {f"frechet/{PurePath(each).name}": partial(pooled_features, network=each) for each in networks}
+
+    def codec(self, model: AutoencoderVP) -> WebP:
+        return WebP()
 
     def lowered_metrics(self, config: ImageTrainingConfig) -> list[str]:
         lowered = super().lowered_metrics(config)
