@@ -1,9 +1,10 @@
 """Make of a trained tokenizer one that comes with the package: half the bytes, a picture, and figures in its card.
 
-    python recipes/bundled/bundle.py TOKENIZER model_cards/NAME --measured DATA:validation DATA:test --refine 10
+    python recipes/bundled/bundle.py TOKENIZER model_cards/NAME --measured DATA:validation DATA:test --refined DATA:test
 
-Weights are rounded to float16, but for the quantizer's, and every codebook is measured on every split, with and without
-refinement. NAME.md beside this file tells of data and limits in the card.
+Weights are rounded to float16, but for the quantizer's. Every codebook is measured on every split that is named, and
+refined codes of the one that is selected on a part of others. NAME.md beside this file tells of data and limits in the
+card.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from vpvae_hf.hub.saved import strip_local_paths
 from vpvae_hf.modalities import load_tokenizer
 
 PICTURES = 5
+REFINE_STEPS = 10
 
 
 def round_weights(folder: Path) -> None:
@@ -73,18 +75,24 @@ def bundle(options: argparse.Namespace) -> None:
     write_results(options.output, read_results(options.output) | {"evaluation": []})
     draw_photographs(options.output)
     for measured in options.measured:
-        dataset, _, split = measured.rpartition(":")
         for size in load_tokenizer(options.output).codebook_sizes:
-            codes = ("--dataset", dataset, "--split", split, "--codebook-size", size, *options.data_options, "--save")
-            run("evaluate", options.output, *codes)
-            if options.refine:
-                part = ("--limit", options.refined_items)  # nearest codes of the same items, to compare with
-                run("evaluate", options.output, *codes, *part)
-                run("evaluate", options.output, *codes, *part, "--refine", options.refine)
+            evaluate(options, measured, "--codebook-size", size)
+    for measured in options.refined:
+        for steps in (0, REFINE_STEPS):  # nearest codes of the same items, to compare with
+            evaluate(options, measured, "--limit", options.refined_items, "--refine", steps)
     config = options.output / "config.json"
     write_json(config, strip_local_paths(read_json(config)))
-    write_results(options.output, strip_local_paths(read_results(options.output)))
+    results = read_results(options.output)
+    if start := results["training"].get("base_model"):
+        results["training"]["base_model"] = Path(start).parent.name  # its run
+    write_results(options.output, strip_local_paths(results))
     add_about(options.output / CARD, options.output.name)
+
+
+def evaluate(options: argparse.Namespace, measured: str, *arguments: object) -> None:
+    dataset, _, split = measured.rpartition(":")
+    data = ("--dataset", dataset, "--split", split, *options.data_options)
+    run("evaluate", options.output, *data, *arguments, "--save")
 
 
 if __name__ == "__main__":
@@ -92,7 +100,7 @@ if __name__ == "__main__":
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--measured", nargs="+", default=[], metavar="DATA:SPLIT")
-    parser.add_argument("--refine", type=int, default=0, help="steps of refinement; 0 for none")
+    parser.add_argument("--refined", nargs="+", default=[], metavar="DATA:SPLIT")
     parser.add_argument("--refined-items", type=int, default=200, help="images or clips to measure with refined codes")
     parser.add_argument("--data-options", nargs=argparse.REMAINDER, default=[], help="for vpvae evaluate")
     bundle(parser.parse_args())
