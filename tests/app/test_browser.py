@@ -145,7 +145,9 @@ def test_a_picture_its_codes_and_those_codes_again(browser, picture, address):
     browser.give("image-file", picture)
     browser.told("image", "58 x 37 pixels. 150 codes, K = 16")
     browser.find("#image-swipe img")
-    browser.wait(lambda: all(part in browser.text("image-table") for part in ("K = 16", "WebP", "PNG", "PSNR")))
+    parts = ("K = 16", "WebP", "PNG", "PSNR", "Higher is closer")
+    browser.wait(lambda: all(part in browser.text("image-table") for part in parts))
+    assert "a tokenizer of pictures: 1 code for each 4 x 4 pixels" in browser.find("body").text
     browser.find("#image-size input[type=range]").send_keys(Keys.ARROW_RIGHT)
     browser.told("image", "150 codes, K = 64")
     browser.wait(lambda: "K = 64" in browser.text("image-table"))

@@ -26,8 +26,8 @@ _MOST_PIXELS = 25_000_000
 _MOST_ON_SHEET = 1024
 # Side of the small pictures that a code fills, in codes, and how many are decoded at once.
 _FILLED, _BATCH = 4, 64
-# Side of the sheet in pixels, and the share of a cell's side that a code takes which the picture does not use.
-_SHEET, _UNUSED = 512, 0.4
+# Side of the sheet in pixels, at most, and the share of a cell's side that a code takes which the picture does not use.
+_SHEET, _UNUSED = 768, 0.4
 
 
 class ImageBench(Bench):
@@ -38,6 +38,11 @@ class ImageBench(Bench):
     def __init__(self, model: Tokenizer, name: str, revision: str | None = None):
         super().__init__(model, name, revision)
         self._known: dict[int, Tensor] = {}  # the colours of codes, by K
+
+    @property
+    def density(self) -> str:
+        side, codes = self.model.downsample_factor, self.model.quantize.code_groups
+        return f"{codes} code{'s' * (codes > 1)} for each {side} x {side} pixels"
 
     def read(self, file: str, limit: int) -> Source:
         """A picture whose longer side is scaled down to `limit` pixels."""

@@ -21,9 +21,10 @@ class ImagePage(Page):
     limit_label = "Longer side, pixels: larger pictures are scaled down to it"
     limits = (256, 512, 1024, 2048)
     usual_limit = 512
+    quality_hint = "PSNR and SSIM say how close a picture comes to the original. Higher is closer."
     sheet_hint = (
-        "A picture that is filled with one code has this colour. Codes that this picture does not use are small. Click "
-        "one to take it."
+        "What a picture of one code alone looks like. Codes that this picture does not use are small. Click one to "
+        "take it."
     )
     hint_text = """### What is left of a picture when it is a few thousand whole numbers?
 
@@ -77,6 +78,10 @@ class SoundPage(Page):
     limit_label = "Longest part, seconds: only the beginning of longer sounds is used"
     limits = (5, 10, 30, 60)
     usual_limit = 10
+    quality_hint = (
+        "PESQ says how good speech sounds, STOI how well it is understood: higher is better. Mel distance says how far "
+        "the spectrum is from the original's: lower is better."
+    )
     sheet_hint = (
         "The spectrum of a sound that repeats one code, by pitch; the lines are the rate of the repetition. Click one "
         "to take it."

@@ -38,6 +38,8 @@ _CSS = """
 .prose .stored th, .prose .stored td {padding: 4px 6px; text-align: right}
 .prose .stored tr {border: 0 !important; border-bottom: 1px solid #8884 !important}
 .prose .stored th:first-child, .prose .stored td:first-child {text-align: left}
+.scrolled + .faint {padding-top: 8px}
+@media (max-width: 640px) {.prose .stored {font-size: 12px}}
 .replacing {align-items: end}
 """
 
@@ -54,9 +56,8 @@ def build(benches: Sequence[Bench], folder: str) -> gr.Blocks:
         for bench in benches:
             title = _title(bench.name)
             with gr.Tab(title) if several else gr.Column():
-                what = f"{bench.modality.items}, {bench.modality.resolution(bench.model)}"
-                gr.Markdown(f"**{title}**, a tokenizer of {what}")
                 _, page_class = PAGES[bench.kind]
+                gr.Markdown(f"**{title}**, a tokenizer of {page_class.signal}s: {bench.density}")
                 page_class(bench, folder)
     return blocks
 

@@ -18,7 +18,10 @@ from .charts import Chart, code_map
 from .words import chosen, headed, notice, size_in_words, table
 
 _MOST_STEPS = 10
-_STEPS_HINT = "Each step changes some codes so that the reconstruction comes closer to the original. Slow."
+_STEPS_HINT = (
+    "Each step changes some codes so that the reconstruction comes closer to the original. It takes longer than "
+    "encoding."
+)
 _MAP_HINT = "The same colour is the same code; similar colours are similar codes. Click one."
 _FORGOTTEN_AFTER = 3600  # seconds
 Updates = dict[Any, Any]
@@ -55,6 +58,7 @@ class Page(ABC):
     limit_label: ClassVar[str]
     limits: ClassVar[tuple[int, ...]]
     usual_limit: ClassVar[int]
+    quality_hint: ClassVar[str]
     sheet_hint: ClassVar[str]
     hint_text: ClassVar[str]
 
@@ -251,7 +255,7 @@ class Page(ABC):
         if view.work.source is not None:
             progress(0, desc="Measuring")
             rows = self.bench.rows(view.work)
-            updates |= {self.table: table(rows), **self._shown_rows(view.work, rows)}
+            updates |= {self.table: table(rows, self.quality_hint), **self._shown_rows(view.work, rows)}
         sheet = self.bench.sheet(view.work, _told(progress, "Decoding each code"))
         if sheet is not None:
             count, size = int((sheet.values >= 0).sum()), view.work.codebook_size
@@ -265,8 +269,7 @@ class Page(ABC):
     def _worked(self, view: View | None, work: Work, chosen: int | None = None) -> Updates:
         """The updates after an action that gave other codes."""
         folder = tempfile.mkdtemp(dir=self._folder) if view is None else view.folder
-        described = self.bench.modality.resolution(self.bench.model)
-        told = f"{work.told} {work.codes.numel():,} codes, K = {work.codebook_size:,}, {described}."
+        told = f"{work.told} {work.codes.numel():,} codes, K = {work.codebook_size:,}."
         if work.refine_steps:
             told += f" Refined in {work.refine_steps} step{'s' * (work.refine_steps > 1)}."
         if work.replaced:

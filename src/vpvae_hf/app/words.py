@@ -26,8 +26,12 @@ def notice(text: str, is_error: bool = False) -> str:
     return f'<div class="{kind}" role="status">{html.escape(text)}</div>'
 
 
-def table(rows: list[Row]) -> str:
-    """Each way to store the signal, with its bytes in relation to those of the first."""
+def table(rows: list[Row], hint: str) -> str:
+    """Each way to store the signal, with its bytes in relation to those of the first.
+
+    Args:
+        hint: what its metrics mean.
+    """
     metrics = list(dict.fromkeys(name for row in rows for name in row.quality))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "Bytes", *metrics))
     lines = []
@@ -37,7 +41,7 @@ def table(rows: list[Row]) -> str:
         cells = [html.escape(row.name), f"{row.stored:,}{times}", *(row.quality.get(name, exact) for name in metrics)]
         lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     table = f"<table class='stored' style='border: 0 !important'><tr>{head}</tr>{''.join(lines)}</table>"
-    return f"<div class='scrolled'>{table}</div>"
+    return f"<div class='scrolled'>{table}</div>" + f"<div class='faint'>{html.escape(hint)}</div>" * bool(metrics)
 
 
 def chosen(code: Tensor, codes: Tensor, colour: Tensor) -> str:
