@@ -287,8 +287,13 @@ def _names(names: typing.Iterable[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: typing.Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """A table whose cells know their column, since tables.css puts them below each other on a narrow screen."""
+
+    def labelled(column: str, cell: str) -> str:
+        return cell.replace("|", "\\|") + f' {{: data-column="{column}" }}' * bool(cell and column)
+
+    cells = [tuple(map(labelled, ("", *head[1:]), row)) for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ("---",) * len(head), *cells))
 
 
 FILLED: dict[str, Callable[[], str]] = {

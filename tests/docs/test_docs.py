@@ -115,6 +115,14 @@ def test_every_option_is_in_the_table_of_its_command(site):
     assert not missing
 
 
+def test_cells_of_made_tables_know_their_column_except_the_first(site):
+    """A narrow screen puts them below each other, without the table's head."""
+    text = (site / "reference" / "training-settings.html").read_text("utf-8")
+    rows = re.findall(r"<tr>\s*<td><code>max_train_steps</code></td>.*?</tr>", text, re.DOTALL)
+    columns = [re.findall(r'data-column="?(\w+)', row) for row in rows]
+    assert columns == [["values", "default", "meaning"]] * len(MODALITIES)
+
+
 def test_the_drawing_is_small():
     drawing = ROOT / "docs" / "images" / "idea.svg"
     assert drawing.stat().st_size < 100_000
