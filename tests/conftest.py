@@ -28,6 +28,8 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
 # The files that take longest are begun first, so that no worker of pytest-xdist has one of them left at the end.
 _LONGEST = [
     "modalities/test_ray",
+    "examples/test_examples",
+    "examples/test_quickstart",
     "app/test_browser",
     "recipes/test_generation_recipes",
     "hub/test_printed_programs",
