@@ -168,7 +168,7 @@ def test_tokens_of_several_codes_are_shown_but_not_replaced(modality, file):
     assert work.codes.shape[-1] == 2
     assert bench.latents(work.codes, 5).shape == work.codes.shape
     density = {"image": "2 codes for each 4 x 4 pixels", "audio": "333.3 codes for each second"}
-    assert bench.density == density[modality]
+    assert bench.modality.resolution(bench.model) == density[modality]
     assert not bench.has_single_codes
     assert bench.sheet(work) is None
     assert bench.rows(work)[0].stored == -(-work.codes.numel() * 3 // 8)

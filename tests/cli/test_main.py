@@ -118,6 +118,7 @@ def test_quiet_hides_bars(arguments):
     [
         (ValueError("no such thing"), 1, "vpvae push: no such thing\n"),
         (ConnectionError("no network"), 1, "vpvae push: no network\n"),
+        (BrokenPipeError("the server hung up"), 1, "vpvae push: the server hung up\n"),
         (vpvae_hf.CodebookNotFittedError("not fitted"), 1, "vpvae push: not fitted\n"),
         (KeyboardInterrupt(), 130, "\nvpvae push: interrupted\n"),
         (RuntimeError("a fault of ours"), None, ""),

@@ -412,13 +412,35 @@ class TestQuantizerThatIsAddedLater(QuantizerContract):
 SIGNS = (SignsConfig, Signs)
 
 
-def test_an_installed_package_can_add_a_kind(tmp_path, monkeypatch):
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A package of three kinds, of which two are wrong."""
     package = tmp_path / "signs-1.0.dist-info"
     package.mkdir()
-    (package / "entry_points.txt").write_text(f"[vpvae_hf.quantizers]\nsigns = {__name__}:SIGNS\n")
+    lines = [f"signs = {__name__}:SIGNS", f"alone = {__name__}:SignsConfig", f"other = {__name__}:SIGNS"]
+    (package / "entry_points.txt").write_text("\n".join(["[vpvae_hf.quantizers]", *lines]))
     monkeypatch.syspath_prepend(tmp_path)
     with patch.dict(QUANTIZERS):
-        assert isinstance(build_quantizer({"kind": "signs"}), Signs)
+        yield
+
+
+@pytest.mark.parametrize("settings", [{"kind": "signs"}, SignsConfig()])
+def test_an_installed_package_can_add_a_kind(installed, settings):
+    assert isinstance(build_quantizer(settings), Signs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("alone", "the entry point alone = .*:SignsConfig of vpvae_hf.quantizers must name a pair of classes"),
+        ("other", "derived from QuantizerConfig with kind 'other' and from Quantizer, got"),
+        ("sings", "unknown quantizer kind 'sings'; did you mean 'signs'"),
+    ],
+)
+def test_what_an_installed_package_adds_is_checked(installed, kind, message):
+    with pytest.raises(ValueError, match=message):
+        build_quantizer({"kind": kind})
+    assert kind not in QUANTIZERS
 
 
 def test_settings_must_be_a_mapping():

@@ -234,6 +234,15 @@ def test_the_decoder_alone_learns_to_read_the_codes(finished_run, data, tmp_path
     assert "quantizer/displacement_rms" not in rows[0]
 
 
+def test_the_decoder_alone_learns_to_read_continuous_latents(data, tmp_path):
+    tiny_vae({"kind": "none", "latent_dim": 4}, **ARCHITECTURE, sample_size=16).save_pretrained(tmp_path / "start")
+    start = {"model": {"pretrained": str(tmp_path / "start")}, "quantizer": {}, "max_train_steps": 2}
+    folder = train_tokenizer(configured(settings(data, tmp_path / "run", **start, train_only="decoder")))
+    first, second = (load_file(each / WEIGHTS) for each in (tmp_path / "start", folder))
+    changed = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    assert changed == {"post_quant_conv", "decoder"}
+
+
 def test_training_of_the_decoder_alone_goes_on_from_a_checkpoint(finished_run, data, tmp_path):
     in_one = decoder_run(finished_run, data, tmp_path / "one", data={"workers": 1})
     in_two = decoder_run(finished_run, data, tmp_path / "two", data={"workers": 1})

@@ -114,11 +114,6 @@ class Bench(ABC):
         """Whether a token has one code, so that codes can be shown and replaced one by one."""
         return self.model.quantize.code_groups == 1
 
-    @property
-    @abstractmethod
-    def density(self) -> str:
-        """How many codes stand for how much of the signal, in words."""
-
     @abstractmethod
     def read(self, file: str, limit: int) -> Source:
         """A visitor's file, cut or scaled down to a limit.

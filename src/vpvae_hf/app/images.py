@@ -39,11 +39,6 @@ class ImageBench(Bench):
         super().__init__(model, name, revision)
         self._known: dict[int, Tensor] = {}  # the colours of codes, by K
 
-    @property
-    def density(self) -> str:
-        side, codes = self.model.downsample_factor, self.model.quantize.code_groups
-        return f"{codes} code{'s' * (codes > 1)} for each {side} x {side} pixels"
-
     def read(self, file: str, limit: int) -> Source:
         """A picture whose longer side is scaled down to `limit` pixels."""
         pixels = read_pixels({"bytes": None, "path": file}, self.model.config.in_channels)

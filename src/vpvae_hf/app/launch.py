@@ -57,7 +57,9 @@ def build(benches: Sequence[Bench], folder: str) -> gr.Blocks:
             title = _title(bench.name)
             with gr.Tab(title) if several else gr.Column():
                 _, page_class = PAGES[bench.kind]
-                gr.Markdown(f"**{title}**, a tokenizer of {page_class.signal}s: {bench.density}")
+                gr.Markdown(
+                    f"**{title}**, a tokenizer of {page_class.signal}s: {bench.modality.resolution(bench.model)}"
+                )
                 page_class(bench, folder)
     return blocks
 

@@ -53,10 +53,6 @@ class SoundBench(Bench):
         """Samples a second."""
         return self.model.config.sampling_rate
 
-    @property
-    def density(self) -> str:
-        return f"{self.model.config.frame_rate * self.model.quantize.code_groups:.4g} codes for each second"
-
     def read(self, file: str, limit: int) -> Source:
         """The first `limit` seconds of a sound, resampled, and the mean of its channels, if need be."""
         rate, least = self.rate, self.model.config.hop_length

@@ -22,18 +22,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         getattr(importlib.import_module(f"vpvae_hf.cli.{module}"), function)(options)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        return 141  # as of a program that SIGPIPE ended
     except KeyboardInterrupt:
         print(f"\nvpvae {options.command}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141  # as of a program that SIGPIPE ended
         if not _can_be_mended(error):
             raise
         print(f"vpvae {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _nobody_reads() -> bool:
+    """Whether what read the standard output has ended; what is still to be written is then dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _can_be_mended(error: Exception) -> bool:

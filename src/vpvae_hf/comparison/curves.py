@@ -17,7 +17,7 @@ from .results import USAGE, Results, Row, mean_of
 _UNQUANTIZED = "none"
 _LINES = ("-", "--", ":", "-.")
 _PANELS_IN_A_ROW = 3
-_CODEC_STYLE = {"color": "#767676", "linewidth": 1.0}
+_CODEC_STYLE = {"color": "black", "linestyle": (0, (1, 1)), "linewidth": 1.0}
 # Inches beside and above panels, and of a line of the legend.
 _LEGEND, _LEGEND_LINE = (2.6, 0.3), 0.21
 # Values this many interquartile ranges beyond the quartiles are told, not drawn, if that saves this share of the axis.

@@ -104,28 +104,34 @@ def codec_reaches(piece: Piece, rate: float) -> bool:
 
 
 def measure_codec(
-    pieces: Iterable[Piece], comparison: Comparison, config: TrainingConfig, tokenizer: Path, rate: float
+    pieces: Iterable[Piece],
+    comparison: Comparison,
+    config: TrainingConfig,
+    tokenizer: Path,
+    rate: float,
+    record: dict[str, Any],
 ) -> None:
     """Measure the modality's codec, if it has one, from the smallest files up to a rate, and write each piece's file.
 
     Points that are there stay. If the codec cannot be written here, the files say why.
 
     Args:
-        config, tokenizer: of a run: items are read as for its model, and measured by its metrics.
+        config, tokenizer: of a run: items are read as for its model.
         rate: in the modality's unit.
+        record: what decides which items the runs read, to be kept in the files.
     """
     model = load_tokenizer(tokenizer)
     modality = modality_of(model)
     try:
         codec = modality.codec(model)
     except CodecUnavailableError as error:
-        _log.warning("no codec is compared: %s", error)
+        _log.warning("no familiar codec is compared: %s", error)
         for piece in pieces:
-            write_json(piece.file, {**_codec_held(piece), "why_not": str(error)})
+            write_json(piece.file, {**_codec_held(piece), "record": record, "why_not": str(error)})
         return
     if codec is None:
         return
-    metric_fn = modality.metric_fn(model, modality.lowered_metrics(config))
+    metric_fn = modality.metric_fn(model)
     for piece in pieces:
         data = _data(config.data, comparison.domains[piece.domain])
         batches = Batches(modality, model, data, batch_size=config.train_batch_size)
@@ -137,8 +143,8 @@ def measure_codec(
             began = time.perf_counter()
             points.append(_codec_point(codec, setting, batches.evaluation(piece.settings["examples"]), metric_fn))
             seconds += time.perf_counter() - began
-            told = {"settings": piece.settings, "codec": codec.name, "is_whole": len(points) == len(codec.ladder)}
-            write_json(piece.file, {**told, "points": points, "seconds": round(seconds, 1)})
+            told = {"codec": codec.name, "is_whole": len(points) == len(codec.ladder), "points": points}
+            write_json(piece.file, {**held, **told, "record": record, "seconds": round(seconds, 1)})
 
 
 def _codec_held(piece: Piece) -> dict[str, Any]:

@@ -20,8 +20,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
 
     table.md holds tables; rate_distortion.png and code_usage.png curves over the rate; results.json all but the values
     of single items, which items.npz holds: DOMAIN/COLUMN/METRIC [runs, items] float32, NaN where there is none, for the
-    runs that "runs" names, in the order of results.json. There the modality's codec follows them, if it was measured.
-    cvu_over_training.png shows the runs that were validated while they trained, if any were.
+    runs that "runs" names. cvu_over_training.png shows the runs that were validated while they trained, if any were.
 
     Raises:
         ValueError: nothing was measured yet.
@@ -31,7 +30,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
         raise ValueError("no run of the comparison is finished; there is nothing to report")
     output = comparison.output_dir
     files = [output / name for name in ("results.json", "table.md", "items.npz")]
-    write_text(files[0], json.dumps(results.for_json(), indent=1) + "\n")
+    write_text(files[0], json.dumps([row.for_json() for row in results.rows], indent=1) + "\n")
     write_text(files[1], render_tables(results))
     with write_atomically(files[2]) as aside, aside.open("wb") as file:
         np.savez_compressed(file, **results.items())

@@ -125,14 +125,6 @@ class Results:
         points = self.codec.get("in_domain", {"points": []})["points"] if self._tells_rates else []
         return [(each["rate"], each["metrics"][metric]) for each in points if each["metrics"].get(metric) is not None]
 
-    def for_json(self) -> list[dict[str, Any]]:
-        """The rows, then the codec's points and their unit, or why there are none."""
-        codec = {"rate_unit": MODALITIES[self.comparison.modality].rate_unit, "measured": {}}
-        for domain, held in self.codec.items():
-            codec |= {name: held[name] for name in ("codec", "why_not") if name in held}
-            codec["measured"][domain] = held["points"]
-        return [*(row.for_json() for row in self.rows), *([codec] if self.codec else [])]
-
     @property
     def sizes(self) -> list[int]:
         return sorted({row.run.size for row in self.rows})

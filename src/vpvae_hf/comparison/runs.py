@@ -198,8 +198,8 @@ def _is_same(held: dict[str, Any], record: dict[str, Any]) -> bool:
     """Whether two records are of one run; paths may be spelt differently."""
     pairs = itertools.zip_longest(held["arguments"], record["arguments"], fillvalue="")
     split = [[argument.partition("=") for argument in pair] for pair in pairs]
-    held = {"start": record["start"]} | held  # which earlier records do not tell
-    return all(held[name] == record[name] for name in ("settings", "start")) and all(
+    held = {"start": record.get("start")} | held  # which earlier records do not tell
+    return (held["settings"], held["start"]) == (record["settings"], record.get("start")) and all(
         one[0] == other[0] and same_place(one[2], other[2]) for one, other in split
     )
 
@@ -218,12 +218,16 @@ def _measure_codec(comparison: Comparison, runs: Sequence[Run], arguments: Seque
     if not results or any("rate_per_bit" not in each for each in results):  # runs of earlier versions tell no rates
         return
     rate = max(bits_per_token(each) * each["rate_per_bit"] for each in results)
-    missing = [piece for piece in codec_pieces(comparison) if not codec_reaches(piece, rate)]
+    pieces, record = codec_pieces(comparison), {"settings": comparison.settings, "arguments": [*arguments]}
+    for piece in pieces:
+        if piece.file.exists() and not _is_same(read_json(piece.file)["record"], record):
+            piece.file.unlink()  # of other items
+    missing = [piece for piece in pieces if not codec_reaches(piece, rate)]
     if missing:
         with _claimed(missing[0].file.parent) as mine:
             if mine:
                 config = _training_config(comparison, runs[0], arguments)
-                measure_codec(missing, comparison, config, runs[0].folder / _TOKENIZER, rate)
+                measure_codec(missing, comparison, config, runs[0].folder / _TOKENIZER, rate, record)
 
 
 def _training_config(comparison: Comparison, run: Run, arguments: Sequence[str]) -> TrainingConfig:

@@ -72,7 +72,7 @@ def _of_codec(results: Results) -> list[str]:
     modality, parts = MODALITIES[results.comparison.modality], []
     for domain, held in results.codec.items():
         if not held["points"]:
-            return [f"No codec is compared: {held['why_not']}."]
+            return [f"No familiar codec is compared: {held['why_not']}."]
         where = results.comparison.domains[domain].label
         if not parts:
             parts.append(f"### {held['codec']}")

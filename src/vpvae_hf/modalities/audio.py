@@ -165,7 +165,7 @@ class AudioModality(Modality):
         return {"hop_length": model.config.hop_length, **_reading(data, model)}
 
     def resolution(self, model: VPCodecModel) -> str:
-        return f"hop {model.config.hop_length} ({model.config.frame_rate:.2f} codes per second)"
+        return f"{model.config.frame_rate * model.quantize.code_groups:.4g} codes for each second"
 
     def picture(
         self,

@@ -223,7 +223,8 @@ class ImageModality(Modality):
         return {"downsample_factor": model.downsample_factor, **crop}
 
     def resolution(self, model: AutoencoderVP) -> str:
-        return f"factor {model.downsample_factor}"
+        side, codes = model.downsample_factor, model.quantize.code_groups
+        return f"{codes} code{'s' * (codes > 1)} for each {side} x {side} pixels"
 
     def picture(
         self,

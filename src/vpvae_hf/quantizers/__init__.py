@@ -1,6 +1,7 @@
 """Quantizers: from continuous latents to codes, chosen by a plain dictionary.
 
-`QUANTIZERS` has every kind's class; a new kind is a file here and a line there.
+`QUANTIZERS` has the classes of every kind; a new kind is a file here and a line there, or an entry point of another
+package.
 """
 
 from .base import CodebookNotFittedError, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput

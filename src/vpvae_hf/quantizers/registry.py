@@ -45,12 +45,7 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
         raise TypeError(f'quantizer settings must be a mapping such as {{"kind": "vp"}}, got {settings!r}')
     fields = {name: plain(value) for name, value in settings.items()}
     kind = fields.pop("kind", None)
-    if isinstance(kind, str) and kind not in QUANTIZERS:
-        for point in entry_points(group=ENTRY_POINTS, name=kind):
-            QUANTIZERS[kind] = point.load()
-    if kind not in QUANTIZERS:
-        raise ValueError(f"unknown quantizer kind {kind!r}; {did_you_mean(str(kind), QUANTIZERS)}")
-    config_class = QUANTIZERS[kind][0]
+    config_class, _ = _classes(kind)
     for name, value in config_class.former_fields.items():
         if fields.pop(name, value) != value:
             raise ValueError(
@@ -69,6 +64,25 @@ def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
     config, default = quantizer_config(settings), torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # which may be another while a model of half precision is loaded
     try:
-        return QUANTIZERS[config.kind][1](config)
+        return _classes(config.kind)[1](config)
     finally:
         torch.set_default_dtype(default)
+
+
+def _classes(kind: Any) -> tuple[type[QuantizerConfig], type[Quantizer]]:
+    """Those of a kind; an installed package's are loaded when they are first asked for."""
+    if kind in QUANTIZERS:
+        return QUANTIZERS[kind]
+    added = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if kind not in added:
+        raise ValueError(f"unknown quantizer kind {kind!r}; {did_you_mean(str(kind), [*QUANTIZERS, *added])}")
+    pair = added[kind].load()
+    wanted = (QuantizerConfig, Quantizer)
+    is_pair = isinstance(pair, tuple) and len(pair) == 2 and all(map(issubclass, pair, wanted))
+    if not is_pair or pair[0].kind != kind:
+        raise ValueError(
+            f"the entry point {kind} = {added[kind].value} of {ENTRY_POINTS} must name a pair of classes, derived from "
+            f"QuantizerConfig with kind {kind!r} and from Quantizer, got {pair!r}"
+        )
+    QUANTIZERS[kind] = pair
+    return pair

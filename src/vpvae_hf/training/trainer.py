@@ -240,13 +240,15 @@ class Trainer:
     def _next_codebook(self) -> Iterator[None]:
         """Codebooks that stay as they are serve in turn, one for each step, so that the decoder learns to read all."""
         quantizer = self.model.quantize
-        if quantizer not in self._frozen_modules:
+        selected, sizes = quantizer.codebook_size, quantizer.codebook_sizes
+        if quantizer not in self._frozen_modules or len(sizes) < 2:
             yield
             return
-        selected, sizes = quantizer.codebook_size, quantizer.codebook_sizes
         quantizer.select_codebook(sizes[self.step % len(sizes)])
-        yield
-        quantizer.select_codebook(selected)
+        try:
+            yield
+        finally:
+            quantizer.select_codebook(selected)
 
     def _log_interval(self, interval: "_Interval") -> None:
         """A row of means over the interval and the ranks; a ValueError if values of a step were bad."""
