@@ -328,6 +328,7 @@ def test_several_codebooks_are_fitted_and_one_goes_on(data, tmp_path):
     assert sum(errors[::2]) > 1.2 * sum(errors[1::2])  # the decoder reads 8 and 24 codes in turn
     assert AutoencoderVP.from_pretrained(alone).fingerprint() == vae.fingerprint()
     assert AutoencoderVP.from_pretrained(alone).codebook_sizes == (8, 24)
+    assert read_results(alone)["codebook"] == results["codebook"]
     more = train_tokenizer(configured(settings(data, tmp_path / "more", **start)))
     assert AutoencoderVP.from_pretrained(more).codebook_sizes == (8,)
 

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from vpvae_hf import distributed
-from vpvae_hf.hub import push_folder, write_results
+from vpvae_hf.bundled import bundled_or_given
+from vpvae_hf.hub import push_folder, read_results, write_results
 from vpvae_hf.metric_labels import describe_metrics, metric_notes
 from vpvae_hf.metrics import ReconstructionQuality
 from vpvae_hf.modalities import Batches, Modality, modality_of
@@ -201,9 +202,16 @@ def _results(
             "settings": dataclasses.asdict(config),
             "versions": {name: importlib.metadata.version(name) for name in ("vpvae_hf", "torch", modality.library)},
         },
-        "codebook": None if fit is None else dataclasses.asdict(fit),
+        "codebook": _told_of_fit(config) if fit is None else dataclasses.asdict(fit),
         "evaluation": measured,
     }
+
+
+def _told_of_fit(config: TrainingConfig) -> dict[str, Any] | None:
+    """What is told of the codebooks that a run keeps, if the tokenizer that it starts from is in a folder."""
+    if config.train_only is None:
+        return None
+    return read_results(Path(bundled_or_given(config.model.pretrained), config.model.subfolder or "")).get("codebook")
 
 
 def _summary(
