@@ -57,6 +57,13 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "\rTraining: 100%|" in text
 
 
+def test_a_notebook_gets_a_bar_and_a_program_that_only_imports_its_kernel_does_not(monkeypatch):
+    kernels = pytest.importorskip("ipykernel.kernelapp", reason="notebooks need ipykernel, of the extra dev")
+    assert "\r" not in printed(monkeypatch, total=5)
+    monkeypatch.setattr(kernels.IPKernelApp, "initialized", lambda: True)
+    assert "\rTraining: 100%|" in printed(monkeypatch, total=5)
+
+
 def test_what_is_not_to_be_shown_prints_nothing(monkeypatch):
     assert not printed(monkeypatch, total=5, shown=False)
 

@@ -18,12 +18,16 @@ def progress_bar(*, total: int | None, desc: str, unit: str, shown: bool = True,
     If stderr is no terminal, as under nohup, Slurm or CI, the bar prints a whole line now and then, with the time left,
     and one at its end, instead of redrawing itself. TQDM_DISABLE=1 in the environment hides it.
     """
-    # A notebook's stderr is no terminal either, but draws bars.
-    drawn = sys.stderr.isatty() or "ipykernel" in sys.modules
-    bar = tqdm if drawn else _ProgressLines
+    bar = tqdm if sys.stderr.isatty() or _in_notebook() else _ProgressLines
     if not shown or rank() > 0:
         settings["disable"] = True  # only then, since it goes before the environment
     return bar(total=total, desc=desc, unit=unit, **settings)
+
+
+def _in_notebook() -> bool:
+    """Whether a notebook's kernel runs this, whose stderr is no terminal but draws bars."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and kernel.IPKernelApp.initialized()
 
 
 class _ProgressLines(tqdm):

@@ -219,7 +219,10 @@ SMALL = {
 def test_every_recipe_is_valid(file):
     name = file.parent.name
     modality = MODALITIES[name]
-    config = parse("--config", str(file), kind=modality.config_class)
+    start = ["--model.pretrained", "TOKENIZER"] if file.stem == "bundled_decoder" else []
+    config = parse("--config", str(file), *start, kind=modality.config_class)
+    if start:
+        return  # its model is another recipe's
     config.model.architecture |= SMALL[name]
     if name == "image":
         widths = config.model.architecture.get("block_out_channels", [8] * 4)
