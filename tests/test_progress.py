@@ -31,7 +31,6 @@ def printed(monkeypatch, *, terminal: bool = False, steps: int = 5, each: int = 
     [
         ({"total": 5}, "Training: 1/5 (20%)", "Training: 5/5 (100%)"),
         ({"total": 15, "initial": 10}, "Training: 11/15 (73%)", "Training: 15/15 (100%)"),  # of a run that goes on
-        ({"total": None}, "Training: 1/? (0%)", "Training: 5/? (0%)"),
         ({"total": 9}, "Training: 1/9 (11%)", "Training: 5/9 (56%)"),  # one that is broken off
         ({"total": 5000, "each": 1000, "unit_scale": True}, "Training: 1.00k/5.00k", "Training: 5.00k/5.00k (100%)"),
     ],
@@ -45,6 +44,13 @@ def test_a_log_file_gets_whole_lines_with_the_time_left(monkeypatch, settings, f
     assert lines[-1].startswith(last)
     assert all(" passed, " in line and " left, " in line for line in lines)
     assert lines[-1].endswith("loss=4")
+
+
+def test_lines_without_a_total_tell_no_time_left(monkeypatch):
+    lines = printed(monkeypatch, total=None).splitlines()
+    assert lines[0].startswith("Training: 1, 00:00 passed, ")
+    assert lines[-1].startswith("Training: 5, 00:00 passed, ")
+    assert not any("left" in line or "%" in line for line in lines)
 
 
 def test_lines_become_rare(monkeypatch):

@@ -10,6 +10,7 @@ from .distributed import rank
 # Lines of a bar in a log file: the first after so many seconds, the later ones at growing distances, up to a limit.
 _FIRST_LINE_S, _LINE_GROWTH, _MOST_S_BETWEEN_LINES = 10, 0.1, 600
 _LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} passed, {remaining} left, {rate_fmt}{postfix}"
+_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}, {elapsed} passed, {rate_fmt}{postfix}"
 
 
 def progress_bar(*, total: int | None, desc: str, unit: str, shown: bool = True, **settings: Any) -> tqdm:
@@ -33,7 +34,8 @@ def _in_notebook() -> bool:
 class _ProgressLines(tqdm):
     def __init__(self, **settings: Any):
         # With gui=True tqdm leaves drawing and the end to its subclass.
-        super().__init__(**settings, gui=True, bar_format=_LINE, mininterval=_FIRST_LINE_S, miniters=1)
+        line = _LINE_WITHOUT_TOTAL if settings["total"] is None else _LINE
+        super().__init__(**settings, gui=True, bar_format=line, mininterval=_FIRST_LINE_S, miniters=1)
         if not self.disable:
             self._line_at, self._line_n = self.start_t, None
 
