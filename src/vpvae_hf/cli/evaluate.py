@@ -55,8 +55,8 @@ def _is_alike(recorded: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _told(batches: Iterable[Tensor], options: argparse.Namespace, items: str) -> Iterator[Tensor]:
-    """The batches. If codes are refined, which takes long, a bar shows how many items were measured."""
-    with progress_bar(total=options.limit, desc="Evaluating", unit=items, shown=options.refine_steps > 0) as bar:
+    """The batches, with a bar of how many items were measured."""
+    with progress_bar(total=options.limit, desc="Evaluating", unit=items) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))
