@@ -144,7 +144,8 @@ def measure_codec(
             points.append(_codec_point(codec, setting, batches.evaluation(piece.settings["examples"]), metric_fn))
             seconds += time.perf_counter() - began
             told = {"codec": codec.name, "is_whole": len(points) == len(codec.ladder), "points": points}
-            write_json(piece.file, {**held, **told, "record": record, "seconds": round(seconds, 1)})
+            told |= {"settings": piece.settings, "record": record, "seconds": round(seconds, 1)}
+            write_json(piece.file, told)
 
 
 def _codec_held(piece: Piece) -> dict[str, Any]:

@@ -198,8 +198,8 @@ def _is_same(held: dict[str, Any], record: dict[str, Any]) -> bool:
     """Whether two records are of one run; paths may be spelt differently."""
     pairs = itertools.zip_longest(held["arguments"], record["arguments"], fillvalue="")
     split = [[argument.partition("=") for argument in pair] for pair in pairs]
-    held = {"start": record.get("start")} | held  # which earlier records do not tell
-    return (held["settings"], held["start"]) == (record["settings"], record.get("start")) and all(
+    held = {"start": record["start"]} | held  # which earlier records do not tell
+    return all(held[name] == record[name] for name in ("settings", "start")) and all(
         one[0] == other[0] and same_place(one[2], other[2]) for one, other in split
     )
 
@@ -218,7 +218,8 @@ def _measure_codec(comparison: Comparison, runs: Sequence[Run], arguments: Seque
     if not results or any("rate_per_bit" not in each for each in results):  # runs of earlier versions tell no rates
         return
     rate = max(bits_per_token(each) * each["rate_per_bit"] for each in results)
-    pieces, record = codec_pieces(comparison), {"settings": comparison.settings, "arguments": [*arguments]}
+    pieces = codec_pieces(comparison)
+    record = {"settings": comparison.settings, "start": None, "arguments": list(arguments)}
     for piece in pieces:
         if piece.file.exists() and not _is_same(read_json(piece.file)["record"], record):
             piece.file.unlink()  # of other items

@@ -91,6 +91,8 @@ class Trainer:
         self._shown["cvu"] = "validation/code_usage"
         if config.gradient_checkpointing:
             checkpoint_activations(model)
+        # Codebooks that stay as they are serve in turn, one for each step, so that the decoder learns to read all.
+        self._codebooks_in_turn = model.quantize.codebook_sizes if model.quantize in frozen_modules else ()
         if config.max_train_steps and model.quantize not in frozen_modules:
             model.drop_fit()
         betas, decay = (config.adam_beta1, config.adam_beta2), config.adam_weight_decay
@@ -238,12 +240,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _next_codebook(self) -> Iterator[None]:
-        """Codebooks that stay as they are serve in turn, one for each step, so that the decoder learns to read all."""
-        quantizer = self.model.quantize
-        selected, sizes = quantizer.codebook_size, quantizer.codebook_sizes
-        if quantizer not in self._frozen_modules or len(sizes) < 2:
+        """The codebook of this step, if several serve in turn; afterwards the one that was selected."""
+        quantizer, sizes = self.model.quantize, self._codebooks_in_turn
+        if len(sizes) < 2:
             yield
             return
+        selected = quantizer.codebook_size
         quantizer.select_codebook(sizes[self.step % len(sizes)])
         try:
             yield
