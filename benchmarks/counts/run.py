@@ -71,7 +71,8 @@ def main() -> None:
         sys.path.insert(0, str(arguments.root / "src"))
         found = _PARTS[arguments.part](arguments.kinds, *([arguments.world] if arguments.world else []))
         arguments.output.write_text(json.dumps(found))
-        return
+        # Python's own ending would abort if autograd's thread were still letting go of the mode.
+        os._exit(0)
     results = {}
     for part in arguments.parts:
         worlds = WORLDS if part == "training" else WORLDS[1:] if part == "ddp" else (None,)

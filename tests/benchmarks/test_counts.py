@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def counted():
     script = Path(__file__).with_name("counted.py")
-    return json.loads(subprocess.run([sys.executable, script], check=True, capture_output=True).stdout)
+    return json.loads(subprocess.run([sys.executable, script], check=True, stdout=subprocess.PIPE).stdout)
 
 
 @pytest.mark.parametrize(
