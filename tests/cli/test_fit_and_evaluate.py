@@ -178,7 +178,10 @@ def test_evaluations_of_one_folder_by_other_names(flat, tokenizer, monkeypatch, 
     monkeypatch.setenv("HOME", str(Path(flat).parent))
     for data, name in ((flat, "tokenizer/"), ("flat/", "~/tokenizer"), ("~/flat", "./tokenizer")):
         assert main(["evaluate", name, "--dataset", data, "--save"]) == 0
-    assert len(json.loads((tokenizer / "results.json").read_text())["evaluation"]) == 1
+    (saved,) = json.loads((tokenizer / "results.json").read_text())["evaluation"]
+    assert f"Evaluating: {saved['images']}/{saved['images']} (100%)" in capsys.readouterr().err
+    assert main(["evaluate", "tokenizer", "--dataset", "flat", "--limit", "1"]) == 0
+    assert "Evaluating: 1/1 (100%)" in capsys.readouterr().err
     assert main(["evaluate", "tokenizer/config.json", "--dataset", "flat"]) == 1
     assert "it has no config.json; name its folder, tokenizer" in capsys.readouterr().err
     assert main(["evaluate", "./tokenizr", "--dataset", "flat"]) == 1

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import itertools
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -48,6 +49,16 @@ def test_a_slice_is_read_if_nothing_is_streamed(modality, tmp_path):
     assert modality.numbers_of(loader_of(modality, source)) == [2, 3, 4, 5]
     with pytest.raises(ValueError, match=r"a stream has no slices, got split 'train\[2:6\]'; name a whole split"):
         modality.OPEN(name, split="train[2:6]")
+
+
+def test_length_without_reading_rows(modality, tmp_path):
+    name = modality.write_counted(tmp_path, 5, 3)
+    assert modality.OPEN(name, split="train").length is None
+    assert modality.OPEN(name, split="train", streaming=False).length == 8
+    told = {"config_name": "default", "splits": [{"name": "train", "num_bytes": 1, "num_examples": 8}]}
+    (tmp_path / "README.md").write_text(f"---\ndataset_info: {json.dumps(told)}\n---\n")
+    assert modality.OPEN(name, split="train").length == 8
+    assert modality.OPEN(name, split="train+train").length == 16
 
 
 def test_no_column_of_the_type(modality, tmp_path):

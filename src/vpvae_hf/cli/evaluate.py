@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> None:
     extra = ["lpips"] if options.lpips else []
     extra += [f"{kind}/{each}" for kind in ("features", "frechet") if (each := getattr(options, kind)) is not None]
     how = {"extra": extra, "refine_steps": options.refine_steps}
-    quality = modality.evaluate(model, _told(batches.evaluation(options.limit), options, modality.items), **how)
+    told = _told(batches.evaluation(options.limit), batches.evaluation_length(options.limit), modality.items)
+    quality = modality.evaluate(model, told, **how)
     refined = f", codes refined in {options.refine_steps} steps" if options.refine_steps else ""
     print(f"{options.dataset}, {options.split}: {quality.items} {modality.items}, {quality.tokens} tokens{refined}")
     _print_metrics(quality)
@@ -54,9 +55,9 @@ def _is_alike(recorded: dict[str, Any], new: dict[str, Any]) -> bool:
     return alike and same_place(recorded["dataset"], new["dataset"])
 
 
-def _told(batches: Iterable[Tensor], options: argparse.Namespace, items: str) -> Iterator[Tensor]:
+def _told(batches: Iterable[Tensor], total: int | None, items: str) -> Iterator[Tensor]:
     """The batches, with a bar of how many items were measured."""
-    with progress_bar(total=options.limit, desc="Evaluating", unit=items) as bar:
+    with progress_bar(total=total, desc="Evaluating", unit=items) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))

@@ -69,12 +69,14 @@ class Source:
         rows: a `datasets.IterableDataset`, or `JoinedRows` of several.
         column: name of the column with the files, which `file` takes.
         folder: what paths in a column that other programs wrote are relative to; None if `datasets` knows its type.
+        length: how many rows there are; None if nothing tells without reading them.
     """
 
     name: str
     rows: Any
     column: str
     folder: str | None = None
+    length: int | None = None
 
     def file(self, value: Any) -> Any:
         """A value of the column as a transform takes it: None or a mapping of "bytes" and "path"."""
@@ -169,14 +171,25 @@ def open_source(
     if column in typed:
         rows = rows.cast_column(column, feature)
     rows = rows if other_columns else rows.select_columns([column])
-    if files is not None or not streaming:
-        if len(rows) == 0:
+    if files is None and streaming:
+        length = _told_length(rows)
+    else:
+        length = len(rows)
+        if length == 0:
             raise ValueError(f"data set {name} cannot be used: its split {split!r} is empty")
-        shards = len(rows) // (1 if files is None else _FILES_PER_SHARD)
+        shards = length // (1 if files is None else _FILES_PER_SHARD)
         rows = rows.to_iterable_dataset(num_shards=max(1, min(_LOCAL_SHARDS, shards)))
-    if column in typed:
-        return Source(name, rows, column)
-    return Source(name, rows, column, "" if path is None else os.path.abspath(path if path.is_dir() else path.parent))
+    folder = "" if path is None else os.path.abspath(path if path.is_dir() else path.parent)
+    return Source(name, rows, column, None if column in typed else folder, length)
+
+
+def _told_length(rows) -> int | None:
+    """How many rows the metadata of a streamed data set tell of."""
+    if isinstance(rows, JoinedRows):
+        lengths = [_told_length(part) for part in rows.parts]
+        return None if None in lengths else sum(lengths)
+    told = (rows.info.splits or {}).get(str(rows.split))
+    return (told.num_examples if told else None) or None  # `datasets` has 0 for what it does not know
 
 
 def _column(kind: str, name: str, features: Mapping[str, Any], typed: list[str], column: str | None) -> str:
@@ -253,26 +266,26 @@ class JoinedRows:
     """
 
     def __init__(self, parts: list[Any]):
-        self._parts = parts
+        self.parts = parts
         self.features = parts[0].features
         self.num_shards = sum(part.num_shards for part in parts)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return chain.from_iterable(self._parts)
+        return chain.from_iterable(self.parts)
 
     def shard(self, num_shards: int, index: int):
         """Every num_shards-th shard from the index-th on, as one `datasets.IterableDataset`."""
         from datasets import concatenate_datasets
 
-        shards = [(part, number) for part in self._parts for number in range(part.num_shards)]
+        shards = [(part, number) for part in self.parts for number in range(part.num_shards)]
         own = [part.shard(part.num_shards, number) for part, number in shards[index::num_shards]]
         return own[0] if len(own) == 1 else concatenate_datasets(own)
 
     def select_columns(self, columns: list[str]) -> "JoinedRows":
-        return JoinedRows([part.select_columns(columns) for part in self._parts])
+        return JoinedRows([part.select_columns(columns) for part in self.parts])
 
     def cast_column(self, column: str, feature: Any) -> "JoinedRows":
-        return JoinedRows([part.cast_column(column, feature) for part in self._parts])
+        return JoinedRows([part.cast_column(column, feature) for part in self.parts])
 
     def decode(self, enable: bool) -> "JoinedRows":
-        return JoinedRows([part.decode(enable) for part in self._parts])
+        return JoinedRows([part.decode(enable) for part in self.parts])

@@ -63,6 +63,10 @@ class Batches:
         transform = self._modality.eval_transform(self._data, self._model)
         return self._first(transform, 1 if self._modality.one_by_one else self._batch_size, left)
 
+    def evaluation_length(self, limit: int | None = None) -> int | None:
+        """How many items `evaluation` has on all ranks together, if it is known and all can be read."""
+        return min((count for count in (limit, self._held_out.length) if count is not None), default=None)
+
     def shown(self, count: int) -> Tensor:
         """The first validation items of this rank, [at most `count`, ...], all of one size."""
         return torch.cat(list(self._first(self._modality.shown_transform(self._data, self._model), 1, count)))
