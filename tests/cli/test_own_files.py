@@ -203,7 +203,8 @@ def test_folders_keep_their_tree(tokenizers, tmp_path, capsys):
     (tmp_path / "own" / ".hidden.png").write_bytes(b"")
     (tmp_path / "own" / "bad.png").write_bytes(b"no picture")
     image = tokenizers[AutoencoderVP]
-    assert run("encode", tmp_path / "own", "--tokenizer", image, "--output", tmp_path / "codes") == 1
+    named = [tmp_path / "own", tmp_path / "own" / "a.png"]  # which is in that folder
+    assert run("encode", *named, "--tokenizer", image, "--output", tmp_path / "codes") == 1
     printed = capsys.readouterr()
     assert "2 of 3 files in" in printed.out
     assert f"skipped {tmp_path / 'own' / 'bad.png'}: " in printed.out
@@ -304,7 +305,7 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
         (["encode", clip, "--tokenizer", codec], "exists; use --overwrite"),
         (
             ["encode", clip, tmp_path / "clip.png", "--tokenizer", codec],
-            "clip.safetensors would be written for several",
+            f"clip.safetensors would be written for {clip} and {tmp_path / 'clip.png'}; rename one",
         ),
         (["encode", clip, clip, "--tokenizer", codec, *new], "names one file, but 2 would be written; name a folder"),
         (["encode", clip, "--tokenizer", image, *new], "a tokenizer of images; name one of clips with --tokenizer"),

@@ -222,10 +222,12 @@ def _jobs(
         else:
             path = output / place.with_suffix(suffixes[0])
         jobs.append(_Job(file, (path, *map(path.with_suffix, further_of(kind))), kind))
+    jobs = list(dict.fromkeys(jobs))  # a file may be named twice, alone and by its folder
     outputs = [path for job in jobs for path in job.outputs]
     twice = [path for path, count in Counter(outputs).items() if count > 1]
     if twice:
-        raise ValueError(f"{twice[0]} would be written for several files; name fewer of them at once, with --output")
+        rivals = " and ".join(str(job.file) for job in jobs if twice[0] in job.outputs)
+        raise ValueError(f"{twice[0]} would be written for {rivals}; rename one, or do one at a time, with --output")
     read = {job.file.resolve() for job in jobs}
     if replaced := [path for path in outputs if path.resolve() in read]:
         raise ValueError(f"{replaced[0]} would overwrite a file that is read; name another place with --output")
