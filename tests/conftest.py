@@ -14,9 +14,11 @@ import torch
 # Tests use small tensors, which one thread serves best; more would only get in each other's way.
 torch.set_num_threads(1)
 
-# The `datasets` library has a cache of this run alone, also in processes that tests start. Read when it is imported.
+# The libraries `datasets` and `evaluate` have caches of this run alone, also in processes that tests start. Read when
+# they are imported. Python keeps the modules that `evaluate` loads, so a process must not find them in two folders.
 _CACHE = tempfile.TemporaryDirectory(prefix="datasets-", ignore_cleanup_errors=True)
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["HF_MODULES_CACHE"] = f"{_CACHE.name}/modules"
 # Its counter of downloads looks up the name of a server, which takes seconds where there is no network.
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 

@@ -35,10 +35,12 @@ def launched(program: Path | str, arguments: list, printed: Path, ranks: int = 1
     return process
 
 
-def ended(process: BaseProcess, printed: Path, timeout: float = 150) -> tuple[int, str]:
-    """Exit status and output of a program that was launched; None if it still runs after `timeout` seconds."""
-    process.join(timeout=timeout)
-    return process.exitcode, printed.read_text()
+def ended(process: BaseProcess, printed: Path) -> tuple[int, str]:
+    """Exit status and output of a program that was launched; None if it still runs after ten minutes."""
+    process.join(timeout=600)
+    status = process.exitcode
+    process.kill()  # if it still runs
+    return status, printed.read_text()
 
 
 def _run(program: Path | str, words: list[str], printed: Path, ranks: int, environment: dict[str, str]) -> None:

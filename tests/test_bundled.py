@@ -84,7 +84,7 @@ def test_the_first_codes_need_no_network_and_no_options(name, tmp_path, monkeypa
         soundfile.write(own, speech(1.0).numpy(), 16000)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     finished = subprocess.run(
-        [sys.executable, "-c", FIRST_CODES, str(own)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FIRST_CODES, str(own)], capture_output=True, text=True, timeout=600
     )
     assert finished.returncode == 0, finished.stderr
     assert decoded.exists()

@@ -28,7 +28,7 @@ def in_a_fresh_process(script: str, *arguments) -> str:
         "loaded = lambda name: sorted(each for each in sys.modules if f'{each}.'.startswith(f'{name}.'))\n"
     )
     command = [sys.executable, "-c", start + script, *map(str, arguments)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.strip()
 

@@ -1,6 +1,7 @@
 """The bars of training, encoding, K-means and commands: drawn on a terminal, lines everywhere else."""
 
 import io
+import re
 import sys
 import time
 
@@ -48,8 +49,8 @@ def test_a_log_file_gets_whole_lines_with_the_time_left(monkeypatch, settings, f
 
 def test_lines_without_a_total_tell_no_time_left(monkeypatch):
     lines = printed(monkeypatch, total=None).splitlines()
-    assert lines[0].startswith("Training: 1, 00:00 passed, ")
-    assert lines[-1].startswith("Training: 5, 00:00 passed, ")
+    assert re.match(r"Training: 1, \d\d:\d\d passed, ", lines[0])
+    assert re.match(r"Training: 5, \d\d:\d\d passed, ", lines[-1])
     assert not any("left" in line or "%" in line for line in lines)
 
 

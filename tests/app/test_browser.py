@@ -60,7 +60,7 @@ def address(tokenizers, tmp_path_factory):
         yield log.read_text().split("the page is at ")[1].split("; ")[0]
     finally:
         started.terminate()
-        started.wait(20)
+        started.wait(300)
 
 
 @dataclass
@@ -93,17 +93,28 @@ class Browser:
 
     def click_at(self, name: str, x: float, y: float) -> None:
         """Click into a picture, at shares of its width and height."""
-        picture = self.find(f"#{name} img")
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
-        size = picture.size
-        offset = round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])
-        ActionChains(self.driver).move_to_element_with_offset(picture, *offset).click().perform()
+
+        def click(picture) -> None:
+            offset = round((x - 0.5) * picture.size["width"]), round((y - 0.5) * picture.size["height"])
+            ActionChains(self.driver).move_to_element_with_offset(picture, *offset).click().perform()
+
+        self._when_shown(f"#{name} img", click)
 
     def press(self, name: str) -> None:
-        button = self.find(f"#{name}")
-        self.wait(button.is_enabled)
-        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
-        button.click()
+        self._when_shown(f"#{name}", lambda button: button.click())
+
+    def _when_shown(self, selector: str, act: Callable[[object], None]) -> None:
+        """Act on an element; once more if the page has drawn it anew meanwhile."""
+
+        def done() -> bool:
+            element = self.find(selector)
+            if not element.is_enabled():
+                return False
+            self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+            act(element)
+            return True
+
+        self.wait(done)
 
     def asked_for(self) -> set[str]:
         """Addresses of everything that was requested since the last call."""
@@ -193,8 +204,9 @@ def test_sounds(browser, tmp_path):
     browser.told("audio", "0.80 s. 134 codes, K = 36")
     browser.find("#audio-spectrograms img")
     browser.wait(lambda: "FLAC" in browser.text("audio-table"))
-    browser.click_at("audio-sheet", 0.1, 0.1)
     browser.click_at("audio-map", 0.1, 0.1)
     browser.wait(lambda: "is used" in browser.text("audio-chosen"))
+    browser.click_at("audio-sheet", 0.1, 0.7)
+    browser.wait(lambda: int(browser.find("#audio-code input").get_attribute("value")))
     browser.press("audio-here")
     browser.told("audio", "replaced")

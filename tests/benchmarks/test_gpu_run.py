@@ -50,8 +50,8 @@ def test_every_figure_of_a_stage_is_there(run, tmp_path, stage):
 def test_a_stage_that_takes_too_long_is_killed_and_the_others_are_tabulated(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"stage": "earlier", "name": "a figure", "value": 1.5, "unit": "ms"}\n')
     command = [sys.executable, _FOLDER / "run.py", "--out", tmp_path, "--stages", "steps", "--device", "cpu", "--quick"]
-    subprocess.run([*command, "--budget", "1"], check=True, capture_output=True)
-    assert figures(tmp_path)[1]["skipped"].startswith("killed after its 1 s")
+    subprocess.run([*command, "--budget", "1"], check=True)
+    assert figures(tmp_path)[1]["skipped"].startswith("killed after its ")
     table = (tmp_path / "table.md").read_text()
     assert "| earlier | a figure | 1.5 | ms |" in table
     assert "| steps | the rest of the stage | skipped: killed" in table

@@ -87,13 +87,13 @@ def alone(who: int, rank: int, mark: Path, step: Callable) -> Any:
 
 
 def said_while_waiting(rank: int) -> str:
-    """What a rank logs in a training forward that the other rank runs a second later."""
+    """What a rank logs in a training forward that the other rank runs seconds later."""
     logged = io.StringIO()
     handler = logging.StreamHandler(logged)
     logging.getLogger("vpvae_hf.distributed").addHandler(handler)
     quantizer = quantizer_of("metropolis")
     if rank == 1:
-        time.sleep(1)
+        time.sleep(3)
     steps_of(quantizer, rank, range(1))
     logging.getLogger("vpvae_hf.distributed").removeHandler(handler)
     return logged.getvalue()

@@ -1,6 +1,5 @@
 """Metric modules over two real processes."""
 
-import evaluate
 import metric_workers
 import pytest
 import rank_workers
@@ -9,8 +8,7 @@ import torch
 from vpvae_hf.metrics import image_quality
 
 
-def test_figures_are_those_of_all_ranks_items_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
+def test_figures_are_those_of_all_ranks_items_together(tmp_path):
     # Forked, since these processes would take ten seconds to import what this one has imported already.
     arguments = (metric_workers.found_on, tmp_path)
     torch.multiprocessing.start_processes(rank_workers.run, args=arguments, nprocs=2, start_method="fork")

@@ -34,7 +34,7 @@ def compiled(tmp_path_factory):
         env={**environment, "TRITON_CACHE_DIR": str(folder / "cache")},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr
     assert len(list((folder / "cache").rglob("*.cubin"))) == len(STACK)

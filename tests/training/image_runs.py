@@ -97,7 +97,7 @@ def ended(process: BaseProcess, folder: Path) -> tuple[int, str]:
 
 def await_rows(count: int, process: BaseProcess, values: dict, folder: Path) -> None:
     """Wait until a run has logged so many rows."""
-    log, deadline = Path(values["output_dir"], "metrics.jsonl"), time.monotonic() + 120
+    log, deadline = Path(values["output_dir"], "metrics.jsonl"), time.monotonic() + 600
     while not log.exists() or len(log.read_text().splitlines()) < count:
         assert process.is_alive(), (folder / "printed.txt").read_text()
         assert time.monotonic() < deadline

@@ -38,8 +38,8 @@ def test_the_last_value_costs_the_same_after_many_rows():
     log = MetricsLog()
     for step in range(20_000):
         log.append(step, {"loss": float(step)})
-    began = time.monotonic()
+    began = time.process_time()
     for _ in range(2000):
         assert log.last_mean("loss", 1) == 19_999
         assert all(math.isnan(log.last_mean(name, 1)) for name in ("psnr", "stoi", "cvu"))
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
