@@ -32,7 +32,7 @@ class Case(NamedTuple):
         return self.build()[self.name]
 
 
-@pytest.fixture(params=["l1", "l2", "stft", "lpips", "features", "backbone", "whisper"])
+@pytest.fixture(params=["l1", "l2", "log_l2", "stft", "lpips", "features", "backbone", "whisper"])
 def case(request) -> Case:
     if request.param == "lpips":
         request.getfixturevalue("lpips")
@@ -76,7 +76,7 @@ def test_channels_are_waveforms_of_their_own(case):
     torch.testing.assert_close(case.loss(*channels), case.loss(case.made, case.original))
 
 
-@pytest.mark.parametrize("case", ["stft", "lpips", "features", "backbone", "whisper"], indirect=True)
+@pytest.mark.parametrize("case", ["log_l2", "stft", "lpips", "features", "backbone", "whisper"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_any_precision_is_measured_in_float32(case, dtype):
     made, original = case.made.to(dtype), case.original.to(dtype)
@@ -87,7 +87,7 @@ def test_any_precision_is_measured_in_float32(case, dtype):
         assert torch.equal(case.loss(made, original), expected)
 
 
-@pytest.mark.parametrize("case", ["stft", "lpips", "features", "backbone", "whisper"], indirect=True)
+@pytest.mark.parametrize("case", ["log_l2", "stft", "lpips", "features", "backbone", "whisper"], indirect=True)
 def test_gradient_under_autocast(case):
     gradients = []
     for enabled in (False, True):

@@ -6,8 +6,8 @@ import torch
 from vpvae_hf.losses import audio_losses, build_losses, image_losses, multi_resolution_stft_loss
 
 AVAILABLE = {
-    "l1, l2, lpips, features": image_losses(),
-    "l1, l2, stft, whisper": audio_losses(whisper="/no/such/folder"),
+    "l1, l2, log_l2, lpips, features": image_losses(),
+    "l1, l2, log_l2, stft, whisper": audio_losses(whisper="/no/such/folder"),
 }
 
 
