@@ -64,10 +64,10 @@ def test_the_model_stays_as_it_was(build, inputs, training):
 
 
 def test_codes_do_not_depend_on_the_other_items(build, inputs):
-    model, many = build(), torch.cat([inputs, 0.1 * inputs[:1]])
+    model, many = build(), torch.cat([loudness * inputs for loudness in torch.linspace(1, 0.1, 8)])
     together = model.tokenize(many, refine_steps=STEPS)
     alone = torch.cat([model.tokenize(each, refine_steps=STEPS) for each in many.split(1)])
-    assert (together == alone).float().mean() > 0.98  # kernels round otherwise
+    assert (together == alone).float().mean() > 0.98  # kernels round otherwise, and a search goes on from there
 
 
 def test_padding_has_no_part_in_refinement():
@@ -77,9 +77,9 @@ def test_padding_has_no_part_in_refinement():
     refined, valid = codec.tokenize(audio, mask, refine_steps=STEPS), codec.token_mask(mask)
     assert (refined[~valid] == 0).all()
     assert not torch.equal(refined, codec.tokenize(audio, mask))
-    for item, length in enumerate(lengths):
-        alone = codec.tokenize(audio[item : item + 1, :, :length], refine_steps=STEPS)[0]
-        assert (refined[item, : len(alone)] == alone).float().mean() > 0.98
+    clips = [audio[item : item + 1, :, :length] for item, length in enumerate(lengths)]
+    alone = torch.cat([codec.tokenize(clip, refine_steps=STEPS)[0] for clip in clips])
+    assert (refined[valid] == alone).float().mean() > 0.95
 
 
 def test_codes_do_not_depend_on_torch_s_default_dtype(build, inputs):
@@ -112,7 +112,7 @@ def test_a_large_image_is_refined_in_tiles():
     assert len(seen) == 3 * (STEPS + 2)  # what a backward pass decodes again ends before the hook
     assert_no_worse(vae, refined, nearest, images)
     vae.enable_slicing()
-    assert (vae.tokenize(images, refine_steps=STEPS) == refined).float().mean() > 0.98
+    assert (vae.tokenize(images, refine_steps=STEPS) == refined).float().mean() > 0.95
 
 
 def test_long_audio_is_refined_in_parts():

@@ -97,7 +97,7 @@ def test_a_discriminator_listens(data, tmp_path):
 
 def test_mistakes(data, tmp_path):
     for values, message in (
-        ({"losses": {"lpips": 1.0}}, "valid: l1, l2, stft, whisper"),
+        ({"losses": {"lpips": 1.0}}, "valid: l1, l2, log_l2, stft, whisper"),
         ({"model": {"architecture": {**ARCHITECTURE, "sampling_rte": 8000}}}, "did you mean 'sampling_rate'"),
         ({"model": {"architecture": {**ARCHITECTURE, "sampling_rate": 8000}}}, "16000 Hz, not 8000 Hz"),
         ({"data": {"segment_s": 0.05}}, "samples"),

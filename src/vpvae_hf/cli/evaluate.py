@@ -1,7 +1,7 @@
 """`vpvae evaluate`: what a saved tokenizer keeps of a data set's images or audio."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ def run(options: argparse.Namespace) -> None:
     extra = ["lpips"] if options.lpips else []
     extra += [f"{kind}/{each}" for kind in ("features", "frechet") if (each := getattr(options, kind)) is not None]
     how = {"extra": extra, "refine_steps": options.refine_steps}
-    told = _told(batches.evaluation(options.limit), batches.evaluation_length(options.limit), modality.items)
-    quality = modality.evaluate(model, told, **how)
+    quality = modality.evaluate(model, _told(batches, options.limit, modality.items), **how)
     refined = f", codes refined in {options.refine_steps} steps" if options.refine_steps else ""
     print(f"{options.dataset}, {options.split}: {quality.items} {modality.items}, {quality.tokens} tokens{refined}")
     _print_metrics(quality)
@@ -55,10 +54,10 @@ def _is_alike(recorded: dict[str, Any], new: dict[str, Any]) -> bool:
     return alike and same_place(recorded["dataset"], new["dataset"])
 
 
-def _told(batches: Iterable[Tensor], total: int | None, items: str) -> Iterator[Tensor]:
-    """The batches, with a bar of how many items were measured."""
-    with progress_bar(total=total, desc="Evaluating", unit=items) as bar:
-        for batch in batches:
+def _told(batches: Batches, limit: int | None, items: str) -> Iterator[Tensor]:
+    """The batches to measure, with a bar of how many items were measured; the data is opened when it is needed."""
+    with progress_bar(total=batches.evaluation_length(limit), desc="Evaluating", unit=items) as bar:
+        for batch in batches.evaluation(limit):
             yield batch
             bar.update(len(batch))
 
