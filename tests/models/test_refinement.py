@@ -79,7 +79,7 @@ def test_padding_has_no_part_in_refinement():
     assert not torch.equal(refined, codec.tokenize(audio, mask))
     clips = [audio[item : item + 1, :, :length] for item, length in enumerate(lengths)]
     alone = torch.cat([codec.tokenize(clip, refine_steps=STEPS)[0] for clip in clips])
-    assert (refined[valid] == alone).float().mean() > 0.95
+    assert (refined[valid] == alone).float().mean() > 0.97
 
 
 def test_codes_do_not_depend_on_torch_s_default_dtype(build, inputs):
