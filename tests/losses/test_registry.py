@@ -1,3 +1,4 @@
+import math
 import sys
 
 import pytest
@@ -22,6 +23,12 @@ def test_losses_by_name_in_the_order_of_their_weights(names):
     values = {name: loss(reconstruction, original) for name, loss in losses.items()}
     assert list(values) == ["l2", "l1"]
     assert [float(value) for value in values.values()] == [(1 + 9) / 2, (1 + 3) / 2]
+
+
+def test_log_l2_counts_a_share_of_any_item_s_error_alike(names):
+    (loss,) = build_losses({"log_l2": 1.0}, AVAILABLE[names]).values()
+    errors = torch.tensor([0.2, 0.5]).view(2, 1, 1).expand(2, 1, 8)
+    assert float(loss(errors, torch.zeros(2, 1, 8))) == pytest.approx(math.log((1 + 4e4) * (1 + 25e4)) / 2)
 
 
 def test_a_weight_of_zero_leaves_a_loss_out_and_its_network_unloaded(monkeypatch):

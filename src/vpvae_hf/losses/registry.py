@@ -30,8 +30,8 @@ class Loaded:
 def log_l2_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
     """Mean over the items of ln(1 + 10^6 m), m an item's mean squared error; for signals in [-1, 1].
 
-    It raises the mean PSNR, in which an item of which half the error goes gains 3 dB, however large the error was; the
-    mean squared error itself is mostly that of the few items with the largest errors.
+    Items count as in the mean PSNR, where half an item's error is worth 3 dB however large the error is; the mean
+    squared error itself is mostly that of the few items with the largest errors.
     """
     errors = (reconstruction.float() - original.float()).square().flatten(1).mean(dim=1)
     return (1e6 * errors).log1p().mean()
