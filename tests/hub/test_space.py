@@ -30,7 +30,7 @@ def test_a_space_has_the_page_the_source_and_the_tokenizers(hub, folder, capsys)
     for name in ("app/launch.py", "__init__.py", "modalities/image.py"):
         assert files[f"vpvae_hf/{name}"] == (ROOT / name).read_bytes()
     requirements = files["requirements.txt"].decode().splitlines()
-    assert {"torch>=2.6", "torchmetrics>=1.8", "soundfile>=0.12"} <= set(requirements)
+    assert {"torch>=2.6", "torchmetrics>=1.8", "soundfile>=0.12", "constriction>=0.5"} <= set(requirements)
     assert not any("vpvae_hf" in line for line in requirements if not line.startswith("#"))
     metadata = yaml.safe_load(files["README.md"].decode().split("---")[1])
     assert (metadata["sdk"], metadata["app_file"], metadata["models"]) == ("gradio", "app.py", ["alice/on_the_hub"])

@@ -40,10 +40,10 @@ def test_each_is_what_a_fit_of_its_size_alone_gives(vae):
     for size, fit in zip(SIZES, (together, *together.others), strict=True):
         alone = tiny_vae(vae.quantize.config.without_fit().to_dict(), fitted=False)
         alone.load_state_dict({name: each for name, each in vae.state_dict().items() if "quantize." not in name}, False)
-        # The larger ones' latents are held out for all, so that all are measured on the same.
-        found = fit_codebook(alone, images(), size, latents_per_code=6, progress=False)
-        assert fit.fitted_latents == found.fitted_latents == 6 * size
+        found = fit_codebook(alone, images(), size, latents_per_code=6 * max(SIZES) // size, progress=False)
+        assert fit.fitted_latents == found.fitted_latents == 6 * max(SIZES)
         assert fit.distortion == pytest.approx(found.distortion)
+        assert fit.held_out_distortion == pytest.approx(found.held_out_distortion)
         vae.select_codebook(size)
         torch.testing.assert_close(vae.quantize.codebook, alone.quantize.codebook)
 

@@ -189,7 +189,7 @@ class Bench(ABC):
         with self._lock:
             self.model.select_codebook(work.codebook_size)
             write_code_file(
-                path, work.codes, self.model, work.size, **made_by, refine_steps=work.refine_steps, pack=True
+                path, work.codes, self.model, work.size, **made_by, refine_steps=work.refine_steps, packing="bits"
             )
         return path
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vpvae_hf.data.code_file import read_header
+from vpvae_hf.data.entropy_coding import range_coder
 from vpvae_hf.data.folders import names_below, tell
 from vpvae_hf.files import require_folder, write_atomically
 from vpvae_hf.modalities import MODALITIES, Execution, Modality, load_for_tokenizing
@@ -53,6 +54,8 @@ class _Job:
 
 def encode(options: argparse.Namespace) -> None:
     """Write a file of codes for each picture and sound."""
+    if options.packing == "entropy":
+        range_coder()
     jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (SUFFIX,))
     tokenizers = _Tokenizers(options)
     tokenizers.check(jobs)
@@ -61,7 +64,7 @@ def encode(options: argparse.Namespace) -> None:
         modality, model, name = tokenizers.of(job)
         _, size, codes = _encoded(job, modality, model, options.refine_steps)
         made_by = {"kind": job.kind, "name": name, "revision": options.revision, "refine_steps": options.refine_steps}
-        stored = write_code_file(job.output, codes[0], model, size, **made_by, pack=options.pack)
+        stored = write_code_file(job.output, codes[0], model, size, **made_by, packing=options.packing)
         count = model.quantize.codebook_size
         words, rate = modality.described(size, code_bits(codes, count))
         return f"{words} in {codes.numel():,} codes of {count}, {rate}; {stored:,} bytes of codes: {job.output}"

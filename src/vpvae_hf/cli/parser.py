@@ -137,7 +137,12 @@ def _add_fit(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that has files")
     sizes = "number of codes; several numbers fit a codebook of each; default: as the tokenizer's selected codebook"
     parser.add_argument("--codebook-size", type=int, nargs="+", metavar="K", help=sizes)
-    parser.add_argument("--latents-per-code", type=int, default=256, help="fresh latents to fit each code to")
+    parser.add_argument(
+        "--latents-per-code",
+        type=int,
+        default=256,
+        help="fresh latents to fit to, for each code of the largest codebook",
+    )
     metric = "distance of latents: euclidean, or decoder, which weighs them by the change of the decoder's output"
     parser.add_argument("--metric", choices=get_args(Metric), default="euclidean", help=metric)
     nested = "nest the codebooks: codes of a larger one can be cut to codes of a smaller one"
@@ -203,7 +208,10 @@ def _add_encode(commands: argparse._SubParsersAction) -> None:
     )
     _add_own_files(parser, _SIGNALS, "file or folder for codes")
     _add_code_options(parser)
-    parser.add_argument("--pack", action="store_true", help="store ceil(log2 K) bits for each code")
+    packing = parser.add_mutually_exclusive_group()
+    bits, entropy = "store ceil(log2 K) bits for each code", "store fewer bits for codes that are frequent in the file"
+    packing.add_argument("--pack", dest="packing", action="store_const", const="bits", help=bits)
+    packing.add_argument("--entropy-code", dest="packing", action="store_const", const="entropy", help=entropy)
 
 
 def _add_decode(commands: argparse._SubParsersAction) -> None:

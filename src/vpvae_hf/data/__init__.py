@@ -5,7 +5,7 @@ from vpvae_hf.pixels import to_pixel_values
 from vpvae_hf.unreadable import UnreadableFileError
 
 from .audio import AudioClip, AudioSegment, MaskedAudioSegment, read_audio
-from .code_file import read_codes, write_codes
+from .code_file import Packing, read_codes, write_codes
 from .code_folder import CodeFolder
 from .codes import CodeFiles, claim_code_folder, code_dtype, write_totals
 from .folders import readable_suffixes
@@ -23,6 +23,7 @@ __all__ = [
     "ItemLoader",
     "ItemStream",
     "MaskedAudioSegment",
+    "Packing",
     "Source",
     "Transform",
     "UnreadableFileError",

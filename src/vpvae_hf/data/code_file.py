@@ -2,11 +2,12 @@
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +19,22 @@ from vpvae_hf.files import write_atomically
 from vpvae_hf.unreadable import UnreadableFileError
 
 from .codes import code_dtype
+from .entropy_coding import entropy_coded, entropy_decoded, range_coder
+
+# How codes are stored in fewer bytes than integers take.
+Packing = Literal["bits", "entropy"]
+_ENTROPY = "entropy"  # in place of the bits of each code, in a header
 
 _FORMAT, _FORMER_AUDIO_FORMAT = "vpvae_hf codes", "vpvae_hf audio codes"
 
 
 def write_codes(
-    path: str | os.PathLike, codes: Tensor, header: Mapping[str, str], *, codebook_size: int, pack: bool = False
+    path: str | os.PathLike,
+    codes: Tensor,
+    header: Mapping[str, str],
+    *,
+    codebook_size: int,
+    packing: Packing | None = None,
 ) -> int:
     """Write a file of codes atomically.
 
@@ -31,20 +42,25 @@ def write_codes(
         codes: [*grid] or [*grid, G] integers in 0..K-1.
         header: what else to keep with them; "format", "codebook_size" and "packed" are added.
         codebook_size: K. Codes have the smallest type that holds it.
-        pack: store ceil(log2 K) bits for each code instead.
+        packing: "bits": store ceil(log2 K) bits for each code instead. "entropy": store fewer for codes that are
+            frequent in this file, if that takes fewer bytes than "bits".
 
     Returns:
         The bytes that the codes take in the file, without the header.
+
+    Raises:
+        ImportError: "entropy" without constriction.
     """
     numbers = codes.cpu().numpy()
     described = {**header, "format": _FORMAT, "codebook_size": str(codebook_size), "packed": ""}
-    if pack:
-        bits = (codebook_size - 1).bit_length()
-        planes = numbers.reshape(-1, 1) >> np.arange(bits) & 1
-        stored = np.packbits(planes.astype(np.uint8))
-        described["packed"] = json.dumps({"bits": bits, "shape": numbers.shape})
-    else:
+    if packing is None:
         stored = numbers.astype(code_dtype(codebook_size))
+    else:
+        stored, packed = _in_bits(numbers, codebook_size)
+        coded = entropy_coded(numbers.ravel(), codebook_size) if packing == "entropy" else None
+        if coded is not None and len(coded) < len(stored):
+            stored, packed = coded, {"bits": _ENTROPY, "crc32": _checksum(numbers)}
+        described["packed"] = json.dumps({**packed, "shape": numbers.shape})
     with write_atomically(path) as aside:
         save_file({"codes": torch.from_numpy(stored)}, aside, metadata=described)
     return stored.nbytes
@@ -57,6 +73,7 @@ def read_codes(path: str | os.PathLike) -> tuple[Tensor, dict[str, str]]:
         FileNotFoundError: there is no such file.
         ValueError: it holds no codes.
         UnreadableFileError: it is damaged (it is a ValueError, too).
+        ImportError: its codes are entropy-coded, and constriction is missing.
     """
     header = read_header(path)
     if header is None:
@@ -67,7 +84,9 @@ def read_codes(path: str | os.PathLike) -> tuple[Tensor, dict[str, str]]:
         stored = opened.get_tensor("codes")
         if stored.is_floating_point():
             raise TypeError(f"codes of type {stored.dtype}")
-        return _unpacked(stored, json.loads(header["packed"])) if header["packed"] else stored.long(), header
+        if not header["packed"]:
+            return stored.long(), header
+        return torch.from_numpy(_unpacked(stored.numpy(), header)), header
 
 
 def read_header(path: str | os.PathLike) -> dict[str, str] | None:
@@ -80,15 +99,32 @@ def read_header(path: str | os.PathLike) -> dict[str, str] | None:
         if header.get("format") == _FORMER_AUDIO_FORMAT:  # of version 0.1
             size = {name: int(header[name]) for name in ("num_samples", "sampling_rate")}
             header |= {"kind": "audio", "size": json.dumps(size)}
-        return header if header.get("format") in (_FORMAT, _FORMER_AUDIO_FORMAT) else None
+    if f'"{_ENTROPY}"' in header.get("packed", ""):
+        range_coder()
+    return header if header.get("format") in (_FORMAT, _FORMER_AUDIO_FORMAT) else None
 
 
-def _unpacked(stored: Tensor, packed: Mapping[str, Any]) -> Tensor:
+def _in_bits(codes: np.ndarray, codebook_size: int) -> tuple[np.ndarray, dict[str, int]]:
+    bits = (codebook_size - 1).bit_length()
+    return np.packbits((codes.reshape(-1, 1) >> np.arange(bits) & 1).astype(np.uint8)), {"bits": bits}
+
+
+def _checksum(codes: np.ndarray) -> int:
+    return zlib.crc32(codes.astype("<u4").tobytes())
+
+
+def _unpacked(stored: np.ndarray, header: Mapping[str, str]) -> np.ndarray:
+    packed: dict[str, Any] = json.loads(header["packed"])
     bits, shape = packed["bits"], packed["shape"]
+    if bits == _ENTROPY:
+        codes = entropy_decoded(stored, prod(shape), int(header["codebook_size"]))
+        if _checksum(codes) != packed["crc32"]:
+            raise ValueError(f"{len(stored)} bytes that are not those of the {prod(shape)} codes")
+        return codes.reshape(shape)
     if len(stored) != -(-bits * prod(shape) // 8):
         raise ValueError(f"{len(stored)} bytes for {prod(shape)} codes of {bits} bits")
-    planes = np.unpackbits(stored.numpy(), count=bits * prod(shape)).reshape(-1, bits).astype(np.int64)
-    return torch.from_numpy((planes << np.arange(bits)).sum(axis=1).reshape(shape))
+    planes = np.unpackbits(stored, count=bits * prod(shape)).reshape(-1, bits).astype(np.int64)
+    return (planes << np.arange(bits)).sum(axis=1).reshape(shape)
 
 
 @contextmanager

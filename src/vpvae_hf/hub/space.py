@@ -19,7 +19,7 @@ from .push import public_content, require_repo_id
 from .saved import read_saved
 
 _PACKAGE, _TOKENIZERS = "vpvae_hf", "tokenizers"
-_EXTRAS = ("app", "audio")
+_EXTRAS = ("app", "audio", "entropy")
 
 
 def push_space(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vpvae_hf.data import read_codes, write_codes
+from vpvae_hf.data import Packing, read_codes, write_codes
 from vpvae_hf.metric_labels import metric_label
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.settings import is_integer
@@ -42,7 +42,7 @@ class CodeFile:
 
 
 def read_code_file(file: str | os.PathLike) -> CodeFile:
-    """What `write_code_file` wrote; an UnreadableFileError if it is damaged, or lacks what decoding needs."""
+    """What `write_code_file` wrote; errors are those of `read_codes`."""
     codes, header = read_codes(file)
     try:
         kind, codebook_size = header["kind"], int(header["codebook_size"])
@@ -67,7 +67,7 @@ def write_code_file(
     name: str,
     revision: str | None = None,
     refine_steps: int = 0,
-    pack: bool = False,
+    packing: Packing | None = None,
 ) -> int:
     """Write codes [*grid] or [*grid, G] of the model's selected codebook; gives their bytes, without the header.
 
@@ -75,6 +75,7 @@ def write_code_file(
         size: of the signal, see `Modality.read_file`.
         kind: the name of the modality.
         name, revision: of the tokenizer.
+        packing: see `write_codes`.
     """
     header = {
         "kind": kind,
@@ -84,7 +85,7 @@ def write_code_file(
         "refine_steps": str(refine_steps),
         "size": json.dumps(dict(size)),
     }
-    return write_codes(path, codes, header, codebook_size=model.quantize.codebook_size, pack=pack)
+    return write_codes(path, codes, header, codebook_size=model.quantize.codebook_size, packing=packing)
 
 
 def decode_code_file(file: str | os.PathLike, found: CodeFile, model: Tokenizer, name: str) -> Tensor:

@@ -130,7 +130,7 @@ class CodebookConfig:
         None, "sizes of the codebooks to fit, the first of which is selected; default: quantizer.codebook_size alone"
     )
     nested: bool = option(False, "nest the codebooks: codes of a larger one can be cut to codes of a smaller one")
-    latents_per_code: int = option(256, "fresh latents to fit each code to")
+    latents_per_code: int = option(256, "fresh latents to fit to, for each code of the largest codebook")
     metric: Metric = option(
         "euclidean", "distance of latents: euclidean, or decoder, which weighs them by the change of the output"
     )

@@ -83,15 +83,16 @@ def fit_codebook(
 
     The config's `scaling_factor` becomes one over the latents' standard deviation.
 
-    Batches are read until they end, or until there are `latents_per_code` latents per code and a ninth more to measure
-    on; so shuffle them. The same data and seed give the same codebook. The function may be called again, also with
-    another codebook size; if a tokenizer of kind "vp" is then trained further, it is perturbed for that size.
+    Batches are read until they end, or until there are `latents_per_code` latents per code of the largest codebook
+    and a ninth more to measure on; so shuffle them. The same data and seed give the same codebook. The function may
+    be called again, also with another codebook size; if a tokenizer of kind "vp" is then trained further, it is
+    perturbed for that size.
 
-    If several sizes are given, a codebook of each is fitted, and they replace all codebooks of the model. The first one
-    decides the codes until `model.select_codebook` chooses another. If they are `nested`, the codes of a larger
-    codebook divide the cells of a smaller one: `model.coarser_codes` turns codes of the larger one into codes of the
-    smaller one, so that a stream of codes can be cut to fewer bits. Nested codebooks are fitted to the same latents,
-    and are somewhat worse than codebooks that are fitted on their own.
+    If several sizes are given, a codebook of each is fitted to the same latents, as many as the largest one needs,
+    and they replace all codebooks of the model. The first one decides the codes until `model.select_codebook`
+    chooses another. If they are `nested`, the codes of a larger codebook divide the cells of a smaller one:
+    `model.coarser_codes` turns codes of the larger one into codes of the smaller one, so that a stream of codes can
+    be cut to fewer bits. Nested codebooks are somewhat worse than codebooks that are fitted on their own.
 
     Kinds that have codes without a fit can also be fitted, so that latents lie nearer to their codes. The kinds "vq"
     and "simvq" get a codebook of any size, which decides the codes in place of the learned one. The kinds "fsp" and
@@ -109,7 +110,8 @@ def fit_codebook(
         batches: each holds inputs as the model takes them; or is a mapping that holds them as "pixel_values" or
             "input_values", and the "padding_mask" of padded audio; or a tuple or list of inputs and labels.
         codebook_size: K, or several; by default that of the selected codebook. Levels allow no other.
-        latents_per_code: how many latents to fit to. With fewer than 256 codes overfit, and a warning says so.
+        latents_per_code: how many latents to fit to, for each code of the largest codebook. With fewer than 256 codes
+            overfit, and a warning says so.
         metric: the distance between latents, here and when they are encoded: "euclidean", or "decoder", in which a
             displacement that changes the decoder's output more is longer (`decoder_metric`). "decoder" is for codebooks
             only. It is measured on some 16,000 of the latents, which takes 2 d decodings of them.
@@ -141,29 +143,27 @@ def fit_codebook(
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(max(sizes) / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
-    parts = [fitted if nested else fitted[: math.ceil(size * latents_per_code / ranks)] for size in sizes]
-    counts = torch.tensor([len(held_out), *map(len, parts)], device="cpu")
-    held_out_count, *fitted_counts = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
-    for size, count in zip(sizes, fitted_counts, strict=True):
-        _warn_of_few(max(config.levels) if config.fits == "levels" else size, count)
+    fitted = fitted[: math.ceil(max(sizes) * latents_per_code / ranks)]  # without what rounding added
+    counts = torch.tensor([len(held_out), len(fitted)], device="cpu")
+    held_out_count, fitted_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
+    _warn_of_few(max(config.levels) if config.fits == "levels" else max(sizes), fitted_count)
     how = {"seed": seed, "across_ranks": across_ranks}
     measured = root = None
     if metric == "decoder":
         preview = {"latents_per_code": _PREVIEW_PER_CODE, "max_iterations": _PREVIEW_ITERATIONS}
-        error = fit_kmeans(parts[0], sizes[0], **preview, **how).distortion
+        error = fit_kmeans(fitted, sizes[0], **preview, **how).distortion
         if not error:
             raise ValueError(
-                f"each of the {fitted_counts[0]} latents is one of {sizes[0]} codes, so there is no quantization error "
+                f"each of the {fitted_count} latents is one of {sizes[0]} codes, so there is no quantization error "
                 'to measure the metric with; give more data, or use metric="euclidean"'
             )
         measured = _measured_metric(model, samples, math.sqrt(error / model.quantize.latent_dim), how)
         root = square_root(measured, model.quantize.latent_dim)
         fitted, held_out = (transformed(each, root.to(each)) for each in (fitted, held_out))
-        parts = [fitted[: len(part)] for part in parts]
     how |= {"progress": progress}
     at_once = how | {"latents_per_code": None}  # exactly as many as wanted were read
     if config.fits == "levels":
-        columns = parts[0].split(1, dim=1)
+        columns = fitted.split(1, dim=1)
         results = [[fit_kmeans(column, count, **at_once) for column, count in zip(columns, config.levels, strict=True)]]
         model.set_levels([result.centroids.flatten().sort().values for result in results[0]])
         reconstructed, codes = model.quantize.nearest(held_out)
@@ -173,7 +173,7 @@ def fit_codebook(
             of_sizes = dict(zip(sorted(sizes), fit_nested_kmeans(fitted, sizes, **how), strict=True))
             results = [[of_sizes[size]] for size in sizes]
         else:
-            results = [[fit_kmeans(part, size, **at_once)] for part, size in zip(parts, sizes, strict=True)]
+            results = [[fit_kmeans(fitted, size, **at_once)] for size in sizes]
         codebooks = [result.centroids for (result,) in results]
         found = [nearest_point(held_out, codebook) for codebook in codebooks]
         if root is not None:  # back from the metric's space
@@ -185,7 +185,7 @@ def fit_codebook(
     fits = [
         CodebookFit(
             codebook_size=size,
-            fitted_latents=count,
+            fitted_latents=fitted_count,
             held_out_latents=held_out_count,
             distortion=sum(each.distortion for each in of_size),
             held_out_distortion=float(distances.square().mean()) if held_out_count else math.nan,
@@ -193,7 +193,7 @@ def fit_codebook(
             iterations=max(each.iterations for each in of_size),
             metric=metric,
         )
-        for size, count, of_size, (distances, codes) in zip(sizes, fitted_counts, results, found, strict=True)
+        for size, of_size, (distances, codes) in zip(sizes, results, found, strict=True)
     ]
     return replace(fits[0], others=tuple(fits[1:]))
 
