@@ -1,7 +1,6 @@
 """Kinds of signals. Another one is a subclass of `Modality` in a file of its own, and one line in `MODALITIES`."""
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from huggingface_hub import hf_hub_download
 from vpvae_hf.bundled import bundled_or_given
 from vpvae_hf.files import hint_at_local_path, local_path, read_json
 from vpvae_hf.hub import hub_entry, hub_errors
+from vpvae_hf.lazy import import_quickly
 from vpvae_hf.models.tokenizer import Tokenizer
 from vpvae_hf.quantizers import CodebookNotFittedError, NoCodesError
 
@@ -30,7 +30,7 @@ class _Modalities(dict[str, Modality]):
         value = super().__getitem__(name)
         if isinstance(value, str):
             module, _, of_module = value.partition(":")
-            value = self[name] = getattr(importlib.import_module(module, __name__), of_module)()
+            value = self[name] = getattr(import_quickly(module, __name__), of_module)()
         return value
 
     def values(self) -> list[Modality]:
