@@ -48,15 +48,6 @@ def test_imports_do_not_wait_for_the_garbage_collector():
     assert in_a_fresh_process(script) == "0 True True\nFalse"
 
 
-def test_a_command_ends_quickly():
-    """What was registered first is called last: after the command has told the collector to leave all alone."""
-    script = (
-        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 100_000))\n"
-        "from vpvae_hf.cli.main import main; sys.argv[1:] = ['info', 'image', '--quiet']; assert main() == 0"
-    )
-    assert in_a_fresh_process(script).splitlines()[-1] == "True"
-
-
 def test_every_public_name_is_listed_and_found():
     assert set(vpvae_hf.__all__) <= set(dir(vpvae_hf))
     for name in vpvae_hf.__all__:

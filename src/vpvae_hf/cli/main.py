@@ -1,7 +1,5 @@
 """`vpvae`: one command, a subcommand for each job."""
 
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -14,17 +12,11 @@ from .parser import build_parser
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; errors that a user can mend are printed in one line.
 
-    Args:
-        arguments: None for those of the process, which then ends with the subcommand.
-
     Returns:
         The exit status: 0, 1 after an error, 130 after an interruption, 141 if what reads the output (such as `head`)
         has ended.
     """
-    if arguments is None:
-        arguments = sys.argv[1:]
-        atexit.register(_end_quickly)
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.quiet:
         os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
     module, function = options.run.split(":")
@@ -42,12 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vpvae {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _end_quickly() -> None:
-    """Have Python not look through all libraries' objects for garbage when it ends, which takes a second."""
-    gc.collect(1)  # what is new may hold an open file
-    gc.freeze()
 
 
 def _nobody_reads() -> bool:
