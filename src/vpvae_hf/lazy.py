@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are first used (PEP 562)."""
+"""Late imports: packages whose public names are imported when they are first used (PEP 562)."""
 
 import gc
 import importlib

@@ -168,6 +168,7 @@ class Bench(ABC):
         Raises:
             UnreadableFileError: it is no file of codes, or damaged.
             ValueError: its codes are of another tokenizer, or of another kind of signal, or too many.
+            ImportError: they are entropy-coded, and constriction is missing.
         """
         found, name = read_code_file(file), Path(file).name
         if found.kind != self.kind:

@@ -55,7 +55,7 @@ class _Job:
 def encode(options: argparse.Namespace) -> None:
     """Write a file of codes for each picture and sound."""
     if options.packing == "entropy":
-        range_coder()
+        range_coder()  # or an error, before anything is encoded
     jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (SUFFIX,))
     tokenizers = _Tokenizers(options)
     tokenizers.check(jobs)

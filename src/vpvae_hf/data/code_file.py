@@ -23,7 +23,6 @@ from .entropy_coding import entropy_coded, entropy_decoded, range_coder
 
 # How codes are stored in fewer bytes than integers take.
 Packing = Literal["bits", "entropy"]
-_ENTROPY = "entropy"  # in place of the bits of each code, in a header
 
 _FORMAT, _FORMER_AUDIO_FORMAT = "vpvae_hf codes", "vpvae_hf audio codes"
 
@@ -59,7 +58,7 @@ def write_codes(
         stored, packed = _in_bits(numbers, codebook_size)
         coded = entropy_coded(numbers.ravel(), codebook_size) if packing == "entropy" else None
         if coded is not None and len(coded) < len(stored):
-            stored, packed = coded, {"bits": _ENTROPY, "crc32": _checksum(numbers)}
+            stored, packed = coded, {"packing": "entropy", "crc32": _checksum(numbers)}
         described["packed"] = json.dumps({**packed, "shape": numbers.shape})
     with write_atomically(path) as aside:
         save_file({"codes": torch.from_numpy(stored)}, aside, metadata=described)
@@ -99,8 +98,8 @@ def read_header(path: str | os.PathLike) -> dict[str, str] | None:
         if header.get("format") == _FORMER_AUDIO_FORMAT:  # of version 0.1
             size = {name: int(header[name]) for name in ("num_samples", "sampling_rate")}
             header |= {"kind": "audio", "size": json.dumps(size)}
-    if f'"{_ENTROPY}"' in header.get("packed", ""):
-        range_coder()
+    if '"entropy"' in header.get("packed", ""):
+        range_coder()  # or an error, before anything is decoded
     return header if header.get("format") in (_FORMAT, _FORMER_AUDIO_FORMAT) else None
 
 
@@ -115,12 +114,13 @@ def _checksum(codes: np.ndarray) -> int:
 
 def _unpacked(stored: np.ndarray, header: Mapping[str, str]) -> np.ndarray:
     packed: dict[str, Any] = json.loads(header["packed"])
-    bits, shape = packed["bits"], packed["shape"]
-    if bits == _ENTROPY:
+    shape = packed["shape"]
+    if packed.get("packing") == "entropy":
         codes = entropy_decoded(stored, prod(shape), int(header["codebook_size"]))
         if _checksum(codes) != packed["crc32"]:
             raise ValueError(f"{len(stored)} bytes that are not those of the {prod(shape)} codes")
         return codes.reshape(shape)
+    bits = packed["bits"]
     if len(stored) != -(-bits * prod(shape) // 8):
         raise ValueError(f"{len(stored)} bytes for {prod(shape)} codes of {bits} bits")
     planes = np.unpackbits(stored, count=bits * prod(shape)).reshape(-1, bits).astype(np.int64)

@@ -13,8 +13,8 @@ import numpy as np
 
 from vpvae_hf.settings import installed_with
 
-# One over the count that each code begins with: 1/5 suits short files and long ones.
-_TIMES = 5
+# Each code begins with a count of one over this, which suits short files and long ones.
+_FIRST_COUNT_DIVISOR = 5
 # The frequencies are updated after each block. A block has 64 codes, or 1/16 of the codes before it if that is more.
 _SHORTEST_BLOCK, _BLOCK_DIVISOR = 64, 16
 # The coder's probabilities are multiples of 2^-24, and each code's is at least that.
@@ -68,7 +68,7 @@ def entropy_decoded(stored: np.ndarray, count: int, codebook_size: int) -> np.nd
 
 def _model(coder: ModuleType, counts: np.ndarray, total: int):
     # Of integers, so that every machine rounds alike.
-    probabilities = (_TIMES * counts + 1) / (_TIMES * total + len(counts))
+    probabilities = (_FIRST_COUNT_DIVISOR * counts + 1) / (_FIRST_COUNT_DIVISOR * total + len(counts))
     return coder.model.Categorical(probabilities.astype(np.float32), perfect=False)
 
 

@@ -42,7 +42,7 @@ class CodeFile:
 
 
 def read_code_file(file: str | os.PathLike) -> CodeFile:
-    """What `write_code_file` wrote; errors are those of `read_codes`."""
+    """What `write_code_file` wrote; errors of `read_codes`, and UnreadableFileError if the header lacks something."""
     codes, header = read_codes(file)
     try:
         kind, codebook_size = header["kind"], int(header["codebook_size"])

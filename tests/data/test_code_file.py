@@ -1,4 +1,4 @@
-"""Files of codes in which frequent codes take fewer bits."""
+"""Files of codes: packed in bits, and with fewer bits for frequent codes."""
 
 import hashlib
 import json
@@ -11,6 +11,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vpvae_hf.data import UnreadableFileError, read_codes, write_codes
+
+
+@pytest.mark.parametrize("size", [2, 3, 16, 17, 256, 1024, 65536])
+def test_packed_codes_of_any_codebook_size(size, tmp_path):
+    codes = torch.randint(0, size, (7, 5, 3))
+    codes[0, 0, 0], codes[-1, -1, -1] = 0, size - 1
+    stored = write_codes(tmp_path / "a.safetensors", codes, {}, codebook_size=size, packing="bits")
+    assert stored == -(-105 * (size - 1).bit_length() // 8)
+    read, _ = read_codes(tmp_path / "a.safetensors")
+    assert torch.equal(read, codes)
 
 
 def zipf(count: int, size: int, seed: int = 0) -> torch.Tensor:
