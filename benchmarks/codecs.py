@@ -1,12 +1,12 @@
-"""What familiar codecs keep at the bit rates of tokenizers, by the metrics of `vpvae evaluate`.
+"""Measure familiar codecs at the bit rates of tokenizers, by the metrics of `vpvae evaluate`.
 
     python benchmarks/codecs.py images --dataset NAME --split test --bytes 256 320 384 448
     python benchmarks/codecs.py speech --dataset NAME --split test --bitrates 1600 2400
 
-Images: WebP at its best quality within so many bytes of a file; a picture whose smallest file is larger counts with
-that file, and the share of such pictures is told. Speech: Codec 2 (the programs c2enc and c2dec), which works at 8 kHz:
-clips are resampled there and back, and its delay of 20 ms is taken out, with which STOI is highest. Results gather in
-benchmarks/results/codecs.json.
+Images: WebP at its best quality within a number of bytes per file. If a picture's smallest file is larger, that file
+is used, and the share of such pictures is given. Speech: Codec 2 (the programs c2enc and c2dec), which works at 8 kHz:
+clips are resampled to that rate and back, and a delay of 20 ms is removed, which gives the highest STOI. Results are
+added to benchmarks/results/codecs.json.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def codec2(waveform: np.ndarray, bitrate: int) -> np.ndarray:
     made = subprocess.run(["c2dec", str(bitrate), "-", "-"], input=bits, capture_output=True, check=True).stdout
     made = np.asarray(resampled(np.frombuffer(made, "<i2").astype(np.float32) / 32768, CODEC2_RATE, RATE))
     made = made[CODEC2_DELAY:]
-    return np.pad(made, (0, max(0, len(waveform) - len(made))))[: len(waveform)]  # it drops the last part of a frame
+    return np.pad(made, (0, max(0, len(waveform) - len(made))))[: len(waveform)]  # it drops an incomplete last frame
 
 
 def images(options: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
-"""What conditions tell a saved pipeline: bits per token of codes after their own text or class, another, and none.
+"""How much conditions help a saved pipeline: bits per token of codes given their own text or class, another, or none.
 
     python benchmarks/conditions.py PIPELINE --tokens FOLDER --column caption [--out FILE.json]
 
-The three are measured of the same items, of masked models with the same maskings (`--draws` of them), and their
-differences are paired, with 95% bootstrap intervals over items. Another condition is that of an item drawn among those
-whose condition differs; with `--by COLUMN` among those that differ in that column, as texts that say the same in other
-words do not.
+All three are measured on the same items, and for masked models with the same `--draws` maskings. Differences are
+paired, with 95% bootstrap intervals over items. The other condition is that of an item drawn among those whose
+condition differs; with `--by COLUMN`, among those that differ in that column, so that a text that says the same in
+other words does not count as another.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from vpvae_hf.generation import CausalBatches, CodePipeline, CodeSequences, caus
 
 
 def others(values: list, seed: int) -> list[int]:
-    """For each item the number of another whose value differs."""
+    """For each item, the number of another item whose value differs."""
     random = np.random.default_rng(seed)
     return [int(random.choice([n for n, each in enumerate(values) if each != value])) for value in values]
 
@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("pipeline", help="folder or hub id of a pipeline")
     parser.add_argument("--tokens", required=True, help="folder that `vpvae tokenize` wrote, of the validation split")
     parser.add_argument("--column", required=True, help="column that the pipeline was conditioned on")
-    parser.add_argument("--by", help="column that tells which conditions differ; default: the same")
-    parser.add_argument("--limit", type=int, help="the first so many sequences")
+    parser.add_argument("--by", help="column that decides which conditions differ; default: --column")
+    parser.add_argument("--limit", type=int, help="measure only the first so many sequences")
     parser.add_argument("--draws", type=int, default=8, help="maskings of each sequence")
     parser.add_argument("--seed", type=int, default=0, help="seed of the other conditions")
     parser.add_argument("--out", type=Path, help="JSON file for the result")

@@ -1,10 +1,10 @@
-"""Peak memory of the queue and its search index: while the index is built anew beside an old one, and between.
+"""Peak memory of the queue and its search index, while the index is rebuilt (the old one is kept) and in between.
 
     python benchmarks/memory.py [--before CHECKOUT] [--out benchmarks/results]
 
-Needs no GPU: tensors on the CPU stand for those on CUDA, for which the index of the kernels is built (in triton's
-interpreter, which runs no kernel here). What is counted are the bytes of storages that are alive, after each operation;
-an operation's own temporaries, such as those of a sort, come on top. Each measurement runs in a process of its own.
+Needs no GPU: tensors on the CPU stand for those on CUDA, and the index is the one for the CUDA kernels (in triton's
+interpreter; no kernel runs here). The bytes of all live storages are counted after each operation; an operation's own
+temporaries, such as those of a sort, come on top. Each measurement runs in a process of its own.
 """
 
 import argparse
@@ -16,12 +16,12 @@ import weakref
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# K and d; with the default queue of 16 K d latents.
+# K and d. The queue has its default size, 16 K d latents.
 SIZES = ((1024, 4), (16384, 5), (65536, 8))
 
 
 def measure(codes: int, dim: int) -> dict[str, int]:
-    """Bytes of one copy of the queue's latents, held between searches, and at most while the index is replaced."""
+    """Bytes: of one copy of the queue's latents, held between searches, and at most while the index is replaced."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -98,7 +98,7 @@ def table(results: dict[str, dict[str, dict[str, int]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, help="a checkout of another state, to compare with")
+    parser.add_argument("--before", type=Path, help="another checkout, to compare with")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--measure", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

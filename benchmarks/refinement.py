@@ -1,10 +1,10 @@
-"""What refined codes gain and cost: metrics of a saved tokenizer's codes, and seconds, by the number of steps.
+"""Measure what refined codes gain and cost: metrics of a saved tokenizer's codes, and seconds, by number of steps.
 
     python benchmarks/refinement.py TOKENIZER --dataset NAME --name METHOD [--out benchmarks/results/refinement]
 
-For images and audio. Seconds are those of the process on one core, for the codes of an item of the first batch:
-encoding and refinement. The results of several tokenizers gather in results.json, of which table.md is made.
-"continuous" are latents that are not quantized, for comparison.
+For images and audio. Seconds are processor time on one core for encoding and refinement, per item of the first batch.
+The results of several tokenizers are collected in results.json, from which table.md is made. "continuous" stands for
+latents that are not quantized, for comparison.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def _seconds(model: Tokenizer, batches: list[Tensor], steps: int) -> float:
-    """For the codes of an item."""
+    """Seconds of the processor for the codes of an item."""
     started = time.process_time()
     for batch in batches:
         model.tokenize(batch, refine_steps=steps)

@@ -1,6 +1,6 @@
-"""What the decoder sees in training with scalar quantizers, after figure 2 of arXiv 2602.17133.
+"""Draw what the decoder gets in training with scalar quantizers, after figure 2 of arXiv 2602.17133.
 
-A latent of one dimension, uniform before it is quantized, passes through the training forward of
+A latent of one dimension, uniform before it is quantized, goes through the training forward of
 
 - FSQ, arXiv 2309.15505 section 3, as vector-quantize-pytorch has it;
 - FSQ with noise: with probability 1/2 uniform noise as wide as a cell in place of rounding. This panel is formed here,
@@ -8,11 +8,11 @@ A latent of one dimension, uniform before it is quantized, passes through the tr
 - symmetric FSQ with noise as vector-quantize-pytorch has it, `preserve_symmetry` with `noise_dropout`. Its noise is
   added to the rounded latent, is 1 wide at any number of levels (a cell is 2 / (L - 1)), and is clamped to [-1, 1];
 - symmetric FSQ with noise by the formula of arXiv 2411.19842 section 3.2, this package: tanh(a) + U(-1, 1) / (L - 1) in
-  place of rounding. The panel before it is another method;
+  place of rounding. It differs from the method of the panel before it;
 - FSP, arXiv 2602.17133 eqs. (15) to (17), this package.
 
-Every panel has the scale its code returns, FSP's divided by sqrt(3), so that all are nominally in [-1, 1]. Shapes: n
-samples, L levels.
+Every panel has the scale of its quantizer's output, FSP's divided by sqrt(3), so that all are nominally in [-1, 1].
+Shapes: n samples, L levels.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from vpvae_hf import build_quantizer
 
 _SAMPLES = 1_000_000
 _NOISE_PROBABILITY = 0.5
-# Odd, so that a code lies in the middle of a bin and rounding errors cannot move it to the next one.
+# Odd, so that each code lies in the middle of a bin, and rounding errors cannot move it to the next bin.
 _BINS_PER_CELL = 7
 _FSQ_EPS = 1e-3  # the default of `FSQ.bound`: how far the latent reaches beyond the outer codes, relative
 
@@ -63,12 +63,12 @@ class Passed:
 
 @dataclass(frozen=True)
 class Measured:
-    """Figures under a panel.
+    """Numbers under a panel.
 
     Attributes:
-        displacement: root mean square of output minus latent, in cells; rounding alone has 1 / sqrt(12) = 0.289.
-        distance: total variation distance of the output's histogram from that of the uniform, 0 to 1. Rounded samples
-            fall into one bin of a cell's, so a method that rounds half of them has 0.43 at least.
+        displacement: root mean square of output minus latent, in cells; rounding alone gives 1 / sqrt(12) = 0.289.
+        distance: total variation distance between the histogram of the output and the uniform one, 0 to 1. Rounded
+            samples fall into one bin per cell, so a method that rounds half of them has at least 0.43.
         noise_distance: the same for the perturbed samples alone; None for a method without noise.
         outside: share of outputs beyond the bounds.
     """
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "scalar_methods.png")
     arguments = parser.parse_args()
     torch.manual_seed(0)  # vector-quantize-pytorch draws from the global generator
-    # Neither end, where the inverse of an activation is infinite.
+    # Without the ends, where the inverse of an activation is infinite.
     unit = torch.rand(arguments.samples).clamp(1e-6, 1 - 1e-6)
     rows = {levels: {name: method(unit, levels) for name, method in METHODS.items()} for levels in arguments.levels}
     for levels, row in rows.items():
@@ -118,7 +118,7 @@ def symmetric_of_library(unit: Tensor, levels: int) -> Passed:
     quantizer = FSQ(levels=[levels], preserve_symmetry=True, noise_dropout=_NOISE_PROBABILITY)
     rounded = _forward(quantizer.eval(), features)
     training = _forward(quantizer.train(), features)
-    # Formed as `FSQ.maybe_apply_noise` does. Its own is no help: any `noise_dropout` above 0 acts as 1/2 there, since
+    # Computed as in `FSQ.maybe_apply_noise`, which cannot be used: any `noise_dropout` above 0 acts as 1/2 there, since
     # `Tensor.bernoulli_()` does not read the probabilities out of the tensor it fills (release 1.32.0).
     noise = (rounded + (torch.rand(unit.shape) - 0.5).numpy()).clip(-1, 1)
     return Passed(_fsq_codes(quantizer), (-1, 1), (2 * unit - 1).numpy(), training, noise)
@@ -135,7 +135,7 @@ def fsp(unit: Tensor, levels: int) -> Passed:
 
 
 def _of_package(unit: Tensor, settings: dict, probability: str, reach: float) -> Passed:
-    """A quantizer with tanh whose latents lie in +-reach, which becomes +-1; `probability` names its share of noise."""
+    """A quantizer with tanh, whose latents in +-reach are scaled to +-1; `probability` names its setting for noise."""
     features = torch.atanh(2 * unit - 1).unsqueeze(-1)
     quantizer, always = (build_quantizer({**settings, probability: p}).train() for p in (_NOISE_PROBABILITY, 1.0))
     codes, before, training, noise = (
@@ -160,7 +160,7 @@ METHODS: dict[str, Callable[[Tensor, int], Passed]] = {
 
 
 def measure(passed: Passed) -> Measured:
-    """Compare the output with the latent it was made of, and its distribution with the uniform one."""
+    """Compare the output with the latent that it was made from, and its distribution with the uniform one."""
     low, high = passed.bounds
     outside = (passed.training < low) | (passed.training > high)
     return Measured(
@@ -254,7 +254,7 @@ def _edges(passed: Passed) -> np.ndarray:
 
 
 def _fsq_features(unit: Tensor, levels: int) -> Tensor:
-    """[n] pre-activations whose latents before rounding are uniform: the inverse of what `FSQ.bound` begins with."""
+    """[n] pre-activations whose latents before rounding are uniform: the inverse of the first step of `FSQ.bound`."""
     return torch.atanh(2 * unit - 1) - torch.atanh(_fsq_offset(levels) / _fsq_half_range(levels))
 
 
@@ -270,7 +270,7 @@ def _fsq_half_range(levels: int) -> Tensor:
 
 
 def _fsq_offset(levels: int) -> Tensor:
-    # An even number of levels has no code in the middle, and whole numbers for codes: they lie half a cell lower.
+    # An even number of levels has no code in the middle. Codes are whole numbers, so they lie half a cell lower.
     return torch.tensor(0.5 if levels % 2 == 0 else 0.0)
 
 

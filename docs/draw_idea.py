@@ -26,7 +26,7 @@ def main() -> None:
     error = (nearest - some).square().sum(dim=1).mean().sqrt()
     moved = _perturbed(some, latents, error.item(), generator)
 
-    # The file is the same whenever it is drawn, and its letters are text.
+    # Make the file the same each time it is drawn, and its letters text.
     plt.rcParams |= {"svg.hashsalt": "idea", "svg.fonttype": "none", "font.size": 10}
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 5.1))
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.08, top=0.94, wspace=0.03)

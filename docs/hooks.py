@@ -1,6 +1,6 @@
-"""What mkdocs does in addition to Markdown: tables made of the code, pages that lie elsewhere, and formulas as MathML.
+"""Hooks of mkdocs: tables made from the code, pages from outside docs/, and formulas as MathML.
 
-A line `<!-- fill: NAME -->` in a page is replaced by what `FILLED[NAME]` makes.
+A line `<!-- fill: NAME -->` in a page is replaced by what `FILLED[NAME]` returns.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from vpvae_hf.recipes.generation.train_diffusion import DiffusionConfig
 from vpvae_hf.recipes.generation.train_masked import MaskedConfig
 
 ROOT = Path(__file__).parents[1]
-# Files of the repository that are pages, too, each with the place of its page.
+# Files outside docs/ that are pages too, each with the path of its page.
 ELSEWHERE = {
     "recipes/README.md": "recipes.md",
     "CONTRIBUTING.md": "contributing/rules.md",
@@ -54,7 +54,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie elsewhere, and all tables and curves of what was measured."""
+    """Add the pages from outside docs/, and all tables and curves in benchmarks/results."""
     for source, place in _pages_elsewhere().items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
     return files
@@ -65,7 +65,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     here = page.file.src_uri
     source = next((of for of, place in _pages_elsewhere().items() if place == here), f"docs/{here}")
     parts, end = [], 0
-    for code in _CODE.finditer(filled):  # links in code are none
+    for code in _CODE.finditer(filled):  # code has no links
         parts += [_with_links(filled[end : code.start()], source, here), code[0]]
         end = code.end()
     return "".join([*parts, _with_links(filled[end:], source, here)])
@@ -78,7 +78,7 @@ def _pages_elsewhere() -> dict[str, str]:
 
 
 def _with_links(text: str, source: str, here: str) -> str:
-    """The text, with links to the pages of files, and paths in place of links to files that are no pages."""
+    """The text, in which links to files point to their pages, or become paths if a file has no page."""
     pages = _pages_elsewhere()
 
     def link(found: re.Match) -> str:
@@ -91,7 +91,7 @@ def _with_links(text: str, source: str, here: str) -> str:
         if place is not None:
             return f"[{label}]({os.path.relpath(place, PurePosixPath(here).parent)}{anchor})"
         if not (ROOT / file).exists():
-            return found[0]  # of which mkdocs warns
+            return found[0]  # mkdocs warns of it
         named = label.strip("`") == file or label.strip("`/") == file
         return f"`{file}`" if named else f"{label} (`{file}`)"
 
@@ -99,10 +99,10 @@ def _with_links(text: str, source: str, here: str) -> str:
 
 
 class _Formulas(Extension):
-    """`$...$` in a line, `$$...$$` on its own."""
+    """Formulas: `$...$` within a line, `$$...$$` as a block."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        # After code, before everything that takes backslashes and underscores for its own.
+        # After code, and before the patterns that give backslashes and underscores a meaning.
         md.inlinePatterns.register(_Formula(r"\$\$(.+?)\$\$", md, "block"), "display_formula", 186)
         md.inlinePatterns.register(_Formula(r"\$([^$\n]+?)\$", md, "inline"), "formula", 185)
 
@@ -124,7 +124,7 @@ def commands() -> str:
     sections = []
     for name, parser in parsers.choices.items():
         if parser.prog.rpartition(" ")[2] != name:
-            continue  # another name of a command
+            continue  # an alias
         usage = parser.format_usage().strip().replace("\n" + " " * len("usage: "), "\n").removeprefix("usage: ")
         rows = [
             (_option(action), parser._get_formatter()._expand_help(action))
@@ -194,7 +194,7 @@ def quantizer_settings() -> str:
 
 
 def _documented(config_class: type) -> dict[str, str]:
-    """The meaning of every attribute that the docstrings of a class and of its bases tell."""
+    """The meaning of every attribute, from the docstrings of a class and of its bases."""
     found: dict[str, str] = {}
     for each in reversed(config_class.__mro__):
         _, _, attributes = (inspect.cleandoc(each.__doc__ or "")).partition("Attributes:\n")
@@ -204,7 +204,7 @@ def _documented(config_class: type) -> dict[str, str]:
 
 
 def quantizers() -> str:
-    """The kinds of quantizers, a line each."""
+    """The kinds of quantizers, a row each."""
     rows = []
     for kind, (config_class, _) in QUANTIZERS.items():
         paper = config_class.paper and f"[{config_class.paper}](https://arxiv.org/abs/{config_class.paper})"
@@ -287,7 +287,7 @@ def _names(names: typing.Iterable[str]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: typing.Iterable[tuple[str, ...]]) -> str:
-    """A table whose cells know their column, since tables.css puts them below each other on a narrow screen."""
+    """A table whose cells carry the name of their column: tables.css stacks them on a narrow screen."""
 
     def labelled(column: str, cell: str) -> str:
         return cell.replace("|", "\\|") + f' {{: data-column="{column}" }}' * bool(cell and column)

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["vpvae_hf[demo]"]
 # ///
-"""One training, codebooks of several sizes, and codes that can be cut to fewer bits after they were made.
+"""One training, codebooks of several sizes, and codes that can be cut to fewer bits afterwards.
 
 python examples/any_codebook_size.py
 python examples/any_codebook_size.py --tokenizer FOLDER_OR_HUB_ID --codebook-sizes 64 1024  # fits, without training
@@ -41,13 +41,13 @@ def main() -> None:
 
     fit_codebook(vae, random_crops(training, size=HELD_OUT_CROP, batch_size=BATCH, seed=1), codebook_size=sizes)
     vae.eval()
-    print("\nCodebooks on their own, one model:")
+    print("\nIndependent codebooks of one model:")
     for size in sizes:
         vae.select_codebook(size)
         print(line(size, vae, [vae.tokenize(batch) for batch in images.split(BATCH)], images))
 
-    # Each code of a smaller codebook is now divided into codes of the next larger one. That costs a little quality, and
-    # lets whoever holds the finest codes make the coarser ones without the encoder, as a server does for a slow line.
+    # Each code of a smaller codebook is now divided into codes of the next larger one. That costs a little quality,
+    # but coarser codes can be made from the finest ones without the encoder, e.g. by a server for a slow connection.
     crops = random_crops(training, size=HELD_OUT_CROP, batch_size=BATCH, seed=1)
     fit_codebook(vae, crops, codebook_size=sizes, nested=True)
     vae.eval()
@@ -60,7 +60,7 @@ def main() -> None:
         vae.select_codebook(size)
         print(line(size, vae, cut, images))
     vae.save_pretrained(options.output)
-    print(f'\nSaved with all of them. Use one: AutoencoderVP.from_pretrained("{options.output}", codebook_size={size})')
+    print(f'\nSaved all codebooks. Use one: AutoencoderVP.from_pretrained("{options.output}", codebook_size={size})')
 
 
 def build(sizes: list[int]) -> AutoencoderVP:
@@ -76,8 +76,8 @@ def build(sizes: list[int]) -> AutoencoderVP:
         quantizer={
             "kind": "vp",
             "codebook_size": sizes[len(sizes) // 2],
-            # Each step draws a size, so that the decoder knows displacements of all of them. Beyond the largest, since
-            # the smallest displacements would otherwise be rare.
+            # Each step draws a size, so that the decoder learns displacements of all sizes. The range goes beyond
+            # the largest size, since the smallest displacements would otherwise be rare.
             "codebook_size_range": [sizes[0], 4 * sizes[-1]],
             "latent_dim": 4,
             "queue_share": 0.5,  # the queue is as long as the largest size needs, and has to be full early in the run

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["vpvae_hf[demo]"]
 # ///
-"""Make a discrete tokenizer of a diffusers AutoencoderKL by training it further, in a loop of accelerate.
+"""Turn a diffusers AutoencoderKL into a discrete tokenizer by training it further, in a loop with accelerate.
 
 python examples/fine_tune_from_autoencoder_kl.py                                # a tiny random start, for a try
 accelerate launch examples/fine_tune_from_autoencoder_kl.py --start HUB_ID_OR_FOLDER --pictures FOLDER
@@ -27,7 +27,7 @@ CROP, BATCH, WARMUP, HELD_OUT_CROP = 64, 8, 20, 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--start", help="hub id or folder of an AutoencoderKL; default: a tiny one of random weights")
-    parser.add_argument("--subfolder", help="where the AutoencoderKL lies in the start, e.g. vae in that of a pipeline")
+    parser.add_argument("--subfolder", help="folder of the AutoencoderKL within --start, e.g. vae of a pipeline")
     parser.add_argument("--pictures", help="a folder of pictures, or a hub id; default: photographs of scikit-image")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, help="default: 1e-4, for a random start 2e-3")
@@ -47,7 +47,7 @@ def main() -> None:
     # Each rank has crops of its own; the quantizer's queue of recent latents is shared by all.
     rank = accelerator.process_index
     batches = random_crops(training, size=CROP, batch_size=BATCH, seed=rank)
-    # A fine-tuned start has much to lose: a small rate, and a warmup while the new bottleneck settles.
+    # A trained start has much to lose, hence a small rate, and a warmup while the new bottleneck settles.
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, options.steps)
     model, optimizer = accelerator.prepare(vae.train(), optimizer)
@@ -95,8 +95,8 @@ def start(options: argparse.Namespace, accelerator: Accelerator) -> tuple[Autoen
         )
     else:
         kl = AutoencoderKL.from_pretrained(options.start, subfolder=options.subfolder)
-    # With as many dimensions as the start has channels its own projections are kept, and so are its images.
-    # Starts of 16 channels get 8 dimensions and new projections: so few codes would lie far from most latents in 16.
+    # If there are as many dimensions as the start has channels, its projections are kept, and so are its images.
+    # Starts of 16 channels get 8 dimensions and new projections: in 16, so few codes would lie far from most latents.
     quantizer = {"kind": "vp", "codebook_size": options.codebook_size, "queue_share": 0.1}
     vae = AutoencoderVP.from_autoencoder_kl(kl, quantizer | {"latent_dim": min(8, kl.config.latent_channels)})
     return vae, options.learning_rate or (2e-3 if options.start is None else 1e-4)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-FEATURE_VARIANCE = math.pi**2 / 12  # of the distribution whose distribution function is (tanh + 1) / 2
+FEATURE_VARIANCE = math.pi**2 / 12  # variance of the distribution whose distribution function is (tanh + 1) / 2
 SCALE = math.sqrt(12)  # a uniform latent in [0, 1] gets a standard deviation of 1
 MEAN_WEIGHT, VARIANCE_WEIGHT, COMMITMENT_WEIGHT = 0.1, 0.07, 0.25
 COMMITTED_FROM, COMMITTED_FULLY = 0.55, 0.7  # shares of the run
@@ -30,7 +30,7 @@ class FSP(nn.Module):
         self.codebook_size = math.prod(levels)
 
     def squash(self, features: Tensor) -> Tensor:
-        """Uniform in [0, 1] where features are logistic, as the loss wants them: then all cells are used equally."""
+        """Uniform in [0, 1] if features are logistic, as the loss makes them: then all cells are used equally."""
         return (torch.tanh(features) + 1) / 2
 
     def cells(self, unit: Tensor) -> Tensor:
@@ -43,15 +43,15 @@ class FSP(nn.Module):
         """Latents for training, and the quantizer's loss; `progress` is how much of the run is over, 0 to 1."""
         unit = self.squash(features)
         fixed = unit.detach()
-        # Noise as wide as a cell does to the decoder what rounding will do. What would leave [0, 1] stays where it is,
-        # since latents pushed back to the border would be seen there more often than they will be.
+        # Noise as wide as a cell has the same effect on the decoder as rounding. What would leave [0, 1] is not
+        # moved: if it were clamped, the decoder would get the border more often in training than later.
         moved = fixed + (torch.rand(unit.shape, generator=generator) - 0.5) / self.levels
         moved = torch.where((moved >= 0) & (moved <= 1), moved, fixed)
         # Half of the tokens are rounded instead, so that the decoder has also seen the centroids themselves.
         rounded = self.centroids(self.cells(fixed))
         is_moved = torch.rand(*unit.shape[:-1], 1, generator=generator) < 0.5
         replaced = torch.where(is_moved, moved, rounded)
-        # The displacement is a constant to the gradient, so the encoder learns as if nothing had moved its latents.
+        # The displacement is a constant for the gradient, so the encoder learns as if nothing had moved its latents.
         latents = self.to_latents(unit + (replaced - fixed))
 
         flat = features.flatten(0, -2)

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["vpvae_hf[audio]"]
 # ///
-"""Encode and decode speech as it comes, chunk by chunk, with a causal codec.
+"""Encode and decode speech as it arrives, chunk by chunk, with a causal codec.
 
 python examples/train_speech_tokenizer.py --causal --output runs/examples/causal_speech_tokenizer
 python examples/stream_speech.py --codec runs/examples/causal_speech_tokenizer --recording speech.flac
@@ -35,7 +35,7 @@ def main() -> None:
         audio = torch.from_numpy(read_audio(options.recording, sampling_rate=rate, resample=True, downmix=True))
     chunk = max(1, round(options.chunk_ms * rate / 1000))
 
-    # Sender and receiver share nothing but codes: each holds the ends of its layers' inputs, so memory does not grow.
+    # Sender and receiver share only codes. Each keeps the last inputs of its layers, so memory does not grow.
     encoder, decoder = StreamingEncoder(codec), StreamingDecoder(codec)
     codes, heard, seconds = [], [], []
     for part in tqdm(audio.split(chunk), desc="Streaming", unit="chunk"):
@@ -47,12 +47,12 @@ def main() -> None:
     heard.append(decoder.decode(codes[-1]))
     codes, heard = torch.cat(codes, dim=-1), torch.cat(heard, dim=-1)[0, 0, : len(audio)]
 
-    # Streams round in another order than the whole, so a latent midway between two codes may take the other.
+    # A stream is rounded differently from the whole, so a latent midway between two codes may get the other one.
     with torch.no_grad():
         same = (codec.encode(audio[None, None]).audio_codes == codes).float().mean()
     times = torch.tensor(seconds[1:] or seconds) * 1000  # the first call sets up what later ones use
     chunk_ms = 1000 * chunk / rate
-    print(f"{codes.shape[-1]} codes of {len(audio) / rate:.2f} s, {float(same):.2%} of them those of the whole at once")
+    print(f"{codes.shape[-1]} codes of {len(audio) / rate:.2f} s, {float(same):.2%} of them as for the whole recording")
     print(f"Encoding and decoding a chunk of {chunk_ms:.0f} ms: median {float(times.median()):.1f} ms")
     print(f"... 95% of them took at most: {float(times.quantile(0.95)):.1f} ms")
     factor = sum(seconds) * rate / len(audio)
@@ -69,7 +69,7 @@ def main() -> None:
 def load(name: str | None) -> VPCodecModel:
     if name is not None:
         return VPCodecModel.from_pretrained(name).eval()
-    print("No --codec: an untrained one, whose speed is that of a trained one, and whose sound is not.")
+    print("No --codec: using an untrained one. It is as fast as a trained one, but its sound is not speech.")
     torch.manual_seed(0)
     config = VPCodecConfig(
         causal=True,

@@ -27,12 +27,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("tokenizer", help="folder or hub id of an image tokenizer")
     parser.add_argument("--pictures", type=Path, help="a folder; default: photographs of scikit-image")
-    parser.add_argument("--size", type=int, default=128, help="side of the crop in pixels that is encoded")
+    parser.add_argument("--size", type=int, default=128, help="side of the crop that is encoded, in pixels")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/examples/codes"))
     options = parser.parse_args()
     if options.output.exists() and any(options.output.iterdir()):
-        sys.exit(f"{options.output} has files, give another --output")
+        sys.exit(f"{options.output} is not empty, give another --output")
     # Workers run in a folder of their own, so paths must be absolute.
     tokenizer = options.tokenizer if local_path(options.tokenizer) is None else str(Path(options.tokenizer).absolute())
     output = options.output.absolute()
@@ -41,9 +41,9 @@ def main() -> None:
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
 
     began = time.monotonic()
-    # Files as they are, not decoded: workers then decode beside encoding, and leave out files that cannot be read.
+    # Files are not decoded here: workers decode and encode, and leave out files that cannot be read.
     files = ray.data.read_binary_files(str(folder.absolute()), include_paths=True)
-    # A class, not a function: Ray makes it once for each worker, which loads the tokenizer once and keeps it.
+    # A class, not a function: Ray makes an object of it in each worker, which loads the tokenizer once and keeps it.
     coded = files.map_batches(
         BatchTokenizer,
         fn_constructor_args=(tokenizer, "bytes"),

@@ -84,12 +84,12 @@ def train(vae: AutoencoderVP, batches, steps: int) -> None:
     vae.train()
     with tqdm(total=steps, desc="Training", unit="step") as bar:
         for step, pixel_values in zip(range(steps), batches, strict=False):
-            # Late in the run the quantizer draws latents to codes, which it can only do if it knows how late it is.
+            # Late in the run the quantizer draws latents to codes, so it must be told how much of the run is over.
             vae.quantize.set_progress(step / steps)
             pixel_values = pixel_values.to(vae.device)
             output = vae(pixel_values)
             difference = output.sample - pixel_values
-            # Squares make colours come sooner, absolute values keep edges sharp.
+            # Squared errors make colours appear sooner, absolute errors keep edges sharp.
             loss = difference.abs().mean() + 2 * difference.square().mean() + output.loss
             optimizer.zero_grad()
             loss.backward()

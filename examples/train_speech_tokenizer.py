@@ -117,7 +117,7 @@ def train(codec: VPCodecModel, batches, steps: int) -> None:
             codec.quantize.set_progress(step / steps)
             audio = audio.to(codec.device)
             output = codec(audio)
-            # Waveforms alone would leave quiet high frequencies out, spectra alone do not tell the phase.
+            # A loss of waveforms alone neglects quiet high frequencies, one of spectra alone ignores the phase.
             loss = 10 * (output.audio_values - audio).abs().mean() + output.loss
             loss = loss + multi_resolution_stft_loss(output.audio_values, audio)
             optimizer.zero_grad()

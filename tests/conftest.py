@@ -54,7 +54,7 @@ _LONGEST = [
 
 
 def pytest_configure(config):
-    config.option.loadscopereorder = False  # by the number of tests, otherwise
+    config.option.loadscopereorder = False  # otherwise by the number of tests
 
 
 def pytest_collection_modifyitems(items):
@@ -64,13 +64,13 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    # Of what was imported nothing becomes garbage; each run of accelerate searches all that there is for it.
+    # Nothing that was imported becomes garbage, but each run of accelerate searches all objects for garbage.
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure():
-    gc.unfreeze()  # libraries tell of what is left at the end
+    gc.unfreeze()  # libraries report what is left at the end
 
 
 @pytest.fixture(params=["image", "audio"])

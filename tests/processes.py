@@ -1,4 +1,4 @@
-"""Programs that run in processes of their own: forks of a server that has imported what takes each of them seconds."""
+"""Programs in processes of their own: forks of a server that has imported what would take each of them seconds."""
 
 import multiprocessing
 import multiprocessing.forkserver

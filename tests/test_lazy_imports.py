@@ -87,7 +87,7 @@ AUDIO_WITHOUT_DIFFUSERS = (
     "print(tuple(codes.shape), loaded('diffusers'))",
     ["(1, 1, 10) []"],
 )
-# Of transformers' models those alone that diffusers' own autoencoders import.
+# Of transformers' models, only those that diffusers' own autoencoders import.
 IMAGES_WITHOUT_AUDIO_MODELS = (
     "import torch; from diffusers import VQModel; before = loaded('transformers.models')\n"
     "from vpvae_hf import AutoencoderVP; vae = AutoencoderVP.from_pretrained(images)\n"
@@ -108,7 +108,7 @@ IMAGES_WITHOUT_AUDIO_MODELS = (
     ids=["the libraries", "audio", "images"],
 )
 def test_what_is_imported_and_that_the_libraries_find_our_classes(first, diffusers_first, folders):
-    """Whatever was imported first, and although nothing has been asked for but `import vpvae_hf`."""
+    """Whatever was imported first, and although only `import vpvae_hf` was executed."""
     script, printed = first
     loading = [LOADED_BY_AUTO_CLASSES, LOADED_BY_DIFFUSERS]
     if diffusers_first:

@@ -14,7 +14,7 @@ from vpvae_hf.progress import progress_bar
 
 
 def printed(monkeypatch, *, terminal: bool = False, steps: int = 5, each: int = 1, **settings) -> str:
-    """What is shown of a bar whose steps each take longer than what lies between lines."""
+    """What is shown of a bar whose steps each take longer than the time between two lines."""
     stream = io.StringIO()
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stderr", stream)

@@ -73,7 +73,7 @@ def test_a_tensor_stays_what_it_is_and_numbers_become_one():
         (np.array(["2026"], "datetime64[Y]"), TypeError, r"got an array of dtype datetime64\[Y\]"),
         ([torch.zeros(3), torch.zeros(2)], ValueError, r"one shape, got 2 of shapes \(3,\), \(2,\); make them equal"),
         ([[1, 2], [3]], ValueError, r"got 2 of shapes \(2,\), \(1,\)"),
-        ([1, [2]], ValueError, "lists of equal lengths, got numbers beside lists"),
+        ([1, [2]], ValueError, "lists of equal lengths, got numbers among lists"),
         ([torch.zeros(n) for n in range(1, 99)], ValueError, r"got 98 of shapes \(1,\), .*\(5,\), \.\.\.;"),
         (torch.zeros(2), TypeError, "codes must be integers, got torch.float32"),
         (np.zeros(2, bool), TypeError, "codes must be integers, got torch.bool"),
@@ -121,7 +121,7 @@ def test_bad_values_are_told_at_once_or_later(values, scaling, message, dtype):
         require_finite(values, "samples", "; look", scaling)
     with told():
         checks.raise_failed()
-    checks.raise_failed()  # what has been told is forgotten, so that no run collects its checks
+    checks.raise_failed()  # checks that were raised are forgotten, so that a run does not collect them
     assert checks.bounds == []
     with pytest.raises(ValueError, match=r"step 3: some of 1 others"):
         inner.raise_failed("step 3: ")

@@ -38,7 +38,7 @@ def seeded(seed):
 
 
 def vocabulary_of(tokenizer, grid=None, **conditions):
-    """Of images or clips of the usual size unless a grid is given; conditions as the vocabulary has them."""
+    """A vocabulary for images or clips of the usual size, or for a grid; conditions are settings of the vocabulary."""
     quantizer = tokenizer.quantize
     return CodeVocabulary(
         codebook_size=quantizer.codebook_size,
@@ -85,19 +85,19 @@ def text_pipeline(method, tokenizer):
 
 
 def causal_pipeline(tokenizer, kind="llama", settings=None, **sizes):
-    """Of codes as `vocabulary_of` says, the model with these settings; it shows no progress."""
+    """A pipeline over the codes of `vocabulary_of`, its model with these settings; it shows no progress."""
     model = causal(vocabulary_of(tokenizer, **sizes), kind, **settings or {})
     return silent(VPAutoregressivePipeline(tokenizer, model))
 
 
 def masked_pipeline(tokenizer, scheduler="block", settings=None, **sizes):
-    """Of codes as `vocabulary_of` says, the model with these settings; it shows no progress."""
+    """A pipeline over the codes of `vocabulary_of`, its model with these settings; it shows no progress."""
     model = masked(vocabulary_of(tokenizer, **sizes), **settings or {})
     return silent(VPMaskedPipeline(tokenizer, model, scheduler_of(scheduler, tokenizer)))
 
 
 def pipeline_of(method, tokenizer, **sizes):
-    """Of one of the `METHODS`."""
+    """A pipeline of one of the `METHODS`."""
     return (causal_pipeline if method in CAUSAL_KINDS else masked_pipeline)(tokenizer, method, **sizes)
 
 

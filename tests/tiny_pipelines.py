@@ -112,5 +112,5 @@ def pixels(pipeline):
 
 
 def assert_same(of_loaded, wanted):
-    # Loaded weights begin at other addresses, where some kernels of torch round otherwise.
+    # Loaded weights begin at other addresses, where some kernels of torch round differently.
     np.testing.assert_allclose(of_loaded, wanted, atol=1e-5, rtol=0)

@@ -1,20 +1,20 @@
-"""A CUDA device that there is not, to count what a program would ask of it: import this before torch.
+"""A simulated CUDA device, to count the work that a program would give it: import this module before torch.
 
-`onto(module)` and `.to(DEVICE)` give tensors that say that they lie on "cuda:0", whose values are computed on the CPU.
-So the package takes the paths that it takes on a GPU, autograd included. Each operation on them passes through
-`Counter`, which notes launches, copies, synchronizations and collectives, with the line of the package that asked.
+`onto(module)` and `.to(DEVICE)` return tensors that claim to lie on "cuda:0", but whose values are computed on the CPU.
+So the package takes the same paths as on a GPU, autograd included. Each operation on them passes through `Counter`,
+which records launches, copies, synchronizations and collectives, with the line of the package that caused them.
 
-What counts as a synchronization is what `torch.cuda.set_sync_debug_mode("warn")` warns of, by torch's CUDA sources:
+A synchronization is what `torch.cuda.set_sync_debug_mode("warn")` warns of, according to torch's CUDA sources:
 
-- a value that is looked at (`_local_scalar_dense`: item, bool, float, int; `equal`),
+- a value that is read (`_local_scalar_dense`: item, bool, float, int; `equal`),
 - a result whose size depends on values (nonzero, masked_select, unique, bincount, indexing by a mask, repeat_interleave
-  without its output_size); bincount looks twice, at the least and at the greatest value,
+  without its output_size); bincount reads twice, the least and the greatest value,
 - a copy between main memory and the device, unless it is non-blocking and the main memory is pinned. `torch.tensor` and
   `new_tensor` with a device make such copies, and so do indices in main memory,
-- `torch.multinomial`'s look at its weights, and calls that wait (`torch.cuda.synchronize`, of an event or a stream).
+- `torch.multinomial`, which reads its weights, and calls that wait (`synchronize` of torch.cuda, an event or a stream).
 
 A non-blocking copy from pageable memory is counted as a copy ("staged"): the host waits for the staging, not for the
-device. A kernel of triton is counted as a launch and is not run; its outputs are filled with values that are possible.
+device. A kernel of triton is counted as a launch and is not run; its outputs are filled with possible values.
 """
 
 import collections
@@ -70,13 +70,13 @@ _LOOKS = {
 }
 _INDEXING = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 _COPIES = {_aten._to_copy, _aten.copy_, _aten._copy_from}
-# These launch nothing, in addition to views.
+# These launch nothing; nor do views.
 _FREE = {
     *(_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided),
     *(_aten._unsafe_view, _aten.lift_fresh, _aten.is_pinned, _aten._local_scalar_dense, _aten.is_same_size),
     *(_aten._has_compatible_shallow_copy_type, _aten.set_),
 }
-# Parts of a step, each by the folders whose code makes it.
+# Parts of a step, each with the files and folders of its code.
 _PARTS = {
     "quantizer": ("vpvae_hf/quantizers/", "vpvae_hf/neighbors/", "vpvae_hf/codebook/"),
     "losses": ("vpvae_hf/losses/",),
@@ -86,7 +86,7 @@ _PARTS = {
 
 
 class OnDevice(Tensor):
-    """A tensor that says that it lies on the device; `here` holds its values."""
+    """A tensor that claims to lie on the device; `here` holds its values."""
 
     @staticmethod
     def __new__(cls, here: Tensor):
@@ -98,7 +98,7 @@ class OnDevice(Tensor):
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl
-    # Without torch's alias, which would lose the values; nothing here writes to it.
+    # Not torch's alias, which would lose the values; nothing here writes to it.
     data = property(lambda self: self.detach(), lambda self, other: self.here.copy_(other.here))
 
     def tolist(self):
@@ -114,11 +114,11 @@ class OnDevice(Tensor):
 
 
 class Counter:
-    """What was asked of the device since `begin`, in the order of time.
+    """What the device had to do since `counted` began, in order.
 
     Attributes:
         events: dictionaries with "kind" ("launch", "sync", "to_device", "to_host" or "collective"), "part" (quantizer,
-            losses, optimizer, model, backward or rest), "operation", "where" (file:line, of what is no launch), and for
+            losses, optimizer, model, backward or rest), "operation", "where" (file:line in the package), and for
             copies and collectives "bytes", "pinned" and "blocking".
     """
 
@@ -149,7 +149,7 @@ counter = Counter()
 
 
 def _place() -> tuple[str, str]:
-    """The part of a step, and the innermost line of the package, of what runs now."""
+    """The part of a step that runs now, and the innermost line of the package."""
     frame, where, part = sys._getframe(2), "", "rest"
     if threading.current_thread() is not threading.main_thread():
         part = "backward"
@@ -167,7 +167,7 @@ def _place() -> tuple[str, str]:
 
 
 class _Mode(TorchDispatchMode):
-    """Runs operations on the CPU and tells the counter what they would be on the device."""
+    """Runs operations on the CPU, and records in the counter what they would be on the device."""
 
     def __torch_dispatch__(self, operation, types, arguments=(), settings=None):
         settings = dict(settings or {})
@@ -191,7 +191,7 @@ class _Mode(TorchDispatchMode):
                 return made.pin_memory()  # as torch does
         made = operation(*tree_map(_here, arguments), **tree_map(_here, settings))
         if inputs and torch.Tag.inplace_view in operation.tags:
-            with no_dispatch():  # its shape changes, too
+            with no_dispatch():  # change its shape too
                 operation(*arguments, **settings)
         if not there and packet is not _aten.copy_:
             return made
@@ -211,7 +211,7 @@ def _here(value):
 
 
 def _refuse_strangers(operation, given: list) -> None:
-    """As CUDA does: of main memory it takes single values alone."""
+    """Raise an error as CUDA does: of tensors in main memory it takes only single values."""
     if any(isinstance(each, Tensor) and not isinstance(each, OnDevice) and each.ndim for each in given):
         raise RuntimeError(f"{operation} got tensors on {DEVICE} and in main memory")
 
@@ -290,12 +290,12 @@ def onto(module: nn.Module) -> nn.Module:
 
 
 def _launch(self, *arguments, grid, warmup=False, **settings):
-    """In place of a kernel of triton."""
+    """Replaces the launch of a triton kernel."""
     counter.add("launch", f"triton {self.fn.__name__}")
     named = {**dict(zip(self.arg_names, arguments, strict=False)), **settings}
     named = {name: _here(value) for name, value in named.items()}
     if "squares" not in named:
-        raise NotImplementedError(f"say here what the kernel {self.fn.__name__}{tuple(self.arg_names)} gives")
+        raise NotImplementedError(f"the kernel {self.fn.__name__}{tuple(self.arg_names)} is unknown; add its outputs")
     squares = torch.cdist(named["queries"], named["points"].T).square()
     if "indices" in named:
         least, parts = squares.min(dim=1), [1] * (named["squares"].ndim - 1)
@@ -306,7 +306,7 @@ def _launch(self, *arguments, grid, warmup=False, **settings):
 
 
 class _Waiting:
-    """A stream or an event: what waits for it on the host counts."""
+    """A stream or an event; a host that waits for it is counted."""
 
     def __init__(self, *_, **__):
         pass
@@ -330,7 +330,7 @@ class _Waiting:
 
 
 def enter() -> _Mode:
-    """Pretend from now on, in this thread and those that autograd starts for it."""
+    """Simulate the device from now on, in this thread and those that autograd starts for it."""
     torch.cuda._lazy_init = lambda: None
     torch.cuda.current_device = lambda: 0
     torch.cuda.set_device = torch.cuda._exchange_device = torch.cuda._maybe_exchange_device = lambda device: 0

@@ -1,12 +1,13 @@
-"""Counts what a GPU would be asked for, without one: `run.py --root CHECKOUT --output before.json`.
+"""Count the work of a GPU without one: `run.py --root CHECKOUT --output before.json`.
 
-Of each kind of quantizer, in a tiny image and a tiny audio tokenizer: synchronizations, launches, copies to the device
-and collectives of a training step as the Trainer makes it, from its loader to its log; the same of tokenizing, encoding
-and decoding; and graph breaks. `device.py` tells what is counted as what; the JSON has the line of the package of each
-synchronization. `table.py` makes a table of two such files. Needs g++ and triton, takes about 4 minutes on one core.
+For each kind of quantizer, in a tiny image and a tiny audio tokenizer, it counts synchronizations, launches, copies to
+the device and collectives of a training step of the Trainer, from its loader to its log; the same for tokenizing,
+encoding and decoding; and graph breaks. `device.py` says what counts as what; the JSON has the line of the package
+that caused each synchronization. `table.py` makes a table of two such files. Needs g++ and triton, and about 4 minutes
+on one core.
 
-Of several ranks one runs, beside others that say nothing: a fake process group under NCCL's name. Accelerate is told
-that there is one process, so what DistributedDataParallel adds is counted apart, by ranks on the CPU.
+For several ranks, only one runs, in a fake process group under NCCL's name whose other ranks do nothing. Accelerate is
+told that there is one process, so what DistributedDataParallel adds is counted separately, with ranks on the CPU.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def main() -> None:
         sys.path.insert(0, str(arguments.root / "src"))
         found = _PARTS[arguments.part](arguments.kinds, *([arguments.world] if arguments.world else []))
         arguments.output.write_text(json.dumps(found))
-        # Python's own ending would abort if autograd's thread were still letting go of the mode.
+        # Python's own exit would abort if autograd's thread still released the mode.
         os._exit(0)
     results = {}
     for part in arguments.parts:
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def _in_process(arguments: argparse.Namespace, part: str, world: int | None) -> dict:
-    """A part in a process of its own, whose torch has, or has not, the device that there is not."""
+    """Count a part in a process of its own, since torch either has the simulated device or has not."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "found.json")
         command = [sys.executable, __file__, "--root", str(arguments.root), "--output", str(output), "--part", part]
@@ -125,7 +126,7 @@ def _training_steps(device, modality: str, quantizer: dict, data: str) -> dict:
     fill_queue(model.quantize, device.DEVICE)
     batches = Batches(ours, model, config.data, batch_size=BATCH).training(seed=0)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    # Every AcceleratorState that is made later copies them from there.
+    # Every later AcceleratorState copies these from there.
     accelerator.state.device = PartialState._shared_state["device"] = device.DEVICE
     accelerator.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.NO
     watched = _Watched(batches, device.counter)
@@ -145,7 +146,7 @@ def _training_steps(device, modality: str, quantizer: dict, data: str) -> dict:
 
 
 class _Watched:
-    """A loader that tells where one step's events end and the next one's begin."""
+    """A loader that separates the events of one step from those of the next."""
 
     def __init__(self, loader, counter):
         self._loader, self._counter, self.steps = loader, counter, []
@@ -160,7 +161,7 @@ class _Watched:
 
 
 def methods(kinds: list[str]) -> dict:
-    """What the methods of fitted tokenizers ask for, by modality, kind and method."""
+    """Counts of the methods of fitted tokenizers, by modality, kind and method."""
     import device
     import torch
 
@@ -179,7 +180,7 @@ def methods(kinds: list[str]) -> dict:
 
 def _counted_call(device, method, *inputs) -> dict:
     there = [each.to(device.DEVICE) for each in inputs]
-    method(*there)  # the first time may fill caches
+    method(*there)  # the first call may fill caches
     with device.counter.counted() as events:
         method(*there)
     return device.summary(events)
@@ -221,7 +222,7 @@ def audio_calls(model) -> dict:
 
 
 def graphs(kinds: list[str]) -> dict:
-    """Graph breaks with their reasons, on the CPU: where the search differs from that of a GPU, so may its breaks."""
+    """Graph breaks with their reasons, on the CPU; on a GPU the search differs, so its breaks may differ too."""
     import torch
 
     found = {}
@@ -245,7 +246,7 @@ def _breaks(method, inputs) -> dict:
     torch._dynamo.utils.counters.clear()
     torch.compile(method, backend="eager")(*inputs)
     reasons = torch._dynamo.utils.counters["graph_break"]
-    # Only the first line is a reason; what follows explains it.
+    # Only the first line is the reason; the others explain it.
     lines = {str(reason).splitlines()[0]: count for reason, count in reasons.items()}
     return {"breaks": sum(reasons.values()), "graphs": _graph_count(), "reasons": lines}
 
@@ -257,7 +258,7 @@ def _graph_count() -> int:
 
 
 def ddp(kinds: list[str], world: int) -> dict:
-    """Collectives of a step under DistributedDataParallel as the package sets it up, beside ranks that say nothing."""
+    """Collectives of a step under DistributedDataParallel as the package sets it up; the other ranks do nothing."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -288,7 +289,7 @@ def ddp(kinds: list[str], world: int) -> dict:
         fill_queue(model.quantize, torch.device("cpu"))
         accelerator = accelerator_for(config)
         wrapped = accelerator.prepare(model)
-        wrapped.register_comm_hook(None, _sum_bucket)  # torch's own wants a result, and the fake group gives none
+        wrapped.register_comm_hook(None, _sum_bucket)  # torch's own needs a result, which the fake group lacks
         images = 2 * torch.rand(BATCH, 3, SIDE, SIDE) - 1
         for _ in range(3):  # buckets are rebuilt after the first step
             collectives = Collectives()
@@ -372,7 +373,7 @@ def fitted_model(modality: str, quantizer: dict):
 
 
 def fill_queue(quantizer, place) -> None:
-    """As of a run long under way: the queue full, and the size of the perturbation found. Of either checkout."""
+    """Make the state that of a long run, in either checkout: the queue full, the scale of the perturbation found."""
     import torch
 
     if quantizer.needs_fitting:
@@ -386,7 +387,7 @@ def fill_queue(quantizer, place) -> None:
 
 
 def write_images(folder: Path) -> str:
-    """A data set of noise, as a folder of the split "train"."""
+    """A data set of noise images, as a folder with the split "train"."""
     import numpy as np
     from PIL import Image
 

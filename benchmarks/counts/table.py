@@ -1,15 +1,15 @@
-"""A table of two counts: `table.py before.json after.json --output counts.md`."""
+"""Make a table of two counts: `table.py before.json after.json --output counts.md`."""
 
 import argparse
 import json
 from pathlib import Path
 
-HEAD = """# What a step asks of a GPU
+HEAD = """# What a step needs from a GPU
 
-Counted without one, by `benchmarks/counts/run.py`; its `device.py` tells what counts as what. Tiny models, batches of
+Counted without a GPU by `benchmarks/counts/run.py`; its `device.py` says what counts as what. Tiny models, batches of
 4 images of 32 pixels or 4 segments of 0.12 s; counts do not depend on sizes, bytes do. "Step" is an ordinary step of
-the Trainer, from its loader to its metrics; "logged" one that writes a row. Launches are of operations in eager mode:
-those of the quantizer, and of the encoder, decoder, losses and backward. "a / b" is before / after."""
+the Trainer, from its loader to its metrics; "logged" is one that writes a row. Launches are operations in eager mode:
+those of the quantizer, and those of the encoder, decoder, losses and backward. "a / b" is before / after."""
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     before, after = (json.loads(file.read_text()) for file in (arguments.before, arguments.after))
-    # What one of the files lacks is left out.
+    # Leave out what one of the files lacks.
     before, after = _common(before, after), _common(after, before)
     sections = [HEAD, *_training(before, after), _ranks(before, after), _methods(before, after)]
     sections += [_graphs(before, after), _lines(after)]
@@ -72,8 +72,8 @@ def _ranks(before: dict, after: dict) -> str:
                 ddp = [_of_ddp(each.get(f"ddp, {world} rank(s)", {}).get(kind, {})) for each in (before, after)]
                 rows.append([world, kind, *values, logged, size, _change(*ddp)])
     text = (
-        'Collectives are those of the package itself; "with DDP" are all of a step without its log, on the CPU: '
-        "the gradients' buckets and what is broadcast included."
+        'Collectives are those of the package itself; "with DDP" are all those of a step without its log, on the CPU, '
+        "including the gradients' buckets and broadcasts."
     )
     columns = ["ranks", "kind", "syncs, step", "collectives, step", "logged", "bytes", "with DDP"]
     return f"## Several ranks\n\n{text}\n\n" + _table(columns, rows)
@@ -102,18 +102,18 @@ def _graphs(before: dict, after: dict) -> str:
         [name, _change(one[name]["breaks"], other[name]["breaks"]), ", ".join(other[name]["reasons"])]
         for name in broken
     ]
-    text = f"{len(one) - len(broken)} of {len(one)} graphs, of methods and forwards in eval mode, had and have none."
+    text = f"{len(one) - len(broken)} of {len(one)} graphs, all of methods and forwards in eval mode, never broke."
     return f"## Graph breaks of `torch.compile`, on the CPU\n\n{text}\n\n" + _table(
         ["graph", "breaks", "reasons after"], rows
     )
 
 
 def _lines(after: dict) -> str:
-    """Where the package waits in an ordinary step now."""
+    """Where the package still synchronizes in an ordinary step."""
     rows = []
     for kind, found in after["training, 1 rank(s)"].items():
         rows += [[kind, f"{count} x `{line}`"] for line, count in found["ordinary"]["lines"].items()]
-    return "## Synchronizations of ordinary steps that are left\n\n" + (_table(["kind", "where"], rows) or "None.")
+    return "## Remaining synchronizations of ordinary steps\n\n" + (_table(["kind", "where"], rows) or "None.")
 
 
 def _pair(one: dict, other: dict, *path: str) -> str:

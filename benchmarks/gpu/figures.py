@@ -6,7 +6,7 @@ from typing import Any
 
 
 def add(out: Path, figure: dict[str, Any]) -> None:
-    """A line of results.jsonl, which stays there if the process is killed next."""
+    """Add a line to results.jsonl at once, so that it stays if the process is killed."""
     with (out / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(figure) + "\n")
     print(json.dumps(figure), flush=True)

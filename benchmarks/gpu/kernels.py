@@ -15,7 +15,7 @@ _PACKAGES = ("torch", "triton", "transformers", "accelerate", "diffusers", "data
 
 
 def environment(session: Session) -> None:
-    """Versions, and the ceilings that other figures are held to."""
+    """Versions, and the hardware limits with which other figures are compared."""
     for name in _PACKAGES:
         session.figure(f"version of {name}", "", lambda name=name: importlib.metadata.version(name))
     session.figure("device", "", lambda: _device(session))
@@ -43,7 +43,7 @@ def _device(session: Session) -> str:
 
 
 def correctness(session: Session) -> None:
-    """The GPU gives what the CPU gives: the package's own tests of it, and each kind of quantizer."""
+    """Whether the GPU gives what the CPU gives: by the package's own tests, and for each kind of quantizer."""
     if not session.quick:
         session.figure("tests/neighbors/test_cuda.py", "", lambda: _tests("tests/neighbors/test_cuda.py"))
         session.figure("compute-sanitizer on one search", "", lambda: _sanitized())
@@ -77,7 +77,7 @@ def _sanitized() -> str:
 
 
 def _quantizers(session: Session) -> dict[str, int]:
-    """By variant, of 50,000 latents."""
+    """The number of differing codes of 50,000 latents, by variant."""
     from tiny import QUANTIZER_SETTINGS, fit_to, is_fitted
     from vpvae_hf import build_quantizer
 
@@ -113,7 +113,7 @@ def _training_forwards(session: Session) -> str:
 
 
 def _exact(session: Session, kind: str) -> float:
-    """Of images, or of clips that are padded to one length."""
+    """The share of differing codes, of images or of clips padded to one length."""
     import numpy as np
     from paths import _tokenizer
     from steps import _codec
@@ -142,7 +142,7 @@ def _exact(session: Session, kind: str) -> float:
 
 
 def _product_error(session: Session) -> dict[str, float]:
-    """The largest, of sums of positive products; "high" is what TF32 would give."""
+    """The largest error of sums of positive products; "high" is what TF32 gives."""
     from vpvae_hf.tensors import float32_products
 
     size = session.pick(4096, 64)
@@ -157,7 +157,7 @@ def _product_error(session: Session) -> dict[str, float]:
 
 
 def _kernels_unlike_torch(session: Session, dim: int) -> dict[str, int]:
-    """Distances that differ by more than rounding, with either capacity, and nearest points that do."""
+    """The number of distances that differ by more than rounding, with either capacity, and of such nearest points."""
     from vpvae_hf.neighbors import build_index, nearest_point
     from vpvae_hf.neighbors.brute_force import direct_distances
     from vpvae_hf.neighbors.cuda import runs_kernels
@@ -198,7 +198,7 @@ def search(session: Session) -> None:
 
 
 def _points(session: Session, size: int, dim: int, how: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A queue, and four times 2^15 queries like it."""
+    """A queue, and four times 2^15 queries of the same distribution."""
     count = 16 * dim * size // (2 if how == "half a queue" else 1)
     points, queries = session.normal(count, dim), session.normal(4 << 15, dim, seed=1)
     if how == "clustered":
@@ -227,7 +227,7 @@ def _ranked(session: Session, size: int, dim: int, count: int, how: str) -> None
 
 
 def _unproven(session: Session, how: str) -> float:
-    """Of TorchIndex: these queries it compares with all points."""
+    """The share of queries that TorchIndex has to compare with all points."""
     from vpvae_hf.neighbors import build_index
     from vpvae_hf.tensors import float32_products
 
@@ -248,7 +248,7 @@ def _nearest(session: Session, size: int, dim: int, count: int) -> None:
 
 
 def _other_ways(session: Session, size: int, dim: int, count: int) -> None:
-    """What else one could run, on the same points: blocks of 1,024 queries, of which the distances fit into memory."""
+    """Other ways on the same points, in blocks of 1,024 queries, whose distances fit into memory."""
     points, queries = _points(session, size, dim, "normal")
     codes, rank, squares = points[:size], 16 * dim, points.square().sum(dim=1)
     where = f"K={size} d={dim}, {count} queries"
@@ -282,7 +282,7 @@ def _other_ways(session: Session, size: int, dim: int, count: int) -> None:
 
 
 def index(session: Session) -> None:
-    """Making the index, what the queue costs in a step, and the memory of both."""
+    """The time to make the index, what the queue costs in a step, and the memory of both."""
     for size, dim in session.pick(((1024, 4), (16384, 5), (65536, 5), (65536, 16)), ((64, 4),)):
         where = f"K={size} d={dim}"
         session.time(f"build of the index, {where}", lambda size=size, dim=dim: _build(session, size, dim))
@@ -316,7 +316,7 @@ def _lloyd_step(session: Session, size: int, dim: int) -> float:
     quantizer.live.update(quantizer.queue, latents.device)
     session.wait()
     started = time.perf_counter()
-    for _ in range(10):  # one of which acts
+    for _ in range(10):  # only one of them does the work
         quantizer.live.update(quantizer.queue, latents.device)
     session.wait()
     return time.perf_counter() - started

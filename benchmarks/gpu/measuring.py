@@ -1,4 +1,4 @@
-"""What every stage needs: a device, a file of figures, and times taken by the device's own events."""
+"""What every stage needs: a device, a file of results, and times from the device's own events."""
 
 import statistics
 import time
@@ -18,9 +18,9 @@ class Session:
 
     Attributes:
         device: where everything is measured.
-        quick: sizes so small that a CPU takes seconds; the figures then mean nothing.
-        out: folder of results.jsonl, to which each figure is added as soon as it is known.
-        stage: name that the figures are filed under.
+        quick: sizes so small that a CPU takes seconds; the results then mean nothing.
+        out: folder of results.jsonl, to which each result is added as soon as it is known.
+        stage: name under which the results are filed.
     """
 
     device: torch.device
@@ -36,7 +36,7 @@ class Session:
         return quick if self.quick else full
 
     def figure(self, name: str, unit: str, make: Callable[[], Any]) -> Any:
-        """File what `make` returns, or why there is nothing: whatever it raises skips this figure alone."""
+        """File what `make` returns, or the error that it raised, which skips only this figure."""
         try:
             value = make()
         except Exception as error:
@@ -53,7 +53,7 @@ class Session:
     def time(self, name: str, make: Callable[[], Callable[[int], Any]], *, seconds: float = 0.5) -> float | None:
         """File the median milliseconds of a function, which `make` returns and which is called with 0, 1, 2 and so on.
 
-        It should take another input at each turn, so that no cache holds all that it reads.
+        It should take another input in each call, so that no cache holds all inputs.
         """
         return self.figure(name, "ms", lambda: self.median_ms(make(), 0.02 if self.quick else seconds))
 
@@ -83,7 +83,7 @@ class Session:
     def peak_mib(self, work: Callable[[], Any]) -> float:
         """The most that a function allocates on a GPU beyond what is held."""
         if not self.on_cuda:
-            raise RuntimeError("peak memory is that of a CUDA allocator")
+            raise RuntimeError("peak memory is measured only on CUDA")
         self.wait()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
@@ -96,7 +96,7 @@ class Session:
             torch.cuda.synchronize()
 
     def normal(self, *shape: int, seed: int = 0) -> torch.Tensor:
-        """Standard normal, the same on every device."""
+        """Standard normal numbers, the same on every device."""
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
     def _write(self, figure: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ _ITERATIONS = 10
 
 
 def clustering(session: Session) -> None:
-    """K-means of 256 latents a code, ten iterations, with its mean square error on 100,000 other latents."""
+    """K-means of 256 latents per code, ten iterations, with its mean square error on 100,000 other latents."""
     for size, dim in session.pick(((1024, 4), (4096, 5), (16384, 5), (65536, 5)), ((16, 3),)):
         latents = session.normal(256 * size, dim)
         _clustered(session, f"ours, K={size} d={dim}", dim, lambda latents=latents, size=size: _ours(latents, size))
@@ -85,7 +85,7 @@ _WAYS = {
 
 
 def tokenizing(session: Session) -> None:
-    """Images of 256 pixels into codes by the VQGAN of factor 8: the model alone, with decoding, and how codes agree."""
+    """Images of 256 pixels to codes by the VQGAN of factor 8: model alone, with reading JPEGs, and how codes agree."""
     batch, side = session.pick((64, 256), (2, 16))
     images = (session.normal(4, batch, 3, side, side) / 3).clamp(-1, 1)
     for name, way in _WAYS.items():
@@ -129,7 +129,7 @@ def _tf32(allowed: bool):
 
 
 def _from_files(session: Session, shape: tuple[int, int], batch: int, side: int) -> float:
-    """Images a second, the first batch not counted. JPEGs are smooth noise, which compresses like photographs."""
+    """Images per second, without the first batch. The JPEGs are smooth noise, which compresses like photographs."""
     import numpy as np
     from PIL import Image
 
@@ -175,7 +175,7 @@ def _agreement(session: Session, side: int) -> dict[str, float]:
 
 
 class _Coding:
-    """What `code_rows` takes, for images of which each batch holds others."""
+    """The arguments of `code_rows`, for batches of different images."""
 
     def __init__(self, session: Session, device: torch.device):
         from vpvae_hf.modalities.image import ImageModality
@@ -185,7 +185,7 @@ class _Coding:
         self.transform = self.modality.eval_transform(self.modality.data_config(self.model, size=self.side), self.model)
 
     def blocks(self, batch: int, count: int, step: int = 1) -> list[list[torch.Tensor]]:
-        """Each begins `step` images after the one before."""
+        """Batches, each of which begins `step` images after the one before."""
         shape = (batch + step * (count - 1), self.side, self.side, 3)
         images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return [list(images[start : start + batch]) for start in range(0, step * count, step)]
@@ -194,7 +194,7 @@ class _Coding:
         return self.modality.code_rows(blocks, self.transform, self.model, len(blocks[0]))
 
     def unequal(self, blocks: list[list[torch.Tensor]], rows: list[list[dict]]) -> int:
-        """Codes that differ from those of each batch by itself."""
+        """The number of codes that differ from those of each batch encoded by itself."""
         count = 0
         for block, found in zip(blocks, rows, strict=True):
             pixels = self.transform.model_input(self.transform.collate(block).to(self.model.device))
@@ -215,7 +215,7 @@ def _in_side_stream(session: Session) -> int:
 
 def _on_second_gpu(session: Session) -> int:
     if torch.cuda.device_count() < 2:
-        raise RuntimeError(f"it takes two GPUs, and there are {torch.cuda.device_count()}")
+        raise RuntimeError(f"this needs two GPUs, and there are {torch.cuda.device_count()}")
     coding = _Coding(session, torch.device("cuda", 1))
     blocks = coding.blocks(*session.pick((16, 100), (2, 3)))
     with torch.cuda.device(0):
@@ -233,7 +233,7 @@ def _code_synchronizations(session: Session) -> int:
 
 
 def _code_rates(session: Session, compiled: bool) -> None:
-    """Images a second, the first two batches not counted."""
+    """Images per second, after two batches of warm-up."""
 
     def prepared() -> _Coding:
         from vpvae_hf.modalities import Execution
@@ -298,7 +298,7 @@ def _write_pictures(folder: Path) -> None:
             coarse.resize((160, 160), Image.Resampling.BICUBIC).save(folder / split / f"{number}.png")
 
 
-# Without it two runs of one seed differ on a GPU.
+# Without this, two runs with one seed differ on a GPU.
 _DETERMINISTIC = """
 import runpy, sys, torch
 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -341,7 +341,7 @@ def _finished(process: subprocess.Popen, folder: Path) -> dict[str, float]:
 
 
 def _killed_and_resumed(session: Session, data: Path, folder: Path, steps: int) -> dict[str, float]:
-    """Killed once a checkpoint is there."""
+    """A run that is killed once a checkpoint is written, and resumed."""
     length = ("--max_train_steps", str(steps))
     _kill(_launch(session, data, folder, *length), folder)
     return _finished(_launch(session, data, folder, *length, "--resume_from_checkpoint", "latest"), folder)
@@ -355,7 +355,7 @@ def _kill(process: subprocess.Popen, folder: Path) -> None:
 
 
 def _resumed_at_measurement(session: Session, data: Path, steps: int) -> dict[str, float]:
-    """Rows unlike those of a run that was not killed. Each step renews half of the queue, so each measures anew."""
+    """How rows differ from those of a run that was not killed. Each step renews half of the queue, so each measures."""
     queue = {"codebook_size": session.pick(256, 64), "queue_per_code": 2, "queue_share": 1.0}
     how = ["--max_train_steps", str(steps), "--torch_compile", "false", "--codebook.latents_per_code", "4"]
     how += itertools.chain(*((f"--quantizer.{name}", str(value)) for name, value in queue.items()))
@@ -367,7 +367,7 @@ def _resumed_at_measurement(session: Session, data: Path, steps: int) -> dict[st
     _finished(_launch(session, data, killed, *how, "--resume_from_checkpoint", "latest", **python), killed)
     expected, found = (_losses_after(at, folder) for folder in (whole, killed))
     if not found or len(found) != len(expected):
-        raise RuntimeError(f"{len(found)} rows after step {at}, and {len(expected)} of the run that was not killed")
+        raise RuntimeError(f"{len(found)} rows after step {at}, but {len(expected)} in the run that was not killed")
     errors = [row["quantizer/quantization_error_rms"] for row in _losses_after(at - 1, killed)]
     counts = {"resumed at step": at, "rows": len(found), "measured in the next step": int(errors[0] != errors[1])}
     for name in ("quantizer/eta", "loss/total"):
@@ -382,7 +382,7 @@ def _losses_after(step: int, folder: Path) -> list[dict[str, float]]:
 
 
 def ranks(session: Session) -> None:
-    """What a job's collectives cost: one rank that makes them nevertheless, and two on one device."""
+    """What a job's collectives cost: with one rank that is forced to make them, and with two ranks on one device."""
     backends = ("nccl", "gloo", "cpu:gloo,cuda:nccl") if session.on_cuda else ("gloo",)
     for backend in backends:
         session.figure(f"one rank, {backend}", "ms a forward", lambda backend=backend: _job(session, backend, 1))

@@ -1,4 +1,4 @@
-"""One rank of a job: times training forwards of quantizers, and sees that the ranks' queues are equal."""
+"""One rank of a job: times training forwards of quantizers, and checks that the ranks' queues are equal."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from vpvae_hf import build_quantizer, distributed
 
 
 class _OneThatCounts(int):
-    """A world of one rank that does not take the shortcuts of one."""
+    """A world size of one that does not equal 1, so that the shortcuts for one rank are not taken."""
 
     __hash__ = int.__hash__
 

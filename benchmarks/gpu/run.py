@@ -1,11 +1,11 @@
-"""Measures the package on a machine with a GPU, in one command: `run.py --out FOLDER --budget 520 --stages ...`.
+"""Measure the package on a machine with a GPU, in one command: `run.py --out FOLDER --budget 520 --stages ...`.
 
 The machine may be bare: Python 3.12, torch, triton, transformers and accelerate. `--wheels FOLDER` installs wheels into
 a temporary folder (diffusers, pykdtree, importlib_metadata, vector-quantize-pytorch, einx, torch-einops-utils,
 frozendict, loguru; datasets, dill, multiprocess, torchdata, omegaconf for the stages `tokenizing` and `runs`; if there
-is one, flash-kmeans). What is missing skips the figures that need it, with the reason. Each stage runs in a process of
-its own and gets its share of the seconds that are left; one that takes longer is killed, and what it has measured
-stays. FOLDER gets results.jsonl (a line for each figure), table.md, and what each stage printed.
+is one, flash-kmeans). If something is missing, the figures that need it are skipped, with the reason. Each stage runs
+in a process of its own and gets its share of the remaining seconds; one that takes longer is killed, and what it has
+measured stays. FOLDER gets results.jsonl (a line for each figure), table.md, and what each stage printed.
 
 Three calls of 8.5 to 9 minutes measure everything:
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=520, help="seconds in all")
     parser.add_argument("--stages", nargs="+", choices=_STAGES, default=list(_STAGES))
-    parser.add_argument("--wheels", type=Path, help="folder of wheels to install, without their needs")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to install, without their dependencies")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--stage", choices=_STAGES, help=argparse.SUPPRESS)
@@ -108,7 +108,7 @@ def _in_process(stage: str, arguments: argparse.Namespace, environment: dict[str
 
 
 def run_stage(stage: str, device: str, quick: bool, out: Path) -> None:
-    """In this process."""
+    """Run a stage in this process."""
     import importlib
 
     import torch

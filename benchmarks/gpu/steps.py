@@ -23,12 +23,12 @@ _TINY = {
 }
 _TINY_AUDIO = {"encoder_hidden_size": 4, "decoder_hidden_size": 64, "hidden_size": 32, "num_hidden_layers": 1}
 _TINY_AUDIO |= {"num_attention_heads": 2, "intermediate_size": 64, "sliding_window": 8}
-# Kernels are looked at in as many steps.
+# Number of steps in the trace of kernels.
 _TRACED_STEPS = 3
 
 
 def quantizers(session: Session) -> dict[str, dict]:
-    """The published sizes, and larger ones of the search that costs most."""
+    """Quantizers of the published sizes, and of larger ones, where the search costs most."""
     if session.quick:
         small = {"kind": "vp", "codebook_size": 64, "latent_dim": 3}
         return {"metropolis K=64": small | {"perturbation": "metropolis"}, "random_codebook K=64": small}
@@ -43,7 +43,7 @@ def quantizers(session: Session) -> dict[str, dict]:
 
 
 class Step:
-    """A training step of a model, as the package's Trainer makes it, on batches that are there already."""
+    """A training step of a model, as the package's Trainer makes it, on batches that are on the device."""
 
     def __init__(self, session: Session, model: nn.Module, inputs: torch.Tensor, *, bf16: bool, **extras):
         self.session, self.model, self.inputs = session, model, inputs
@@ -74,7 +74,7 @@ class Step:
 
 
 def steps(session: Session) -> None:
-    """Of a VQGAN of factor 8, 67 million weights, on images of 256 pixels. What matters most comes first."""
+    """Training steps of a VQGAN of factor 8, 67 million weights, on images of 256 pixels, most important first."""
     few, many = session.pick((8, 32), (2, 2))
     for batch in (few, many):
         _image_step(session, f"eager bf16 FSP B={batch}", batch)
@@ -107,7 +107,7 @@ def steps(session: Session) -> None:
 
 
 def _vqgan(session: Session, compiled: bool = False, channels_last: bool = False) -> nn.Module | None:
-    """None if it cannot be made here: what needs it is then skipped, and says why."""
+    """None if it cannot be made here: figures that need it are then skipped, with the reason."""
     try:
         from vpvae_hf import AutoencoderVP
     except ImportError:
@@ -172,7 +172,7 @@ def _with_quantizer(session: Session, name: str, settings: dict, batch: int, mod
 
 
 def fill_queue(session: Session, quantizer: nn.Module) -> None:
-    """As of a run long under way: the queue full, and the size of the perturbation found."""
+    """Make the state that of a long run: the queue full, and the scale of the perturbation found."""
     if quantizer.needs_fitting:
         size, dim = quantizer.queue.capacity, quantizer.latent_dim
         bounds = (0.01, 1.0) if quantizer.config.perturbation == "random_codebook" else (0.5, 2.0)
@@ -184,7 +184,7 @@ def fill_queue(session: Session, quantizer: nn.Module) -> None:
 
 
 def _trainer_synchronizations(session: Session, settings: dict, batch: int) -> int:
-    """Of a step that neither logs nor validates, by the package's own Trainer."""
+    """The number in a step that neither logs nor validates, by the package's own Trainer."""
     from accelerate import Accelerator
 
     from vpvae_hf.modalities.image import ImageModality
@@ -208,8 +208,8 @@ def _trainer_synchronizations(session: Session, settings: dict, batch: int) -> i
 
 
 def under_watch(session: Session, items: Iterable, found: list[str]) -> Iterator:
-    """Yields items; torch's debug mode warns of each synchronization until the one after the third is asked for, and
-    the places go into `found`."""
+    """Yield items, and add to `found` the places of synchronizations between the third item and the next, of which
+    torch's debug mode warns."""
     for number, item in enumerate(items):
         if number != 2:
             yield item
@@ -217,7 +217,7 @@ def under_watch(session: Session, items: Iterable, found: list[str]) -> Iterator
         if not session.on_cuda:
             yield item
             raise RuntimeError(
-                "torch watches for synchronizations on CUDA alone; benchmarks/counts counts without a GPU"
+                "torch watches for synchronizations only on CUDA; benchmarks/counts counts without a GPU"
             )
         torch.cuda.set_sync_debug_mode("warn")
         try:
@@ -247,7 +247,7 @@ def _trace(session: Session, model: nn.Module, batch: int, file: Path) -> str:
 
 
 def _extras(session: Session, batch: int, model: nn.Module) -> None:
-    """One at a time, in addition to the compiled step."""
+    """Changes of the compiled step, one at a time."""
     plain = f"compiled bf16 FSP B={batch}"
     _image_step(session, f"{plain}, AdamW not fused", batch, model, fused=False)
     for foreach in (False, True):
@@ -268,7 +268,7 @@ def _flag(owner, name: str, value):
 
 
 def _vgg_loss(session: Session) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """As costly as LPIPS: the features of VGG16's five blocks, of both images."""
+    """A loss as costly as LPIPS: features of VGG16's five blocks for both images."""
     widths = session.pick(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), ((4, 1),))
     blocks, channels = nn.ModuleList(), 3
     for number, (width, count) in enumerate(widths):
@@ -290,8 +290,8 @@ def _vgg_loss(session: Session) -> Callable[[torch.Tensor, torch.Tensor], torch.
 
 
 def audio(session: Session) -> None:
-    """Steps of the default codec, and how fast it encodes and decodes; a real-time factor below 1 is faster than it
-    plays."""
+    """Steps of the default codec, and how fast it encodes and decodes; a real-time factor below 1 is faster than real
+    time."""
     for batch in session.pick((8, 32), (2,)):
 
         def make(batch: int = batch) -> Callable[[int], None]:

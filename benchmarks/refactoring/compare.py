@@ -1,8 +1,7 @@
-"""Every difference of two recordings: `compare.py before.json after.json`; exit code 1 if there is any.
+"""Print every difference of two recordings: `compare.py before.json after.json`; exit code 1 if there is any.
 
---renames old=new,... renames keys of the first file: whole keys ("loss/l1=loss/mae"), the parts of tensors' names
-between dots, and the parts of metrics' names between slashes ("quantize=quantizer"). --ignore skips paths that contain
-a text.
+--renames old=new,... renames keys of the first file: whole keys ("loss/l1=loss/mae"), and parts of names between dots
+(tensors) or slashes (metrics), such as "quantize=quantizer". --ignore skips paths that contain a text.
 """
 
 import argparse
@@ -34,7 +33,7 @@ def differences(one, other, path=""):
         for index in range(max(len(one), len(other))):
             parts = (items[index] if index < len(items) else MISSING for items in (one, other))
             yield from differences(*parts, f"{path}[{index}]")
-    # 1 and 1.0, and 0.0 and -0.0, are told apart, and a NaN equals a NaN.
+    # 1 differs from 1.0, and 0.0 from -0.0; a NaN equals a NaN.
     elif one is MISSING or other is MISSING or json.dumps(one) != json.dumps(other):
         yield path, one, other
 
@@ -54,7 +53,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--renames", default="", help="old=new,... of keys of the first file")
+    parser.add_argument("--renames", default="", help="old=new,... for keys of the first file")
     parser.add_argument("--ignore", action="append", default=[], help="skip paths that contain this; may be repeated")
     parser.add_argument("--only-common", action="store_true", help="skip chains that one of the files lacks")
     options = parser.parse_args()

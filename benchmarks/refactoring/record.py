@@ -1,13 +1,14 @@
-"""Record what tiny real runs come to, to the bit: `record.py --root CHECKOUT --data FOLDER --output before.json`.
+"""Record the results of tiny real runs, bit for bit: `record.py --root CHECKOUT --data FOLDER --output before.json`.
 
-For every kind of quantizer, images and speech: all rows of metrics of a run that is killed and resumed, weights, codes,
-evaluations, files of codes, generated ids; K-means, search and streams. A refactoring proves itself when `compare.py`
-finds no difference between the records before and after it. Takes about 4 minutes on two CPU cores.
+For every kind of quantizer, images and speech, it records all rows of metrics of a run that is killed and resumed,
+weights, codes, evaluations, files of codes and generated ids; also K-means, search and streams. A refactoring has
+changed nothing if `compare.py` finds no difference between the records before and after it. Takes about 4 minutes on
+two CPU cores.
 
 FOLDER holds `images` and `speech`, each with the folders `train` and `validation`: about 34 and 8 images, 10 and 3
 FLAC files of 16 kHz. Run it with the Python of the checkout's virtual environment; the package is imported from
-CHECKOUT/src. Everything that names something of the package stands in the ADAPTER below, which a refactoring adapts in
-a copy; keys of the record that this file chooses stay as they are.
+CHECKOUT/src. Everything that names something of the package stands in the ADAPTER below. A refactoring changes it in a
+copy of this file; the keys of the record stay the same.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SEED, STEPS, STOP = 7, 20, 10
 
 # ============================================= ADAPTER: product's names =============================================
 PACKAGE = "vpvae_hf"
-CLI = "vpvae_hf.__main__"  # module that is run for the command `vpvae`
+CLI = "vpvae_hf.__main__"  # the module that the command `vpvae` runs
 PRELOAD = [
     "vpvae_hf.cli.main",
     "vpvae_hf.cli.tokenize",
@@ -57,12 +58,12 @@ RECIPE_FILE = {
 }
 METRICS, CHECKPOINT, RESULTS = "metrics.jsonl", "checkpoint-{}", "results.json"
 TOKENIZER, PIPELINE, UNET = "tokenizer", "pipeline", "pipeline/unet"
-TRANSFORMERS = ("transformer",)  # within a pipeline; one of them
+TRANSFORMERS = ("transformer",)  # folders within a pipeline; it has one of them
 GENERATOR_LOG = "checkpoint-10/trainer_state.json"
-GOES_ON = "going on from"  # is printed by a resumed run
+GOES_ON = "going on from"  # a resumed run prints this
 TRAINED_WEIGHTS = "model.safetensors"  # within a checkpoint
 MANIFEST, CODES_GLOB = "tokenizer.json", "data/*.parquet"  # what `vpvae tokenize` writes
-TIMES = ("examples_per_second",)  # differ from run to run
+TIMES = ("examples_per_second",)  # metrics that differ from run to run
 SMALL_VP = {"kind": "vp", "codebook_size": 32, "latent_dim": 4, "queue_share": 0.1}
 KINDS = {  # our name -> the product's settings
     "vp_metropolis": {**SMALL_VP, "perturbation": "metropolis"},
@@ -99,7 +100,7 @@ AUDIO_ARCHITECTURE = {
     "layer_scale_initial_scale": 0.1,
     "chunk_length_s": 1.0,
 }
-# What single runs have beside: their states are part of a checkpoint, too.
+# Additional settings of single runs, whose states are part of a checkpoint too.
 CHANGES = {
     ("images", "vp_metropolis"): {"use_ema": True, "ema_decay": 0.5},
     ("images", "vq"): {"adversarial": {"weight": 0.1, "start_step": 2, "channels": 8, "layers": 1}},
@@ -109,7 +110,7 @@ CHANGES = {
 
 
 def tokenizer_settings(modality, kind, output, causal=False):
-    """Of a training run of 20 steps that logs each."""
+    """Settings of a training run of 20 steps that logs each step."""
     data = {"workers": 0, "shuffle_buffer": 8}
     if modality == "images":
         data |= {"name": IMAGES, "size": 32, "shortest_side": 64, "crop": "random", "flip": True}
@@ -156,7 +157,7 @@ def diffusion_settings(tokenizer, output):
 
 
 def decoder_settings(modality, tokenizer, output):
-    """Fine-tuning of a decoder alone."""
+    """Settings to fine-tune a decoder alone."""
     settings = tokenizer_settings(modality, "vp_metropolis", output)
     for name in ("quantizer", "use_ema", "ema_decay"):
         settings.pop(name, None)
@@ -191,7 +192,7 @@ def decode_arguments(codes, audio):
 
 
 def product():
-    """Everything that is imported of the product, by our names."""
+    """Everything that is imported from the package, under names of this file."""
     from vpvae_hf import (
         AutoencoderVP,
         StreamingDecoder,
@@ -236,13 +237,13 @@ def signal_of(model, modality, codes):
 
 
 def latents_of(model, modality, inputs):
-    """[N, d] continuous ones."""
+    """[N, d] continuous latents."""
     name = "pixel_values" if modality == "images" else "input_values"
     return model.latent_vectors(inputs if modality == "images" else inputs[name]).flatten(0, -2)
 
 
 def training_step(model, inputs):
-    """Scalars of a forward and backward pass."""
+    """Scalars of a forward and backward pass, and the latents."""
     output = model.train()(inputs)
     loss = (output.sample - inputs).abs().mean() + output.loss
     loss.backward()
@@ -264,7 +265,7 @@ def generate(pipeline, modality, method, generator):
 
 
 def results_of(folder):
-    """What was measured, of a tokenizer's or a pipeline's results: without names, paths, settings and versions."""
+    """The measurements in a tokenizer's or a pipeline's results, without names, paths, settings and versions."""
     results = json.loads((folder / RESULTS).read_text())
     if isinstance(results["evaluation"], list):
         left = ("dataset", "split")
@@ -301,7 +302,7 @@ def sha(tensor):
 
 
 def described(codes):
-    """Of whole numbers: hash, shape and the first."""
+    """Hash, shape and first values of a tensor of integers."""
     return {"sha256": sha(codes), "shape": list(codes.shape), "first": codes.flatten()[:32].tolist()}
 
 
@@ -318,7 +319,7 @@ def weights(folder):
 
 
 def forked(function, *arguments, log, until=None):
-    """Run in a process of its own that has imported everything; what it returns, of JSON. Killed where `until()`."""
+    """What a function returns (JSON), run in a process forked after all imports, which is killed once `until()`."""
     answer = log.with_suffix(".json")
     pid = os.fork()
     if pid == 0:
@@ -372,7 +373,7 @@ def log_rows(output):
 
 
 def whole(modality, kind, place):
-    """A run that nothing interrupts, as a user starts it."""
+    """An uninterrupted run, as a user starts it."""
     output = place / "whole"
     arguments = config_file(place / "whole.yaml", tokenizer_settings(modality, kind, output))
     with (place / "whole.log").open("w") as log:
@@ -388,7 +389,7 @@ def interrupted(modality, kind, place, causal=False):
     arguments = config_file(place / "run.yaml", tokenizer_settings(modality, kind, output, causal))
     at_stop, later = output / CHECKPOINT.format(STOP), (output / CHECKPOINT.format(STEPS), output / TOKENIZER)
     forked(script, RECIPE[modality], arguments, log=place / "killed.log", until=at_stop.exists)
-    for folder in later:  # had it been quick
+    for folder in later:  # if the run was faster than the kill
         shutil.rmtree(folder, ignore_errors=True)
     forked(script, RECIPE[modality], [*arguments, *RESUME], log=place / "resumed.log")
     assert GOES_ON in (place / "resumed.log").read_text()
@@ -419,7 +420,7 @@ def fixed_inputs(modality, tokenizer):
 
 
 def used(modality, kind, tokenizer):
-    """What a saved tokenizer makes of fixed inputs; latents alone where it has no codes."""
+    """What a saved tokenizer makes of fixed inputs; only latents if it has no codes."""
     import torch
 
     model, inputs = product().model[modality].from_pretrained(tokenizer).eval(), fixed_inputs(modality, tokenizer)
@@ -432,7 +433,7 @@ def used(modality, kind, tokenizer):
 
 
 def streamed(tokenizer):
-    """Codes and audio of chunks of two lengths, beside those of the whole."""
+    """Codes and audio from chunks of two lengths, and whether the codes equal those of the whole."""
     import torch
 
     names, figures = product(), {}
@@ -504,7 +505,7 @@ def decoder_alone(modality, tokenizer, place):
 
 
 def commands(modality, kind, tokenizer, place):
-    """The command line on a saved tokenizer."""
+    """Results of the command line on a saved tokenizer."""
     figures, copy = {}, place / "evaluated"
     shutil.copytree(tokenizer, copy)
     forked(command, evaluate_arguments(modality, copy), log=place / "evaluate.log")
@@ -594,7 +595,7 @@ def search():
 
 
 def fit():
-    """Weights at their start, a forward pass, and `fit_codebook`, in a loop of one's own."""
+    """Initial weights, a forward pass, and `fit_codebook`, in a loop of one's own."""
     import torch
 
     names, figures = product(), {}
@@ -607,7 +608,7 @@ def fit():
                 "start": hashlib.sha256("".join(tensors).encode()).hexdigest()
             }
             batches = [normal(*shape, seed=number).clamp(-3, 3) / 3 for number in range(8)]
-            for number in range(3):  # the last with a full enough queue
+            for number in range(3):  # the queue is full enough for the last one
                 scalars, latents = training_step(model, batches[number])
             mine["step"] = {name: float(value.detach()) for name, value in scalars.items()}
             mine["latents"] = sha(latents)
@@ -653,7 +654,7 @@ def main():
     named = {name: chain for name, chain in named.items() if not options.only or options.only in name}
     import torch
 
-    # Figures of another machine may differ in their last bits.
+    # Values of another machine may differ in their last bits.
     machine = {"cpu": torch.backends.cpu.get_cpu_capability(), "python": sys.version.split()[0]}
     figures = {"versions": {name: version(name) for name in LIBRARIES} | machine}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:

@@ -1,9 +1,9 @@
-"""Compares two checkouts' speed on a CPU: `speed.py --before CHECKOUT --after CHECKOUT [--images FOLDER]`.
+"""Compare the speed of two checkouts on a CPU: `speed.py --before CHECKOUT --after CHECKOUT [--images FOLDER]`.
 
-Each checkout has a process of its own, which keeps its models. A case is run before, after, after, before and so on;
-times are of the processor, on one thread. The ratio is the median of the ratios of neighbouring runs, with its
-quartiles, and is marked if it is above 1.03. Use a machine that does little else: about 15 minutes. FOLDER holds image
-files, for the case that reads and tokenizes them.
+Each checkout has a process of its own, which keeps its models. A case runs in the order before, after, after, before
+and so on; times are processor times on one thread. The ratio is the median of the ratios of neighbouring runs, with its
+quartiles, and is marked if it is above 1.03. Use a machine that does little else. Takes about 15 minutes. FOLDER
+holds image files, for the case that reads and tokenizes them.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def _worker(root: Path, images: Path | None) -> subprocess.Popen:
 
 def _compared(name: str, workers: list[subprocess.Popen], rounds: int) -> str:
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(-1, rounds):  # the first run sets up
+    for turn in range(-1, rounds):  # the first run is a warm-up
         for side in (0, 1) if turn % 2 else (1, 0):
             workers[side].stdin.write(name + "\n")
             workers[side].stdin.flush()
@@ -82,10 +82,10 @@ def _compared(name: str, workers: list[subprocess.Popen], rounds: int) -> str:
 
 
 def _serve(root: Path, images: Path | None) -> None:
-    """Answer each line, a case's name, by the seconds that it took."""
+    """Answer each line, the name of a case, with the seconds that the case took."""
     import torch
 
-    # What libraries print must not be taken for an answer.
+    # Keep what libraries print apart from the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     torch.set_num_threads(1)
     runs: dict[str, object] = {}
@@ -98,7 +98,7 @@ def _serve(root: Path, images: Path | None) -> None:
 
 
 def _case(name: str, root: Path, images: Path | None):
-    """A function that does the case's work once and returns the seconds of it."""
+    """A function that does the case's work once and returns its seconds."""
     what, _, which = name.partition(", ")
     if what == "training step":
         size, _, kind = which.partition(": ")
@@ -155,7 +155,7 @@ def _training(root: Path, size: str, kind: str):
 
 
 def _recipe(root: Path, modality: str, quantizer: dict):
-    """Settings of a checkout's small recipe; of K = 1024 in four dimensions, whatever the quantizer."""
+    """Settings of a checkout's small recipe, with K = 1024 in four dimensions for every quantizer."""
     from vpvae_hf.modalities.audio import AudioTrainingConfig
     from vpvae_hf.modalities.image import ImageTrainingConfig
     from vpvae_hf.training.config import parse_config

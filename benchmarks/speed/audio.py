@@ -1,4 +1,4 @@
-"""Encoding and decoding audio beside transformers' codecs of like size, all with random weights."""
+"""Encoding and decoding audio, compared with transformers' codecs of similar size, all with random weights."""
 
 import torch
 from measuring import Table
@@ -53,14 +53,14 @@ def _table(
 ) -> Table:
     table = Table(
         f"{direction} {seconds} s of audio",
-        "One recording of noise at 16 kHz. The real-time factor is the time taken for a second of audio; below 1 it is "
-        "faster than it plays. Codes a second: VPCodecModel 166.67 of one codebook, EnCodec 166.67 of one, DAC 125 of "
-        "one. Sizes are of the parameters.",
+        "One recording of noise at 16 kHz. The real-time factor is the time taken per second of audio; below 1 is "
+        "faster than real time. Codes per second: VPCodecModel 166.67 of one codebook, EnCodec 166.67 of one, DAC 125 "
+        "of one. Sizes are numbers of parameters.",
     )
     audio = 0.1 * torch.randn(1, 1, seconds * _RATE, generator=torch.Generator().manual_seed(0)).to(device)
     ways = {name: _way(direction, codec, audio) for name, codec in codecs.items()}
     for way in ways.values():
-        way()  # the first time is that of setting up
+        way()  # the first call sets up
     table.add(None, ways, rounds)
     for row in table.rows:
         row.remark = f"real-time factor {row.seconds / seconds:.3f}"

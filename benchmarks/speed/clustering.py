@@ -1,4 +1,4 @@
-"""K-means, at equal iterations, with the distortion on latents that it has not seen."""
+"""K-means with equal numbers of iterations, and its distortion on held-out latents."""
 
 import torch
 from measuring import DIMENSIONS, Table
@@ -9,15 +9,15 @@ from vpvae_hf.neighbors import nearest_point
 _ITERATIONS = 10
 # At most as many latents as K = 16384 has in its queue.
 _MOST_LATENTS = 1_310_720
-# The straightforward way takes 25 seconds here, and sixteen times as long at four times as many.
+# The straightforward way takes 25 seconds for so many codes, and sixteen times as long for four times as many.
 _MOST_CODES_OF_SLOW_WAYS = 1024
 
 
 def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
     table = Table(
         "K-means",
-        f"{_ITERATIONS} iterations over 256 latents a code (1,310,720 at most), standard normal; distortion on 100,000 "
-        f"others. Sequential k-means++ and scikit-learn are left out above K={_MOST_CODES_OF_SLOW_WAYS}.",
+        f"{_ITERATIONS} iterations over 256 latents per code (1,310,720 at most), standard normal; distortion on "
+        f"100,000 others. Sequential k-means++ and scikit-learn are left out above K={_MOST_CODES_OF_SLOW_WAYS}.",
     )
     for size in sizes:
         dim = DIMENSIONS[size]
@@ -82,7 +82,7 @@ def _by_products(latents: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor
 def _mini_batches(latents: torch.Tensor, size: int) -> torch.Tensor:
     from sklearn.cluster import MiniBatchKMeans
 
-    # One pass of mini-batches updates the centroids as often as there are batches, so passes stand for iterations.
+    # Each mini-batch updates the centroids, so a pass over all of them stands for an iteration.
     kmeans = MiniBatchKMeans(
         size, batch_size=4 * size, max_iter=_ITERATIONS, n_init=1, max_no_improvement=None, random_state=0
     )

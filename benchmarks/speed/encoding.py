@@ -17,7 +17,7 @@ def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
 def _table(name: str, tokens: int, sizes: list[int], rounds: int, device: torch.device) -> Table:
     table = Table(
         f"Nearest code, {name}",
-        f"Codes of {tokens} latents, all standard normal like the codebook. Codes are held to those found in float64.",
+        f"Codes of {tokens} latents, all standard normal like the codebook. They are compared with codes by float64.",
     )
     for size in sizes:
         dim = DIMENSIONS[size]

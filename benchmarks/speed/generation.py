@@ -1,4 +1,4 @@
-"""What it costs to hold `generate()` to codes."""
+"""What it costs to restrict `generate()` to codes."""
 
 import torch
 from measuring import Table
@@ -14,8 +14,7 @@ def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
     table = Table(
         "Generating codes",
         f"{_BATCH} images of 16 x 16 codes by a Llama of 4 layers of width 256, sampled, with cached keys and values: "
-        "the same `generate()` without and with what lets it choose codes alone. Without it the remark counts the ids "
-        "that are no codes.",
+        "the same `generate()` without and with the constraint to codes. The remark counts the ids that are no codes.",
     )
     for size in sorted(set(sizes) & set(_SIZES)):
         vocabulary = CodeVocabulary(codebook_size=size, grid=(16, 16), condition_size=1000)

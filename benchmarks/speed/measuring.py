@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing, taken in turn in one process, and the tables they make."""
+"""Times of several ways to do one thing, measured in turn in one process, and tables of them."""
 
 import json
 import math
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-# A way that has taken this long in all is not run again.
+# A way that has taken this long in total is not run again.
 _ENOUGH_S = 60.0
-# The paper's codebook sizes with the dimensions that go with them.
+# The paper's codebook sizes and their dimensions.
 DIMENSIONS = {256: 3, 1024: 4, 4096: 5, 16384: 5}
 # Tokens of eight images of 256 pixels at factor 8.
 TOKENS = 8192
@@ -22,7 +22,7 @@ TOKENS = 8192
 
 @dataclass
 class Row:
-    """One way of one comparison at one codebook size; None where that makes no difference."""
+    """One way of one comparison at one codebook size, which is None if it makes no difference."""
 
     codebook_size: int | None
     dim: int | None
@@ -51,13 +51,13 @@ class Table:
         extra: dict[str, float] | None = None,
         remarks: Callable[[str, object], str] = lambda way, result: "",
     ) -> None:
-        """Time the ways in turn, `rounds` times; the first is the one that the others are held to.
+        """Time the ways in turn, `rounds` times; the others are compared with the first.
 
         Args:
             ways: functions by name.
-            scales: what to multiply a way's time by, where it did only a part of the work.
-            extra: seconds to add to a way's time, for work that is done only now and then.
-            remarks: makes a remark of a way's name and what its function returned last.
+            scales: factors of the times of ways that do only a part of the work.
+            extra: seconds to add to the times of ways, for work that is done only now and then.
+            remarks: makes a remark from a way's name and what its function returned last.
         """
         times: dict[str, list[float]] = {way: [] for way in ways}
         results: dict[str, object] = {}
@@ -128,7 +128,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float:
 
 
 def write(tables: list[Table], folder: Path, device: torch.device) -> None:
-    """Write `<device>.md` and `<device>.json`; tables of earlier runs on the same machine stay beside the new ones."""
+    """Write `<device>.md` and `<device>.json`; tables of earlier runs on the same machine are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     json_file, machine = folder / f"{device.type}.json", _machine(device)
     earlier = json.loads(json_file.read_text(encoding="utf-8")) if json_file.exists() else {}

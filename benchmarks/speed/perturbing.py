@@ -1,4 +1,4 @@
-"""What a quantizer costs in a training step: alone, and within the step of a VQGAN."""
+"""What a quantizer costs in training: alone, and within a training step of a VQGAN."""
 
 import copy
 
@@ -21,8 +21,8 @@ def _quantizers(sizes: list[int], rounds: int, device: torch.device) -> Table:
     table = Table(
         "Quantizers in training",
         f"Forward and backward of the quantizer alone, {TOKENS} standard normal latents, the queue full. The VP rows "
-        "contain their share of the index and of the measurement of the quantization error, which are made anew now "
-        "and then.",
+        "contain their share of the index and of the measurement of the quantization error, which are renewed only "
+        "now and then.",
     )
     for size in sizes:
         dim = DIMENSIONS[size]
@@ -94,7 +94,7 @@ def _all(size: int, device: torch.device) -> dict[str, nn.Module]:
 
 
 class _Other(nn.Module):
-    """A quantizer of vector-quantize-pytorch in the place of ours."""
+    """A quantizer of vector-quantize-pytorch with the interface of ours."""
 
     def __init__(self, name: str, levels: list[int]):
         super().__init__()
@@ -115,7 +115,7 @@ def _forward_backward(quantizer: nn.Module, latents: torch.Tensor) -> None:
 
 
 def _occasional(quantizer: nn.Module, latents: torch.Tensor) -> float:
-    """Seconds a step for the index and the live codebook: what they take, divided by the steps between them."""
+    """Seconds per step for the index and the live codebook: their time divided by the steps between their updates."""
     quantizer(latents.detach())  # makes both for the first time
     pushed = quantizer.queue.pushed
     quantizer(latents.detach())

@@ -1,4 +1,4 @@
-"""Speed against the alternatives. Writes a table in Markdown and JSON; see `make bench`."""
+"""Compare speed with the alternatives. Writes tables in Markdown and JSON; see `make bench`."""
 
 import argparse
 from pathlib import Path
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=_COMPARISONS, default=list(_COMPARISONS))
     parser.add_argument("--sizes", nargs="+", type=int, choices=DIMENSIONS, default=list(DIMENSIONS))
-    parser.add_argument("--rounds", type=int, default=3, help="times each way is run; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each way is run; the median counts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()

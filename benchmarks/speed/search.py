@@ -1,4 +1,4 @@
-"""Distances to the k-th and M-th nearest of a queue."""
+"""Distances to the k-th and M-th nearest latents of a queue."""
 
 import torch
 from measuring import DIMENSIONS, TOKENS, Table, peak_memory, timed
@@ -6,7 +6,7 @@ from measuring import DIMENSIONS, TOKENS, Table, peak_memory, timed
 from vpvae_hf.neighbors import BACKENDS, build_index
 
 _DENSITY_RANK = 8
-# More distances than this, and the ways that compute them all are timed on a part of the queries.
+# Above so many distances, the ways that compute all of them are timed on a part of the queries.
 _MOST_DISTANCES = 1e9
 
 
@@ -14,8 +14,8 @@ def compare(sizes: list[int], rounds: int, device: torch.device) -> list[Table]:
     table = Table(
         "Search",
         f"Distances of {TOKENS} queries at the ranks {_DENSITY_RANK} and M = 16 d in a queue of 16 d K latents, all "
-        "standard normal; the index is built anew each time. What grows with all distances is timed on part of the "
-        "queries above a thousand million of them.",
+        "standard normal; the index is built anew each time. Ways that compute all distances are timed on a part of "
+        "the queries if there are over a thousand million.",
     )
     for size in sizes:
         _add(table, size, rounds, device)
@@ -33,7 +33,7 @@ def _add(table: Table, size: int, rounds: int, device: torch.device) -> None:
     while device.type == "cpu" and part * len(queue) > _MOST_DISTANCES:
         part //= 2
 
-    # First of all: what other searches leave behind would hide a part of it.
+    # Measured first: memory that other searches leave behind would hide a part of it.
     memory = peak_memory(lambda: build_index(queue, ours).distances(queries, ranks), device)
     exact = build_index(queue, ours).distances(queries, ranks)
     building, index = timed(lambda: build_index(queue, ours))

@@ -39,7 +39,7 @@ def _steps(device: torch.device, precision: torch.dtype, layout: torch.memory_fo
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     filling = math.ceil(2 * model.quantize.config.codebook_size_range[1] / (_BATCH * (_SIDE // 8) ** 2))
     with torch.no_grad():
-        for _ in range(filling):  # latents are perturbed for all K once the queue holds twice the largest
+        for _ in range(filling):  # latents are perturbed for every K once the queue holds twice the largest
             images = torch.rand(_BATCH, 3, _SIDE, _SIDE, device=device) * 2 - 1
             model(images)
 

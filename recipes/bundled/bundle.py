@@ -1,10 +1,10 @@
-"""Make of a trained tokenizer one that comes with the package: half the bytes, a picture, and figures in its card.
+"""Turn a trained tokenizer into one that comes with the package: half the bytes, a picture, and metrics in its card.
 
     python recipes/bundled/bundle.py TOKENIZER model_cards/NAME --measured DATA:validation DATA:test --refined DATA:test
 
-Weights are rounded to float16, but for the quantizer's. Every codebook is measured on every split that is named, and
-refined codes of the one that is selected on a part of others. NAME.md beside this file tells of data and limits in the
-card.
+Weights are rounded to float16, except the quantizer's. Every codebook is measured on every split of --measured, and
+refined codes of the selected codebook on a part of every split of --refined. NAME.md in the folder of this file is the
+card's text about data and limits.
 """
 
 import argparse
@@ -31,7 +31,7 @@ REFINE_STEPS = 10
 
 
 def round_weights(folder: Path) -> None:
-    """Round all weights but the quantizer's in a saved tokenizer's file."""
+    """Round all weights except the quantizer's in a saved tokenizer's file."""
     (file,) = folder.glob("*.safetensors")
     weights = {
         name: weight if name.startswith("quantize.") or not weight.is_floating_point() else weight.to(torch.float16)
@@ -42,14 +42,14 @@ def round_weights(folder: Path) -> None:
 
 
 def run(*arguments: object) -> None:
-    """A command of `vpvae`."""
+    """Run a command of `vpvae`."""
     print("vpvae", *arguments, flush=True)
     if main([str(argument) for argument in arguments]) != 0:
         raise SystemExit(1)
 
 
 def draw_photographs(folder: Path) -> None:
-    """The card's picture: photographs at every codebook size, of which none was trained on."""
+    """The card's picture: photographs that training has not seen, at every codebook size."""
     model = load_tokenizer(folder)
     if not isinstance(model, AutoencoderVP):
         return
@@ -58,7 +58,7 @@ def draw_photographs(folder: Path) -> None:
 
 
 def add_about(card: Path, name: str) -> None:
-    """Tell of data and limits, and where the tokenizer is found; from now on nobody writes the card anew."""
+    """Add data, limits and the bundled name to the card, and remove the marker, so that it is not written anew."""
     about = Path(__file__).with_name(f"{name}.md").read_text("utf-8")
     text = card.read_text("utf-8").replace(f"{MARKER}\n\n", "").replace("## Training\n", f"{about}\n## Training\n", 1)
     text = text.replace(f'name = "{name}"', f'name = bundled_tokenizer("{name}")')
@@ -68,10 +68,10 @@ def add_about(card: Path, name: str) -> None:
 def bundle(options: argparse.Namespace) -> None:
     if options.output.exists():
         raise SystemExit(f"{options.output} exists; remove it first")
-    # Pictures and sounds are of the data, which is not ours to pass on.
+    # Pictures and sounds come from the data, which we may not pass on.
     shutil.copytree(options.tokenizer, options.output, ignore=shutil.ignore_patterns("*.png", "*.flac"))
     round_weights(options.output)
-    # What was measured before the weights were rounded does not hold for them.
+    # Earlier measurements do not hold for the rounded weights.
     write_results(options.output, read_results(options.output) | {"evaluation": []})
     draw_photographs(options.output)
     for measured in options.measured:
@@ -84,7 +84,7 @@ def bundle(options: argparse.Namespace) -> None:
     write_json(config, strip_local_paths(read_json(config)))
     results = read_results(options.output)
     if start := results["training"].get("base_model"):
-        results["training"]["base_model"] = Path(start).parent.name  # its run
+        results["training"]["base_model"] = Path(start).parent.name  # the name of its run
     write_results(options.output, strip_local_paths(results))
     add_about(options.output / CARD, options.output.name)
 

@@ -50,9 +50,9 @@ class DiffusionConfig(LoopConfig):
     unet: dict[str, Any] = option({}, "arguments of diffusers' UNet2DModel; size and channels follow from the latents")
     scheduler: dict[str, Any] = option({}, "arguments of diffusers' DDIMScheduler, such as the schedule of the noise")
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
-    quantize: bool = option(False, "the pipeline decodes what is generated through the nearest codes")
+    quantize: bool = option(False, "decode generated latents through their nearest codes")
     samples: int = option(8, "images to generate at the end")
-    num_inference_steps: int = option(50, "steps in which they are generated")
+    num_inference_steps: int = option(50, "denoising steps to generate them")
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,7 +62,7 @@ class DiffusionConfig(LoopConfig):
 
 @dataclass
 class Progress:
-    """How far training is; a part of every checkpoint."""
+    """How far training has come; a part of every checkpoint."""
 
     step: int = 0
     examples: int = 0
@@ -124,7 +124,7 @@ def train(config: DiffusionConfig) -> Path:
         if position is not None and position["readers"] == readers:
             loader.load_state_dict(position["state"])
         else:
-            accelerator.print(f"{checkpoint} was made with other ranks or workers; the data starts from its beginning")
+            accelerator.print(f"{checkpoint} was made with other numbers of ranks or workers; the data starts anew")
         if accelerator.is_main_process:
             log.resume(progress.step)
     weights = sum(parameter.numel() for parameter in unet.parameters())
@@ -143,7 +143,7 @@ def train(config: DiffusionConfig) -> Path:
     with resume_hint(output, lambda: progress.step), tuned(accelerator.device):
         for pixel_values in loader if progress.step < last else ():
             with accelerator.accumulate(model):
-                with deferred_checks():  # pixels of files are finite, and to look at them would wait for a GPU
+                with deferred_checks():  # pixels of files are finite, and checking them would wait for a GPU
                     latents = latents_of(vae, pixel_values)
                 loss = denoising_loss(model, scheduler, latents)
                 accelerator.backward(loss)
@@ -195,7 +195,7 @@ def train(config: DiffusionConfig) -> Path:
     if ema is not None:
         ema.copy_to(unet.parameters())
     error = None
-    if batches.validates:  # of the weights that are published, on all of what is held out
+    if batches.validates:  # of the weights that are published, on all held-out images
         error = denoising_error(unet, scheduler, vae, batches.evaluation(), config.seed)
     folder = output / "pipeline"
     with distributed.failing_together():
@@ -247,10 +247,10 @@ def latents_of(vae: AutoencoderVP, pixel_values: Tensor) -> Tensor:
 def denoising_loss(
     model: torch.nn.Module, scheduler: DDIMScheduler, latents: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The mean squared error of what the model predicts for latents at random times with random noise.
+    """The mean squared error of the model's predictions for latents at random times with random noise.
 
     Args:
-        generator: of the CPU; None draws from the global generator of the latents' device.
+        generator: a generator of the CPU; None draws from the global generator of the latents' device.
     """
     device = latents.device if generator is None else "cpu"
     noise = torch.randn(latents.shape, generator=generator, device=device).to(latents.device)
@@ -281,7 +281,7 @@ def denoising_error(
 
 
 def finish(config: DiffusionConfig, pipeline: LDMPipeline, error: float | None, steps: int, folder: Path) -> None:
-    """Save the pipeline with samples, results and card, tell what was measured, and push if asked."""
+    """Save the pipeline with samples, results and card, print what was measured, and push if asked."""
     vae, unet = pipeline.vqvae, pipeline.unet
     has_codes = vae.quantize.has_codes and vae.quantize.config.fitted
     pipeline.save_pretrained(folder)
@@ -311,10 +311,10 @@ def finish(config: DiffusionConfig, pipeline: LDMPipeline, error: float | None, 
 
 
 def samples(pipeline: LDMPipeline, config: DiffusionConfig, has_codes: bool):
-    """A picture of images: decoded as they are in the upper row, through codes, if there are any, in the lower."""
+    """A picture of generated images: not quantized in the upper row, through codes, if there are any, in the lower."""
     vae, rows = pipeline.vqvae, {}
     kept = vae.config.force_not_quantize
-    # The pipeline has no way to decode the same latents twice.
+    # The pipeline cannot decode the same latents twice, so it makes them twice from one seed.
     for as_they_are in [True, False] if has_codes else [True]:
         vae.register_to_config(force_not_quantize=as_they_are)
         noise, steps = torch.Generator().manual_seed(config.seed), config.num_inference_steps

@@ -64,7 +64,7 @@ class MaskedConfig(RunConfig):
 
     transformer: dict[str, Any] = option(
         MODERNBERT,
-        "transformers' model type as kind, and arguments of its config; the codes decide ids and positions",
+        "kind, which is transformers' model type, and arguments of its config; ids and positions follow from the codes",
     )
     pretrained: str | None = option(None, "folder or hub id of a transformer to start from, in place of a new one")
     tokenizer: str | None = option(None, "folder or hub id of the tokenizer; the one that made the codes if null")
@@ -82,7 +82,7 @@ class MaskedConfig(RunConfig):
 
 
 class CodeTrainer(Trainer):
-    """transformers' trainer; its loss is that of the masked codes among codes alone, and bits per token validate."""
+    """transformers' trainer, with the loss of masked codes among codes alone, and validation by bits per token."""
 
     def __init__(self, *, config: MaskedConfig, vocabulary: CodeVocabulary, **parts):
         self.config, self._vocabulary = config, vocabulary
@@ -90,20 +90,20 @@ class CodeTrainer(Trainer):
         self.measured_at: int | None = None
         super().__init__(args=training_arguments(config), data_collator=MaskedBatches(vocabulary), **parts)
         self._noise = BlockRefinementScheduler()
-        self.loss_is_scaled_for_ga = False  # the loss is a mean over what is masked in a batch
+        self.loss_is_scaled_for_ga = False  # the loss is a mean over the masked codes of a batch
 
     def compute_loss(self, model, inputs, **unused) -> Tensor:
-        # Drawn here and not when batches are made, which is a step ahead, so that a resumed run draws the same.
+        # Random numbers are drawn here, not when batches are made a step ahead, so that a resumed run draws the same.
         inputs = drop_conditions(inputs, self._vocabulary, self.config.data.drop_condition)
         inputs = mask_codes(inputs, self._vocabulary, self._noise)
         labels, first = inputs.pop("labels"), self._vocabulary.first_code
         logits = model(**inputs).logits[..., first : self._vocabulary.begin].flatten(0, 1).float()
         codes = torch.where(labels == IGNORED, labels, labels - first).flatten()
-        masked = (codes != IGNORED).sum().clamp(min=1)  # of few codes often none is masked
+        masked = (codes != IGNORED).sum().clamp(min=1)  # with few codes, often none is masked
         return functional.cross_entropy(logits, codes, ignore_index=IGNORED, reduction="sum") / masked
 
     def evaluate(self, *unused, **also_unused) -> dict[str, float]:
-        """Measure the held-out codes, unless it was done at this step; every rank measures all of them."""
+        """Measure the held-out codes, unless this was done at this step; every rank measures all of them."""
         if self.measured_at == self.state.global_step:
             return {}
         batches = DataLoader(
@@ -121,7 +121,7 @@ class CodeTrainer(Trainer):
 
 
 def training_arguments(config: MaskedConfig) -> TrainingArguments:
-    """The run's settings as transformers names them."""
+    """The run's settings under transformers' names."""
     validates, precision = config.data.validation_tokens is not None, mixed_precision(config, find_hardware())
     arguments = TrainingArguments(
         output_dir=config.output_dir,
@@ -140,7 +140,7 @@ def training_arguments(config: MaskedConfig) -> TrainingArguments:
         report_to=installed_trackers(config) or "none",
         project=PROJECT,
         run_name=Path(config.output_dir).name,
-        disable_tqdm=not sys.stderr.isatty(),  # a bar that redraws itself is one endless line of a file
+        disable_tqdm=not sys.stderr.isatty(),  # in a file, a bar that redraws itself is one endless line
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.accelerator.is_available(),
         remove_unused_columns=False,
@@ -178,7 +178,7 @@ def train(config: MaskedConfig) -> Path:
         held_out = CodeFolder(data.validation_tokens, data.condition_column)
         codes.check_same_codes(held_out)
     if codes.is_text and config.pretrained is not None and data.text_tokenizer is None:
-        raise ValueError("a model that knows texts goes on with its own tokenizer of them: add --data.text_tokenizer")
+        raise ValueError("a pretrained model that takes texts needs its own text tokenizer: add --data.text_tokenizer")
     texts = text_tokenizer_of(codes, data.text_tokenizer, size=data.text_vocabulary)
     vocabulary = vocabulary_of(codes, data.window, texts, data.text_length)
     tokenizer = load_code_tokenizer(codes, config.tokenizer)
@@ -219,7 +219,7 @@ def train(config: MaskedConfig) -> Path:
 
 
 def finish(pipeline: VPMaskedPipeline, codes: CodeFolder, trainer: CodeTrainer) -> None:
-    """Save the pipeline with samples, results and card, tell what was measured, and push if asked."""
+    """Save the pipeline with samples, results and card, print what was measured, and push if asked."""
     config, folder = trainer.config, Path(trainer.config.output_dir, "pipeline")
     pipeline.save_pretrained(folder)
     conditions = None

@@ -1,11 +1,11 @@
-"""`vpvae tokenize` on all machines of a Ray cluster, or on all GPUs of one machine, with its options:
+"""Run `vpvae tokenize` on all machines of a Ray cluster, or on all GPUs of one machine, with the same options:
 
     python recipes/scale/tokenize_with_ray.py TOKENIZER --dataset FOLDER --output CODES --workers 16
 
 The data set is a folder of Parquet files or of WebDataset's tar files, or any other that `vpvae tokenize` reads. Each
-worker writes one file for one shard after the other; files and manifest are those of `vpvae tokenize`. A worker that
-is killed is started again. If the whole run is killed, start it again; it goes on. Tokenizer, data set and output must
-be at the same place on every machine, and the package must be installed there.
+worker takes one shard after the other and writes one file for each. Files and manifest are those of `vpvae tokenize`. A
+worker that is killed is started again. If the whole run is killed, start it again and it continues. Tokenizer, data set
+and output must be at the same place on every machine, and the package must be installed there.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from vpvae_hf.data import CodeFiles
 from vpvae_hf.progress import progress_bar
 from vpvae_hf.quantizers import NoCodesError
 
-# How often a worker may be killed. A shard that kills every worker, such as by its size, must not do so for ever.
+# How often a killed worker is started again. A shard that kills every worker, e.g. by its size, must not do so forever.
 RESTARTS = 10
 
 
@@ -33,14 +33,14 @@ class Worker:
         self.options, self.execution, self.files = options, execution_of(options), None
 
     def opened(self) -> tuple[CodeFiles, str]:
-        """When a task needs them: of an error while an actor is made Ray would give the traceback alone."""
+        """Open them when a task needs them: for an error while an actor is made, Ray would show only the traceback."""
         if self.files is None:
             with self.execution.running():
                 self.files = open_code_files(self.options, self.execution)
         return self.files
 
     def unfinished(self) -> tuple[list[int], str]:
-        """The numbers of the files that are to be written, and what they hold, e.g. "images"."""
+        """The numbers of the files that are still to be written, and what they hold, e.g. "images"."""
         files, items = self.opened()
         return files.unfinished(), items
 
@@ -57,11 +57,11 @@ class Worker:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
-    more = "in addition to the options of `vpvae tokenize`"
+    more = "All options of `vpvae tokenize` are accepted too."
     parser = argparse.ArgumentParser(description=__doc__, epilog=more, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workers", type=int, help="default: one for each GPU, or each CPU core if there is no GPU")
-    parser.add_argument("--gpus-per-worker", type=float, help="may be a fraction; default: 1, or 0 if there is no GPU")
-    parser.add_argument("--address", help="of a cluster; default: RAY_ADDRESS, otherwise this machine alone")
+    parser.add_argument("--gpus-per-worker", type=float, help="GPUs, may be a fraction; default: 1, or 0 without a GPU")
+    parser.add_argument("--address", help="address of a cluster; default: RAY_ADDRESS, otherwise this machine alone")
     own, others = parser.parse_known_args(arguments)
     options = build_parser().parse_args(["tokenize", *others])
     # Workers run in a folder of their own.
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     ray.init(address=own.address, ignore_reinit_error=True)
     try:
         print(run(options, own.workers, own.gpus_per_worker))
-    except (ValueError, OSError, ImportError, NoCodesError) as error:  # those of workers have a cause
+    except (ValueError, OSError, ImportError, NoCodesError) as error:  # a worker's error is the cause of Ray's
         print(getattr(error, "cause", error), file=sys.stderr)
         return 1
     return 0
@@ -85,8 +85,8 @@ def run(options: argparse.Namespace, workers: int | None, gpus_per_worker: float
     workers = most if workers is None else workers
     if not 1 <= workers <= most:
         raise ValueError(
-            f"{workers} workers cannot run: the cluster has {cpus:g} CPU cores and {gpus:g} GPUs, enough for {most} of "
-            f"one core and {share:g} GPUs; "
+            f"{workers} workers cannot run: the cluster has {cpus:g} CPU cores and {gpus:g} GPUs, enough for {most} "
+            f"workers of one core and {share:g} GPUs; "
             + (f"give --workers from 1 to {most}" if most > 0 else "give another --gpus-per-worker, 0 for none")
             + ", or start more machines first"
         )

@@ -15,7 +15,7 @@ def bundled_tokenizers() -> list[str]:
 def bundled_tokenizer(name: str) -> Path:
     """The folder of a tokenizer that comes with the package, for `from_pretrained`; no network is needed.
 
-    Its README.md is the model card: what it was trained on, what it keeps, what it cannot do.
+    Its README.md is the model card: what it was trained on, how well it reconstructs, and what it cannot do.
 
     Args:
         name: "image", an `AutoencoderVP` of factor 8, or "speech", a `VPCodecModel` at 16 kHz. Both have codebooks of
@@ -31,7 +31,7 @@ def bundled_tokenizer(name: str) -> Path:
 
 
 def bundled_or_given(name: str | os.PathLike) -> str | os.PathLike:
-    """The folder of the bundled tokenizer that is meant if there is nothing at this local path; otherwise the name."""
+    """The folder of the bundled tokenizer of that name, unless a local path has the name; otherwise the name itself."""
     return bundled_tokenizer(name) if name in bundled_tokenizers() and not Path(name).exists() else name
 
 

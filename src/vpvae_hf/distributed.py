@@ -1,7 +1,7 @@
 """Exchange between the ranks of a distributed job. A single process is a job of one rank.
 
 The job may be initialized after this module is imported. Every rank must make the same calls in the same order;
-results lie on the device of the tensor that was given. With NCCL alone, each rank must have chosen its GPU.
+results lie on the device of the tensor that was given. If NCCL is the only backend, each rank must have chosen its GPU.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-# After so many seconds a rank says what it waits for; measuring or writing a checkpoint may take as long.
+# After this many seconds a rank logs what it waits for; measuring or writing a checkpoint may take as long.
 _LONG_WAIT_S = 30.0
 _wait: tuple[float, str] | None = None  # since when this rank has been in a block that all ranks must run, and which
 
 _TOGETHER = "together"
-# A rank waits so long for the others to make a call, and says so after the first seconds.
+# How long a rank waits for the others to make a call, and how long it waits before it logs that.
 _WAIT, _SILENT_WAIT = timedelta(seconds=60), timedelta(seconds=5)
 
 
@@ -52,7 +52,7 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def rows_of_all_ranks(rows: Tensor) -> Tensor:
-    """Every rank's rows [n, ...], one rank after the other, on every rank; n may differ, the rest may not."""
+    """Every rank's rows [n, ...], one rank after the other, on every rank; of their shapes, only n may differ."""
     if world_size() == 1:
         return rows
     counts = torch.zeros(world_size(), device="cpu", dtype=torch.long)
@@ -69,9 +69,9 @@ def gather_rows(rows: Tensor, room: int, numbers: Tensor) -> tuple[Tensor, Tenso
     """Every rank's first `room` rows and its numbers, on every rank, by one collective that the host need not wait for.
 
     Args:
-        rows: [n, d]; n may differ between ranks, and what it lacks for `room` is filled up with zeros.
+        rows: [n, d]; n may differ between ranks. If n is less than `room`, zeros are added.
         room: the same on every rank.
-        numbers: [k] of a dtype as wide as that of the rows, or a multiple of it.
+        numbers: [k] of a dtype whose width is that of the rows' dtype, or a multiple of it.
 
     Returns:
         Rows [W, room, d] and numbers [W, k] of W ranks.
@@ -85,9 +85,9 @@ def gather_rows(rows: Tensor, room: int, numbers: Tensor) -> tuple[Tensor, Tenso
 
 
 def from_first_rank(tensor: Tensor, *, same_shape: bool = False) -> Tensor:
-    """The first rank's rows [n, ...], on every rank; n may differ unless `same_shape`, the rest may not.
+    """The first rank's rows [n, ...], on every rank; only n may differ between ranks, and not with `same_shape`.
 
-    With the same shape it is one collective, which the host need not wait for.
+    With `same_shape` this is one collective, which the host need not wait for.
     """
     if world_size() == 1:
         return tensor
@@ -113,8 +113,8 @@ def objects_of_all_ranks(value: T) -> list[T]:
 def all_ranks_call(function: str) -> bool:
     """Whether every rank of the job makes this call. False if this rank makes it alone, and in a job of one rank.
 
-    It waits a minute for the others, on the job's store, so that a rank that makes the call alone does not wait for
-    ever.
+    It waits a minute for the others, by means of the job's store, so that a rank that makes the call alone does not
+    wait for ever.
 
     Raises:
         RuntimeError: another rank has made this or an earlier call alone, so this rank would get another result.
@@ -151,12 +151,12 @@ def all_ranks_call(function: str) -> bool:
 
 @contextlib.contextmanager
 def run_by_all_ranks(what: str) -> Iterator[None]:
-    """A context for calls that every rank must make. If this rank waits long for the others, it says for what.
+    """A context for calls that every rank must make. If this rank waits long for the others, it logs what it waits for.
 
-    It costs a few microseconds, since a thread checks from time to time.
+    The context costs a few microseconds: a thread checks from time to time.
 
     Args:
-        what: the subject of the message, which tells what to do if only this rank runs it.
+        what: the end of the logged message: what every rank must run, and what to do if only this rank runs it.
     """
     global _wait
     if world_size() == 1:
@@ -217,7 +217,8 @@ def _reduced(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
 
 
 def _sendable(tensor: Tensor) -> Tensor:
-    # A backend of an accelerator, such as NCCL, sends nothing that lies in main memory; a job may have one for it, too.
+    # An accelerator's backend, such as NCCL, sends nothing that lies in main memory; a job may have another backend for
+    # that.
     if tensor.device.type != "cpu" or "cpu:" in dist.get_backend_config():
         return tensor
     return tensor.to(torch.accelerator.current_accelerator())

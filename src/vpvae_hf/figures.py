@@ -12,8 +12,8 @@ from .settings import installed_with
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito (2008), which people tell apart however they see colours; grey in the place of yellow, which is faint
-# on white. As there are not as many marks, 35 lines differ in one or the other.
+# The colours of Okabe and Ito (2008), which people with any colour vision can tell apart, with grey in place of yellow,
+# which is faint on white. Colours and marks differ in number, so up to 35 lines differ in one or both.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#767676")
 MARKERS = ("o", "s", "^", "D", "v")
 _STYLE = {
@@ -42,7 +42,7 @@ def drawn_figure(
     margin: tuple[float, float] = (0.0, 0.0),
     shared: bool = False,
 ) -> Iterator[tuple["Figure", np.ndarray]]:
-    """A figure and its panels [rows, columns], to draw on within it; at its end the figure is saved.
+    """A context with a figure and its panels [rows, columns] to draw on; at its end the figure is saved.
 
     Args:
         panel: width and height of a panel, inches.

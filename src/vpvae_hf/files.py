@@ -1,4 +1,4 @@
-"""Writes files and folders that hold a complete result or keep their old content."""
+"""Writes files and folders so that they hold either the complete new content or their old content."""
 
 import contextlib
 import glob
@@ -20,9 +20,9 @@ _COMPARED_NAMES = 1000
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """A new file's path beside `path`; the file moves to `path` if the block succeeds and is removed if it fails.
+    """A new file's path next to `path`; the file moves to `path` if the block succeeds and is removed if it fails.
 
-    The file gets the mode that the umask tells, whatever wrote it. Ranks of a job may write the same file at once.
+    The file gets the mode that the umask gives, whatever wrote it. Ranks of a job may write the same file at once.
 
     Args:
         path: its folder is made if it does not exist.
@@ -67,7 +67,7 @@ def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path 
         suffixes: of files, in lower case; a hub id does not end in one.
 
     Raises:
-        FileNotFoundError: the name cannot be that of a repository, and there is nothing.
+        FileNotFoundError: there is no such file or folder, and the name cannot be that of a repository.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
@@ -82,14 +82,14 @@ def local_path(name: str | os.PathLike, suffixes: Collection[str] = ()) -> Path 
     if "://" in text:
         raise FileNotFoundError(f"{text} is an address; download it and name the file or folder")
     if glob.has_magic(text):
-        raise FileNotFoundError(f"there is no file or folder {text}; patterns are not taken, name a folder or one file")
+        raise FileNotFoundError(f"there is no file or folder {text}; name a folder or one file, not a pattern")
     near = _nearest_entry(path)
     raise FileNotFoundError(f"there is no file or folder {text}" + (f"; did you mean {near}?" if near else ""))
 
 
 @contextlib.contextmanager
 def hint_at_local_path(name: str | os.PathLike) -> Iterator[None]:
-    """A context for the search of a hub, which adds to errors what the name may mean on this computer."""
+    """A context for a search on a hub that adds to its errors which local file or folder the name may mean."""
     try:
         yield
     except (FileNotFoundError, ConnectionError) as error:
@@ -115,26 +115,28 @@ def _nearest_entry(path: Path) -> Path | None:
 
 
 def same_place(one: str, other: str) -> bool:
-    """Whether two names mean the same, or are those of one existing file or folder."""
+    """Whether two names are equal, or name the same existing file or folder."""
     paths = [os.path.expanduser(each) for each in (one, other)]
     return one == other or (all(map(os.path.exists, paths)) and os.path.samefile(*paths))
 
 
 def require_folder(path: str | os.PathLike) -> None:
-    """Raise a FileExistsError if a file is in the place of a folder that is to be written."""
+    """Raise a FileExistsError if the path of a folder that is to be written is a file."""
     if Path(path).exists() and not Path(path).is_dir():
         raise FileExistsError(f"{path} is a file; name a folder")
 
 
 def claim_output_folder(output: Path, *, overwrite: bool) -> None:
-    """Raise a FileExistsError if a command may not write into a folder: it is a file, or has files and no overwrite."""
+    """Raise a FileExistsError if a command may not write into a folder: it is a file, or it has files and `overwrite`
+    is not set.
+    """
     require_folder(output)
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise FileExistsError(f"{output} exists and is not empty; use --overwrite, or another folder with --output")
 
 
 def open_to_usual_readers(folder: str | os.PathLike) -> None:
-    """Give the safetensors files within a folder the mode of new files there; they are written for the owner alone."""
+    """Give the safetensors files within a folder the mode of new files; safetensors writes them for the owner alone."""
     files = list(Path(folder).rglob("*.safetensors"))
     usual = _usual_mode(Path(folder, f".mode.{distributed.rank()}"))
     for file in files:
@@ -162,14 +164,14 @@ def staged_folder(target: str | os.PathLike, obsolete: str | None = None) -> Ite
 
     Args:
         target: made if it does not exist.
-        obsolete: regular expression; files of `target` with such a name that have no new version are removed in the
+        obsolete: regular expression; files of `target` with such a name that have no new version are removed at the
             end, all others stay.
     """
     require_folder(target)
     target = Path(target)
     is_new = not target.exists()
     target.mkdir(parents=True, exist_ok=True)
-    # Within the target: beside it may lie another file system, or a folder that is not ours to write to.
+    # Within the target: the folder above it may be on another file system, or not writable.
     staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=target))
     try:
         yield str(staging)

@@ -1,4 +1,4 @@
-"""Removes metadata from image files and checks JPEG files, by their bytes, since decoders stop at damaged metadata."""
+"""Removes metadata from image files and checks JPEG files. It reads their bytes: decoders stop at damaged metadata."""
 
 import re
 import struct
@@ -15,7 +15,7 @@ def is_jpeg(file: bytes) -> bool:
 
 
 def without_metadata(file: bytes) -> bytes:
-    """A PNG, WebP, JPEG or TIFF file without metadata that affect no pixel; sound orientation and transparency stay.
+    """A PNG, WebP, JPEG or TIFF file without metadata that affect no pixel; intact orientation and transparency stay.
 
     It raises all kinds of errors for damaged files.
     """
@@ -43,7 +43,7 @@ def _png_without_metadata(file: bytes) -> bytes:
         length, kind = struct.unpack_from(">I4s", file, place)
         chunk = file[place : place + length + 12]
         sound = len(chunk) == length + 12 and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        critical = not kind[0] & 32  # the bit of a small letter
+        critical = not kind[0] & 32  # the bit that marks a small letter
         if critical or kind == b"tRNS" or (kind == b"eXIf" and sound):
             kept.append(chunk)
         place += length + 12
@@ -62,14 +62,14 @@ def _webp_without_metadata(file: bytes) -> bytes:
         if kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF") or (kind == b"EXIF" and flags):
             kept.append(chunk)
         place += len(chunk)
-    if kept[0].startswith(b"VP8X"):  # its flags tell of a colour profile, EXIF and XMP
+    if kept[0].startswith(b"VP8X"):  # its flags announce a colour profile, EXIF and XMP
         kept[0] = kept[0][:8] + bytes([kept[0][8] & ~0x2C | flags]) + kept[0][9:]
     body = b"WEBP" + b"".join(kept)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
 def _tiff_without_metadata(file: bytes) -> bytes:
-    """With another directory at its end, of the tags that decide pixels."""
+    """The file with another directory at its end, which has only the tags that decide pixels."""
     order = {b"II": "<", b"MM": ">"}[file[:2]]
     big = struct.unpack_from(order + "H", file, 2)[0] == 43
     pointer, count, size, place = ("Q", "Q", 20, 8) if big else ("I", "H", 12, 4)
@@ -91,7 +91,7 @@ def _jpeg_without_metadata(file: bytes) -> bytes:
             raise ValueError("it has no marker where one belongs")
         kind, (length,) = file[place + 1], struct.unpack_from(">H", file, place + 2)
         segment = file[place : place + 2 + length]
-        exif, adobe = kind == 0xE1 and segment[4:10] == b"Exif\0\0", kind == 0xEE and length >= 14  # it tells colours
+        exif, adobe = kind == 0xE1 and segment[4:10] == b"Exif\0\0", kind == 0xEE and length >= 14  # colours
         if not (0xE0 <= kind <= 0xEF or kind == 0xFE) or exif or adobe:
             kept.append(segment)
         place += len(segment)

@@ -13,8 +13,8 @@ from .renamed import warn_of_former_name
 def import_quickly(name: str, package: str | None = None) -> ModuleType:
     """`importlib.import_module` while Python's garbage collector pauses.
 
-    Large libraries make millions of objects that stay, and looking through them again and again takes a quarter of the
-    time of their import.
+    Large libraries create millions of objects that stay, and the collector's repeated scans of these take a quarter of
+    the import time.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 _UNQUANTIZED = "_unquantized"
-# White noise in place of speech has a PESQ of 1.02 to 1.23, 1.07 in the mean (measured on clips of LibriSpeech).
+# White noise in place of speech has a PESQ of 1.02 to 1.23, 1.07 on average (measured on clips of LibriSpeech).
 _PESQ_OF_NOISE = 1.2
 
 
@@ -38,7 +38,7 @@ METRIC_LABELS = {
     "perplexity": MetricLabel("Perplexity of the codes", "", 1),
     "codes_used": MetricLabel("Share of the codes that occur", "", 3),
     "quantization_error_rms": MetricLabel("Quantization error, RMS", "", 4),
-    # Of the quantizer in training.
+    # The quantizer's metrics during training.
     "quantizer/displacement_rms": MetricLabel("Displacement, RMS", "", 3),
     "quantizer/quantization_error_rms": MetricLabel("Quantization error it stands for, RMS", "", 3),
     "quantizer/acceptance": MetricLabel("Share of the proposals accepted", "", 3),
@@ -66,11 +66,11 @@ def sort_metrics(names: Iterable[str]) -> list[str]:
 
 
 def describe_metrics(metrics: dict[str, float], names: Iterable[str]) -> str:
-    """One line about those of some metrics that were measured: "PSNR 21.30 dB (24.50 dB without quantization), ..."."""
+    """One line about those of `names` that were measured: "PSNR 21.30 dB (24.50 dB without quantization), ..."."""
     parts = []
     for name in sort_metrics(set(names) & metrics.keys()):
         if name.removesuffix(_UNQUANTIZED) != name:
-            continue  # told with the metric that it belongs to
+            continue  # shown with the metric that it belongs to
         label, unquantized = metric_label(name), metrics.get(name + _UNQUANTIZED)
         bound = "" if unquantized is None else f" ({label.format(unquantized)} without quantization)"
         parts.append(f"{label.label} {label.format(metrics[name])}{bound}")
@@ -81,7 +81,8 @@ def metric_notes(metrics: Mapping[str, float | None], undefined: Mapping[str, in
     """Sentences about means: for how many items a metric is not defined, and whether PESQ is as low as for noise."""
     counts = {name: count for name in sort_metrics(undefined) if (count := undefined[name])}
     notes = [
-        f"{metric_label(each).label} is not defined for {n}, which its mean leaves out." for each, n in counts.items()
+        f"{metric_label(each).label} is undefined for {n} of the items, which its mean leaves out."
+        for each, n in counts.items()
     ]
     pesq = metrics.get("pesq")
     if pesq is not None and pesq < _PESQ_OF_NOISE:

@@ -2,15 +2,15 @@
 
 Shapes: pixels [H, W, C] uint8, upright; C is 1 (grey), 3 (RGB) or 4 (RGBA); batches [B, C, H, W] float32 in [-1, 1].
 
-What is read of an image:
+What is read from an image:
 - Its first frame or page is read, turned upright by its EXIF data. An image is also read if its metadata are damaged or
   large, or if a JPEG has all of its pixels but no end mark.
 - Its depth is what the format declares, never guessed from the values: 1, 8, 12 and 16 bits span black to white, and so
-  do floating-point values from 0 to 1. Signed and 32-bit integers, which declare no black and white, and floating-point
-  values beyond 0 to 1 are refused.
-- Transparency, of an alpha channel or of single colours, is laid over white, unless C is 4. Opaque images then have an
-  alpha of 255.
-- Grey of a colour image is its luminance, 0.299 R + 0.587 G + 0.114 B; a grey image has equal R, G and B.
+  do floating-point values from 0 to 1. Signed and 32-bit integers, for which no black and white are declared, and
+  floating-point values beyond 0 to 1 are refused.
+- Images with transparency, in an alpha channel or of single colours, are laid over white unless C is 4. If C is 4,
+  opaque images get an alpha of 255.
+- Colour becomes grey by its luminance, 0.299 R + 0.587 G + 0.114 B; grey becomes colour with equal R, G and B.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ _TIFF_KINDS = {1: "unsigned integers", 2: "signed integers", 3: "floating-point 
 
 
 def require_channels(in_channels: int, out_channels: int) -> None:
-    """Raise a ValueError if a tokenizer has channels that no image is read into."""
+    """Raise a ValueError if images cannot be read with a tokenizer's numbers of channels."""
     if in_channels != out_channels or in_channels not in MODES:
         raise ValueError(
             f"in_channels={in_channels} and out_channels={out_channels}: images are read with 1 channel (grey), 3 "
@@ -59,7 +59,7 @@ def require_channels(in_channels: int, out_channels: int) -> None:
 
 
 def read_pixels(file: Mapping[str, Any] | None, channels: int = 3, least_side: int | None = None) -> np.ndarray:
-    """Pixels of a file, from its "bytes" or else from "path", a path or an address that fsspec knows.
+    """Pixels of a file, from its "bytes" or, if these are None, from "path", a path or an address that fsspec knows.
 
     Args:
         channels: C.
@@ -67,8 +67,8 @@ def read_pixels(file: Mapping[str, Any] | None, channels: int = 3, least_side: i
             half, a quarter or an eighth of its size; None decodes all of it.
 
     Raises:
-        UnreadableFileError: there is no file, no decoder can read it, or its depth is not told.
-        ImportError: a library is missing that such addresses need.
+        UnreadableFileError: there is no file, no decoder can read it, or its depth is not declared.
+        ImportError: a library that the address needs is missing.
     """
     if file is None or (file["bytes"] is None and file["path"] is None):
         raise UnreadableFileError("there is no file")
@@ -84,7 +84,7 @@ def read_pixels(file: Mapping[str, Any] | None, channels: int = 3, least_side: i
 
 
 def pixels_of_image(image: Image.Image, channels: int = 3) -> np.ndarray:
-    """Pixels of a PIL image; a ValueError if its depth is not told."""
+    """Pixels of a PIL image; raise a ValueError if its depth is not declared."""
     with _pillow_without_warnings():
         image.load()
         turn = _TURNS.get(_orientation(image))
@@ -97,7 +97,8 @@ def pixels_of_image(image: Image.Image, channels: int = 3) -> np.ndarray:
 def pixels_of_array(array: np.ndarray | Tensor, channels: int = 3) -> np.ndarray:
     """Pixels of an array or tensor [H, W], [H, W, C] or [C, H, W], of 1 to 4 channels (2: grey and alpha).
 
-    It is bool, uint8, uint16 (0..65535) or floating-point (0..1); a ValueError for other types, values and shapes.
+    It must be bool, uint8, uint16 (0..65535) or floating-point (0..1); other types, values and shapes raise a
+    ValueError.
     """
     array = _array_of(array) if isinstance(array, Tensor) else array
     shape, most = array.shape, max(MODES)
@@ -115,8 +116,8 @@ def scaled(pixels: np.ndarray, shortest_side: int, reducing_gap: float | None = 
     """Pixels whose shorter side has that length; the other keeps the proportions.
 
     Args:
-        reducing_gap: average whole blocks of pixels first, as far as the result stays so many times larger than is
-            asked for, which is faster; None filters all pixels.
+        reducing_gap: first average whole blocks of pixels, which is faster, as long as the result stays this many times
+            larger than the final size; None filters all pixels.
     """
     height, width = pixels.shape[:2]
     if min(height, width) == shortest_side:
@@ -130,7 +131,7 @@ def scaled(pixels: np.ndarray, shortest_side: int, reducing_gap: float | None = 
 def scaled_for_crop(
     pixels: np.ndarray, size: int | None, shortest_side: int | None, reducing_gap: float | None = None
 ) -> np.ndarray:
-    """Pixels `scaled` to `shortest_side`; if it is None, only those too small for a crop of `size`, to that."""
+    """Pixels `scaled` to `shortest_side`; if it is None, only images too small for a crop of `size` are, to `size`."""
     if shortest_side is None and (size is None or min(pixels.shape[:2]) >= size):
         return pixels
     return scaled(pixels, shortest_side or size, reducing_gap)
@@ -149,7 +150,7 @@ def to_pixel_values(images: np.ndarray | Tensor) -> Tensor:
     """
     images = images if isinstance(images, Tensor) else torch.from_numpy(images.copy())
     values = images.movedim(-1, 1).contiguous().float()
-    # CUDA multiplies by the reciprocal of a number of Python, which rounds otherwise than a division.
+    # To divide by a Python number, CUDA multiplies by its reciprocal, which rounds differently.
     return values / values.new_full((), 127.5) - 1
 
 
@@ -188,7 +189,7 @@ def _decoded_by_pillow(data: io.IOBase, channels: int, least_side: int | None) -
                 factor = min(image.size) / least_side
                 image.draft(None, tuple(int(side / factor) for side in image.size))
             return pixels_of_image(image, channels)
-    except UnidentifiedImageError:  # it names an object in memory
+    except UnidentifiedImageError:  # its message names an object in memory
         raise ValueError(_why_unidentified(data)) from None
     except ImportError as error:
         raise ValueError(f"Pillow lacks {error.name}, which this format needs") from error
@@ -213,7 +214,7 @@ def _why_unidentified(data: io.IOBase) -> str:
 def _decoded_jpeg(data: io.BytesIO, channels: int, least_side: int | None) -> np.ndarray:
     """Pixels of a JPEG that may lack its end mark, but nothing else.
 
-    A decoder takes whatever follows the data as missing pixels. So no pixel is missing if none depends on what follows.
+    A decoder reads missing pixels from whatever follows the data. So none is missing if no pixel depends on that.
     """
     file = data.getvalue()
     if b"\xff\xd9" in file[-64:] or not has_all_scans(file):
@@ -239,15 +240,15 @@ def _orientation(image: Image.Image) -> int:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image, as grey with 8 bits if it has more."""
     tags = getattr(image, "tag_v2", {})
-    if _TIFF_KINDS.get(tags.get(_TIFF_NUMBERS, (1,))[0]) == "signed integers":  # which Pillow takes as others
+    if _TIFF_KINDS.get(tags.get(_TIFF_NUMBERS, (1,))[0]) == "signed integers":  # which Pillow treats like others
         raise ValueError(
-            f"it has signed integers of {tags[_TIFF_BITS][0]} bits, which do not tell what is black and white; convert "
+            f"it has signed integers of {tags[_TIFF_BITS][0]} bits, which do not define black and white; convert "
             "it to unsigned integers of 8 or 16 bits"
         )
     if not image.mode.startswith(("I", "F")):
         return image
     if image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS:
-        raise ValueError("it has integers of 32 bits, which do not tell what is white; convert it to 8 or 16 bits")
+        raise ValueError("it has integers of 32 bits, which do not define white; convert it to 8 or 16 bits")
     values = np.asarray(image)
     if image.mode == "F":
         grey = _eight_bit_values(values)
@@ -255,7 +256,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         grey = (values.astype(np.int32) * 255 // 4095).astype(np.uint8)
     else:
         grey = (values // 257).astype(np.uint8)
-    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds in images of 8 bits alone
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow applies this only to images of 8 bits
         grey = 255 - grey
     converted = Image.fromarray(grey)
     if "transparency" in image.info:
@@ -273,10 +274,10 @@ def _eight_bit_values(values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint8) * 255
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(
-            f"pixels of type {values.dtype} do not tell what is white; convert them to uint8 (0..255), uint16 "
+            f"pixels of type {values.dtype} do not define white; convert them to uint8 (0..255), uint16 "
             "(0..65535) or floating point (0..1)"
         )
-    if not ((values >= 0) & (values <= 1)).all():  # NaN is not, either
+    if not ((values >= 0) & (values <= 1)).all():  # NaN fails, too
         raise ValueError(
             f"floating-point pixels must lie in 0..1, got {values.min():.4g}..{values.max():.4g}; scale them, or "
             "convert them to 8 or 16 bits"
@@ -285,7 +286,7 @@ def _eight_bit_values(values: np.ndarray) -> np.ndarray:
 
 
 def _with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """An image of 8 bits in the mode for so many channels."""
+    """An image of 8 bits in the mode for `channels` channels."""
     mode = MODES[channels]
     if image.mode == "La":  # which Pillow converts only to this
         image = image.convert("LA")
@@ -299,7 +300,7 @@ def _with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 class _PillowFilter:
-    """How many are decoding now, and the filter of warnings that they share: `catch_warnings` is not for threads."""
+    """The number of decoding threads, and the warning filter that they share: `catch_warnings` is not thread-safe."""
 
     lock = threading.Lock()
     users = 0

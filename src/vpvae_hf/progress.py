@@ -1,4 +1,4 @@
-"""Bars that show how far long work is."""
+"""Progress bars for long work."""
 
 import sys
 from typing import Any
@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from .distributed import rank
 
-# Lines of a bar in a log file: the first after so many seconds, the later ones at growing distances, up to a limit.
+# Lines of a bar in a log file: the first after this many seconds, later ones at growing intervals, up to a limit.
 _FIRST_LINE_S, _LINE_GROWTH, _MOST_S_BETWEEN_LINES = 10, 0.1, 600
 _LINE = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {elapsed} passed, {remaining} left, {rate_fmt}{postfix}"
 _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt}, {elapsed} passed, {rate_fmt}{postfix}"
@@ -21,12 +21,12 @@ def progress_bar(*, total: int | None, desc: str, unit: str, shown: bool = True,
     """
     bar = tqdm if sys.stderr.isatty() or _in_notebook() else _ProgressLines
     if not shown or rank() > 0:
-        settings["disable"] = True  # only then, since it goes before the environment
+        settings["disable"] = True  # only then, since it overrides the environment
     return bar(total=total, desc=desc, unit=unit, **settings)
 
 
 def _in_notebook() -> bool:
-    """Whether a notebook's kernel runs this, whose stderr is no terminal but draws bars."""
+    """Whether this runs in a notebook's kernel, whose stderr is no terminal but can redraw bars."""
     kernel = sys.modules.get("ipykernel.kernelapp")
     return kernel is not None and kernel.IPKernelApp.initialized()
 

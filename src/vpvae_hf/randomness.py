@@ -1,4 +1,4 @@
-"""Randomness for libraries that draw from torch's global generators alone."""
+"""Randomness for libraries that draw only from torch's global generators."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Lets transformers' Auto classes and diffusers' pipelines find our classes, without importing either library.
 
 Every entry is made when the library's module that looks it up is imported, before or after this package. Until one of
-our classes is used, a stand-in takes its place: transformers and diffusers import their tables in the middle of
-their own imports, when our modules could not be imported yet, and images need no audio model.
+our classes is used, a stand-in takes its place: transformers and diffusers import their tables in the middle of their
+own imports, when our modules cannot be imported yet, and images need no audio model.
 """
 
 import sys
@@ -16,7 +16,7 @@ _DIFFUSERS_CLASSES = ("AutoencoderVP", "VPAutoregressivePipeline", "VPMaskedPipe
 
 
 class _StandIn(type):
-    """A class that has the name of one of ours, and imports it when anything is asked of it."""
+    """A class with the name of one of ours, which imports ours at the first call or access to an attribute."""
 
     def __getattr__(cls, attribute: str) -> Any:
         return getattr(getattr(sys.modules["vpvae_hf"], cls.__name__), attribute)
@@ -41,8 +41,8 @@ def _register_feature_extractor(auto: ModuleType) -> None:
 
 @when_imported("transformers.models.auto.image_processing_auto")
 def _register_image_processor(auto: ModuleType) -> None:
-    # The file of an image processor names its class, too. `AutoImageProcessor.register` would take no stand-in, and the
-    # key is one because a diffusers model has no config of transformers.
+    # The file of an image processor names its class, too. `AutoImageProcessor.register` accepts no stand-in. The key is
+    # a stand-in, too, because a diffusers model has no transformers config.
     processor = _StandIn("VPImageProcessor", (), {})
     backends = dict.fromkeys(("pil", "torchvision"), processor)
     auto.IMAGE_PROCESSOR_MAPPING.register(_StandIn("AutoencoderVP", (), {}), backends)
@@ -78,7 +78,7 @@ def _make_components_loadable(utils: ModuleType) -> None:
 @when_imported("diffusers")
 def _name_classes(_: ModuleType) -> None:
     """diffusers loads pipelines, and what its AutoModel loads, only from its own names."""
-    diffusers = sys.modules["diffusers"]  # has put a lazy module in its own place
+    diffusers = sys.modules["diffusers"]  # it has replaced itself by a lazy module
 
     class WithOurClasses(type(diffusers)):
         def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Former names of what is public: they work until version 0.3, and warn."""
+"""Former public names: they work until version 0.3, with a warning."""
 
 import warnings
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 def warn_of_former_name(former: str, present: str) -> None:
     """Warn that the caller's caller uses a former name."""
     warnings.warn(
-        f"{former} is called {present} now; the former name goes with version 0.3", DeprecationWarning, stacklevel=3
+        f"{former} is called {present} now; the former name ends with version 0.3", DeprecationWarning, stacklevel=3
     )
 
 

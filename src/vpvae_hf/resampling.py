@@ -11,7 +11,7 @@ def resampled(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
         raise ValueError(f"sampling rates must be at least 1 Hz, got {from_rate} and {to_rate}")
     if from_rate == to_rate:
         return waveform
-    from scipy.signal import resample_poly  # which takes a second, and most files need it not
+    from scipy.signal import resample_poly  # the import takes a second, and most files do not need it
 
     divisor = math.gcd(from_rate, to_rate)
     return resample_poly(waveform, to_rate // divisor, from_rate // divisor).astype(waveform.dtype)

@@ -9,16 +9,16 @@ from typing import Any, Literal
 
 # If there are more valid names than this, a message gives only the nearest, if there is one.
 _LISTED_NAMES = 30
-# What encoder and decoder of a saved tokenizer may compute in.
+# Number formats that encoder and decoder of a saved tokenizer may compute in.
 DTYPES = ("float32", "bfloat16", "float16")
-# Distances of latents: Euclidean, or by how much the decoder's output changes.
+# Distances between latents: Euclidean, or by how much the decoder's output changes.
 Metric = Literal["euclidean", "decoder"]
 # How VP displaces latents in training, the default first.
 Perturbation = Literal["random_codebook", "metropolis", "always_accept"]
 
 
 def require(holds: bool, name: str, value: Any, valid: str) -> None:
-    """Raise a ValueError that names the setting, its value and what is valid, unless it holds."""
+    """Raise a ValueError that names the setting, its value and what is valid, unless the condition holds."""
     if not holds:
         raise ValueError(f"{name} must be {valid}, got {value!r}")
 

@@ -18,18 +18,20 @@ from torch import Tensor, nn
 
 # For signals in [-1, 1]: random noise stays far below this, pixels in 0..255 and samples of 16 bits do not.
 LARGEST_SIGNAL = 10
-# A message names at most so many keys or shapes.
+# A message names at most this many keys or shapes.
 _NAMED = 5
 T = TypeVar("T")
 
 
 def as_tensor(values: Any, what: str, device: torch.device | None = None) -> Tensor:
-    """A tensor as it is; an array, a number or (nested) lists of these and of tensors as a tensor of their dtype.
+    """Return a tensor as it is; turn an array, a number or (nested) lists of these and of tensors into a tensor.
+
+    The dtype stays.
 
     Args:
-        values: arrays may be read-only, of any strides and byte order.
-        what: how messages call the values, e.g. "images".
-        device: where what is no tensor goes; None for the CPU.
+        values: arrays may be read-only, and have any strides and byte order.
+        what: what messages call the values, e.g. "images".
+        device: where the tensor goes if `values` was not a tensor; None for the CPU.
 
     Raises:
         TypeError: something else, such as a mapping, a path or an array of strings.
@@ -42,7 +44,7 @@ def as_tensor(values: Any, what: str, device: torch.device | None = None) -> Ten
 
 
 def as_real(values: Any, what: str, device: torch.device | None = None) -> Tensor:
-    """As `as_tensor`, of integers or floating; a TypeError for booleans and complex numbers."""
+    """As `as_tensor`, for integers and floating point; raise a TypeError for booleans and complex numbers."""
     tensor = as_tensor(values, what, device)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{what} must be real numbers, got {tensor.dtype}")
@@ -52,7 +54,7 @@ def as_real(values: Any, what: str, device: torch.device | None = None) -> Tenso
 def as_floating(
     values: Any, what: str, device: torch.device | None = None, remedy: str = "scale them to [-1, 1]"
 ) -> Tensor:
-    """As `as_tensor`, floating point; a TypeError with the remedy for another kind of dtype."""
+    """As `as_tensor`, for floating point; raise a TypeError with the remedy for another kind of dtype."""
     tensor = as_tensor(values, what, device)
     if not tensor.is_floating_point():
         raise TypeError(f"{what} must be floating point, got {tensor.dtype}; {remedy}")
@@ -60,7 +62,7 @@ def as_floating(
 
 
 def as_codes(codes: Any, device: torch.device | None = None) -> Tensor:
-    """As `as_tensor`, int64 of any integers; a TypeError for another kind of dtype."""
+    """As `as_tensor`, but turn any integers into int64; raise a TypeError for another kind of dtype."""
     codes = as_tensor(codes, "codes", device)
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"codes must be integers, got {codes.dtype}; use encode() to get codes from latents")
@@ -68,7 +70,7 @@ def as_codes(codes: Any, device: torch.device | None = None) -> Tensor:
 
 
 def device_for(module: nn.Module, values: Any) -> torch.device | None:
-    """The module's device, for arrays, which have none; None for a tensor, and for a module without weights."""
+    """The device for `values`: the module's for arrays, which have none; None for a tensor or without weights."""
     weights = None if isinstance(values, Tensor) else next(chain(module.parameters(), module.buffers()), None)
     return None if weights is None else weights.device
 
@@ -100,7 +102,7 @@ class DeferredChecks:
 
     @property
     def bounds(self) -> list[Tensor]:
-        """For each check [2] float32, the least and the greatest value; both NaN if any value is."""
+        """For each check a tensor [2] float32, the least and the greatest value; both NaN if any value is."""
         return [check.bounds.float() for check in self._checks]
 
     def raise_failed(self, where: str = "", bounds: Sequence[Sequence[float]] | None = None) -> None:
@@ -147,14 +149,14 @@ def deferred_checks() -> Iterator[DeferredChecks]:
 
 
 def require_finite(values: Tensor, what: str, remedy: str = "", scaling: str | None = None) -> None:
-    """Raise a ValueError if values are empty, NaN or infinite; and if they are far beyond [-1, 1], given a `scaling`.
+    """Raise a ValueError if values are empty, NaN or infinite; with `scaling`, also if they are far beyond [-1, 1].
 
-    A graph does not look at values, and neither does a block of `deferred_checks`.
+    Values are not looked at while a graph is made, and within `deferred_checks` only later.
 
     Args:
         what: what messages call the values.
-        remedy: what they add to it.
-        scaling: of signals in [-1, 1], how others are scaled.
+        remedy: text after the part of the message that says what is wrong.
+        scaling: for signals in [-1, 1]: the end of the message, which says how to scale others.
     """
     if is_tracing():
         return
@@ -185,13 +187,13 @@ def constant(numbers: tuple[float, ...], dtype: torch.dtype, like: Tensor) -> Te
 
     It must not be written to.
     """
-    if is_tracing() or hasattr(like, "fake_mode"):  # what is made in a graph or of fake tensors is of no use later
+    if is_tracing() or hasattr(like, "fake_mode"):  # tensors made in a graph or from fake tensors cannot be used later
         return torch.tensor(numbers, dtype=dtype, device=like.device)
     return _constant(numbers, dtype, like.device)
 
 
 def precise_dtype(device: torch.device) -> torch.dtype:
-    """float64, or float32 on a device that has none."""
+    """float64, or float32 on a device without float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -235,7 +237,7 @@ def _constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.devi
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device; a copy to a CUDA device is not waited for."""
+    """A copy of a CPU tensor on a device; a copy to a CUDA device is asynchronous."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -251,7 +253,7 @@ def fetched_late(issued: Iterable[tuple[Sequence[Tensor], T]]) -> Iterator[tuple
         # Enqueued before the next batch: later it would wait for that one, too.
         copies = [result.to("cpu", non_blocking=event is not None) for result in results]
         if event is not None:
-            event.record(torch.cuda.current_stream(device))  # by default that of the current device, if another
+            event.record(torch.cuda.current_stream(device))  # the default is the current device's stream
         if waiting is not None:
             yield _fetched(*waiting)
         waiting = copies, event, belonging
@@ -286,7 +288,7 @@ def _stacked(values: Sequence, what: str) -> Tensor:
         try:
             return _from_array(np.asarray(list(values)), what)
         except ValueError as error:
-            raise ValueError(f"{what} must be lists of equal lengths, got numbers beside lists") from error
+            raise ValueError(f"{what} must be lists of equal lengths, got numbers among lists") from error
     parts = [as_tensor(each, what) for each in values]
     if any(part.shape != parts[0].shape for part in parts):
         raise ValueError(

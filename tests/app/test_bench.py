@@ -167,7 +167,7 @@ def test_tokens_of_several_codes_are_shown_but_not_replaced(modality, file):
     work = bench.encode(bench.read(file, LIMIT[modality]), 5)
     assert work.codes.shape[-1] == 2
     assert bench.latents(work.codes, 5).shape == work.codes.shape
-    density = {"image": "2 codes for each 4 x 4 pixels", "audio": "333.3 codes for each second"}
+    density = {"image": "2 codes per 4 x 4 pixels", "audio": "333.3 codes per second"}
     assert bench.modality.resolution(bench.model) == density[modality]
     assert not bench.has_single_codes
     assert bench.sheet(work) is None
@@ -197,7 +197,7 @@ def test_long_and_silent_sounds_are_told(tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros((2 * RATE, 2)), RATE)
     source = bench.read(str(tmp_path / "silent.wav"), 1)
     assert dict(source.size) == {"num_samples": RATE, "sampling_rate": RATE}
-    assert source.told.startswith("2.00 s, of which the first 1 s are used")
+    assert source.told.startswith("2.00 s, only the first 1 s are used")
     assert "it is silent" in source.told
     work = bench.encode(source, 36)
     assert bench.rows(work)[0].stored > 0

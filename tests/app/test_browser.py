@@ -45,7 +45,7 @@ def tokenizers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(tokenizers, tmp_path_factory):
-    """Of the page, served by the command."""
+    """The address of the page, which the command serves."""
     command = [sys.executable, "-m", "vpvae_hf", "app", "--no-browser", "--device", "cpu", "--tokenizer", *tokenizers]
     log = tmp_path_factory.mktemp("log") / "app.txt"
     with log.open("w") as opened:
@@ -87,7 +87,7 @@ class Browser:
         self.find(f"#{name} input[type=file], input[type=file]:has(+ #{name})").send_keys(str(file))
 
     def told(self, kind: str, *parts: str) -> str:
-        """The notice, when it holds all parts."""
+        """The notice, once it holds all parts."""
         self.wait(lambda: all(part in self.text(f"{kind}-notice") for part in parts))
         return self.text(f"{kind}-notice")
 
@@ -104,7 +104,7 @@ class Browser:
         self._when_shown(f"#{name}", lambda button: button.click())
 
     def _when_shown(self, selector: str, act: Callable[[object], None]) -> None:
-        """Act on an element; once more if the page has drawn it anew meanwhile."""
+        """Act on an element, and once more if the page has redrawn it meanwhile."""
 
         def done() -> bool:
             element = self.find(selector)
@@ -158,7 +158,7 @@ def test_a_picture_its_codes_and_those_codes_again(browser, picture, address):
     browser.find("#image-swipe img")
     parts = ("K = 16", "WebP", "PNG", "PSNR", "Higher is closer")
     browser.wait(lambda: all(part in browser.text("image-table") for part in parts))
-    assert "a tokenizer of pictures: 1 code for each 4 x 4 pixels" in browser.find("body").text
+    assert "a tokenizer of pictures: 1 code per 4 x 4 pixels" in browser.find("body").text
     browser.find("#image-size input[type=range]").send_keys(Keys.ARROW_RIGHT)
     browser.told("image", "150 codes, K = 64")
     browser.wait(lambda: "K = 64" in browser.text("image-table"))

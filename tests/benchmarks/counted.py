@@ -53,5 +53,5 @@ for name, operation in OPERATIONS.items():
         operation()
     found[name] = device.summary(events)
 print(json.dumps(found), flush=True)
-# Python's own ending would abort if autograd's thread were still letting go of the mode, for which it needs Python.
+# Python's normal exit would abort if autograd's thread were still releasing the mode, which takes Python.
 os._exit(0)

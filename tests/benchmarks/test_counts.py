@@ -1,4 +1,4 @@
-"""A device that there is not counts what torch would do on one that is."""
+"""A device that does not exist counts what torch would do on a real one."""
 
 import importlib.util
 import json

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 _FOLDER = Path(__file__).parents[2] / "benchmarks/gpu"
 # The others start processes, which take long.
 _STAGES = ("environment", "correctness", "search", "index", "steps", "audio", "clustering", "tokenizing")
-# Each figure that a CPU cannot have says which.
+# A skipped figure that a CPU cannot have names one of these.
 _ONLY_ELSEWHERE = ("peak memory", "synchronizations on CUDA alone", "two GPUs", "flash-kmeans", "version of")
 
 

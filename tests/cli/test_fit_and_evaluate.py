@@ -49,19 +49,19 @@ def test_fit_then_evaluate(tokenizer, data, tmp_path, capsys):
     (saved,) = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert saved["images"] == 9
     assert saved["metrics"] == pytest.approx(figures, rel=1e-6)
-    # Refined codes are measured beside nearest ones.
+    # Refined codes are measured in addition to nearest ones.
     assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--refine", "2"]) == 0
     assert "tokens, codes refined in 2 steps" in capsys.readouterr().out
     _, refined = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert refined["refine_steps"] == 2
     assert refined["metrics"]["psnr"] > figures["psnr"]
     assert "| validation, codes refined in 2 steps |" in (fitted / "README.md").read_text()
-    # A part of the split stands beside the whole of it.
+    # A part of the split is listed in addition to the whole split.
     assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--limit", "4"]) == 0
     *_, part = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert (part["images"], part["limit"]) == (4, 4)
     assert "| validation, the first 4 | 4 |" in (fitted / "README.md").read_text()
-    # A second measurement of the same takes the first one's place; a refit makes all void.
+    # Measuring the same again replaces the first measurement; a refit makes all measurements void.
     assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--size", "8"]) == 0
     _, _, again = json.loads((fitted / "results.json").read_text())["evaluation"]
     assert again["tokens"] == 9 * 16
@@ -116,7 +116,7 @@ def test_several_codebooks(tokenizer, data, tmp_path, capsys):
     card = (fitted / "README.md").read_text()
     assert "| Codes | 48 | 8 |" in card
     assert "| Other codebooks' sizes, for `from_pretrained(name, codebook_size=K)` | 8 |" in card
-    for size, others in (("8", 0), ("48", 1), ("8", 1)):  # measured again in the place of the first
+    for size, others in (("8", 0), ("48", 1), ("8", 1)):  # measured again, in place of the first
         assert main(["evaluate", str(fitted), "--dataset", data, "--save", "--codebook-size", size]) == 0
         recorded = json.loads((fitted / "results.json").read_text())["evaluation"]
         assert len(recorded) == 1 + others
@@ -160,7 +160,7 @@ def test_what_is_measured_of_a_folder_without_splits_is_not_fitted_to(flat, monk
     assert images_of("tokenize", model, flat) == everything
     for command in ("evaluate", "fit"):
         assert images_of(command, model, flat, "--split", "train") == everything
-    with pytest.raises(ValueError, match=r"no split 'validation'; it has train. Name one of them with --split"):
+    with pytest.raises(ValueError, match=r"no split 'validation'; it has train. .*; of local files --validation-share"):
         images_of("evaluate", model, flat, "--validation-share", "0")
 
 

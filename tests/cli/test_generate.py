@@ -96,7 +96,7 @@ def test_a_name_goes_before_an_id(saved, tmp_path):
 def test_many_images_are_made_some_at_a_time(saved, tmp_path):
     files = generated(saved("none"), tmp_path / "out", "--num", "18")
     assert len(files) == 19
-    # Five in each of four rows, of which the last is filled up with white.
+    # Five in each of four rows; the last row is filled up with white.
     sheet = pixels(tmp_path / "out" / "samples.png")
     assert sheet.shape == (4 * SHOWN + 12, 5 * SHOWN + 16, 3)
     assert (sheet[-SHOWN:, -SHOWN:] == 255).all()
@@ -126,7 +126,7 @@ REFUSED = [
     ("texts", ["--text", "a red dog and a photo of a cat"], "the model knows texts of at most 5 ids"),
     ("none", ["--class", "dog"], "was trained without classes, got --class dog; leave --class out"),
     ("none", ["--text", "dog"], "was trained without texts, got --text 'dog'; leave --text out"),
-    ("none", ["--guidance", "2"], "this pipeline was trained without any, leave it out"),
+    ("none", ["--guidance", "2"], "this pipeline was trained without these, so leave --guidance out"),
     ("diffusion", ["--class", "dog"], "is an LDMPipeline, which does not use --class; leave it out"),
     ("diffusion", ["--top-k", "3"], "is an LDMPipeline, which does not use --top-k"),
     ("other", [], "holds a DiTPipeline, which this command does not know; it knows VPAutoregressivePipeline, VPMasked"),

@@ -43,7 +43,7 @@ def test_a_command_has_help(command, capsys):
     [
         (["tokenise", "x"], "there is no command tokenise; did you mean 'tokenize'? valid: demo, app, encode"),
         (["--verson"], "there is no option --verson; did you mean '--version'?"),
-        # Rather than that --dataset is missing.
+        # The message is not that --dataset is missing.
         (["fit", "x", "--datset", "y", "--output", "z"], "vpvae fit: error: there is no option --datset; did you mean"),
         (["push", "x", "a/b", "--pivate=1"], "there is no option --pivate; did you mean '--private'?"),
         (["demo", "--steps", "0"], "must be an integer of at least 1, got 0"),

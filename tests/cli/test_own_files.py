@@ -88,7 +88,7 @@ def run(*arguments):
 
 
 def expected(kind, model, source, **how):
-    """Codes [*grid] of a file, and what they are decoded to, as the file of it holds that."""
+    """Codes [*grid] of a file, and the signal that they are decoded to, as a file holds it."""
     if kind.model is AutoencoderVP:
         batch = model.preprocessor()(source, return_tensors="pt")
         codes = model.tokenize(batch.pixel_values, **how)
@@ -132,7 +132,7 @@ def test_codes_take_as_few_bits_as_they_need(tmp_path, tokenizers, capsys):
 
 
 def test_frequent_codes_take_fewer_bits(kind, tokenizers, tmp_path, capsys):
-    """Of a sheet of one colour, or of silence, nearly all codes are the same."""
+    """Nearly all codes of a sheet of one colour, or of silence, are the same."""
     source, tokenizer = tmp_path / f"own{kind.suffix}", tokenizers[kind.model]
     if kind.model is AutoencoderVP:
         Image.new("RGB", (WIDTH, HEIGHT), (90, 120, 60)).save(source)
@@ -224,13 +224,13 @@ def test_a_picture_of_both(kind, tokenizers, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert kind.described in printed
     assert all(
-        phrase in printed for phrase in {AutoencoderVP: ["PSNR", "bits a pixel"]}.get(kind.model, ["STOI", "kbit/s"])
+        phrase in printed for phrase in {AutoencoderVP: ["PSNR", "bits per pixel"]}.get(kind.model, ["STOI", "kbit/s"])
     )
     picture = np.asarray(Image.open(tmp_path / "own.reconstruction.png"))
     model = kind.model.from_pretrained(tokenizers[kind.model]).eval()
     _, made = expected(kind, model, source)
     if kind.model is AutoencoderVP:
-        column = (picture.shape[1] - 2 * 4) // 3  # as wide as the widest of what is written below
+        column = (picture.shape[1] - 2 * 4) // 3  # as wide as the widest text below
         np.testing.assert_array_equal(picture[:HEIGHT, :WIDTH], kind.read(source))
         np.testing.assert_array_equal(picture[:HEIGHT, column + 4 : column + 4 + WIDTH], made)
         assert (picture[HEIGHT:] < 128).any()
@@ -320,7 +320,7 @@ def test_codes_of_version_0_1(tokenizers, tmp_path):
 
 
 def test_minutes_of_audio_can_be_written_as_ogg(tmp_path):
-    """libsndfile's encoder ends the process where it gets so much at once."""
+    """libsndfile's encoder ends the process if it gets so much at once."""
     tokenizer = save(tmp_path / "codec", lambda: new_codec(downsampling_ratios=[8, 8, 8]))
     soundfile.write(tmp_path / "long.flac", np.zeros(200 * RATE, np.float32), RATE)
     assert run("encode", tmp_path / "long.flac", "--tokenizer", tokenizer) == 0
@@ -351,7 +351,7 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
             f"clip.safetensors would be written for {clip} and {tmp_path / 'clip.png'}; rename one",
         ),
         (["encode", clip, clip, "--tokenizer", codec, *new], "names one file, but 2 would be written; name a folder"),
-        (["encode", clip, "--tokenizer", image, *new], "a tokenizer of images; name one of clips with --tokenizer"),
+        (["encode", clip, "--tokenizer", image, *new], "a tokenizer of images; name a tokenizer of clips with"),
         (["encode", clip, "--tokenizer", unfitted, *new], "no fitted codebook"),
         (["encode", clip, "--tokenizer", tmp_path / "none", *new], "none"),
         (["encode", clip, "--tokenizer", tmp_path, *new], "has no config.json"),
@@ -389,7 +389,7 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
         (["decode", codes, "--tokenizer", other], "is another than when"),
         (
             ["decode", codes, "--tokenizer", image],
-            "a tokenizer of images; name one of clips with --tokenizer, or other",
+            "a tokenizer of images; name a tokenizer of clips with --tokenizer, or leave",
         ),
         (["reconstruct", clip, "--tokenizer", codec, "--output", tmp_path / "clip.png", "--overwrite"], "is read"),
     ):
@@ -403,7 +403,7 @@ def test_mistakes_are_one_line_and_lose_nothing(tokenizers, tmp_path, capsys):
 
 
 def test_sounds_are_not_written_over(tokenizers, tmp_path, capsys):
-    """Those that `reconstruct` writes beside a picture of both."""
+    """The sounds that `reconstruct` writes in addition to a picture of original and reconstruction."""
     soundfile.write(tmp_path / "clip.flac", speech(0.5).numpy(), RATE)
     (tmp_path / "clip.reconstruction.wav").write_bytes(b"another")
     command = ["reconstruct", tmp_path / "clip.flac", "--tokenizer", tokenizers[VPCodecModel]]
@@ -493,7 +493,7 @@ def test_nothing_is_done_if_the_tokenizer_is_of_another_kind_than_some_files(tok
     write_picture(tmp_path / "a.png")
     soundfile.write(tmp_path / "b.wav", speech(0.5).numpy(), RATE)
     assert run("encode", tmp_path, "--tokenizer", tokenizers[AutoencoderVP]) == 1
-    assert f"or other files than {tmp_path / 'b.wav'}" in capsys.readouterr().err
+    assert f"or leave out {tmp_path / 'b.wav'}" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.safetensors"))
 
 
@@ -520,7 +520,7 @@ def _no_such_repository(*_, **how):
 def test_pictures_too_small_to_be_measured(size, tokenizers, tmp_path, capsys):
     Image.new("RGB", size).save(tmp_path / "a.png")
     assert run("reconstruct", tmp_path / "a.png", "--tokenizer", tokenizers[AutoencoderVP]) == 0
-    assert f"bits a pixel, not measured (images of {size[1]} x {size[0]} pixels have no SSIM" in capsys.readouterr().out
+    assert f"per pixel, not measured (images of {size[1]} x {size[0]} pixels have no SSIM" in capsys.readouterr().out
     with Image.open(tmp_path / "a.reconstruction.png") as picture:
         assert picture.width >= 3 * size[0] + 2 * 4
         assert 1 < picture.height < 50  # with what is written below

@@ -50,12 +50,32 @@ def images(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("images"), shards)
 
 
-LABELS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]  # 0 and 12 are those of the unreadable images
+LABELS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]  # 0 and 12 are the labels of the unreadable images
 
 
 def tokenize(tokenizer, images, output, *arguments) -> int:
     names = ["tokenize", str(tokenizer), "--dataset", str(images), "--output", str(output), "--batch-size", "3"]
     return main([*names, *arguments])
+
+
+def test_a_folder_without_splits(tokenizer, tmp_path):
+    for number in range(6):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{number}.png").write_bytes(noise(number))
+
+    def codes(name: str, *arguments: str, split: str = "train") -> set[bytes]:
+        assert tokenize(tokenizer, tmp_path / "photos", tmp_path / name, "--split", split, *arguments) == 0
+        rows = datasets.load_dataset(str(tmp_path / name), split=split).with_format("numpy")
+        return {row["codes"].tobytes() for row in rows}
+
+    everything = codes("everything")
+    train = codes("train", "--validation-share", "0.5")
+    validation = codes("validation", "--validation-share", "0.5", split="validation")
+    assert train
+    assert validation
+    assert not train & validation
+    assert train | validation == everything
+    assert json.loads((tmp_path / "train" / "tokenizer.json").read_text())["validation_share"] == 0.5
 
 
 def test_the_codebook_of_a_size(images, tmp_path):
@@ -73,10 +93,10 @@ def test_the_codebook_of_a_size(images, tmp_path):
         batch = {"image": [noise(0)]}
         function = BatchTokenizer(str(tmp_path / "tokenizer"), "image", codebook_size=size)
         assert np.array_equal(function(batch)["codes"][0], rows[0]["codes"])
-        # What is trained on them finds the codebook that they are of, also in a copy of the tokenizer.
+        # Training on the codes finds the codebook that they belong to, also in a copy of the tokenizer.
         for name in (None, str(tmp_path / "tokenizer")):
             assert load_code_tokenizer(CodeFolder(codes), name).fingerprint() == vae.fingerprint()
-    # In a tokenizer that has no such codebook any more, the check of the codes says what is wrong.
+    # If a tokenizer no longer has that codebook, the check of the codes says what is wrong.
     save_tokenizer(tmp_path / "tokenizer", 30)
     folder = CodeFolder(tmp_path / "codes20")
     with pytest.raises(ValueError, match="trained on codes with codebook_size=20, the tokenizer has 30"):
@@ -189,7 +209,7 @@ def test_an_interrupted_run_goes_on(tokenizer, images, tmp_path, capsys):
 
 
 def test_a_failure_leaves_no_file_that_looks_finished(tokenizer, tmp_path, capsys):
-    """The second shard is cut short; mended, the run goes on."""
+    """The second shard is cut short; once it is repaired, the run goes on."""
     images = tmp_path / "images"
     write_shards(images, [[noise(0)], [noise(1)]])
     broken = images / "train-00001-of-00002.parquet"
@@ -205,7 +225,7 @@ def test_a_failure_leaves_no_file_that_looks_finished(tokenizer, tmp_path, capsy
 
 
 def test_large_shards_are_written_in_pieces(tokenizer, images, tmp_path, monkeypatch):
-    """Of a batch each here; the last batch of the last shard holds an unreadable image alone."""
+    """Here a piece is one batch; the last batch of the last shard holds only an unreadable image."""
     from pyarrow.parquet import read_metadata
 
     monkeypatch.setattr("vpvae_hf.data.codes._ROWS_AT_ONCE", 1)
@@ -216,7 +236,7 @@ def test_large_shards_are_written_in_pieces(tokenizer, images, tmp_path, monkeyp
 
 
 def test_codes_of_another_run_are_not_mixed(tokenizer, images, tmp_path, capsys):
-    """The same tokenizer and images by other names go on; other settings and other tokenizers do not."""
+    """A run goes on with the same tokenizer and images under other names, but not with other settings or tokenizers."""
     output = tmp_path / "codes"
     assert tokenize(tokenizer, images, output) == 0
     same = AutoencoderVP.from_pretrained(tokenizer)
@@ -298,7 +318,7 @@ def as_rank(rank: int, world_size: int, monkeypatch) -> None:
 
 
 def test_shards_are_dealt_out_to_ranks(tokenizer, images, tmp_path, monkeypatch, capsys):
-    """Four ranks for three shards, one after the other; the last that has work to do counts."""
+    """Four ranks for three shards, run one after the other; the last rank that has work counts the images."""
     for rank in range(3):
         as_rank(rank, 4, monkeypatch)
         assert tokenize(tokenizer, images, tmp_path) == 0

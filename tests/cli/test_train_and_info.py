@@ -44,7 +44,7 @@ def test_a_recipe_is_trained_by_its_name_and_told_of(name, tmp_path, capsys):
     assert "tokenizer: " in capsys.readouterr().out
     assert main(["info", str(tmp_path / "run" / "tokenizer")]) == 0
     printed = capsys.readouterr().out
-    codes = "one for 2 x 2 pixels" if name == "image" else "one for 96 samples at 16000 Hz, 166.67 a second"
+    codes = "one per 2 x 2 pixels" if name == "image" else "one per 96 samples at 16000 Hz, 166.67 per second"
     trained = "Trained    2 steps, 8 images, on data" if name == "image" else "Trained    2 steps, 8 segments, on data"
     for line in (f"Codes      {codes}", "Quantizer  vp, 2 dimensions", "Codebook   8 codes, 3 bits", trained):
         assert line in printed.splitlines()

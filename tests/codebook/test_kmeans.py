@@ -128,7 +128,7 @@ def test_seeds_are_as_good_as_those_of_k_means_plus_plus(sample):
 
 
 def test_256_latents_per_code_are_drawn_from_more():
-    """On others their codebook is at most 3% worse than what 50 more iterations over all, 1500 per code, make of it."""
+    """On other latents the codebook is at most 3% worse than after 50 more iterations over all, 1500 per code."""
     rng = np.random.default_rng(0)
     latents, others = (torch.from_numpy(rng.normal(size=(64 * 1500, 3))).float() for _ in range(2))
     assert len(kmeans.gathered(latents, 64, 256, 0, across_ranks=False)) == 64 * 256
@@ -139,7 +139,7 @@ def test_256_latents_per_code_are_drawn_from_more():
 
 
 def test_a_pass_waits_for_its_device_once(monkeypatch):
-    """However many parts it has (to fetch a list from the CPU is no operation); and parts change no sum."""
+    """However many parts it has (fetching a list from the CPU is no operation); the parts change no sum."""
     latents, centroids = laplace(2000, 4), laplace(8, 4, seed=1)
     lloyd = kmeans._Lloyd(latents, latents.device)
     monkeypatch.setattr(lloyd, "_codes", lambda chunk, points, _: torch.cdist(chunk, points).argmin(dim=1))
@@ -220,7 +220,7 @@ def test_many_codes_are_found_by_tree(monkeypatch):
 
 
 def test_outliers_leave_the_sums_of_the_others_exact():
-    """Latents near 1 beside one at a million: means of clusters keep the digits of float32."""
+    """Latents near 1 and one at a million: means of clusters keep the digits of float32."""
     latents = torch.cat([1 + laplace(500, 2) / 100, torch.full((1, 2), 1e6)])
     fit = fit_kmeans(latents, 2, max_iterations=20, tolerance=0)
     near = fit.centroids[fit.centroids[:, 0] < 10]

@@ -14,7 +14,7 @@ def differences(random, *, mean, starts=1, items=100, of_start=0.0, of_item=1.0)
 
 @pytest.mark.parametrize(("starts", "of_start"), [(1, 0.0), (4, 0.0), (10, 0.5)])
 def test_intervals_hold_the_mean_as_often_as_they_say(starts, of_start):
-    """Also where items are alike at all starts, and where starts differ: more of the same items tell little then."""
+    """Also if items behave alike at all starts and if starts differ: then more of the same items add little."""
     random = np.random.default_rng(0)
     given = (differences(random, mean=0.3, starts=starts, of_start=of_start) for _ in range(200))
     found = [bootstrap_interval(values) for values in given]

@@ -205,7 +205,7 @@ def test_further_columns_need_no_training(files, finished, tmp_path):
     for name in ("start-d3-seed0", "fsp-16-seed0"):
         shutil.copytree(finished / name, tmp_path / name)
     run, file = tmp_path / "fsp-16-seed0", files / "further.yaml"
-    # As if a token stood for fewer pixels, so that further points of WebP are asked for, too.
+    # As if a token stood for fewer pixels, so that further points of WebP are measured, too.
     shutil.copytree(finished / "codec", tmp_path / "codec")
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {"rate_per_bit": 5 / 8}))
@@ -295,7 +295,7 @@ def rows_of(table):
 
 
 def test_methods_of_a_seed_see_the_same_data(finished, batches):
-    """Whatever randomness their quantizers use, from the start or not."""
+    """Whatever randomness their quantizers use, and whether they go on from the start or not."""
     assert len(batches) == 10
     same = [name for name in batches if name.endswith("seed0") and name != "start-d3-seed0"]
     for step in range(2):
@@ -372,7 +372,7 @@ def test_other_settings_are_refused(files, finished, capsys):
 
 
 def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, monkeypatch):
-    """In training, and in measuring, from a start that was moved here."""
+    """Interrupted in training and in measuring; it goes on from a start that was copied here."""
     shutil.copytree(finished / "start-d3-seed0", tmp_path / "start-d3-seed0")
     run, some = tmp_path / "fsp-16-seed0", ("--methods", "fsp", "--codebook-sizes", "16")
 
@@ -406,7 +406,7 @@ def test_a_part_of_it_goes_on_after_interruptions(files, finished, tmp_path, mon
         assert main(arguments(files, tmp_path, *some)) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert "No familiar codec is compared: it cannot be written here." in (tmp_path / "table.md").read_text()
-    assert len(measured_times) == 1 + 6  # of six pieces one was interrupted
+    assert len(measured_times) == 1 + 6  # six pieces, one of which was interrupted
     # Training went on from the checkpoint of step 2.
     rows = (run / "training/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3, 4, 4]

@@ -23,7 +23,7 @@ def results_of(folder, psnr, codec=None, **more):
     """Results of runs that have these values, seed by seed, for their own codes.
 
     Args:
-        codec: what is held of the codec; its points are rates and PSNR.
+        codec: results of the codec, as they are stored; its points are rates and PSNR.
     """
     methods = {name: {"quantizer": {"kind": "fsp"}, "codebook_sizes": list(by_size)} for name, by_size in psnr.items()}
     described = {"modality": "image", "training": str(RECIPE), "output_dir": str(folder / "runs"), "seeds": [0, 1]}
@@ -79,7 +79,7 @@ def test_what_is_far_off_is_told_instead_of_drawn(value, tmp_path):
 
 
 def test_the_codec_is_a_dotted_line_within_the_rates_of_the_runs(tmp_path):
-    """Although it is known beyond them."""
+    """Although its points reach beyond them."""
     found, lines = [], []
     for codec in (None, {"codec": "WebP", "points": [(0.1, 15.0), (0.25, 24.0), (0.5, 25.0), (0.6, 30.0)]}):
         results = results_of(tmp_path / str(codec is None), PSNR, codec, rate_per_bit=1 / 16)

@@ -41,7 +41,7 @@ VECTOR = {"kind": "vp", "codebook_size": 8, "latent_dim": 2, "queue_share": 0.1}
 # A modality: a model, how a file is read, and what differs. With this class in `MODALITIES` it can do all that the
 # others can.
 class SeriesTokenizer(Tokenizer, nn.Module):
-    """Series [B, 1, T], four numbers to a code."""
+    """Series [B, 1, T], four numbers per code."""
 
     hub_entry = HubEntry(
         name="series", library="torch", task="series-reconstruction", items="series",
@@ -201,7 +201,7 @@ def write_series(folder, shards):
 
 @pytest.fixture
 def registered(monkeypatch):
-    """The one line that a stranger adds."""
+    """The one line that another package adds."""
     monkeypatch.setitem(MODALITIES, "series", SeriesModality())
 
 

@@ -42,7 +42,7 @@ def latents_for(quantizer, *shape):
 
 
 def all_codes(quantizer):
-    """[K, ...]: every code, or of several groups every combination."""
+    """[K, ...]: every code, or with several groups every combination."""
     each = torch.arange(quantizer.codebook_size)
     groups = quantizer.code_groups
     return each if groups == 1 else torch.cartesian_prod(*[each] * groups)
@@ -89,7 +89,7 @@ class QuantizerContract:
         assert output.latents.shape == (*shape, quantizer.latent_dim)
         assert output.latents.dtype == torch.float32
         assert output.codes is None or output.codes.shape == (*shape, *groups)
-        if quantizer.config.kind in PERTURBING or quantizer.fitted_tensors:  # training knows no codes of a fit
+        if quantizer.config.kind in PERTURBING or quantizer.fitted_tensors:  # training does not use the codes of a fit
             assert output.codes is None
         assert output.loss.shape == ()
         output = quantizer.eval()(features)
@@ -142,7 +142,7 @@ class QuantizerContract:
                 assert "quantizer/acceptance" in metrics
 
     def test_displacement_carries_no_gradient(self, quantizer):
-        """The gradient of the latents is that of the continuous ones: as if nothing had been perturbed."""
+        """The gradient of the latents is that of the continuous latents, as if nothing had been perturbed."""
         if getattr(quantizer.config, "rotation_trick", False) or quantizer.config.kind == "token_bridge":
             pytest.skip("the gradient is rotated, or is that of the samples' variance too")
         features = features_for(quantizer, 256, requires_grad=True)
@@ -262,14 +262,14 @@ class QuantizerContract:
             assert torch.isfinite(quantizer.training_state.state_dict()["queue"]["latents"]).all()
 
     def test_a_graph_of_training_is_whole_and_leaves_nothing_behind(self, quantizer):
-        """But for what VP does with its queue, and the library of VQ."""
+        """Except for VP's work on its queue, and for the library of VQ."""
         if quantizer.config.kind == "vq":
             pytest.skip("the library asks for values, such as whether its codebook has started")
         features = features_for(quantizer, 64)
         torch._dynamo.reset()
         whole = quantizer.config.kind != "vp"
         compiled = torch.compile(quantizer, backend="eager", fullgraph=whole)
-        for call in (compiled, quantizer):  # which had computed without a graph before
+        for call in (compiled, quantizer):  # the quantizer had computed without a graph before
             assert torch.isfinite(call(features).latents).all()
 
     def test_wrong_dimension_dtype_and_range_are_refused(self, discrete_quantizer):
@@ -320,7 +320,7 @@ class QuantizerContract:
             codes = model.tokenize(inputs)
             assert torch.equal(loaded.tokenize(inputs), codes)
             torch.testing.assert_close(model.detokenize(codes), reconstruction)
-        # And it can be trained further, which takes what no file holds.
+        # It can also be trained further, which takes state that no file holds.
         output = loaded.train()(inputs)
         assert torch.isfinite(output.sample).all()
         assert torch.isfinite(output.loss)

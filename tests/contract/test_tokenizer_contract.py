@@ -16,7 +16,7 @@ CODED = {"vp": VP, "fsp": FSP, "grouped": GROUPED}
 
 @pytest.fixture
 def grid(modality):
-    """Of the codes of the inputs."""
+    """The shape of the inputs' codes."""
     return {"image": (8, 12), "audio": (12,)}[modality]
 
 
@@ -65,7 +65,7 @@ def test_codes_are_those_of_the_latent_vectors(build, inputs, quantizer):
 
 
 def test_autocast_does_not_round_latents(build, inputs):
-    """bfloat16 would leave 8 bits of them."""
+    """bfloat16 would leave only 8 bits of each."""
     model = build()
     with torch.autocast("cpu", torch.bfloat16):
         vectors, codes = model.latent_vectors(inputs), model.tokenize(inputs)

@@ -1,4 +1,4 @@
-"""Small audio files whose samples tell which clip they are of and from where in it, and data sets of them."""
+"""Small audio files whose samples show which clip they belong to and where in it they lie, and data sets of them."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from vpvae_hf.data import AudioSegment, ItemLoader, ItemStream, Transform, open_
 OPEN, KIND, COLUMN = open_audio, "audio clip", "sound"
 RATE = 16000
 CORRUPT = b"<html>404</html>"
-# What varies from item to item, of `loader_of`.
+# Settings of `loader_of` for what varies from item to item.
 RANDOM: dict = {}
 # Samples are whole multiples of 2 ** -17, which 24 bits and float32 hold exactly.
 _LONGEST, _SCALE = 4096, 1 << 17
@@ -46,7 +46,7 @@ def loader_of(
     device: str = "cpu",
     **settings,
 ) -> ItemLoader:
-    """Of the split "train", of random segments of 50 samples unless told otherwise."""
+    """A loader of random segments of the split "train"; of 50 samples unless another transform is given."""
     transform = transform or AudioSegment(length=50, sampling_rate=RATE)
     stream = ItemStream(open_audio(name, split="train"), transform, **settings)
     return ItemLoader(stream, batch_size=batch_size, workers=workers, device=device)

@@ -1,4 +1,4 @@
-"""Small data sets whose pixels tell which image they are of and from where in it: red is the image's number, green the
+"""Small data sets whose pixels show which image they belong to and where in it they lie: red is its number, green the
 row and blue the column."""
 
 import io
@@ -16,7 +16,7 @@ from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 
 OPEN, KIND, COLUMN = open_images, "image", "photo"
 CORRUPT = b"<html>404</html>"
-# What varies from item to item, of `loader_of`.
+# Settings of `loader_of` for what varies from item to item.
 RANDOM = {"size": 8, "crop": "random", "flip": True}
 
 
@@ -52,7 +52,7 @@ def write_counted(folder: Path, *counts: int) -> str:
 
 
 def loader_of(name: str, *, batch_size: int = 1, workers: int = 0, device: str = "cpu", **settings) -> ItemLoader:
-    """Of the split "train", of crops of 12 unless told otherwise; settings of the crop and of the stream."""
+    """A loader of crops of the split "train", 12 pixels a side by default; settings are those of crop and stream."""
     names = settings.keys() & {"size", "shortest_side", "crop", "flip"}
     crop = ImageCrop(**{"size": 12, **{each: settings.pop(each) for each in names}})
     stream = ItemStream(open_images(name, split="train"), crop, **settings)

@@ -1,4 +1,4 @@
-"""Audio files to waveforms: every format, parts, resampling, segments, clips, and what is said of unusable files."""
+"""Audio files to waveforms: every format, parts, resampling, segments, clips, and the messages for unusable files."""
 
 import contextlib
 import itertools
@@ -62,7 +62,7 @@ def test_whole_numbers_are_scaled_to_one(subtype):
 
 @pytest.mark.parametrize("file_format", LOSSY)
 def test_lossy_files_are_read(file_format):
-    """Of the right length and at the right place; the lossy codecs keep a sine within 2 % of full scale."""
+    """At the right length and at the right place; the lossy codecs keep a sine within 2 % of full scale."""
     audio = read_audio(in_memory(encoded(sine(440, RATE, 9000), RATE, file_format, None)), sampling_rate=RATE)
     assert audio.shape == (9000,)
     np.testing.assert_allclose(audio[1000:-1000], sine(440, RATE, 9000)[1000:-1000], atol=0.02)
@@ -88,7 +88,7 @@ def test_parts_are_those_of_the_whole(file_format, subtype, audio):
     content = encoded(audio, RATE, file_format, subtype)
     whole = read_part(content)
     assert 20000 <= len(whole) <= 20480  # whole frames of GSM
-    # An MP3 decoder that begins in the middle may round otherwise.
+    # An MP3 decoder that begins in the middle may round differently.
     for start, stop in ((0, 100), (7000, 9000), (19999, 20000), (3, 4)):
         np.testing.assert_allclose(read_part(content, start, stop), whole[start:stop], atol=1e-6)
 
@@ -217,7 +217,7 @@ def test_whatever_a_decoder_raises_makes_a_file_unreadable(monkeypatch, method, 
     file = in_memory(encoded(clip(0, 40)))
     monkeypatch.setattr(soundfile.SoundFile, method, fail)
     if method == "__init__":
-        monkeypatch.setattr(soundfile.SoundFile, "__del__", lambda self: None)  # it would close what is not open
+        monkeypatch.setattr(soundfile.SoundFile, "__del__", lambda self: None)  # it would close a file that is not open
     with pytest.raises(UnreadableFileError, match=rf"talk.wav: .*{type(error).__name__}"):
         read_audio(file, sampling_rate=RATE)
 

@@ -43,7 +43,7 @@ def test_codes_come_back(size, shape, tmp_path):
     stored = write_codes(tmp_path / "a.safetensors", codes, {}, codebook_size=size, packing="entropy")
     assert torch.equal(read_codes(tmp_path / "a.safetensors")[0], codes)
     assert load_file(tmp_path / "a.safetensors")["codes"].nbytes == stored
-    # Never more than without.
+    # Never more than without entropy coding.
     assert stored <= -(-codes.numel() * (size - 1).bit_length() // 8)
 
 

@@ -73,7 +73,7 @@ def test_codes_are_those_of_each_clip_alone(codec, clips, tmp_path):
     assert rows["label"][:] == LABELS
     assert rows["num_samples"][:] == LENGTHS
     for seed, row in enumerate(rows):
-        # As 24 bits hold it.
+        # Rounded to 24 bits, as the file holds it.
         audio = read_audio({"bytes": encoded(noise(seed, LENGTHS[seed])), "path": None}, sampling_rate=RATE)
         with torch.no_grad():
             alone = codec.encode(torch.from_numpy(audio)[None, None]).audio_codes[0, 0].tolist()

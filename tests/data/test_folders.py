@@ -1,4 +1,4 @@
-"""Local files as data sets: what is read of a folder, its columns and splits, and what is told of the rest."""
+"""Local files as data sets: what is read from a folder, its columns and splits, and what is reported about the rest."""
 
 import gc
 import io
@@ -131,7 +131,7 @@ def test_other_files_do_no_harm_and_lost_ones_are_told(modality, tmp_path, caplo
     assert not caplog.messages
     lost = ["c.MP4", "d.mkv", "e.webm", "f.heic", "f.cr2", "g.m4a", "h.aac", "i", "x.zip"]
     write_files(tmp_path, dict.fromkeys(lost, b"?"))
-    for _ in range(2):  # and told once
+    for _ in range(2):  # and reported once
         assert numbers(modality, name) == [0, 1]
     (told,) = caplog.messages
     own = {"image": (".heic", ".cr2"), "audio": (".m4a", ".aac")}[modality.KIND.split()[0]]
@@ -187,7 +187,7 @@ def test_a_name_that_is_not_utf_8(modality, tmp_path, caplog):
     assert numbers(modality, name) == [0]
     assert "whose names are not UTF-8" in caplog.text
     next((tmp_path / "data").glob("a.*")).unlink()
-    with pytest.raises(ValueError, match="has a name in UTF-8"):
+    with pytest.raises(ValueError, match="no file name is UTF-8"):
         modality.OPEN(name, split="train")
 
 
@@ -256,7 +256,7 @@ def test_tables_keep_their_classes_and_splits(tmp_path):
         ({"metadata.csv": "file_name,t\n/a.png,1\n"}, "names a file '/a.png'; name files that lie below"),
         ({"metadata.csv": "file_name,t\n,1\n"}, r"names no file in row 1 \(None\); name one in each row"),
         ({"metadata.jsonl": '{"file_name": 5}\n'}, r"names no file in row 1 \(5\)"),
-        ({"metadata.csv": "file_name,image\na.png,1\n"}, "a table has a column 'image' beside file_name; rename it"),
+        ({"metadata.csv": "file_name,image\na.png,1\n"}, "a table has a column 'image' next to file_name; rename it"),
         ({"metadata.csv": ""}, "metadata.csv cannot be read as a table: No columns"),
         (
             {"metadata.csv": "file_name,t\na.png,1\n", "s/metadata.csv": "file_name,t\nb.png,x\n"},
@@ -363,7 +363,7 @@ def test_other_names_of_splits(modality, top, names, tmp_path):
 def test_folders_that_only_look_like_splits(modality, names, tmp_path, caplog):
     name = write_files(tmp_path, files(modality, *names))
     assert len(numbers(modality, name)) == 2
-    assert "are not taken for splits" in caplog.text
+    assert "are not used as splits" in caplog.text
 
 
 def test_files_outside_of_the_splits_are_not_left_out_in_silence(modality, tmp_path):

@@ -257,7 +257,7 @@ def test_shortest_side(loaded, height, width, side, shape):
 @pytest.mark.parametrize("turn", [None, 6])
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_a_draft_is_nearly_the_same(file_format, turn, side):
-    """Of an image of 384 x 288 pixels, and the same unless its sides are four times as long as those asked for."""
+    """Of 384 x 288 pixels; it is the same unless the image's sides are four times as long as those asked for."""
     rows, columns = np.mgrid[:288, :384] / 20
     colours = [np.sin(rows + columns), np.cos(rows - 2 * columns), np.sin(3 * rows)]
     exif = Image.Exif()
@@ -420,12 +420,12 @@ def test_transparency_lies_over_white_or_is_a_channel(mode, channels):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        (BYTES.astype(np.uint32), "integers of 32 bits, which do not tell what is white; convert it to 8 or 16 bits"),
+        (BYTES.astype(np.uint32), "integers of 32 bits, which do not define white; convert it to 8 or 16 bits"),
         (BYTES.astype(np.uint32) << 12, "integers of 32 bits"),
         *(
             (
                 -BYTES.astype(kind),
-                f"signed integers of {8 * np.dtype(kind).itemsize} bits, which do not tell what is black",
+                f"signed integers of {8 * np.dtype(kind).itemsize} bits, which do not define black",
             )
             for kind in (np.int8, np.int16, np.int32)
         ),
@@ -535,13 +535,13 @@ TURNED = np.rot90(noise(24, 40), -1)
 )
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
 def test_damaged_metadata_cost_no_image(exif, expected, file_format):
-    """Nor do they warn, since warnings are errors here."""
+    """They cause no warning either, since warnings are errors here."""
     file = file_of(noise(24, 40), file_format, exif=exif, **({"lossless": True} if file_format == "WEBP" else {}))
     np.testing.assert_array_equal(read_pixels({"bytes": file, "path": None}), expected)
 
 
 def chunk(kind: bytes, content: bytes, check: int | None = None) -> bytes:
-    """Of a PNG; its check sum is right unless it is told."""
+    """A chunk of a PNG; its checksum is right unless another is given."""
     check = zlib.crc32(kind + content) if check is None else check
     return struct.pack(">I4s", len(content), kind) + content + struct.pack(">I", check)
 
@@ -617,7 +617,7 @@ def test_a_jpeg_that_lacks_pixels_is_unreadable(settings):
 
 def test_large_images_are_read_up_to_pillows_limit(monkeypatch):
     file, filters = {"bytes": file_of(noise()), "path": None}, list(warnings.filters)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # of which it warns; twice as many are an error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow warns above this, and fails above twice this
     with ThreadPoolExecutor(4) as threads:
         for pixels in threads.map(read_pixels, [file] * 40):
             np.testing.assert_array_equal(pixels, noise())

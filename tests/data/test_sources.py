@@ -1,4 +1,4 @@
-"""Opening data sets of images and of audio, joined splits, and what is told about unusable ones."""
+"""Opening data sets of images and of audio, joined splits, and what is reported about unusable ones."""
 
 import importlib.util
 import io
@@ -104,7 +104,7 @@ def test_a_path_that_is_not_there(modality, name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("photos/*.jpg", "patterns are not taken"), ("https://a.b/c.zip", "is an address; download it")],
+    [("photos/*.jpg", "name a folder or one file, not a pattern"), ("https://a.b/c.zip", "is an address; download it")],
 )
 def test_what_is_no_path(modality, name, message):
     with pytest.raises(FileNotFoundError, match=message):

@@ -268,9 +268,7 @@ def test_the_count_of_unreadable_files_is_resumed(modality, tmp_path, workers, c
     some(batches, 12), some(again, 12)
     assert resumed.skipped == loader.skipped > skipped
     again.close()
-    times = (
-        f"skipped unreadable {modality.KIND}s of {name} {resumed.skipped} times, a file once in each pass, the first"
-    )
+    times = f"skipped unreadable {modality.KIND}s of {name} {resumed.skipped} times, each file once per pass, the first"
     assert times in caplog.messages[-1]
 
 
@@ -287,17 +285,17 @@ def test_an_endless_stream_of_unreadable_files_stops(modality, tmp_path, monkeyp
 
 
 def test_a_rank_without_a_row(modality, tmp_path):
-    """An endless one would look for one for ever."""
+    """An endless stream would look for a row for ever."""
     name, share = modality.write_counted(tmp_path, 4, 0), {"rank": 1, "world_size": 2}
     assert modality.numbers_of(modality.loader_of(name, **share)) == []
-    message = f"of the {modality.KIND}s of {name} none is there for rank 1 of 2; use fewer ranks, or more data"
+    message = f"none of the {modality.KIND}s of {name} is available for rank 1 of 2; use fewer ranks, or more data"
     with pytest.raises(ValueError, match=message):
         next(iter(modality.loader_of(name, passes=None, **share)))
 
 
 @pytest.mark.parametrize("rest", [0, 1])
 def test_a_worker_without_a_readable_file_has_nothing_to_do(modality, tmp_path, monkeypatch, rest):
-    """Of one file, or of one and a corrupt one, there is nothing for the second of two workers."""
+    """One file, or one and a corrupt one, leaves nothing for the second of two workers."""
     monkeypatch.setattr(streams, "MOST_UNREADABLE", 3)
     name = modality.write_shards(tmp_path, [[modality.file(3), *[modality.CORRUPT] * rest]])
     loader, resumed = (random_loader(modality, name, workers=2, batch_size=2) for _ in range(2))
@@ -305,7 +303,7 @@ def test_a_worker_without_a_readable_file_has_nothing_to_do(modality, tmp_path, 
     assert modality.numbers_of(some(batches, 6)) == [3] * 12
     resumed.load_state_dict(loader.state_dict())
     equal(some(resumed, 4), some(batches, 4))
-    with pytest.raises(ValueError, match=r"none can be read \(the first: .*\) for rank 0 of 1"):
+    with pytest.raises(ValueError, match=r"none of the .* can be read \(the first: .*\) for rank 0 of 1"):
         list(random_loader(modality, modality.write_shards(tmp_path / "bad", [[modality.CORRUPT]]), workers=rest))
 
 

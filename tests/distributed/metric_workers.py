@@ -10,7 +10,7 @@ from vpvae_hf.metrics import load_metric
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:
-    """The third is not defined."""
+    """Five pairs; metrics are not defined for the third."""
     made, original = torch.rand(2, 5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     made[2] = torch.nan
     return made, original

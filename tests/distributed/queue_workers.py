@@ -44,7 +44,7 @@ def steps_of(quantizer: VectorPerturbation, rank: int, steps: range) -> list[dic
 
 
 def resumed(quantizer: VectorPerturbation, rank: int, steps: range) -> tuple[list[dict], list[dict]]:
-    """The same steps as the run goes on, and as one does that starts from the first rank's state."""
+    """The same steps, by the run that goes on and by one that starts from the first rank's state."""
     state = [copy.deepcopy(quantizer.training_state.state_dict())]
     dist.broadcast_object_list(state, src=0)
     other = quantizer_of(quantizer.config.perturbation)
@@ -53,7 +53,7 @@ def resumed(quantizer: VectorPerturbation, rank: int, steps: range) -> tuple[lis
 
 
 def collectives_of(quantizer: VectorPerturbation, rank: int, steps: range, tokens: int | None = None) -> list[str]:
-    """The collectives that the ranks' steps make; with the first rank's tokens alone changed, if given."""
+    """The collectives that the ranks' steps make; `tokens`, if given, changes only the first rank's batches."""
     made, names = [], ("all_gather", "all_reduce", "broadcast")
     originals = {name: getattr(dist, name) for name in names}
 

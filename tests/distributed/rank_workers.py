@@ -1,4 +1,4 @@
-"""What ranks of a job run, each in a process of its own, and what those of the tests of k-means and quality find."""
+"""What the ranks of a job run, each in its own process, and what they find in the tests of k-means and quality."""
 
 import warnings
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def images(rank: int) -> list[torch.Tensor]:
 
 
 def error_of_dark_images(reconstruction: torch.Tensor, original: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Not defined for images that are brighter than grey."""
+    """An error that is not defined for images brighter than grey."""
     error = (reconstruction - original).square().mean(dim=(1, 2, 3))
     return {"error": error.masked_fill(original.mean(dim=(1, 2, 3)) > 0, torch.nan)}
 
@@ -100,7 +100,7 @@ def found_on(rank: int, folder: Path) -> dict[str, Any]:
     }
     model = tiny_model()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few latents a code, on purpose
+        warnings.simplefilter("ignore", UserWarning)  # few latents per code, on purpose
         found["fit"] = fit_codebook(model, images(rank), across_ranks=True, progress=False)
     found["codebook"] = model.quantize.codebook
     near = tiny_model()

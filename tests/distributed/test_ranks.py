@@ -31,7 +31,7 @@ def test_latents_drawn_from_both_ranks_are_as_good_as_those_of_one(ranks):
 
 
 def test_ranks_draw_different_places(ranks):
-    """Equal places would be correlated if ranks hold neighbouring data. 128 of 1000 each, so 16 pairs are expected."""
+    """Equal places would be correlated if ranks hold neighbouring data. Of 128 of 1000 each, 16 pairs are expected."""
     assert torch.equal(ranks[0]["draw"], ranks[1]["draw"])
     places = ranks[0]["draw"].flatten().long()
     assert (places < 1000).sum() == (places >= 1000).sum() == 128
@@ -113,7 +113,7 @@ def test_one_rank_may_fit_alone_by_default_but_not_another_one(ranks):
     ("case", "batches"), [("quality", [0, 1, 2, 0]), ("quality of one rank's", [0, 1, 2, 3])], ids=["uneven", "one"]
 )
 def test_quality_is_that_of_all_ranks_items_together(ranks, case, batches):
-    """Also where a rank has no batches, and so doesn't know what is measured."""
+    """Also if a rank has no batches, and so doesn't know what is measured."""
     assert ranks[0][case] == ranks[1][case]
     model = rank_workers.tiny_model()
     model.set_codebook(ranks[0]["codebook"])

@@ -32,7 +32,7 @@ def test_queue_and_scale_are_the_same_on_both_ranks_after_each_step(ranks, pertu
 
 
 def test_all_latents_of_both_ranks_fill_the_queue(ranks):
-    """Queues of each rank's own would hold one rank's."""
+    """If each rank had a queue of its own, it would hold only that rank's latents."""
     everything = torch.cat([queue_workers.features(rank, 0) for rank in range(2)])
     assert torch.equal(ranks[0]["metropolis"][0]["queue"].unique(dim=0), everything.unique(dim=0))
 
@@ -58,7 +58,7 @@ def test_both_ranks_are_perturbed_from_the_same_step_on(ranks):
 
 
 def test_the_error_is_that_of_all_tokens(ranks):
-    """To the codebook that one process finds in the shared queue; the second rank's tokens are three times as wide."""
+    """To the codebook that one process finds in the shared queue. The second rank's tokens are three times as wide."""
     queue = LatentQueue(len(ranks[0]["random_codebook"][0]["queue"]), 2)
     queue.push(ranks[0]["random_codebook"][0]["queue"])
     live = LiveCodebook(queue_workers.CODES)
@@ -88,7 +88,7 @@ def test_the_scale_follows_the_displacement_of_all_tokens(ranks):
 
 @pytest.mark.parametrize("perturbation", PERTURBATIONS)
 def test_a_step_makes_one_collective(ranks, perturbation):
-    """And once another, if a rank has more tokens than any had before."""
+    """And a second one if a rank has more tokens than any had before."""
     for found in ranks:
         assert found[perturbation, "collectives"] == [["all_gather"] * count for count in (2, 2, 3)]
 

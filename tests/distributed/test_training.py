@@ -34,7 +34,7 @@ def test_two_ranks_train_on_both_their_parts(finished_run):
 
 
 def test_the_queue_is_one_for_both(finished_run):
-    """Of 2 x 4 images of 64 tokens the first batch fills the queue, one rank alone would bring half of it."""
+    """A first batch of 2 x 4 images of 64 tokens fills the queue; one rank alone would fill half of it."""
     first = next(row for row in metrics(finished_run) if "quantizer/queue_fill" in row)
     assert first["quantizer/queue_fill"] == pytest.approx(2 * 4 * 64 / (16 * 32 * 4))
 

@@ -1,4 +1,4 @@
-"""The site of docs/: it builds without a warning, asks nothing of other servers, and what it prints can be typed."""
+"""The site of docs/: it builds without a warning, asks nothing of other servers, and its commands can be typed."""
 
 import argparse
 import importlib
@@ -61,7 +61,7 @@ def test_it_fetches_nothing_from_elsewhere(site):
 
 
 def printed(language):
-    """The blocks of all that is read in a language, each with its page."""
+    """The blocks in a language on all pages that people read, each with its page."""
     for page in READ:
         for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
             yield page, block
@@ -80,7 +80,7 @@ def test_printed_commands_are_understood(command, tmp_path, monkeypatch):
     options = build_parser().parse_args(shlex.split(command, comments=True))
     if options.command != "train":
         return
-    # The only file of settings that a page prints, where it says that it lies.
+    # The only file of settings that a page prints, at the path that the page names.
     (own,) = [block for _, block in printed("yaml") if block.startswith("# mine.yaml")]
     (tmp_path / "mine.yaml").write_text(own, "utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")

@@ -28,7 +28,7 @@ from vpvae_hf import VPAutoregressivePipeline
 @pytest.mark.parametrize("kind", CAUSAL_KINDS)
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"do_sample": False}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
 def test_the_likeliest_code_each_time(vae, kind, settings):
-    """Also where the likeliest id of all is no code's."""
+    """Also if the likeliest id of all is not that of a code."""
     pipeline = causal_pipeline(vae, kind, condition_size=3)
     vocabulary, model = pipeline.vocabulary, pipeline.transformer
     ids, others = vocabulary.prompt(torch.tensor([0, 1, 2])), 0
@@ -148,12 +148,12 @@ def test_a_clip_ends_between_tokens_alone():
 @pytest.mark.parametrize(
     ("of", "arguments", "error", "message"),
     [
-        ("image", {"prefix": (1, 16)}, ValueError, "the prefix has 16 ids of codes of 16, so nothing is left"),
+        ("image", {"prefix": (1, 16)}, ValueError, "the prefix has 16 of 16 ids of codes, so there is nothing"),
         ("image", {"prefix": (2, 3)}, ValueError, "prefix has 2 sequences for 1 to generate; give one for each"),
         ("image", {"temprature": 0.5}, TypeError, "temprature is no argument of .* did you mean 'temperature'"),
         ("audio", {"min_duration_s": 0}, ValueError, "min_duration_s must be above 0 and at most 0.036"),
         ("audio", {"min_duration_s": 0.02, "duration_s": 0.01}, ValueError, "=0.02 is more than duration_s=0.01"),
-        ("audio", {"prefix": (1, 3), "duration_s": 3 * TOKEN_S}, ValueError, "3 ids of codes of 3, so nothing"),
+        ("audio", {"prefix": (1, 3), "duration_s": 3 * TOKEN_S}, ValueError, "3 of 3 ids of codes, so there is"),
     ],
 )
 def test_what_is_refused(image_pipeline, audio_pipeline, of, arguments, error, message):

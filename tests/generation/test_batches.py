@@ -215,7 +215,7 @@ def test_batches_for_a_masked_model(audio_codes):
             assert (labels[1 + length :] == -100).all()
             if length == 6:
                 shares.append(hidden.float().mean().item())
-    # Of six codes 0 to 6 are masked equally often: seven shares, each of which occurs once in seven.
+    # With six codes, 0 to 6 of them are masked equally often: seven shares, each of which occurs once in seven.
     counts = np.bincount(np.round(np.array(shares) * 6).astype(int), minlength=7) / len(shares)
     # The standard error of a share of 1/7 among 1,000 (five whole windows, 200 times) is 0.011; four of them.
     assert len(shares) == 1000

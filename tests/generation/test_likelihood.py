@@ -75,7 +75,7 @@ def test_bits_of_a_causal_model_are_those_of_each_code_after_the_others(kind, si
     assert measured.tokens == tokens_of(vocabulary, items)
     assert measured.bits == pytest.approx(bits, rel=1e-5)
     assert measured.bits_per_token == measured.bits / measured.tokens
-    # Far from what a model needs that knows nothing.
+    # Far from what a model that knows nothing needs.
     assert abs(measured.bits_per_token - vocabulary.code_groups * math.log2(7)) > 0.5
 
 
@@ -86,7 +86,7 @@ def test_a_model_that_knows_nothing_needs_as_many_bits_as_codes_have(make, measu
     items = items_of(vocabulary)
     measured = measure(made_uniform(make(vocabulary)), batches_of(vocabulary, items), vocabulary)
     assert measured.tokens == tokens_of(vocabulary, items)
-    # Of l masked codes it needs l times as many bits, which L / l turns into those of all.
+    # It needs l times the bits of one code if l codes are masked; the factor L / l makes these the bits of all.
     assert measured.bits_per_token == pytest.approx(vocabulary.code_groups * math.log2(7), rel=1e-6)
 
 
@@ -116,7 +116,7 @@ def test_batches_of_any_size_are_the_same(make, measure):
 
 
 def negative_log_likelihoods(model, vocabulary, ids, known):
-    """Bits [L] of each code where only the `known` [L] ones are shown."""
+    """Bits [L] of each code if only the `known` [L] ones are shown."""
     shown = torch.where(known, ids, vocabulary.mask)[None]
     with torch.no_grad():
         logits = code_logits(model, vocabulary, shown, vocabulary.condition_ids()).double()[0]

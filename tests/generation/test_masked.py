@@ -185,7 +185,7 @@ def test_without_temperature_each_step_keeps_the_surest_of_the_likeliest_codes(v
         sureness, likeliest = logits.softmax(dim=-1).max(dim=-1)
         sureness = sureness.masked_fill(~unknown, -1)
         for row in range(3):
-            very_sure = sureness[row] > 0.95  # all of which the scheduler keeps where there are more
+            very_sure = sureness[row] > 0.95  # the scheduler keeps all of these if they are more
             kept = very_sure if very_sure.sum() >= count else torch.zeros(16, dtype=torch.bool)
             if kept is not very_sure:
                 kept[sureness[row].topk(min(count, int(unknown[row].sum()))).indices] = True

@@ -27,7 +27,7 @@ from vpvae_hf import CodebookNotFittedError, VPAutoregressivePipeline, VPMaskedP
 from vpvae_hf.generation import code_logits
 from vpvae_hf.quantizers import NoCodesError
 
-# Loaded weights begin at other addresses, where some kernels of torch round otherwise.
+# Loaded weights begin at other addresses, where some kernels of torch round differently.
 CLOSE = {"atol": 1e-5, "rtol": 0}
 EVERY = pytest.mark.parametrize("method", METHODS)
 
@@ -118,7 +118,7 @@ def test_a_generator_for_each_decides_that_one_alone(pipeline):
     assert torch.equal(made[1], others[1])
     assert not torch.equal(made[0], others[0])
     assert same(codes_of(pipeline, [2], generator=seeded(7)), made[2:])
-    with pytest.raises(ValueError, match="generator has 2 for 3 to generate; give one, or one for each"):
+    with pytest.raises(ValueError, match="generator is a list of 2 for 3 to generate; give one, or one for each"):
         pipeline([0, 1, 2], generator=[seeded(0), seeded(1)])
 
 
@@ -157,7 +157,7 @@ def test_a_loaded_pipeline_makes_the_same(pipeline, general, tmp_path):
 
 
 def allowed(probabilities, top_k=None, top_p=None):
-    """[n] of the k likeliest, or of the likeliest until they have a probability of p together."""
+    """[n] probabilities of the k likeliest alone, or of the likeliest up to a total probability of p."""
     order = np.argsort(-probabilities)
     before = np.cumsum(probabilities[order]) - probabilities[order]
     kept = order[: top_k or len(order)] if top_p is None else order[before < top_p]
@@ -182,7 +182,7 @@ SAMPLED += [(method, settings) for method in CAUSAL_KINDS[1:] for settings in SA
 
 @pytest.mark.parametrize(("method", "settings"), SAMPLED, ids=str)
 def test_images_occur_as_often_as_the_model_says(method, settings):
-    """Images of two codes of four, so that the model tells the probability of each of the 16."""
+    """Images of two codes of four, so that the model gives the probability of each of the 16."""
     flatter = {"initializer_range": 0.2}
     pipeline = pipeline_of(method, tiny_vae(VP | {"codebook_size": 4}), settings=flatter, grid=(1, 2), condition_size=2)
     vocabulary, model = pipeline.vocabulary, pipeline.transformer
@@ -196,12 +196,12 @@ def test_images_occur_as_often_as_the_model_says(method, settings):
         return allowed((logits / temperature).softmax(dim=0).numpy(), **filters)
 
     def after(before):
-        """What a causal model says of the next code."""
+        """What a causal model predicts for the next code."""
         ids = torch.tensor([before]).long() + vocabulary.first_code
         return distribution(lambda each: model(torch.cat([vocabulary.prompt(each), ids], dim=1)).logits[0, -1])
 
     def at(place):
-        """What a masked model, which knows none yet, says of a code; among codes alone."""
+        """What a masked model predicts for a code if none is known yet; among codes alone."""
         ids = torch.full((1, 2), vocabulary.mask)
 
         def logits_of(condition):

@@ -104,7 +104,7 @@ def test_a_text_is_never_masked(pipeline):
 
 
 def test_the_likelihood_is_that_after_the_text(vae):
-    """That of one text differs from that of another; none is that of dropped ones."""
+    """It differs between two texts, and from the likelihood after a dropped text."""
     for method, measure in (("llama", causal_likelihood), ("block", masked_likelihood)):
         pipeline = text_pipeline(method, vae)
         bits = []
@@ -125,7 +125,7 @@ def test_texts_say_what_is_made(vae, method):
     assert torch.equal(codes_of(pipeline, ["a red dog"] * 2, generator=seeded(0)), wanted)
     other = codes_of(pipeline, ["a red dog", "a photo of a cat"], generator=seeded(0))
     assert not torch.equal(other, wanted)
-    assert codes_of(pipeline, generator=seeded(0)).shape == (1, 4, 4)  # of no text
+    assert codes_of(pipeline, generator=seeded(0)).shape == (1, 4, 4)  # without a text
 
 
 @METHODS
@@ -165,7 +165,7 @@ def test_a_saved_pipeline_keeps_its_texts(vae, method, tmp_path):
 
 
 def test_a_pipeline_of_an_older_version(vae, tmp_path):
-    """Neither its index nor its vocabulary says anything of texts and names."""
+    """Neither its index nor its vocabulary mentions texts or names."""
     pipeline = pipeline_of("llama", vae, condition_size=3)
     pipeline.save_pretrained(tmp_path)
     assert not (tmp_path / "text_tokenizer").exists()
@@ -192,7 +192,7 @@ def test_names_say_what_is_made(vae, method, tmp_path):
 
 REFUSED = [
     ("text", {"prompt": "a photo of a cat and a dog"}, "texts of at most 5 ids, 'a photo of a cat and a dog' has"),
-    ("text", {"prompt": ["a dog", " "]}, "a text must say something, got ' '; leave all texts out"),
+    ("text", {"prompt": ["a dog", " "]}, "a text must not be blank, got ' '; leave all texts out"),
     ("text", {"prompt": "a dog", "class_labels": [[1] * 5]}, "prompt stands in place of class_labels"),
     ("text", {"class_labels": ["a dog", 3]}, r"a text must be a string, got 3; give either texts or ids \[B, 5\]"),
     ("text", {"class_labels": [3]}, r"conditions must be \[B, 5\], got \[1\]"),
@@ -200,11 +200,11 @@ REFUSED = [
     (
         "names",
         {"prompt": "a dog"},
-        "prompt='a dog' is for models that were trained on texts, this one was with",
+        "prompt='a dog' is for models that were trained on texts; this one was trained on",
     ),
     ("names", {"class_labels": "dgo"}, "unknown class 'dgo'; did you mean 'dog'? valid: cat, dog"),
     ("ids", {"class_labels": "dog"}, "the model knows no names of classes, got 'dog'; ids that it knows: 0..2"),
-    ("none", {"prompt": "dog"}, "this one was without conditions"),
+    ("none", {"prompt": "dog"}, "this one was trained without conditions"),
     ("none", {"class_labels": "dog"}, "ids that it knows: none"),
 ]
 

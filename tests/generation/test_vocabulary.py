@@ -32,7 +32,7 @@ def test_every_id_stands_for_one_thing(condition_size, code_groups):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(("grid", "shape"), [((2, 3), (2, 3)), ((7,), (7,)), ((7,), (4,)), ((7,), (1,))])
 def test_codes_come_back(grid, shape, groups, dtype):
-    """Those of a token follow each other; those of clips at the clip's length."""
+    """The codes of a token follow each other; a clip comes back at its own length."""
     whole, codes = vocabulary(grid=grid, code_groups=groups, condition_size=4), random_codes(3, *shape, groups)
     codes = codes if groups > 1 else codes.squeeze(-1)
     ids = whole.encode(codes.to(dtype))
@@ -209,5 +209,5 @@ def test_a_model_with_too_few_positions_is_told_how_many_it_needs(kind, name):
     model = causal(vocabulary(), kind, written=False)
     assert getattr(model.config, name) == 9
     vocabulary().write_to(model)
-    with pytest.raises(ValueError, match=r"9 positions, and 8 codes with what is around them need 11; .*=11 or more"):
+    with pytest.raises(ValueError, match=r"9 positions, and 8 codes with condition, begin and end need 11; .*=11"):
         vocabulary(grid=(2, 4)).write_to(model)

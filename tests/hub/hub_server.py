@@ -62,7 +62,7 @@ class Hub:
         endpoint: its address.
         repos: "owner/name" -> Repo.
         requests: "METHOD path" of every request so far.
-        down: regular expression; requests of which it finds something are answered `down_status`. None: all is well.
+        down: regular expression; requests in which it finds a match are answered `down_status`. None: all is well.
     """
 
     def __init__(self):

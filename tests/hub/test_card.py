@@ -67,7 +67,7 @@ def players(text):
 
 
 def broken_tables(text):
-    """Tables that Markdown would not take for such: a blank line, or a row without its bars, ends a table."""
+    """Tables that Markdown would not read as such: a blank line, or a row without its bars, ends a table."""
     found = []
     for block in text.split("\n\n"):
         lines = block.strip().splitlines()
@@ -83,7 +83,7 @@ def test_metadata(full_folder, modality):
     data = card_of(full_folder, "alice/mine", license="apache-2.0").data
     library, task = FACTS[modality]["data"]
     assert metadata_errors(data.to_yaml()) == []
-    # No task of `transformers.pipeline`, and no library whose way of loading works without the import of this one.
+    # No task of `transformers.pipeline`, and no other library, since those load it only if this one is imported.
     assert (data.library_name, data.license, data.pipeline_tag) == ("vpvae_hf", "apache-2.0", None)
     assert {library, f"{modality}-tokenizer", "vq", "vp", "arxiv:2602.17133"} == set(data.tags)
     assert data.datasets == ["owner/signals"]
@@ -158,7 +158,7 @@ def test_unfitted(unfitted_folder):
 
 @pytest.mark.parametrize("kind", ["fsp", "fsq", "token_bridge", "none"])
 def test_other_kinds(build, kind, tmp_path):
-    """What the card shows of codes is what there is of them."""
+    """The card shows only those facts about codes that the kind has."""
     size = {"token_bridge": {"codebook_size": 4, "latent_dim": 3}, "fsq": FSQ, "fsp": FSP}
     model = build({"kind": kind, **size.get(kind, {"latent_dim": 3})})
     model.save_pretrained(tmp_path)
@@ -313,5 +313,5 @@ def test_the_card_says_where_pesq_is_undefined_or_that_of_noise(tmp_path):
     evaluation |= {"metrics": {"pesq": 1.05}, "undefined": {"pesq": 2}}
     add_results(tmp_path, "audio", evaluation=[evaluation])
     content = card_of(tmp_path).content
-    assert "owner/speech, test: PESQ (wide band) is not defined for 2, which its mean leaves out." in content
+    assert "owner/speech, test: PESQ (wide band) is undefined for 2 of the items, which its mean leaves out." in content
     assert "owner/speech, test: PESQ (wide band) below 1.2 means little" in content

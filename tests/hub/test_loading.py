@@ -112,7 +112,7 @@ def test_folder_that_does_not_exist(hub, model_class):
 
 
 def test_folder_without_a_model_is_not_put_down_to_the_hub(hub, model_class, tmp_path):
-    """Also where the caller is dealing with a failure of the hub."""
+    """Also if the caller is handling a failure of the hub."""
     try:
         model_class.from_pretrained("alice/none")
     except FileNotFoundError:

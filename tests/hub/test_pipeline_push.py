@@ -128,7 +128,7 @@ def test_texts_and_names_are_pushed_as_they_are(hub, vae, tmp_path):
 
 
 def test_nothing_of_the_computer_is_pushed(hub, vae, tmp_path):
-    """Neither paths in the results, nor from where the tokenizer was loaded."""
+    """Neither paths in the results, nor the path that the tokenizer was loaded from."""
     vae.save_pretrained(tmp_path / "tokenizer")
     pipeline = built(VPAutoregressivePipeline, type(vae).from_pretrained(tmp_path / "tokenizer"))
     push_pipeline(saved(pipeline, tmp_path / "pipeline"), "alice/painter")

@@ -96,7 +96,7 @@ def test_a_card_of_ours_is_written_anew_and_anothers_kept(hub, full_folder, mode
     (full_folder / "README.md").write_text(OWN_CARD)
     push_folder(full_folder, "alice/mine")
     assert pushed(hub)["README.md"].decode() == OWN_CARD
-    # And so is one that was written on the Hub.
+    # A card that was written on the Hub stays, too.
     model.push_to_hub("alice/mine")
     assert pushed(hub)["README.md"].decode() == OWN_CARD
 
@@ -120,13 +120,13 @@ def test_earlier_weights_are_replaced(hub, model, modality, inputs, tmp_path):
     assert weights == {f"{name}.safetensors", f"{name}.second.safetensors"}
     first, second = (type(model).from_pretrained("alice/mine", variant=variant) for variant in (None, "second"))
     assert torch.equal(first.tokenize(inputs), model.tokenize(inputs))
-    # Its codebook is the former one, the other way round.
+    # Its codebook is that of the first in reverse order.
     assert torch.equal(15 - first.tokenize(inputs), second.tokenize(inputs))
 
 
 @pytest.mark.parametrize("earlier", ["model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors"])
 def test_an_earlier_single_file_is_removed(hub, folder, model, modality, earlier):
-    """The library would load it, were it left, rather than the shards; that of the other library is of no use."""
+    """The model's library would load it in place of the shards; the other library's file is of no use."""
     push_folder(folder, "alice/mine")
     for name in (earlier, "notes.bin"):
         HfApi().upload_file(path_or_fileobj=b"earlier", path_in_repo=name, repo_id="alice/mine")
@@ -175,7 +175,7 @@ def test_arguments_of_both_libraries_do_what_they_say(hub, model, modality, inpu
 
 
 def test_what_is_pushed_into_a_sub_folder(hub, model, modality, inputs):
-    """Beside the weights of other variants, and without a card of the repository's own."""
+    """Next to the weights of other variants, and without a card that the repository had before."""
     model.push_to_hub("alice/mine", subfolder="vae")
     url = model.push_to_hub("alice/mine", subfolder="vae", variant="fp16", tags="mine")
     assert url == f"{hub.endpoint}/alice/mine/tree/main/vae"
@@ -208,7 +208,7 @@ def test_arguments_that_nobody_knows(hub, model, tmp_path):
 
 
 def test_a_processor_pushes_itself(hub, model, modality):
-    """Beside a model as alone, with the library's own method."""
+    """Next to a model or alone, with the library's own method."""
     model.push_to_hub("alice/mine")
     processor = model.preprocessor()
     processor.push_to_hub("alice/mine", commit_message="Processor", tags=["speech"], private=False)

@@ -1,6 +1,6 @@
 """Networks of the losses with random weights, and pairs to compare.
 
-Of torchvision there is as much as LPIPS needs: the real one needs a torch that it was built for.
+Of torchvision it defines only what LPIPS needs: the real one needs the torch that it was built for.
 """
 
 import sys
@@ -61,7 +61,7 @@ def save_weights(folder) -> None:
 
 
 def save_whisper(folder, **config) -> str:
-    """With its weights far from their usual small beginnings, so that features differ well between waveforms."""
+    """With weights far from their usual small initial values, so that features differ well between waveforms."""
     torch.manual_seed(SEED)
     model = WhisperForConditionalGeneration(WhisperConfig(**{**TINY_WHISPER, **config}))
     for name, parameter in model.named_parameters():

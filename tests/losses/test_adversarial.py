@@ -44,7 +44,7 @@ def test_widths_double_up_to_eight_times():
 
 
 def test_a_logit_sees_70_pixels():
-    """Without norms, which see the whole image: so much of the image has a gradient."""
+    """The part of the image that has a gradient, without norms, which see the whole image."""
     discriminator = PatchDiscriminator(base_channels=8)
     for block in discriminator.layers:
         if isinstance(block, nn.Sequential):

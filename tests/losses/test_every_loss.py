@@ -175,7 +175,7 @@ def test_network_first_used_in_inference_mode_still_trains(case):
         ("stft", (2, 2048), None, r"needs waveforms \[B, C, T\], got \[2, 2048\]: reshape mono waveforms to \[B, 1, T"),
         ("stft", (2, 1, 1024), None, "needs at least 1025 samples, got 1024: use longer segments, or do without"),
         ("whisper", (2, 1, 2048), (1, 1, 2048), r"the Whisper loss compares waveforms of one shape, got \[2, 1, 2048"),
-        ("whisper", (1, 1, 0), None, r"hears 1 to 480000 samples \(30 s\) at once, got 0: use shorter segments"),
+        ("whisper", (1, 1, 0), None, r"takes 1 to 480000 samples \(30 s\) at once, got 0: use shorter segments"),
         ("whisper", (1, 1, 480001), None, r"at once, got 480001"),
     ],
     indirect=["case"],

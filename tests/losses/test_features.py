@@ -96,7 +96,7 @@ def test_missing_package(monkeypatch):
 def test_what_is_no_backbone(tmp_path):
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertModel(BertConfig(**small)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"\(features need a backbone, and it is of the type bert\): name eff"):
+    with pytest.raises(ValueError, match=r"\(features need a backbone, but it is of the type bert\): name eff"):
         load_feature_network(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     for name, error in ((str(tmp_path), ValueError), ("/no/such/folder", OSError), ("", OSError)):

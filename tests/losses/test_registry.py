@@ -69,5 +69,5 @@ def test_no_loss(names, weights):
 
 
 def test_whisper_at_another_sampling_rate():
-    with pytest.raises(ValueError, match="have 24000 Hz, but Whisper hears 16000 Hz: train at 16000 Hz, or"):
+    with pytest.raises(ValueError, match="have 24000 Hz, but Whisper needs 16000 Hz: train at 16000 Hz, or"):
         build_losses({"l1": 1.0, "whisper": 1.0}, audio_losses(sampling_rate=24000))

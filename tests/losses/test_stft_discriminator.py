@@ -34,7 +34,7 @@ def test_logits_do_not_depend_on_the_batch():
 
 
 def test_learns_what_magnitudes_do_not_tell():
-    """Pulses upwards from pulses downwards: their spectrograms differ in phase alone."""
+    """To tell pulses upwards from pulses downwards, whose spectrograms differ in phase alone."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     discriminator = STFTDiscriminator(base_channels=4)

@@ -17,7 +17,7 @@ def noisy(original: Tensor, deviation: float | Tensor) -> Tensor:
 
 
 class BlockCodec(Tokenizer, nn.Module):
-    """In the place of an audio tokenizer: a code for the mean and the slope of every eight samples."""
+    """Stands in for an audio tokenizer: a code for the mean and the slope of every eight samples."""
 
     HOP = 8
 
@@ -49,7 +49,7 @@ class BlockCodec(Tokenizer, nn.Module):
 
 
 class MeanDifference(nn.Module):
-    """In the place of LPIPS' network, which has tests of its own."""
+    """Stands in for LPIPS' network, which has tests of its own."""
 
     def __init__(self):
         super().__init__()

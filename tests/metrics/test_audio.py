@@ -95,7 +95,7 @@ BROKEN[..., 500] = math.nan
     ids=["original silent", "both silent", "reconstruction silent", "reconstruction NaN", "original NaN"],
 )
 def test_what_is_not_defined_is_nan(made, original, expected):
-    """Expected None stands for NaN, what is not named is finite."""
+    """An expected None stands for NaN; metrics that are not named are finite."""
     measured = audio_quality(torch.cat([made, SPEECH]), torch.cat([original, SPEECH]), RATE)
     for name, values in measured.items():
         assert values[1].isfinite()
@@ -133,7 +133,7 @@ def test_pesq_has_one_rate(rate, clips):
 
 
 def test_a_long_clip_does_not_end_the_process():
-    """These 100 utterances would: the package holds 50 and then writes where it must not."""
+    """These 100 utterances would: the package has room for 50 and then writes out of bounds."""
     long = speech(1.0).repeat(50)
     made = noisy(long, 0.01)
     parts = torch.cat(

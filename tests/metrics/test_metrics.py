@@ -59,7 +59,7 @@ def test_half_precision_is_measured_in_float32(measured):
     made, original = made.bfloat16(), original.bfloat16()
     expected = metric_fn(made.float(), original.float())
     result = metric_fn(made.requires_grad_(), original)
-    for name in expected.keys() - {"lpips"}:  # which leaves that to its loss
+    for name in expected.keys() - {"lpips"}:  # LPIPS leaves the dtype to its loss
         assert torch.equal(result[name], expected[name])
 
 
@@ -72,8 +72,8 @@ def test_notes_tell_what_was_left_out_and_what_pesq_is_that_of_noise():
     assert metric_notes({"pesq": 2.5, "stoi": 0.9}, {"pesq": 0, "stoi": 0}) == []
     undefined = metric_notes({"psnr": 20.0, "stoi": 0.9}, {"stoi_unquantized": 2, "stoi": 1})
     assert undefined == [
-        "STOI is not defined for 1, which its mean leaves out.",
-        "STOI without quantization is not defined for 2, which its mean leaves out.",
+        "STOI is undefined for 1 of the items, which its mean leaves out.",
+        "STOI without quantization is undefined for 2 of the items, which its mean leaves out.",
     ]
     for value in (None, math.nan):
         assert metric_notes({"pesq": value}, {}) == []

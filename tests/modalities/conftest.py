@@ -50,7 +50,7 @@ def written(folder: Path, model, data: str) -> tuple[str, str, str]:
 
 @pytest.fixture(params=["images", "clips"])
 def case(request):
-    """One of these, the data set's column, and the type of it that leaves files as they are."""
+    """One of these, the data set's column, and the column's type that leaves files as they are."""
     kind, column = {"images": (datasets.Image, "photo"), "clips": (datasets.Audio, "sound")}[request.param]
     return (*request.getfixturevalue(request.param), column, kind(decode=False))
 

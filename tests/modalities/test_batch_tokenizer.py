@@ -18,7 +18,7 @@ from vpvae_hf.modalities import batch_tokenizer
 
 @pytest.fixture(autouse=True)
 def fresh_process():
-    """Nothing is loaded, and nothing was logged."""
+    """As if in a new process: no tokenizer is loaded, and no warning was logged."""
     batch_tokenizer._worker.cache_clear()
     unreadable._warn_once.cache_clear()
 

@@ -1,4 +1,4 @@
-"""How a tokenizer is run over data: precision, device, compiling, and what of it is recorded."""
+"""How a tokenizer is run over data: precision, device, compiling, and what is recorded of these."""
 
 import json
 

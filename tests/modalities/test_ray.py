@@ -23,14 +23,14 @@ EXAMPLE = ROOT / "examples" / "tokenize_with_ray.py"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray"),  # that so few blocks leave actors idle
+    pytest.mark.filterwarnings("ignore::UserWarning:ray"),  # it warns that so few blocks leave actors idle
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves its log files to the garbage collector
 ]
 
 
 @pytest.fixture(scope="module")
 def ray():
-    """Small; nothing of it is left behind. Two of its cores are for actors, the others for what reads for them."""
+    """A small cluster that leaves nothing behind. Two of its cores are for actors, the others for reading the data."""
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
     ray.init(num_cpus=4, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20, log_to_driver=False)
@@ -92,7 +92,7 @@ def content(codes: Path) -> dict[str, bytes]:
 
 
 def test_the_recipe_writes_what_vpvae_tokenize_writes_though_a_worker_is_killed(images, ray, tmp_path, capsys):
-    """It goes on with a run of which one file is finished."""
+    """It continues a run that has finished one file."""
     data = image_shards.write_counted(tmp_path / "data", *[120] * 6)
     named = [images[0], "--dataset", data, "--batch-size", "4", "--output"]
     assert main(["tokenize", *named, str(tmp_path / "alone")]) == 0
@@ -117,8 +117,8 @@ def test_the_recipe_writes_what_vpvae_tokenize_writes_though_a_worker_is_killed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workers", "5"], "the cluster has 4 CPU cores and 0 GPUs, enough for 4 of one core and 0 GPUs"),
-        (["--gpus-per-worker", "1"], "enough for 0 of one core and 1 GPUs; give another --gpus-per-worker"),
+        (["--workers", "5"], "the cluster has 4 CPU cores and 0 GPUs, enough for 4 workers of one core and 0 GPUs"),
+        (["--gpus-per-worker", "1"], "enough for 0 workers of one core and 1 GPUs; give another --gpus-per-worker"),
         (["--dataset", "/not/there"], "there is no file or folder /not/there"),
     ],
 )

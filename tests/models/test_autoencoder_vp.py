@@ -73,7 +73,7 @@ def test_gradient_checkpointing_changes_nothing(images):
 
 
 def test_memory_format_changes_nothing(vae, images):
-    """Pictures that come as [H, W, C] arrays are such tensors."""
+    """Pictures that come as [H, W, C] arrays become tensors in that format."""
     other = images.contiguous(memory_format=torch.channels_last)
     assert other.stride() != images.stride()
     assert torch.equal(vae.encode(other).latents, vae.encode(images).latents)
@@ -137,7 +137,7 @@ def test_pictures_are_prepared_as_the_preprocessor_does(vae):
         (torch.zeros(1, 3, 30, 32), ValueError, r"multiples of 4, got 30 x 32; pad to 32 x 32 or crop"),
         (torch.zeros(1, 3, 0, 32), ValueError, r"the batch is empty: images of shape \(1, 3, 0, 32\)"),
         (torch.zeros(0, 3, 32, 32).numpy(), ValueError, r"the batch is empty: images of shape \(0, 3, 32, 32\)"),
-        (torch.zeros(3, 32, 32), ValueError, r"images must be \[B, 3, H, W\].*of one image give x\[None\]"),
+        (torch.zeros(3, 32, 32), ValueError, r"images must be \[B, 3, H, W\].*for one image give x\[None\]"),
         (torch.zeros(32, 32, 3), ValueError, r"got shape \(32, 32, 3\).*channels at the end x.movedim\(-1, -3\)"),
         (torch.zeros(1, 3, 32, 32).byte(), TypeError, "got torch.uint8; divide pixels in 0..255 by 127.5"),
         (

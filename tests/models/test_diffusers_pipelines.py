@@ -7,7 +7,7 @@ from diffusers import DiffusionPipeline
 from tiny import FSP, NONE, VP, tiny_vae
 from tiny_pipelines import BUILDERS, assert_same, built, pixels, tokenizer_of
 
-# As the tokenizer of Kandinsky's own models is.
+# Like the tokenizer of Kandinsky's own models.
 MOVQ = {"norm_type": "spatial", "block_out_channels": (32, 32, 32), "up_block_types": ("AttnUpDecoderBlock2D",) * 3}
 TOKENIZERS = {
     "vp": {"quantizer": VP},
@@ -15,7 +15,7 @@ TOKENIZERS = {
     "none": {"quantizer": NONE},
     "vp in MoVQ": {"quantizer": VP, **MOVQ},
 }
-# Those that ask the tokenizer's config how to decode.
+# Pipelines that read from the tokenizer's config how to decode.
 ASKING = ["LDM", "DiT"]
 
 

@@ -202,7 +202,7 @@ def test_vq_models_that_cannot_be_a_start_are_refused(tmp_path):
         AutoencoderVP.from_vq_model(small_kl())
     channels = {"encoder_block_out_channels": (8,), "decoder_block_out_channels": (8,)}
     AutoencoderTiny(**channels, num_encoder_blocks=(1,), num_decoder_blocks=(1,)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a model of class AutoencoderTiny, not VQModel; its layers are others"):
+    with pytest.raises(ValueError, match=r"holds a model of class AutoencoderTiny, not VQModel; its layers differ"):
         AutoencoderVP.from_vq_model(tmp_path)
     small_kl().save_pretrained(tmp_path / "kl")
     with pytest.raises(ValueError, match=r"class AutoencoderKL, not VQModel; AutoencoderVP.from_autoencoder_kl starts"):

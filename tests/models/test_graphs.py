@@ -43,7 +43,7 @@ class RoundTrip(nn.Module):
 
 
 def check(graph, method, *inputs):
-    """Equal codes, and signals but for rounding."""
+    """Codes are equal, and signals are equal up to rounding."""
     assert_close(graph(*inputs), method(*inputs), **CLOSE)
 
 

@@ -82,7 +82,7 @@ def test_folders_saved_with_clips_processor_load_as_before(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """Name -> path of a file of an image, all of which read differently if something is left out."""
+    """Name -> path of an image file; each reads differently if a step of reading is left out."""
     turned = Image.fromarray(PIXELS)
     exif = turned.getexif()
     exif[0x0112] = 6  # lies on its side
@@ -144,7 +144,7 @@ def test_inputs_of_every_kind(processor, tmp_path, kind, return_tensors):
     batch = processor(SAME[kind](tmp_path / "image.png"), to_multiple="crop", return_tensors=return_tensors)
     assert len(batch.pixel_values) == 1
     pixels = pixels_of(np.stack(batch.pixel_values))[0]
-    np.testing.assert_allclose(pixels, PIXELS[:36, 1:49].astype(int), atol=kind == "bfloat16")  # of 8 bits
+    np.testing.assert_allclose(pixels, PIXELS[:36, 1:49].astype(int), atol=kind == "bfloat16")  # it holds 8 bits
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, torch.tensor])
@@ -213,7 +213,7 @@ OF_TWO_SIZES = [PIXELS, PIXELS[:20]]
         (PIXELS[:, :, [0] * 5], {}, r"an image must be \[H, W\].* of 1 to 4 channels, got \[37, 50, 5\]"),
         (PIXELS[:0], {}, r"got \[0, 50, 3\]"),
         (PIXELS[:3], {}, r"an image of shape \[3, 50, 3\] may be \[H, W, C\] or \[C, H, W\]; give a PIL image"),
-        (PIXELS.astype(np.int64), {}, "pixels of type int64 do not tell what is white; convert them to uint8"),
+        (PIXELS.astype(np.int64), {}, "pixels of type int64 do not define white; convert them to uint8"),
         (PIXELS.astype(np.float32), {}, r"floating-point pixels must lie in 0..1, got 0..255; scale them"),
         (PIXELS / 127.5 - 1, {}, r"must lie in 0..1, got -1..1"),
         (np.full((8, 8), np.nan), {}, "must lie in 0..1, got nan..nan"),

@@ -100,7 +100,7 @@ def test_autocast_reaches_no_quantizer(codec):
 
 
 def test_a_codec_made_from_the_config_of_a_fitted_one_has_no_codes(vp_codec):
-    with pytest.raises(CodebookNotFittedError, match="made from the config of another; load the other with"):
+    with pytest.raises(CodebookNotFittedError, match="made from another model's config; load that model with"):
         VPCodecModel(vp_codec.config).eval().encode(noise(1, HOP))
 
 
@@ -265,7 +265,7 @@ def test_bad_codes_and_latents_are_refused(vp_codec, codes, error, message):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(1, 5 * HOP + 1), r"481 samples long, 5 codes are of 385\.\.480; give the mask that the codes"),
+        (torch.ones(1, 5 * HOP + 1), r"481 samples long, 5 codes stand for 385\.\.480; give the mask that the codes"),
         (torch.ones(2, 5 * HOP), r"padding_mask must be \[1, T\].*got \(2, 480\)"),
     ],
 )

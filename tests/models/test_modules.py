@@ -147,7 +147,7 @@ def test_images_have_the_adapter_methods_of_diffusers(tmp_path):
     adapted = vae.tokenize(images), vae.fingerprint()
     vae.disable_adapters()
     assert torch.equal(vae.tokenize(images), codes)
-    # It tells whether the adapter is active.
+    # The fingerprint shows whether the adapter is active.
     assert len({fingerprint["encoder"], adapted[1]["encoder"], vae.fingerprint()["encoder"]}) == 3
     with pytest.raises(ValueError, match=r"the model has adapters.*; save them alone with save_lora_adapter"):
         vae.save_pretrained(tmp_path)

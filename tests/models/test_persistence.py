@@ -343,7 +343,7 @@ WAYS = [plain, not_strict, assigned, of_half_precision, within_inference_mode, b
     ids=lambda part: part.__name__,
 )
 def test_a_state_dict_brings_its_codebook(make, carry, tmp_path):
-    """Of any K, which the config follows; codes are those of the codebook, whatever else was loaded."""
+    """A codebook of any K, which the config follows; it decides the codes, whatever else was loaded."""
     model = make()
     model.set_codebook(torch.randn(40, 3).half().float())
     loaded = carry(model, make(fitted=False), tmp_path)
@@ -357,7 +357,7 @@ def test_a_state_dict_brings_its_codebook(make, carry, tmp_path):
 @pytest.mark.parametrize("carry", [plain, not_strict, assigned, within_inference_mode])
 @pytest.mark.parametrize("variant", ["vp-1", "simvq-1", "fsq-2"])
 def test_a_state_dict_brings_what_was_fitted(variant, carry, tmp_path):
-    """A metric, a codebook in place of the learned one, levels: to a model without, which has them no more without."""
+    """A metric, a codebook in place of the learned one, or levels; a state dict without them removes them again."""
     fitted = QUANTIZER_SETTINGS[variant]
     bare = quantizer_config(fitted).without_fit().to_dict()
     model, new, latents = tiny_vae(fitted), tiny_vae(bare, fitted=False), torch.rand(50, 3)
@@ -374,7 +374,7 @@ def test_a_state_dict_brings_what_was_fitted(variant, carry, tmp_path):
 
 
 def test_a_codebook_that_was_copied_by_hand_is_not_lost(build, load, inputs, tmp_path):
-    """As averages of weights are kept in training loops."""
+    """Training loops keep averages of weights in this way."""
     model, copied = build(), build(fitted=False)
     for own, weights in zip(copied.state_dict().values(), model.state_dict().values(), strict=True):
         own.copy_(weights)
@@ -410,7 +410,7 @@ def test_a_state_dict_with_another_thing_in_place_of_a_codebook(codebook, messag
 @pytest.mark.filterwarnings("ignore:It is deprecated to pass a pretrained model name:FutureWarning")
 @pytest.mark.parametrize("quantizer", [FSP, VP], ids=["fsp", "vp"])
 def test_moving_average_of_weights_is_saved_and_reloaded(quantizer, tmp_path, caplog):
-    """It knows parameters alone, so a fitted codebook is not part of it, and what it saves does not say so."""
+    """It averages parameters alone, so it holds no fitted codebook, and what it saves does not claim to hold one."""
     vae = tiny_vae(quantizer)
     average = EMAModel(vae.parameters(), model_cls=AutoencoderVP, model_config=vae.config)
     average.save_pretrained(tmp_path)
@@ -438,7 +438,7 @@ def test_moving_average_without_the_codebook_is_refused(quantizer, tmp_path):
         saved, images = AutoencoderVP.from_pretrained(tmp_path), noise_images()
         assert torch.equal(saved.tokenize(images), vae.tokenize(images))
         return
-    with pytest.raises(ValueError, match=r"keeps parameters alone, and the codebook .* save the EMAModel's state_dict"):
+    with pytest.raises(ValueError, match=r"keeps only parameters, and the codebook .* save the EMAModel's state_dict"):
         average.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -561,7 +561,7 @@ def test_what_is_missing_in_a_folder_is_told(load, folder, change, arguments, er
 
 @pytest.fixture(scope="module")
 def other_things(tmp_path_factory):
-    """Folders and files of what is no tokenizer, or one of a pipeline."""
+    """Folders and files that are no tokenizer, or hold one as a part of a pipeline."""
     root = tmp_path_factory.mktemp("others")
     for name, (build, _) in MODELS.items():
         build().save_pretrained(root / name)

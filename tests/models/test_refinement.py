@@ -20,7 +20,7 @@ def errors_of(model, codes, inputs):
 
 
 def assert_no_worse(model, refined, nearest, inputs):
-    """Rounding of the batch's kernels aside."""
+    """Except for rounding by the batch's kernels."""
     before, after = errors_of(model, nearest, inputs), errors_of(model, refined, inputs)
     assert (after <= before * (1 + 1e-5)).all()
     assert (after < before).any()
@@ -67,7 +67,7 @@ def test_codes_do_not_depend_on_the_other_items(build, inputs):
     model, many = build(), torch.cat([loudness * inputs for loudness in torch.linspace(1, 0.1, 8)])
     together = model.tokenize(many, refine_steps=STEPS)
     alone = torch.cat([model.tokenize(each, refine_steps=STEPS) for each in many.split(1)])
-    assert (together == alone).float().mean() > 0.98  # kernels round otherwise, and a search goes on from there
+    assert (together == alone).float().mean() > 0.98  # kernels round differently, and the search builds on that
 
 
 def test_padding_has_no_part_in_refinement():
@@ -109,7 +109,7 @@ def test_a_large_image_is_refined_in_tiles():
     refined = vae.tokenize(images, refine_steps=STEPS)
     hook.remove()
     assert {tuple(shape[2:]) for shape, _ in seen} == {(16, 16)}
-    assert len(seen) == 3 * (STEPS + 2)  # what a backward pass decodes again ends before the hook
+    assert len(seen) == 3 * (STEPS + 2)  # decoding again in a backward pass stops before the hook
     assert_no_worse(vae, refined, nearest, images)
     vae.enable_slicing()
     assert (vae.tokenize(images, refine_steps=STEPS) == refined).float().mean() > 0.95

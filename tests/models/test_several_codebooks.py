@@ -114,7 +114,7 @@ def test_a_state_dict_brings_them(vae):
         assert other.codebook_sizes == (8, 24, 48)
         assert other.fingerprint() == vae.fingerprint()
     other.select_codebook(48)
-    # One without any takes them away, one of weights beside the quantizer's leaves them.
+    # A state dict without any codebook removes them; one without the quantizer's weights leaves them.
     other.load_state_dict({name: each for name, each in vae.state_dict().items() if "quantize." not in name}, False)
     assert other.codebook_sizes == (8, 24, 48)
     alone = tiny_vae(KINDS["vp"])
@@ -209,7 +209,7 @@ def test_what_there_is_without_a_fit(quantizer, sizes):
     for size in sizes:
         vae.select_codebook(size)
     there = ", ".join(map(str, sizes)) or "none"
-    remedy = "Fit one with" if vae.quantize.config.fits == "codebook" else "Leave it out"
+    remedy = "Fit one with" if vae.quantize.config.fits == "codebook" else "Leave codebook_size out"
     with pytest.raises(ValueError, match=rf"there is no codebook of 5 codes; there are: {there}\. {remedy}"):
         vae.select_codebook(5)
 
@@ -236,7 +236,7 @@ def test_codes_of_a_nested_codebook_are_cut_to_those_of_a_smaller_one(nested):
         coarse = nested.coarser_codes(codes, size)
         assert torch.equal(coarse, codes // (48 // size))
         nested.select_codebook(size)
-        # A code of the larger codebook is nearest to its own cell's centre, but for those of cells of few latents.
+        # A code of the larger codebook is nearest to its own cell's centre, except in cells of few latents.
         own = nested.quantize.nearest_codes(parents)
         assert (own == torch.arange(48) // (48 // size)).float().mean() > 0.9
         errors[size] = (nested.quantize.decode(coarse) - latents).square().sum(-1).mean()

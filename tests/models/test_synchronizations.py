@@ -1,4 +1,4 @@
-"""How often models look at values, for which a GPU would have to be waited for."""
+"""How often models look at values, for which they would have to wait for a GPU."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from vpvae_hf.quantizers import vp_live_codebook, vp_moves
 from vpvae_hf.tensors import deferred_checks
 
 _ATEN = torch.ops.aten
-# What waits for a GPU; a value that is read, a size that depends on values, and a tensor that is made of numbers.
+# What waits for a GPU: a value that is read, a size that depends on values, and a tensor that is made of numbers.
 _WAITING = {
     *(_ATEN._local_scalar_dense, _ATEN.equal, _ATEN.nonzero, _ATEN.masked_select, _ATEN.bincount),
     *(_ATEN._unique2, _ATEN.unique_dim, _ATEN.lift_fresh),
@@ -34,7 +34,7 @@ INPUTS = {"image": noise_images(2, 16, 16), "audio": noise(2, 20 * 96)}
 
 
 class Waits(TorchDispatchMode):
-    """Names of the operations that wait, in order; "tolist" passes by the dispatcher on a CPU."""
+    """Names of the operations that wait, in order; "tolist" bypasses the dispatcher on a CPU."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
         super().__init__()
@@ -99,7 +99,7 @@ def test_a_training_forward_waits_for_nothing(modality, kind, waits):
     for _ in range(4):  # until the perturbation is measured, and constants are made
         model(inputs)
     with deferred_checks() as checks, waits:
-        for _ in range(10):  # in one of which the live codebook is moved
+        for _ in range(10):  # one of which moves the live codebook
             model(inputs)
     assert waits.found == []
     checks.raise_failed()
@@ -164,5 +164,5 @@ def test_a_codebook_is_looked_at_once_until_it_is_written_to(waits, no_gradients
         quantizer.decode(codes)
     assert waits.found == ["tolist"]  # the range of codes
     quantizer.codebook.zero_()
-    with pytest.raises(RuntimeError, match="it holds only zeros"):
+    with pytest.raises(RuntimeError, match="there are only zeros"):
         quantizer.decode(codes)

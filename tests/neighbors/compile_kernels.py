@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for an H100, which takes no GPU, and prints as JSON what cuobjdump says of each.
+"""Compiles the CUDA kernels for an H100, which needs no GPU, and prints as JSON what cuobjdump says of each.
 
 A script of its own: a process that interprets kernels cannot compile them.
 """

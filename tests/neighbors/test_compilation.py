@@ -1,4 +1,4 @@
-"""The kernels compile for a GPU, also where there is none, to machine code that does what they were written for."""
+"""The kernels compile for a GPU, even without one, to machine code that does what they were written for."""
 
 import json
 import os

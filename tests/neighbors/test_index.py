@@ -59,7 +59,7 @@ def test_several_blocks_of_points(monkeypatch):
 
 
 def test_several_blocks_of_queries(exact, monkeypatch):
-    monkeypatch.setattr("vpvae_hf.neighbors.brute_force._CPU_BLOCK_ENTRIES", 1024)  # two queries of the kernel
+    monkeypatch.setattr("vpvae_hf.neighbors.brute_force._CPU_BLOCK_ENTRIES", 1024)  # two queries per block
     assert_equals_brute_force(exact, normal(200, 4), normal(3, 4, seed=1), RANKS)
 
 
@@ -181,12 +181,12 @@ def test_the_index_keeps_points_that_change_later(backend):
 
 
 def test_unchecked_queries_may_be_not_finite(backend):
-    """The others' distances are right; so a caller may look later."""
+    """The distances of the others are right, so a caller may check values later."""
     points, queries = normal(200, 4), normal(3, 4, seed=1)
     expected = search(points, backend, queries, (1, 8))
     index = build_index(points.to(KERNEL_DEVICE if backend == "triton" else "cpu"), backend)
     queries[0], queries[1, 2] = torch.nan, torch.inf
-    with np.errstate(invalid="ignore"):  # in the interpreter
+    with np.errstate(invalid="ignore"):  # triton's interpreter warns
         found = index.distances_unchecked(queries, (1, 8))
     assert torch.equal(found[2], expected[2])
 

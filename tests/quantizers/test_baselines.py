@@ -132,7 +132,7 @@ def test_missing_library_is_named(kind, monkeypatch):
 def test_the_learned_codebook_can_begin_with_a_fitted_one(settings):
     """Its first training forward quantizes to that, and training moves it from there."""
     built = build_quantizer(settings | {"codebook_size": 8, "latent_dim": 2})
-    with pytest.raises(ValueError, match="training learns a codebook of 8 codes and there is none"):
+    with pytest.raises(ValueError, match="training learns a codebook of 8 codes, but none is fitted"):
         built.learn_from_fit()
     built.set_codebook(torch.randn(5, 2))
     with pytest.raises(ValueError, match="the fitted one has 5; fit one of 8 first"):

@@ -31,7 +31,7 @@ def fed(quantizer, sample=gaussian, steps=2, seed=0):
 
 @pytest.mark.parametrize("sample", [gaussian, laplace, mixture])
 def test_the_live_codebook_is_nearly_as_good_as_one_of_k_means(sample):
-    """Its mean square error on fresh latents is at most 12% above, and it was 35% above in the beginning."""
+    """Its mean square error on fresh latents is at most 12% above that of K-means; at first it was 35% above."""
     quantizer, generator = fed(quantizer_of(codebook_size=256), sample)
     fresh = sample(20_000, DIM, generator)
     fitted = fit_kmeans(sample(64_000, DIM, generator), 256).centroids
@@ -76,7 +76,7 @@ def test_the_normalization_loss_gives_way_to_the_commitment_loss(settings, progr
     if progress is not None:
         quantizer.set_progress(progress)
     latents = 3 * gaussian(512, DIM, generator) + 1
-    # The step that follows acts on the codebook only if ten have passed.
+    # The next step changes the codebook only if ten have passed.
     codes = quantizer.live_codebook()[nearest_point(latents, quantizer.live_codebook())[1]]
     output = quantizer(latents)
     mean, variance = latents.mean(dim=0), latents.var(dim=0, correction=0)
@@ -113,7 +113,7 @@ def test_progress_is_a_share_of_the_run(progress):
 
 
 def test_of_latents_that_diverge_nothing_infinite_is_remembered():
-    """It would stay, and numbers are drawn in proportion to it, which a GPU does not survive."""
+    """An infinite value would stay, and a GPU fails if numbers are drawn in proportion to it."""
     quantizer, generator = fed(quantizer_of(), steps=3)
     for _ in range(10):
         quantizer(1e18 * gaussian(512, DIM, generator), generator=generator)

@@ -1,7 +1,7 @@
-"""The perturbations against what the method promises of them.
+"""The perturbations have the properties that the method promises.
 
-Two-sample tests compare the energy distance with its values for pairs of fresh samples (`null`): above all of 40 such
-values, a perturbed sample of an unchanged distribution falls with probability 1/41.
+Two-sample tests compare the energy distance with its values for pairs of fresh samples (`null`). If perturbing leaves
+the distribution unchanged, the distance exceeds all of 40 such values with probability 1/41.
 """
 
 import math
@@ -83,7 +83,7 @@ def test_random_codebook_displacement_shrinks_with_codes_as_theory_says(generato
         rms.append(float(torch.cat(parts).square().sum(dim=-1).mean().sqrt()))
     exponents = [math.log(b / a) / math.log(n / m) for a, b, m, n in zip(rms, rms[1:], sizes, sizes[1:], strict=False)]
     assert exponents == pytest.approx([-1 / 2] * 3, rel=0.05)
-    # K uniform points a unit of area: the squared distance to the nearest has mean 1 / (pi K).
+    # K uniform points per unit of area: the squared distance to the nearest has mean 1 / (pi K).
     assert rms[-1] == pytest.approx(1 / math.sqrt(math.pi * sizes[-1]), rel=0.03)
 
 

@@ -160,7 +160,7 @@ def test_training_state_resumes_exactly(perturbation):
 
 
 def test_a_queue_in_main_memory_is_drawn_from_where_training_is(monkeypatch):
-    """As that of a checkpoint, which is read there."""
+    """The queue of a checkpoint is read into main memory."""
 
     class Drawn(Exception):
         pass

@@ -66,7 +66,7 @@ def tokenize(tokenizer, data, folder, *arguments):
 
 
 def write_pictures(folder):
-    """Pictures of 8 x 8 pixels, each of one colour and a little noise, so that their codes tell each other."""
+    """Pictures of 8 x 8 pixels, each of one colour and a little noise, so that their codes predict each other."""
     for split, numbers in (("train", range(60)), ("validation", range(60, 80))):
         random = np.random.default_rng(numbers.start)
         colours = 200 * random.integers(2, size=(len(numbers), 1, 1, 3))
@@ -119,7 +119,7 @@ def settings(codes, output, method="autoregressive", **changes):
 
 
 def launched(recipe, settings, printed):
-    """A recipe with its small YAML file in a process of its own, which is to train as set and make two samples."""
+    """A recipe with its small YAML file in a process of its own, to train with these settings and make two samples."""
     settings = {"config": RECIPES / f"{recipe}_small.yaml", "train_batch_size": 4, "samples": 2} | settings
     words = [word for name, value in settings.items() for word in (f"--{name}", value)]
     return processes.launched(RECIPES / f"train_{recipe}.py", words, printed)
@@ -128,7 +128,7 @@ def launched(recipe, settings, printed):
 def train(codes, output, method="autoregressive", **changes):
     config_class, run = KINDS[method]
     config = OmegaConf.structured(config_class)
-    config.transformer = {}  # settings of another kind mean nothing to this one
+    config.transformer = {}  # one kind has no use for the settings of another
     return run(OmegaConf.to_object(OmegaConf.merge(config, settings(codes, output, method, **changes))))
 
 

@@ -58,7 +58,7 @@ def test_a_tokenizer_of_texts_that_exists(captioned, tmp_path):
     pipeline = VPAutoregressivePipeline.from_pretrained(first)
     assert pipeline.text_tokenizer.get_vocab() == new_text_tokenizer(["a dog", "one cat"], 280).get_vocab()
     goes_on = {"pretrained": str(first / "transformer"), "samples": 0, **SHORT}
-    with pytest.raises(ValueError, match=r"goes on with its own tokenizer of them: add --data.text_tokenizer"):
+    with pytest.raises(ValueError, match=r"needs its own text tokenizer: add --data.text_tokenizer"):
         train(captioned, tmp_path / "second", data=data | {"text_tokenizer": None}, **goes_on)
     data["text_tokenizer"] = str(first / "text_tokenizer")
     second = VPAutoregressivePipeline.from_pretrained(train(captioned, tmp_path / "second", data=data, **goes_on))
@@ -97,7 +97,7 @@ def test_what_is_refused(image_codes, captioned, tmp_path):
     empty = with_column(image_codes, tmp_path / "images_empty", "caption", datasets.Value("string"), lambda label: " ")
     mixed = {"validation_tokens": str(other / "validation")}
     for codes, data, message in (
-        (captioned, CAPTIONS | mixed, "holds other classes in the second folder than in the first, or texts in one"),
+        (captioned, CAPTIONS | mixed, "holds other classes in the second folder than in the first, or texts in only"),
         (named, CAPTIONS | mixed, "holds other classes in the second folder than in the first"),
         (empty, CAPTIONS, "the condition column holds no text; name another"),
         (captioned, CAPTIONS | {"text_vocabulary": 100}, "text_vocabulary must be at least 257, one for each byte"),

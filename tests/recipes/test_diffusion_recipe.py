@@ -161,7 +161,7 @@ def weights_of(output, step):
 
 
 def interrupted(whole, again, step):
-    """What a run leaves that was killed between a checkpoint and the next."""
+    """What is left of a run that was killed between one checkpoint and the next."""
     shutil.copytree(whole, again)
     shutil.rmtree(again / "pipeline")
     for later in range(step + 1, 7):

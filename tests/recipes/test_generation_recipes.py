@@ -90,7 +90,7 @@ def test_training_lowers_the_bits_of_codes_that_are_held_out(codes, method, moda
 
 
 def interrupted(run, step):
-    """What a run leaves that was killed while it wrote the checkpoint after that of the step."""
+    """What is left of a run that was killed while it wrote the first checkpoint after a step."""
     for checkpoint in run.glob("checkpoint-*"):
         if int(checkpoint.name.rpartition("-")[2]) > step:
             (checkpoint / "trainer_state.json").unlink()
@@ -202,7 +202,7 @@ def test_a_model_is_gone_on_from(image_codes, method, tmp_path):
 
 @METHODS
 def test_one_example_at_a_time_leaves_finite_weights(audio_codes, method, tmp_path):
-    """Of few codes often none is masked."""
+    """With few codes, often none is masked."""
     folder = train(
         audio_codes,
         tmp_path / "run",

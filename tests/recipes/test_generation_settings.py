@@ -1,4 +1,4 @@
-"""Settings and codes that a run over codes is refused for, before it trains."""
+"""Settings and codes with which a run over codes is refused before it trains."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def test_validation_codes_that_training_never_saw_are_refused_before_it(image_co
     labels = {"tokens": str(image_codes / "validation"), "validation_tokens": str(image_codes / "train")}
     for data, message in (
         ({"validation_tokens": str(other / "validation")}, r"codes of different sizes, \[4, 4\] and \[6, 6\]"),
-        (labels | {"condition_column": "label"}, "goes to 59 in the second folder, only to 19 in the first"),
+        (labels | {"condition_column": "label"}, "reaches 59 in the second folder, but only 19 in the first"),
     ):
         with pytest.raises(ValueError, match=message):
             train(image_codes, tmp_path / "run", data=data)

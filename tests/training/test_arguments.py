@@ -208,7 +208,7 @@ def test_accelerate_takes_its_configurations(file, machines, processes):
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "bf16")
 
 
-# Of architectures that are quick to make.
+# Settings of architectures that are quick to make.
 SMALL = {
     "image": {"norm_num_groups": 4, "layers_per_block": 1},
     "audio": {"encoder_hidden_size": 2, "decoder_hidden_size": 32, "hidden_size": 16, "intermediate_size": 16},
@@ -222,7 +222,7 @@ def test_every_recipe_is_valid(file):
     start = ["--model.pretrained", "TOKENIZER"] if file.stem == "bundled_decoder" else []
     config = parse("--config", str(file), *start, kind=modality.config_class)
     if start:
-        return  # its model is another recipe's
+        return  # it starts from the model of another recipe
     config.model.architecture |= SMALL[name]
     if name == "image":
         widths = config.model.architecture.get("block_out_channels", [8] * 4)

@@ -61,11 +61,11 @@ def batches(count, seed=0):
 
 def quietly(*arguments, **settings):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few latents a code, on purpose
+        warnings.simplefilter("ignore", UserWarning)  # few latents per code, on purpose
         return fit_codebook(*arguments, progress=False, **settings)
 
 
-@pytest.mark.parametrize("per_code", [256, 257])  # of 257 a ninth is rounded down
+@pytest.mark.parametrize("per_code", [256, 257])  # a ninth of those for 257 is rounded down
 def test_fit_reports_what_can_be_measured(vae, per_code):
     fit = fit_codebook(vae, batches(20), latents_per_code=per_code, progress=False)
     assert fit.codebook_size == 32
@@ -130,7 +130,7 @@ def test_many_passes_over_few_items_are_said(vae, tmp_path, caplog):
         return ItemLoader(stream, batch_size=2)
 
     fit_codebook(vae, few(None), 4, progress=False)
-    # 1024 and a ninth more latents, 64 of an image.
+    # 1024 latents and a ninth more, 64 per image.
     assert "these 1138 latents come from 4 passes over the data, so they show the same items in other" in caplog.text
     caplog.clear()
     quietly(vae, few(1), 4)
@@ -139,7 +139,7 @@ def test_many_passes_over_few_items_are_said(vae, tmp_path, caplog):
 
 
 def test_few_latents_a_code_are_said(vae):
-    with pytest.warns(UserWarning, match="fitting 32 codes to 1844 latents, 58 a code; below 256"):
+    with pytest.warns(UserWarning, match="fitting 32 codes to 1844 latents, 58 per code; below 256"):
         fit_codebook(vae, batches(1), progress=False)
 
 
@@ -211,14 +211,14 @@ def test_codes_that_need_no_fit_err_less_with_one(quantizer, tmp_path):
     loaded = AutoencoderVP.from_pretrained(tmp_path)
     assert torch.equal(loaded.tokenize(images), vae.tokenize(images))
     assert loaded.fingerprint() == vae.fingerprint() != first
-    # As settings of a run would: what was fitted stays, and so does what was learned.
+    # As the settings of a run would: both what was fitted and what was learned stay.
     loaded.set_quantizer(quantizer)
     assert loaded.fingerprint() == vae.fingerprint()
     loaded.drop_fit()
     assert torch.equal(loaded.tokenize(images), codes)
     assert loaded.fingerprint() == first
     assert loaded.config["quantizer"] == tiny(quantizer).config["quantizer"]
-    with pytest.raises(CodebookNotFittedError, match=f"the {loaded.quantize.config.fits} is fitted, but .* zeros"):
+    with pytest.raises(CodebookNotFittedError, match=f"the {loaded.quantize.config.fits} should hold fitted .* zeros"):
         AutoencoderVP.from_config(vae.config).eval().tokenize(images)
 
 
@@ -304,7 +304,7 @@ def test_what_is_no_metric(vae, metric, message):
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        ([torch.arange(6.0)] * 3, r"levels must be 6, 6 values of 2 dimensions, got shapes \(6,\), \(6,\), \(6,\)"),
+        ([torch.arange(6.0)] * 3, r"levels must hold 6, 6 values for 2 dimensions, got shapes \(6,\), \(6,\), \(6,\)"),
         ([torch.arange(6.0), torch.zeros(6)], "finite and in rising order, no two of them equal"),
     ],
 )
@@ -423,7 +423,7 @@ IMAGES = torch.zeros(9, 3, 32, 32)
         ("imagenet", TypeError, "an iterable of batches, such as a DataLoader, got str"),
         (None, TypeError, "got NoneType"),
         (lambda: IMAGES, TypeError, "got function"),
-        (list(IMAGES), ValueError, r"images must be \[B, 3, H, W\].*of one image give x\[None\]"),
+        (list(IMAGES), ValueError, r"images must be \[B, 3, H, W\].*for one image give x\[None\]"),
         ([(IMAGES, IMAGES)], ValueError, r"must hold inputs once, got 2 arrays of shapes \(9, 3, 32, 32\); give"),
         ([(IMAGES[0], 5)], ValueError, r"must have one shape, got 2 of shapes \(3, 32, 32\), \(\)"),
         ([[(image, 5) for image in IMAGES]], ValueError, r"must have one shape, got 2 of shapes \(3, 32, 32\), \(\)"),
@@ -503,7 +503,7 @@ def test_scale_is_measured_on_as_many_latents_as_asked_for():
     assert factor == spread(torch.cat([vae.latent_vectors(batch).flatten(0, -2) for batch in read])[:3000])
 
 
-# Of 1500 times 0.3 rounding alone makes a variance that is not zero.
+# With 1500 values of 0.3, rounding alone makes a variance that is not zero.
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_equal_latents_have_no_scale(value):
     vae = tiny(NONE)
@@ -516,7 +516,7 @@ def test_equal_latents_have_no_scale(value):
 
 @pytest.mark.parametrize("size", [np.int64(16), torch.tensor(16)], ids=["numpy", "torch"])
 def test_a_size_may_be_of_a_table(size):
-    """Such as of a sweep that a data frame holds."""
+    """Such as the table of a sweep, in a data frame."""
     vae = tiny_vae(VP | {"codebook_size": size}, fitted=False)
     fit_codebook(vae, noise_images(64, 32, 32).split(64), codebook_size=np.int64(8), progress=False)
     assert vae.config.quantizer["codebook_size"] == 8

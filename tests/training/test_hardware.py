@@ -23,7 +23,7 @@ CPU, MAC = Hardware("cpu"), Hardware("mps")
 
 @pytest.fixture
 def no_accelerator(monkeypatch):
-    """As in a process that has made none yet."""
+    """As in a process that has made no Accelerator yet."""
     monkeypatch.setattr(AcceleratorState, "_shared_state", {})
 
 

@@ -34,7 +34,7 @@ def test_means_of_the_last_rows():
 
 
 def test_the_last_value_costs_the_same_after_many_rows():
-    """Looked for in all rows, four metrics would take more than ten seconds."""
+    """If all rows were searched, four metrics would take more than ten seconds."""
     log = MetricsLog()
     for step in range(20_000):
         log.append(step, {"loss": float(step)})

@@ -281,7 +281,7 @@ def test_features_of_a_network_are_a_loss_and_a_metric(data, tmp_path):
     ],
 )
 def test_training_goes_on_with_the_learned_codebook(changes, learned_size, metric, data, tmp_path):
-    """And drops the one that was fitted, if latents change; then a run fits another if it is asked to."""
+    """It drops the fitted codebook if latents change; a run then fits another if its settings say so."""
     quantizer = {"kind": "simvq", "codebook_size": 32, "latent_dim": 4}
     start = tiny_vae(quantizer, **ARCHITECTURE, sample_size=16)
     start.set_codebook(torch.randn(20, 4))
@@ -308,7 +308,7 @@ def test_a_learned_codebook_begins_where_the_latents_are(data, tmp_path):
     assert errors[True] < 0.5 * errors[False]
 
 
-@pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+@pytest.mark.filterwarnings("ignore:fitting .* per code:UserWarning")
 def test_several_codebooks_are_fitted_and_one_goes_on(data, tmp_path):
     fit = {"codebook": {"sizes": [8, 24], "latents_per_code": 20, "nested": True}, "max_train_steps": 2}
     folder = train_tokenizer(configured(settings(data, tmp_path / "run", **fit)))
@@ -320,7 +320,7 @@ def test_several_codebooks_are_fitted_and_one_goes_on(data, tmp_path):
     assert "| validation, K = 8 |" in card
     assert "| Codebooks are nested |" in card
     assert vae.quantize.config.nested
-    # Codes of the decoder alone stay; of another training none do.
+    # If only the decoder is trained, all codebooks stay; after other training none do.
     start = {"model": {"pretrained": str(folder)}, "quantizer": {}, "max_train_steps": 4, "logging_steps": 1}
     alone = train_tokenizer(configured(settings(data, tmp_path / "alone", **start, train_only="decoder")))
     name = "quantizer/quantization_error_rms"

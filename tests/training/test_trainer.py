@@ -20,7 +20,7 @@ def trainer_of(model, batches, output, **settings):
 
 @pytest.mark.parametrize("quantizer", [VP, GROUPED])
 def test_bad_values_are_told_with_the_first_step_that_had_them(quantizer, tmp_path):
-    """By the next row, before a checkpoint is made of what they left."""
+    """At the next row of metrics, before a checkpoint holds their effects."""
     batches = [noise_images(4, 16, 16, seed=seed) for seed in range(12)]
     batches[5][2, :, 3, 3] = torch.nan
     trainer = trainer_of(tiny_vae(quantizer), batches, tmp_path)
@@ -42,7 +42,7 @@ def test_codebooks_do_not_outlive_the_latents_that_they_are_of(tmp_path):
 
 
 def test_a_step_that_was_skipped_is_excused(tmp_path):
-    """As float16's scaler skips it, which lowers its scale; the weights are as they were."""
+    """The scaler of float16 skips such a step and lowers its scale; the weights stay as they were."""
     batches = [noise_images(4, 16, 16, seed=seed) for seed in range(12)]
     batches[5][:] = torch.nan
     trainer = trainer_of(tiny_vae(FSP), batches, tmp_path)

@@ -1,6 +1,6 @@
 """What the page's actions compute, without the page: encoding, decoding, replaced codes, and files of codes.
 
-Shapes: *grid the positions of a signal's codes, G codes of a token, K codes in all.
+Shapes: *grid the positions of a signal's codes, G codes per token, K codes in the codebook.
 """
 
 import threading
@@ -27,12 +27,12 @@ from vpvae_hf.models.tokenizer import Tokenizer
 
 from .charts import Chart
 
-# Called with the share, 0 to 1, of an action that is done.
+# Called with how much of an action is done, from 0 to 1.
 Progress = Callable[[float], None]
 
 
 def quiet(share: float) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,11 @@ class Source:
     """A visitor's picture or sound.
 
     Attributes:
-        name: of the file, without its suffix.
-        signal: [1, C, *positions] on the CPU, with padding; `size` is that without.
+        name: the file's name without its suffix.
+        signal: the padded signal, [1, C, *positions] on the CPU.
+        size: the signal's size without padding.
         told: how the file was changed before it was encoded, in words.
-        latents: [1, *grid, d] of the signal; None before they are needed.
+        latents: the signal's latents, [1, *grid, d]; None before they are needed.
     """
 
     name: str
@@ -58,13 +59,13 @@ class Work:
     """Codes that a visitor looks at.
 
     Attributes:
-        name: of the file that they came from, without its suffix.
+        name: the name of the file that they came from, without its suffix.
         source: what was encoded; None if the codes were loaded.
-        size: of the signal, see `Modality.read_file`.
-        codes: [*grid] or [*grid, G] on the CPU, of the codebook of `codebook_size` codes.
-        first_codes: what they were before any was replaced.
-        decoded: [1, C, *positions] what they are decoded to, on the CPU, without padding.
-        told: what to know about them, in words.
+        size: the signal's size, see `Modality.read_file`.
+        codes: [*grid] or [*grid, G] on the CPU, of the codebook with `codebook_size` codes.
+        first_codes: the codes before any was replaced.
+        decoded: the decoded signal without padding, [1, C, *positions] on the CPU.
+        told: what the page says about the codes, in words.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Work:
 
     @property
     def replaced(self) -> int:
-        """How many codes are not those that were encoded or loaded."""
+        """How many codes differ from those that were encoded or loaded."""
         return int((self.codes != self.first_codes).sum())
 
 
@@ -94,10 +95,10 @@ class Row:
 
 
 class Bench(ABC):
-    """A tokenizer with all that the page asks of it; visitors share it.
+    """A tokenizer, with everything that the page computes with it; all visitors share it.
 
     Args:
-        name, revision: of the tokenizer; files of codes record them.
+        name, revision: the tokenizer's name and revision, which files of codes record.
     """
 
     kind: ClassVar[str]
@@ -106,7 +107,7 @@ class Bench(ABC):
         self.model, self.name, self.revision = model, name, revision
         self.modality = MODALITIES[self.kind]
         self.modality.limit_memory(model)
-        # A selected codebook is the model's, not the visitor's.
+        # Visitors share the model, so they share its selected codebook.
         self._lock = threading.RLock()
 
     @property
@@ -124,15 +125,15 @@ class Bench(ABC):
 
     @abstractmethod
     def rows(self, work: Work) -> list[Row]:
-        """The codes, compared with a lossy codec at nearly as many bytes and with a lossless one."""
+        """Rows for the codes, for a lossy codec with nearly as many bytes, and for a lossless codec."""
 
     @abstractmethod
     def places(self, work: Work) -> Tensor:
-        """[rows, columns] of a map of the codes: the index of each cell's code among the flattened codes, or -1."""
+        """A map of the codes [rows, columns]: for each cell, its code's index among the flattened codes, or -1."""
 
     @abstractmethod
     def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
-        """What single codes are decoded to; None if a token has several codes."""
+        """A chart of what each code alone is decoded to; None if a token has several codes."""
 
     @abstractmethod
     def within_limits(self, size: Mapping[str, int]) -> str | None:
@@ -212,17 +213,17 @@ class Bench(ABC):
         return self._with_codes(work, work.first_codes)
 
     def latents(self, codes: Tensor, codebook_size: int) -> Tensor:
-        """[..., d] of codes, on the CPU."""
+        """The latents [..., d] of codes, on the CPU."""
         with self._lock:
             self.model.select_codebook(codebook_size)
             return self.model.quantize.decode(codes.to(model_device(self.model))).detach().cpu()
 
     def stored_bytes(self, work: Work) -> int:
-        """What the codes take with ceil(log2 K) bits each."""
+        """How many bytes the codes take with ceil(log2 K) bits each."""
         return -(-work.codes.numel() * (work.codebook_size - 1).bit_length() // 8)
 
     def quality(self, work: Work, decoded: Tensor) -> dict[str, str]:
-        """The metrics of what a codec made of the source, in words, if their packages are installed."""
+        """The metrics, in words, of a decoded signal compared with the source; empty if their packages are missing."""
         try:
             return measured(self.modality, self.model, decoded, self.modality.cut(work.source.signal, work.size))
         except (ImportError, ValueError):  # or the signal is too small
@@ -237,7 +238,7 @@ class Bench(ABC):
         return self.modality.cut(self.model.detokenize(codes.to(model_device(self.model))), size).float().cpu()
 
     def _fills(self, codes: Tensor, grid: tuple[int, ...], batch: int, progress: Progress) -> Iterator[Tensor]:
-        """Decode, in batches, signals that are each filled with one of the codes [N] of the selected codebook."""
+        """Decode, in batches, a signal for each of the codes [N] of the selected codebook, made of that code alone."""
         for start in range(0, len(codes), batch):
             part = codes[start : start + batch]
             filled = part.view(-1, *[1] * len(grid)).expand(-1, *grid)
@@ -248,7 +249,7 @@ class Bench(ABC):
     def _reporting(
         self, size: Mapping[str, int], progress: Progress, encodes: bool = False, refine_steps: int = 0
     ) -> Iterator[None]:
-        """A context in which `progress` is called after each part that is encoded, if `encodes`, and decoded."""
+        """A context that calls `progress` after each decoded part and, if `encodes`, after each encoded part."""
         done = total = 0
 
         def count() -> None:

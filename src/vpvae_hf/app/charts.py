@@ -1,4 +1,4 @@
-"""Pictures of codes that tell which code a pixel belongs to."""
+"""Pictures of codes in which the code at a pixel can be looked up."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A chart is about so many pixels wide; the sides of its cells are whole pixels.
+# A chart is about this many pixels wide; the sides of its cells are whole pixels.
 _WIDTH = 768
 _GROUND = 255
 # How much of their colour other codes keep when one is chosen.
@@ -18,14 +18,14 @@ class Chart:
     """A picture [height, width, 3] uint8 of equal cells.
 
     Attributes:
-        values: [rows, columns] what each cell stands for, a code or the place of one; -1 for nothing.
+        values: [rows, columns] what each cell stands for: a code, or a code's place; -1 for nothing.
     """
 
     picture: np.ndarray
     values: Tensor
 
     def at(self, x: int, y: int) -> int | None:
-        """The value of the cell that a pixel lies in; None for no cell."""
+        """The value of the cell that a pixel lies in; None if it lies in no cell, or the cell stands for nothing."""
         height, width = (size // count for size, count in zip(self.picture.shape, self.values.shape, strict=False))
         row, column = y // height, x // width
         if not (0 <= row < self.values.shape[0] and 0 <= column < self.values.shape[1]):
@@ -63,7 +63,7 @@ def sheet_of_cells(cells: np.ndarray, values: Tensor) -> Chart:
 
 
 def sheet_shape(count: int, aspect: float = 1.0) -> tuple[int, int]:
-    """Rows and columns for so many cells, a chart of equal sides if a cell is `aspect` times as wide as high."""
+    """Rows and columns of a nearly square chart of `count` cells that are `aspect` times as wide as high."""
     columns = max(1, round((count / aspect) ** 0.5))
     return -(-count // columns), columns
 

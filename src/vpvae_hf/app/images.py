@@ -20,13 +20,13 @@ from vpvae_hf.pixels import from_pixel_values, read_pixels, scaled
 from .bench import Bench, Progress, Row, Source, Work, quiet
 from .charts import Chart, sheet_of_cells, sheet_shape
 
-# Most pixels of a picture whose codes may be loaded: as many as a camera's.
+# Codes of pictures with up to this many pixels may be loaded; pictures of cameras have about as many.
 _MOST_PIXELS = 25_000_000
-# Most codes that a sheet shows; of a larger codebook it shows those that the picture uses most.
+# A sheet shows up to this many codes; if the codebook has more, those that the picture uses most.
 _MOST_ON_SHEET = 1024
-# Side of the small pictures that a code fills, in codes, and how many are decoded at once.
+# Side, in codes, of the small pictures that consist of one code, and how many are decoded at once.
 _FILLED, _BATCH = 4, 64
-# Side of the sheet in pixels, at most, and the share of a cell's side that a code takes which the picture does not use.
+# The sheet's largest side in pixels, and how much of its cell's side a code takes that the picture does not use.
 _SHEET, _UNUSED = 768, 0.4
 
 
@@ -57,7 +57,7 @@ class ImageBench(Bench):
 
     def within_limits(self, size: Mapping[str, int]) -> str | None:
         too_large = size["height"] * size["width"] > _MOST_PIXELS
-        return f"pictures of up to {_MOST_PIXELS:,} pixels are decoded here" if too_large else None
+        return f"this page decodes pictures of up to {_MOST_PIXELS:,} pixels" if too_large else None
 
     def places(self, work: Work) -> Tensor:
         height, width = work.codes.shape[:2]
@@ -84,7 +84,7 @@ class ImageBench(Bench):
         return [image for signal in signals for image in self.model.preprocessor().post_process(signal)]
 
     def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
-        """The colour that each code fills a picture with, by lightness and hue; codes that are used here are large."""
+        """The colour that each code alone gives a picture, sorted by lightness and hue; codes in use are large."""
         if not self.has_single_codes:
             return None
         counts = work.codes.flatten().bincount(minlength=work.codebook_size)
@@ -106,7 +106,7 @@ class ImageBench(Bench):
         return sheet_of_cells(cells.reshape(rows, columns, cell, cell, 3), values.view(rows, columns))
 
     def _colours(self, codes: Tensor, codebook_size: int, progress: Progress) -> Tensor:
-        """[N, 3] in [-1, 1] the colour that each of some codes fills a picture with."""
+        """The colours [N, 3] in [-1, 1] of pictures that each consist of one of the codes [N]."""
         with self._lock, torch.no_grad():
             self.model.select_codebook(codebook_size)
             known = self._known.setdefault(codebook_size, torch.full((codebook_size, 3), torch.nan))
@@ -122,13 +122,13 @@ def _size(height: int, width: int) -> dict[str, int]:
 
 
 def _middle(pictures: Tensor) -> Tensor:
-    """[N, 3] the mean colour of the middle of pictures [N, 3, S, S]."""
+    """The mean colour [N, 3] of the middle of pictures [N, 3, S, S]."""
     edge = pictures.shape[-1] // 4
     return pictures[..., edge:-edge, edge:-edge].mean(dim=(-2, -1))
 
 
 def _by_lightness_and_hue(colours: Tensor, columns: int) -> Tensor:
-    """[N] the order of colours [N, 3] in [-1, 1] by lightness, and within each row of a sheet by hue."""
+    """The order [N] of colours [N, 3] in [-1, 1] by lightness, and within each row of a sheet by hue."""
     lightness = colours @ torch.tensor([0.299, 0.587, 0.114])
     hue = torch.atan2(3**0.5 * (colours[:, 1] - colours[:, 2]), 2 * colours[:, 0] - colours[:, 1] - colours[:, 2])
     order = lightness.argsort(descending=True)

@@ -18,15 +18,15 @@ class ImagePage(Page):
 
     bench: ImageBench
     signal = "picture"
-    limit_label = "Longer side, pixels: larger pictures are scaled down to it"
+    limit_label = "Longer side, pixels: larger pictures are scaled down to this"
     limits = (256, 512, 1024, 2048)
     usual_limit = 512
     quality_hint = "PSNR and SSIM say how close a picture comes to the original. Higher is closer."
     sheet_hint = (
-        "What a picture of one code alone looks like. Codes that this picture does not use are small. Click one to "
+        "What a picture of one code alone looks like. Codes that this picture does not use are small. Click a code to "
         "take it."
     )
-    hint_text = """### What is left of a picture when it is a few thousand whole numbers?
+    hint_text = """### What does a picture look like when it is decoded from a few thousand whole numbers?
 
 1. Drop a picture. It is encoded into **codes**, one for each small square, and decoded again.
 2. Slide **K**, the number of different codes, and see what more bits bring.
@@ -79,16 +79,16 @@ class SoundPage(Page):
     limits = (5, 10, 30, 60)
     usual_limit = 10
     quality_hint = (
-        "PESQ says how good speech sounds, STOI how well it is understood: higher is better. Mel distance says how far "
+        "PESQ says how good speech sounds, STOI how intelligible it is: higher is better. Mel distance says how far "
         "the spectrum is from the original's: lower is better."
     )
     sheet_hint = (
-        "The spectrum of a sound that repeats one code, by pitch; the lines are the rate of the repetition. Click one "
-        "to take it."
+        "The spectrum of a sound that repeats one code, sorted by pitch; the lines come from the repetition. Click a "
+        "code to take it."
     )
-    hint_text = """### What is left of a sound when it is a few thousand whole numbers?
+    hint_text = """### What do you hear when a sound is decoded from a few thousand whole numbers?
 
-1. Upload or record a sound. It is encoded into **codes**, a fixed number for each second, and decoded again.
+1. Upload or record a sound. It is encoded into **codes**, a fixed number per second, and decoded again.
 2. Listen, compare the spectrograms, and slide **K**, the number of different codes, if the tokenizer has several.
 3. Click a code in the map to see where else it is used, take another from the codebook, and put it there.
 """

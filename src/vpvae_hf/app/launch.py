@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpvae_hf.modalities import Execution, load_for_tokenizing
 
-# Gradio reads it when it is imported; without it, it would contact its servers.
+# Gradio reads this variable when it is imported; without it, Gradio would contact its servers.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
@@ -16,7 +16,7 @@ from .bench import Bench
 from .kinds import PAGES
 
 _TITLE = "vpvae: pictures and sounds as codes"
-# A session's tensors are deleted after so many newer sessions.
+# A session's tensors are deleted after this many newer sessions.
 _SESSIONS = 50
 _LARGEST_FILE = "100mb"
 _CLEANED_EVERY = 3600  # seconds
@@ -65,7 +65,7 @@ def build(benches: Sequence[Bench], folder: str) -> gr.Blocks:
 
 
 def _title(name: str) -> str:
-    """What a tab is called: the last part of a tokenizer's name that says something."""
+    """A tab's title: the last part of a tokenizer's name, or the part before it if the last is "tokenizer"."""
     *_, before, last = ["", *Path(name).parts]
     return before if last == "tokenizer" and before not in ("", "/") else last
 
@@ -83,13 +83,13 @@ def launch(
     Args:
         tokenizers: folders or hub ids.
         device: e.g. "cpu" or "cuda"; None for a GPU if there is one.
-        host: the address to listen at; None for GRADIO_SERVER_NAME, otherwise this computer alone.
-        port: None for GRADIO_SERVER_PORT, otherwise the first free one from 7860 on.
+        host: the address to listen on; None for GRADIO_SERVER_NAME or, if that is not set, only this computer.
+        port: None for GRADIO_SERVER_PORT or, if that is not set, the first free port from 7860 on.
         browser: open the page in a browser.
 
     Raises:
-        ValueError: it is no tokenizer, or has no codes, or there is no page for its kind.
-        OSError: it cannot be loaded, or the port is taken.
+        ValueError: a name is not that of a tokenizer, or the tokenizer has no codes, or no page for its modality.
+        OSError: a tokenizer cannot be loaded, or the port is taken.
     """
     loaded = []
     for name in tokenizers:

@@ -1,4 +1,4 @@
-"""The page of a tokenizer: what all kinds of signals share of it."""
+"""The page of a tokenizer: the parts that all kinds of signals share."""
 
 import tempfile
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ _STEPS_HINT = (
     "Each step changes some codes so that the reconstruction comes closer to the original. It takes longer than "
     "encoding."
 )
-_MAP_HINT = "The same colour is the same code; similar colours are similar codes. Click one."
+_MAP_HINT = "The same colour is the same code; similar colours are similar codes. Click a code."
 _FORGOTTEN_AFTER = 3600  # seconds
 Updates = dict[Any, Any]
 
@@ -32,8 +32,8 @@ class View:
     """What a visitor sees.
 
     Attributes:
-        folder: for the visitor's files of codes.
-        map: of the codes, as it is drawn.
+        folder: the folder for the visitor's files of codes.
+        map: the drawn map of the codes.
         chosen: the place of the code that was clicked, among the flattened codes.
     """
 
@@ -53,7 +53,7 @@ class Page(ABC):
     """
 
     bench: Bench
-    # Words of the kind of signal.
+    # Texts and limits for the kind of signal.
     signal: ClassVar[str]
     limit_label: ClassVar[str]
     limits: ClassVar[tuple[int, ...]]
@@ -79,7 +79,7 @@ class Page(ABC):
 
     @abstractmethod
     def _shown(self, work: Work) -> Updates:
-        """Those components' values."""
+        """Values of the components that show the signal and its reconstruction."""
 
     @abstractmethod
     def _shown_rows(self, work: Work, rows: list[Row]) -> Updates:
@@ -88,7 +88,7 @@ class Page(ABC):
     @property
     @abstractmethod
     def _results(self) -> list[gr.components.Component]:
-        """All of these components."""
+        """All components of `_shown` and `_shown_rows`."""
 
     @abstractmethod
     def _on_file(self, **listener: Any) -> None:
@@ -114,7 +114,7 @@ class Page(ABC):
                     self._lay_out_results()
                     self.table = gr.HTML(elem_id=f"{kind}-table", padding=False)
         with gr.Row(equal_height=False, visible=False) as self.codes:
-            # A label would lie over the first codes.
+            # A label would cover the first codes.
             drawn = {"format": "png", "interactive": False, "buttons": [], "show_label": False}
             drawn |= {"elem_classes": "pixelated"}
             with gr.Column(min_width=300):
@@ -133,13 +133,13 @@ class Page(ABC):
                 self.sheet_told = gr.HTML(padding=False)
                 self.sheet = gr.Image(elem_id=f"{kind}-sheet", **drawn)
         self.view = gr.State(None, time_to_live=_FORGOTTEN_AFTER)
-        # Separate from the view: slow results must not bring back a view that has changed meanwhile.
+        # Separate from the view, so that slow results do not restore a view that has changed meanwhile.
         self.sheet_chart = gr.State(None, time_to_live=_FORGOTTEN_AFTER)
 
     def _lay_out_settings(self, selected: int) -> None:
         with gr.Group(elem_classes="codebook-size", visible=len(self._sizes) > 1):
             most = max(1, len(self._sizes) - 1)
-            # Its numbers are places in the list of sizes, which nobody needs to see.
+            # The slider's numbers are places in the list of sizes, which nobody needs to see.
             self.size = gr.Slider(0, most, selected, step=1, label="Codebook size K", elem_id=f"{self.bench.kind}-size")
             self.size_label = gr.HTML(size_in_words(self._sizes, selected), padding=True)
         self.steps = gr.Slider(0, _MOST_STEPS, 0, step=1, label="Refinement steps", info=_STEPS_HINT)
@@ -259,15 +259,15 @@ class Page(ABC):
         sheet = self.bench.sheet(view.work, _told(progress, "Decoding each code"))
         if sheet is not None:
             count, size = int((sheet.values >= 0).sum()), view.work.codebook_size
-            which = "" if count == size else f", the {count:,} used most of {size:,}"
+            which = "" if count == size else f": the {count:,} most used of {size:,} codes"
             told = headed(f"Codebook{which}", self.sheet_hint)
             updates |= {self.sheet_told: told, self.sheet_chart: sheet, self.sheet: sheet.picture}
         return updates
 
-    # What they see.
+    # What visitors see.
 
     def _worked(self, view: View | None, work: Work, chosen: int | None = None) -> Updates:
-        """The updates after an action that gave other codes."""
+        """The updates after an action that gave new codes."""
         folder = tempfile.mkdtemp(dir=self._folder) if view is None else view.folder
         told = f"{work.told} {work.codes.numel():,} codes, K = {work.codebook_size:,}."
         if work.refine_steps:
@@ -301,7 +301,7 @@ class Page(ABC):
 
     @contextmanager
     def _mistakes(self, file: str | None = None) -> Iterator[Updates]:
-        """Updates for the block to fill; an error of the visitor's becomes one that tells it."""
+        """Updates for the block to fill; an error that the visitor caused becomes an update that explains it."""
         updates: Updates = {}
         try:
             yield updates

@@ -1,6 +1,6 @@
 """Sounds on the page.
 
-Shapes: T samples, n codes of a sound; K codes, N of them on a sheet.
+Shapes: T samples and n codes of a sound; K codes in the codebook, N of them on a sheet.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from vpvae_hf.unreadable import UnreadableFileError
 from .bench import Bench, Progress, Row, Source, Work, quiet
 from .charts import Chart, sheet_of_cells, sheet_shape
 
-# Longest sound whose codes may be loaded, in seconds.
+# Codes of sounds of up to this many seconds may be loaded.
 _MOST_SECONDS = 600
 # A sound counts as silent if no sample is louder than this; the noise of a quiet recording is louder.
 _SILENCE = 1e-3
-# Of a map of codes, which is then wide enough to be clicked into.
+# Codes per row of a map, few enough that each can be clicked.
 _CODES_IN_A_ROW = 64
-# Most codes that a sheet shows; of a larger codebook it shows those that the sound uses most.
+# A sheet shows up to this many codes; if the codebook has more, those that the sound uses most.
 _MOST_ON_SHEET = 512
-# Length of the sounds that a code fills, and how many are decoded at once.
+# Length of the sounds that repeat one code, and how many are decoded at once.
 _FILLED_SECONDS, _BATCH = 0.1, 32
-# Columns of pixels of a code's spectrum, with the gap behind it, and how many rows of them a sheet has at most.
+# Width in pixels of a code's spectrum on a sheet, and of the gap behind it.
 _COLUMN, _GAP = 5, 1
-# Below the loudest band of all codes, as a natural logarithm: black.
+# Bands this far below the loudest band of all codes, as a natural logarithm, are black.
 _RANGE = 80 / 20 * math.log(10)
 
 
@@ -50,11 +50,11 @@ class SoundBench(Bench):
 
     @property
     def rate(self) -> int:
-        """Samples a second."""
+        """Samples per second."""
         return self.model.config.sampling_rate
 
     def read(self, file: str, limit: int) -> Source:
-        """The first `limit` seconds of a sound, resampled, and the mean of its channels, if need be."""
+        """The first `limit` seconds of a sound, resampled and with its channels averaged if necessary."""
         rate, least = self.rate, self.model.config.hop_length
         with AudioFile({"bytes": None, "path": file}, sampling_rate=rate, resample=True, downmix=True) as audio:
             length = audio.length
@@ -66,9 +66,9 @@ class SoundBench(Bench):
             clip = torch.from_numpy(audio.read(0, min(length, limit * rate)))
         told = f"{length / rate:.2f} s"
         if length > limit * rate:
-            told += f", of which the first {limit} s are used (see “Longest part”)"
+            told += f", only the first {limit} s are used (see “Longest part”)"
         if clip.abs().max() < _SILENCE:
-            told += "; it is silent, so see whether the microphone is switched on and this page may use it"
+            told += "; it is silent, so check that the microphone is switched on and that this page may use it"
         return Source(Path(file).stem, clip[None, None], self._size(len(clip)), told + ".")
 
     def example(self) -> Source:
@@ -77,10 +77,10 @@ class SoundBench(Bench):
 
     def within_limits(self, size: Mapping[str, int]) -> str | None:
         too_long = size["num_samples"] > _MOST_SECONDS * self.rate
-        return f"sounds of up to {_MOST_SECONDS} s are decoded here" if too_long else None
+        return f"this page decodes sounds of up to {_MOST_SECONDS} s" if too_long else None
 
     def places(self, work: Work) -> Tensor:
-        """Rows of equal length, time to the right and down."""
+        """Rows of equal length, like lines of text: time runs to the right, then down."""
         count, columns = len(work.codes), min(len(work.codes), _CODES_IN_A_ROW)
         rows = -(-count // columns)
         places = torch.full((rows * columns,), -1)
@@ -106,7 +106,7 @@ class SoundBench(Bench):
         return [*rows, Row("FLAC", len(flac.getvalue()), {})]
 
     def sheet(self, work: Work, progress: Progress = quiet) -> Chart | None:
-        """The spectrum that each code is decoded to where it fills a sound, low frequencies below, by pitch."""
+        """The spectrum of a sound that repeats each code alone, low frequencies at the bottom, sorted by pitch."""
         if not self.has_single_codes:
             return None
         counts = work.codes.flatten().bincount(minlength=work.codebook_size)
@@ -124,7 +124,7 @@ class SoundBench(Bench):
         return sheet_of_cells(cells.reshape(rows, columns, *cells.shape[1:]), values.view(rows, columns))
 
     def compared(self, work: Work) -> np.ndarray:
-        """Waveforms and spectrograms [height, width, 3] uint8 of the source, if there is one, and what was decoded."""
+        """Waveforms and spectrograms [height, width, 3] uint8 of the source, if there is one, and the decoded sound."""
         source = [] if work.source is None else [self.modality.cut(work.source.signal, work.size)]
         return self.modality.picture([*source, work.decoded], self.model)
 
@@ -136,7 +136,7 @@ class SoundBench(Bench):
         return {"num_samples": length, "sampling_rate": self.rate}
 
     def _spectra(self, codes: Tensor, codebook_size: int, progress: Progress) -> Tensor:
-        """[N, bands] logarithms of what each of some codes fills a sound with."""
+        """Logarithms [N, bands] of the spectra of sounds that each repeat one of the codes [N]."""
         filled = round(_FILLED_SECONDS * self.model.config.frame_rate)
         with self._lock, torch.no_grad():
             self.model.select_codebook(codebook_size)

@@ -9,14 +9,14 @@ from .bench import Row
 
 
 def size_in_words(sizes: Sequence[int], place: int) -> str:
-    """The codebook size that a slider over some sizes is at."""
+    """The codebook size at a slider's place in the list of sizes."""
     bits = (sizes[place] - 1).bit_length()
     which = f"<span class='faint'>({place + 1} of {len(sizes)})</span>"
     return f"<b>{sizes[place]:,}</b> codes, {bits} bits each {which}"
 
 
 def headed(heading: str, text: str) -> str:
-    """What is shown below."""
+    """A heading with a faint text after it."""
     return f"<b>{heading}</b> <span class='faint'>{text}</span>"
 
 
@@ -30,7 +30,7 @@ def table(rows: list[Row], hint: str) -> str:
     """Each way to store the signal, with its bytes in relation to those of the first.
 
     Args:
-        hint: what its metrics mean.
+        hint: what the metrics mean.
     """
     metrics = list(dict.fromkeys(name for row in rows for name in row.quality))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", "Bytes", *metrics))
@@ -45,7 +45,7 @@ def table(rows: list[Row], hint: str) -> str:
 
 
 def chosen(code: Tensor, codes: Tensor, colour: Tensor) -> str:
-    """How often a code [G] is among codes [N, G]; its colour is [3] in [0, 1]."""
+    """A sentence on how often a code [G] is among codes [N, G]; its colour is [3] in [0, 1]."""
     count = int((codes == code).all(dim=1).sum())
     number = ", ".join(map(str, code.tolist()))
     shade = ", ".join(str(round(255 * float(part))) for part in colour)

@@ -1,4 +1,4 @@
-"""`vpvae app`: a page to try tokenizers on."""
+"""`vpvae app`: a page in the browser for trying tokenizers."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from vpvae_hf.settings import installed_with
 
 
 def run(options: argparse.Namespace) -> None:
-    """Serve the page until it is interrupted."""
+    """Serve the page until the command is interrupted."""
     with installed_with("'vpvae_hf[app,audio]'"):
         from vpvae_hf.app.launch import launch
     launch(

@@ -1,4 +1,4 @@
-"""`vpvae compare`: train methods alike, from shared starts, and report how they differ."""
+"""`vpvae compare`: train methods in the same way, from shared starts, and report how they differ."""
 
 import argparse
 import dataclasses
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
         finished = run_all(comparison, chosen, arguments)
         if len(finished) < len(chosen):
             left = len(chosen) - len(finished)
-            print(f"{left} of {len(chosen)} runs are left: other processes work on them, or they wait for others")
+            print(f"{left} of {len(chosen)} runs are left: other processes work on them, or they wait for other runs")
     # The report covers all finished runs, not only those that were chosen now.
     files = write_report(comparison, everything)
     print(files[1].read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""`vpvae demo --modality audio`: train a tokenizer on sounds by the recipe `small`, save, measure and play it."""
+"""`vpvae demo --modality audio`: train a tokenizer on sounds with the recipe `small`, save and measure it, and write
+the sounds that it reconstructs.
+"""
 
 import argparse
 import time

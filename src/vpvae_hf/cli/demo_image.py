@@ -1,4 +1,4 @@
-"""`vpvae demo`: draw what the bundled image tokenizer does, then train one on photographs, save, reload and draw it."""
+"""`vpvae demo`: draw reconstructions of the bundled image tokenizer, then train, save, reload and draw a small one."""
 
 import argparse
 import dataclasses
@@ -44,16 +44,16 @@ _ARCHITECTURE = {
 _TRAINING_CROP, _HELD_OUT_CROP, _SHOWN_CROP = 32, 64, 96
 _BATCH_SIZE = 16
 _LEARNING_RATE = 2e-3
-# The squares make colours come sooner.
+# With the squared error, the model learns colours sooner.
 _LOSS_WEIGHTS = {"l1": 1.0, "l2": 2.0}
 _VALIDATIONS = 9
-# One held-out crop in this many is measured during training; all of them are at the end.
+# One held-out crop in this many is measured during training; at the end, all of them are.
 _VALIDATED_EVERY = 3
 _MOST_IMAGES, _SHORTEST_SIDE = 1000, 256
 _SHOWN_IMAGES = 5
 _SHOWN_METRICS = ("psnr", "psnr_unquantized", "ssim", "code_usage", "quantization_error_rms")
 _TRAINING_METRICS = tuple(f"quantizer/{name}" for name in ("displacement_rms", "quantization_error_rms", "acceptance"))
-# A queue that turns over every few hundred steps of so short a run.
+# In so short a run, the queue should turn over every few hundred steps.
 _QUEUE_SHARE = 0.1
 _WARMUP_SHARE = 0.02
 _LOGGING_STEPS = 10
@@ -142,7 +142,7 @@ def _images(options: argparse.Namespace) -> tuple[list[np.ndarray], list[np.ndar
 
 
 def _show_bundled(output: Path, images: list[np.ndarray]) -> None:
-    """Draw what the tokenizer that comes with the package keeps of the middle squares of images."""
+    """Draw the bundled tokenizer's reconstructions of the middle squares of images."""
     vae = AutoencoderVP.from_pretrained(bundled_tokenizer("image"))
     output.mkdir(parents=True, exist_ok=True)
     save_every_size(output / "bundled.png", vae, images[:_SHOWN_IMAGES])
@@ -153,7 +153,7 @@ def _measured(vae: AutoencoderVP, crops: list[Tensor], codebook: Tensor | None =
 
 
 def _validated(vae: AutoencoderVP, crops: list[Tensor]) -> dict[str, float]:
-    """Metrics with the live codebook; none before there is one."""
+    """Metrics with the live codebook; empty before there is one."""
     codebook = vae.quantize.live_codebook()
     if vae.quantize.needs_fitting and codebook is None:
         return {}
@@ -169,7 +169,7 @@ numpy.save(codes, AutoencoderVP.from_pretrained(folder).tokenize(torch.from_nump
 
 
 def _same_codes_after_reload(folder: Path, images: Tensor, codes: Tensor) -> bool:
-    """Whether a process of its own, which has the saved folder alone, gets the same codes."""
+    """Whether a separate process that has only the saved folder gets the same codes."""
     with tempfile.TemporaryDirectory() as scratch:
         images_file, codes_file = Path(scratch, "images.npy"), Path(scratch, "codes.npy")
         np.save(images_file, images.numpy())
@@ -195,7 +195,7 @@ def _results(
         "settings": {name: str(value) for name, value in vars(options).items() if name != "run"},
         "held_out": {**quality.metrics, "lpips": None, "images": quality.items, "tokens": quality.tokens},
         "codebook_fit": None if fit is None else dataclasses.asdict(fit),
-        # NaN, which JSON does not know, stands for what was not measured yet.
+        # NaN stands for what was not measured yet; JSON has no NaN.
         "last_steps": {name: None if math.isnan(value) else value for name, value in last.items()},
     }
 

@@ -1,4 +1,4 @@
-"""`vpvae evaluate`: what a saved tokenizer keeps of a data set's images or audio."""
+"""`vpvae evaluate`: how well a saved tokenizer reconstructs a data set's images or audio."""
 
 import argparse
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def _is_alike(recorded: dict[str, Any], new: dict[str, Any]) -> bool:
 
 
 def _told(batches: Batches, limit: int | None, items: str) -> Iterator[Tensor]:
-    """The batches to measure, with a bar of how many items were measured; the data is opened when it is needed."""
+    """The batches to measure, with a bar that counts the measured items; the data set is opened for the first batch."""
     with progress_bar(total=batches.evaluation_length(limit), desc="Evaluating", unit=items) as bar:
         for batch in batches.evaluation(limit):
             yield batch

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 class _FirstItems:
-    """The batches of a loader up to so many items; `passes` are the loader's."""
+    """A loader's batches, up to `limit` items; `passes` is the loader's."""
 
     def __init__(self, loader: ItemLoader, limit: int):
         self._loader, self._limit = loader, limit

@@ -65,7 +65,7 @@ def load_pipeline(name: str, revision: str | None = None) -> DiffusionPipeline:
 
 
 def _of_codes(pipeline: CodePipeline, options: argparse.Namespace) -> tuple[list[np.ndarray], int | None]:
-    """Images or clips by a transformer, and their sampling rate; None of images."""
+    """Images or clips by a transformer, and their sampling rate, which is None for images."""
     conditions = _conditions(pipeline, options)
     settings = {name: value for name in _SAMPLING if (value := getattr(options, name)) is not None}
     settings |= {"guidance_scale": options.guidance, "generator": torch.Generator().manual_seed(options.seed)}
@@ -92,7 +92,7 @@ def _conditions(pipeline: CodePipeline, options: argparse.Namespace) -> list[Any
         raise ValueError(f"{options.pipeline} was trained without classes, got --class {options.classes[0]}; {remedy}")
     if options.guidance != 1 and given == [None]:
         what = "text with --text" if knows_texts else "class with --class" if vocabulary.condition_size else None
-        remedy = f"give a {what}" if what else "this pipeline was trained without any, leave it out"
+        remedy = f"give a {what}" if what else "this pipeline was trained without these, so leave --guidance out"
         raise ValueError(f"--guidance {options.guidance:g} needs a class or text to guide to; {remedy}")
     names = vocabulary.condition_names or ()
     if options.classes:
@@ -116,7 +116,7 @@ def _of_images(pipeline: LDMPipeline, options: argparse.Namespace) -> tuple[list
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """A context without the libraries' progress bars, which tell nothing if parts are read in a second."""
+    """A context without the libraries' progress bars, which are no help if parts are read within a second."""
     import transformers
 
     of_both = (logging, transformers.utils.logging)

@@ -10,7 +10,7 @@ from vpvae_hf.metric_labels import metric_label, sort_metrics
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print what the folder tells."""
+    """Print what the folder's files say."""
     saved = read_saved(bundled_or_given(options.folder))
     quantizer, results = saved.quantizer, strip_local_paths(saved.results)
     factor = saved.entry.downsampling(saved.config)
@@ -20,9 +20,9 @@ def run(options: argparse.Namespace) -> None:
         rows["Weights"] = f"{saved.parameters / 1e6:.1f} million, {kinds}"
     if "sampling_rate" in saved.config:
         rate = saved.config["sampling_rate"]
-        rows["Codes"] = f"one for {factor} samples at {rate} Hz, {rate / factor:.2f} a second"
+        rows["Codes"] = f"one per {factor} samples at {rate} Hz, {rate / factor:.2f} per second"
     else:
-        rows["Codes"] = f"one for {factor} x {factor} pixels"
+        rows["Codes"] = f"one per {factor} x {factor} pixels"
     if quantizer.code_groups > 1:
         rows["Codes"] += f", each of {quantizer.code_groups} parts"
     rows["Quantizer"] = f"{quantizer.kind}, {quantizer.latent_dim} dimensions"

@@ -1,4 +1,4 @@
-"""`vpvae`: one command, a subcommand for each job."""
+"""`vpvae`: one command with a subcommand for each task."""
 
 import os
 import sys
@@ -10,11 +10,11 @@ from .parser import build_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; errors that a user can mend are printed in one line.
+    """Run a subcommand; errors that a user can fix are printed in one line.
 
     Returns:
-        The exit status: 0, 1 after an error, 130 after an interruption, 141 if what reads the output (such as `head`)
-        has ended.
+        The exit status: 0, 1 after an error, 130 after an interruption, 141 if the program that reads the output (such
+        as `head`) has ended.
     """
     options = build_parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.quiet:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return 141  # as of a program that SIGPIPE ended
+            return 141  # the status of a program that SIGPIPE ended
         if not _can_be_mended(error):
             raise
         print(f"vpvae {options.command}: {error}", file=sys.stderr)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether what read the standard output has ended; what is still to be written is then dropped."""
+    """Whether the program that read the standard output has ended; if so, the remaining output is dropped."""
     try:
         print(flush=True)
     except BrokenPipeError:

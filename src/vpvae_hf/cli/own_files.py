@@ -41,7 +41,7 @@ _SIGNALS, _CODES = "pictures or sounds", "files of codes"
 
 @dataclass(frozen=True)
 class _Job:
-    """A file to read, of a signal or of codes, and those to write; `kind` is the name of the modality."""
+    """A file to read, a signal or codes, and the files to write; `kind` is the name of the modality."""
 
     file: Path
     outputs: tuple[Path, ...]
@@ -55,7 +55,7 @@ class _Job:
 def encode(options: argparse.Namespace) -> None:
     """Write a file of codes for each picture and sound."""
     if options.packing == "entropy":
-        range_coder()  # or an error, before anything is encoded
+        range_coder()  # if it is missing, this raises an error before anything is encoded
     jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (SUFFIX,))
     tokenizers = _Tokenizers(options)
     tokenizers.check(jobs)
@@ -89,7 +89,7 @@ def decode(options: argparse.Namespace) -> None:
 
 
 def reconstruct(options: argparse.Namespace) -> None:
-    """Write a picture that compares each picture or sound with its reconstruction, and decoded sounds."""
+    """For each picture or sound, write a picture that compares it with its reconstruction; also write decoded sound."""
     jobs = _jobs(options, _SIGNALS, _kind_of, lambda _: (".png",), _RECONSTRUCTED, _sound_suffix)
     tokenizers = _Tokenizers(options)
     tokenizers.check(jobs)
@@ -118,12 +118,12 @@ class _Tokenizers:
         self._options, self._loaded = options, {}
 
     def check(self, jobs: list[_Job]) -> None:
-        """Raise a ValueError if the tokenizer is not one for all jobs, before any is done."""
+        """Raise a ValueError before any job is done, if the tokenizer does not fit the modality of all jobs."""
         for job in jobs:
             self.of(job)
 
     def of(self, job: _Job, codes: CodeFile | None = None) -> tuple[Modality, Tokenizer, str]:
-        """A job's modality, the model, and the model's name, which a file of codes may tell."""
+        """A job's modality, the model, and the model's name, which a file of codes may state."""
         name, revision = self._options.tokenizer, self._options.revision
         if is_told := name is None and codes is not None:
             name, revision = codes.tokenizer, revision or codes.revision
@@ -143,8 +143,8 @@ class _Tokenizers:
         model = self._loaded[key]
         if not isinstance(model, modality.model_class):
             raise ValueError(
-                f"{name} holds {type(model).__name__}, a tokenizer of {model.hub_entry.items}; name one of "
-                f"{modality.items} with --tokenizer, or other files than {job.file}"
+                f"{name} holds {type(model).__name__}, a tokenizer of {model.hub_entry.items}; name a tokenizer of "
+                f"{modality.items} with --tokenizer, or leave out {job.file}"
             )
         return modality, model, str(name)
 
@@ -152,7 +152,7 @@ class _Tokenizers:
 def _encoded(
     job: _Job, modality: Modality, model: Tokenizer, refine_steps: int
 ) -> tuple[Tensor, dict[str, int], Tensor]:
-    """The signal [1, ...] on the CPU, with padding, its size without, and its codes [1, *grid]."""
+    """The padded signal [1, ...] on the CPU, its size without padding, and its codes [1, *grid]."""
     signal, size = modality.read_file(job.file, model)
     with _parts(modality, model, size, "Encoding", refine_steps):
         codes = model.tokenize(signal.to(model_device(model)), refine_steps=refine_steps)
@@ -160,7 +160,7 @@ def _encoded(
 
 
 def _measured(modality: Modality, model: Tokenizer, decoded: Tensor, original: Tensor) -> Iterator[str]:
-    """The modality's metrics that are defined here, in words."""
+    """The modality's metrics in words, or why they are not measured."""
     try:
         yield from (" ".join(each) for each in measured(modality, model, decoded, original).items())
     except (ImportError, ValueError) as error:  # packages are missing, or the signal is too small
@@ -198,10 +198,10 @@ def _jobs(
 
     Args:
         wanted: what messages call the files that the command takes.
-        kind_of: gives the name of a file's modality, or None for other files, of which a folder may hold any.
+        kind_of: gives the name of a file's modality, or None for other files, which a folder may also hold.
         suffixes_of: gives the suffixes that an output of that kind may have, the usual one first.
-        middle: stands before the suffix in the names of outputs that lie beside their files.
-        further_of: gives the suffixes of further files that are written beside an output of that kind.
+        middle: comes before the suffix in the names of outputs that lie next to their files.
+        further_of: gives the suffixes of further files that are written next to an output of that kind.
     """
     output, jobs = options.output, []
     is_file = output is not None and bool(output.suffix) and not output.is_dir()
@@ -243,9 +243,9 @@ def _jobs(
 def _files_of(
     given: str, wanted: str, kind_of: Callable[[Path], str | None], output: Path | None
 ) -> list[tuple[Path, Path]]:
-    """The files that a path or a pattern names, each with its place below that folder.
+    """The files that a path or a pattern names, each with its path relative to the folder that was given.
 
-    Files of other types are left out of folders and patterns, and signals that these commands wrote out of folders.
+    Folders and patterns leave out files of other types. Folders also leave out signals that these commands wrote.
     """
     path = Path(os.path.expanduser(given))
     if path.is_dir():
@@ -270,7 +270,7 @@ def _files_of(
 
 
 def _is_made(place: Path) -> bool:
-    """Whether these commands wrote a file beside the one that it was made from, by its name."""
+    """Whether a file has a name that these commands give to an output next to its input."""
     return place.stem.endswith((_DECODED, _RECONSTRUCTED))
 
 
@@ -280,7 +280,7 @@ def _kind_of(file: Path) -> str | None:
 
 
 def _sound_suffix(kind: str) -> tuple[str, ...]:
-    """The suffix of the decoded sound, which is written beside the picture of a sound."""
+    """The suffix of the decoded sound, which is written next to the picture of a sound."""
     suffix = MODALITIES[kind].written_suffixes[0]
     return () if suffix == ".png" else (suffix,)
 
@@ -298,7 +298,7 @@ def _kind_of_codes(file: Path) -> str | None:
 def _parts(
     modality: Modality, model: Tokenizer, size: Mapping[str, int], title: str, refine_steps: int = 0
 ) -> Iterator[None]:
-    """A context with a bar over the parts of a large signal; each part counts several times if codes are refined."""
+    """A context with a progress bar over a large signal's parts; each counts several times if codes are refined."""
     with contextlib.ExitStack() as stack:
         total = stack.enter_context(counted_parts(modality, model, size, lambda: bar.update(), refine_steps))
         bar = progress_bar(total=total, desc=title, unit="part", shown=total > 1, leave=False)

@@ -18,8 +18,8 @@ from vpvae_hf.training.trainer import MetricsLog
 
 
 def save_every_size(path: str | os.PathLike, model: AutoencoderVP, photographs: Sequence[np.ndarray]) -> None:
-    """The middle squares of photographs [H, W, 3] uint8, scaled to the side that the model was trained for, above what
-    is left of them with each of its codebooks, with bytes and PSNR.
+    """Save a picture of the middle squares of photographs [H, W, 3] uint8, scaled to the side that the model was
+    trained for, above their reconstructions with each of the model's codebooks, with bytes and PSNR.
     """
     side = model.config.sample_size
     images = to_pixel_values(np.stack([center_crop(scaled(image, side), side, side) for image in photographs]))
@@ -37,23 +37,23 @@ def save_every_size(path: str | os.PathLike, model: AutoencoderVP, photographs: 
 
 
 def save_code_maps(path: str | os.PathLike, images: Tensor, codes: Tensor, code_latents: Tensor) -> None:
-    """Images above their codes, in colours that are alike if the codes' latents are, of `code_latents` [B, h, w, d]."""
+    """Save images above their codes, which have similar colours if their latents [B, h, w, d] are similar."""
     factor = images.shape[-1] // codes.shape[2]
     colours = code_colours(code_latents).movedim(-1, 1) * 2 - 1
     maps = colours.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
-    told = f"{codes[0].numel()} codes each,\n{len(codes.unique())} different.\nLike codes have\nlike colours"
+    told = f"{codes[0].numel()} codes each,\n{len(codes.unique())} different.\nSimilar codes have\nsimilar colours"
     picture = image_grid([as_rgb(images), maps], ["original", told], shown_side=SHOWN_SIDE)
     Image.fromarray(picture).save(path)
 
 
 def save_training_curves(path: str | os.PathLike, log: MetricsLog) -> None:
-    """Loss, PSNR, code usage, and displacement against quantization error over the steps."""
+    """Save plots of the loss, PSNR, code usage, displacement and quantization error over the steps."""
     with drawn_figure(path, 2, 2, panel=(5.5, 3.2)) as (_, panels):
         _draw_training(panels, log)
 
 
 def _draw_training(panels: np.ndarray, log: MetricsLog) -> None:
-    """On panels [2, 2]."""
+    """Draw the plots on panels [2, 2]."""
     loss, psnr, usage, scale = panels.flat
     loss.plot(*log.column("loss/l1"), linewidth=0.8, label="L1")
     loss.set(yscale="log", title="Training loss")

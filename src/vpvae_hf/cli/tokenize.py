@@ -16,7 +16,7 @@ from .inputs import data_config, execution_of
 
 def run(options: argparse.Namespace) -> None:
     """Write this rank's share of the files; the first rank prints."""
-    # Set, since Accelerate otherwise takes each of several ranks without a GPU for a job of its own.
+    # `cpu` is set because Accelerate otherwise treats each of several ranks without a GPU as a job of its own.
     ranks = PartialState(cpu=options.device == "cpu" or not torch.accelerator.is_available())
     execution = execution_of(options, ranks.device)
     with execution.running():
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
                 "with --no-streaming it is split into up to 256"
             )
         _write(files, ranks, options.batch_size, items)
-    told = finish(options, files, items)  # on the rank that comes last
+    told = finish(options, files, items)  # the rank that finishes last writes the counts
     if ranks.is_main_process:
         print(told)
     ranks.destroy_process_group()
@@ -38,15 +38,16 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
     """Claim the output folder for a run; call it within `execution.running()`.
 
     Args:
-        options: those of `vpvae tokenize`.
+        options: the options of `vpvae tokenize`.
 
     Returns:
-        What writes its files, and what they hold codes of, e.g. "images".
+        The writer of the run's files, and the kind of items that they hold the codes of, e.g. "images".
     """
     model = load_for_tokenizing(options.tokenizer, options.revision, execution, options.codebook_size)
     modality, data = modality_of(model), data_config(options, model, streaming=not options.no_streaming)
     transform = modality.eval_transform(data, model)
-    source = modality.open(data, transform, other_columns=True)
+    share = options.validation_share or 0.0
+    source = modality.open(data, transform, other_columns=True, validation_share=share)
     # Only the names of slices and joined splits: `datasets` allows neither brackets nor a plus in a split's name.
     split = "_".join(part.partition("[")[0] for part in options.split.split("+"))
     files = CodeFiles(
@@ -76,6 +77,7 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
             "dataset_config": options.dataset_config,
             "dataset_revision": options.dataset_revision,
             "split": options.split,
+            "validation_share": share,
             "column": source.column,
             "streaming": data.streaming,
             "limit": options.limit,
@@ -86,10 +88,10 @@ def open_code_files(options: argparse.Namespace, execution: Execution) -> tuple[
 
 
 def finish(options: argparse.Namespace, files: CodeFiles, items: str) -> str:
-    """Write the counts into the manifest if no file is left to write, and return how far the run is in words."""
+    """Write the counts into the manifest if all files are written, and return the run's progress in words."""
     left = len(files.unfinished())
     if left:
-        return f"{files.count - left} of {files.count} files in {options.output}; other ranks are at work on the rest"
+        return f"{files.count - left} of {files.count} files in {options.output}; other ranks are writing the rest"
     done, unreadable = files.totals()
     write_totals(options.output, done, unreadable)
     return f"{done} {items} in {files.count} files in {options.output}; {unreadable} unreadable {items} left out"

@@ -1,4 +1,4 @@
-"""`vpvae train`: train a tokenizer by the name of a recipe, with the settings that `recipes/*/train.py` take."""
+"""`vpvae train`: train a tokenizer with a recipe, given by name, and the settings that `recipes/*/train.py` take."""
 
 import argparse
 from collections.abc import Iterator, Sequence

@@ -16,14 +16,15 @@ from vpvae_hf.tensors import as_real
 
 # Seeds come from a sample of this many latents per code; more lower the distortion after ten iterations by under 0.1%.
 _SAMPLED_PER_CODE = 32
-# Seeds are refined on at most this part of all latents, so that ten iterations cost little more than one.
+# Seeds are refined on at most an eighth of all latents, so that ten iterations cost little more than one on all.
 _REFINING_PART = 8
 _SAMPLE_ITERATIONS, _SAMPLE_TOLERANCE = 10, 1e-3
-# Of K seeds a quarter is drawn evenly, then each round adds half as many as there are. With fewer and larger rounds the
-# seeds of one round lie beside each other; more rounds lower the distortion after ten iterations by less than 0.1%.
+# A quarter of the K seeds is drawn evenly, then each round adds half as many as there are. If there are fewer and
+# larger rounds, seeds of one round lie close to each other; more rounds lower the distortion after ten iterations by
+# less than 0.1%.
 _FIRST_PART, _GROWTH = 4, 2
 _REPAIR_ROUNDS = 10
-# Empty clusters that one pass can fill.
+# The most empty clusters that one pass can fill.
 _FARTHEST = 1024
 # In up to 5 dimensions a search by tree overtakes faiss' comparison of all pairs at about this many codes (measured).
 _TREE_DIMENSIONS, _TREE_CODES = 5, 8192
@@ -76,14 +77,14 @@ def fit_kmeans(
     """Cluster latents into a codebook: seeds spread by squared distance, then Lloyd iterations; no cluster ends empty.
 
     The same latents and seed give the same centroids to the bit, even if the latents are spread over ranks, as long as
-    all latents are taken. You need not cluster all of a thousand million latents: draw 256 per code, evenly from all of
-    the data, as `latents_per_code` does with latents that fit into memory.
+    all latents are used (see `latents_per_code`). There is no need to cluster a billion latents: draw 256 per code,
+    evenly from all of the data, as `latents_per_code` does with latents that fit into memory.
 
     Args:
         latents: [N, d], finite, at least `codebook_size` of them distinct.
         codebook_size: K.
         latents_per_code: if there are more latents per code than this, this many per code are drawn evenly; None takes
-            all. With four times 256, the distortion on other latents falls by 1 to 2% and the time grows four times.
+            all. With four times 256, the distortion on other latents is 1 to 2% lower and the time four times as long.
         max_iterations: an upper limit of Lloyd iterations.
         tolerance: stop when an iteration lowers the distortion by less than this share of it.
         across_ranks: the first rank clusters the latents of all ranks together. Every rank of a distributed job must
@@ -93,8 +94,8 @@ def fit_kmeans(
         progress: show a bar on stderr, on the first rank.
 
     Raises:
-        TypeError: no numbers.
-        ValueError: not a matrix of finite values, fewer latents than K, no iterations.
+        TypeError: latents that are no numbers.
+        ValueError: latents that are not a matrix of finite values or are fewer than K, or a limit below 1.
         TooFewDistinctError: a ValueError; fewer distinct latents than K.
         RuntimeError: latents are so close together that K of them cannot be distinguished in float32, or another rank
             failed.
@@ -119,7 +120,7 @@ def fit_kmeans(
 
 
 def gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: int, across_ranks: bool) -> Tensor:
-    """[N, d] float32, checked, of all ranks if asked, on CUDA or the CPU: other devices have no float64 for sums."""
+    """The checked latents [N, d] float32, of all ranks if asked, on CUDA or the CPU, since sums take float64."""
     with distributed.failing_together(across_ranks):
         latents = as_real(latents, "latents")
         if latents.ndim != 2 or not latents.shape[1]:
@@ -143,7 +144,7 @@ def gathered(latents: Tensor, size: int, latents_per_code: int | None, seed: int
             f"codebook_size={size} is larger than the number of latents, {count}; "
             "give more data or ask for a smaller codebook"
         )
-    # Other numbers than those that draw the sample.
+    # Another seed than the one that draws the sample.
     seed += 1 + 0x9E3779B1 * (distributed.rank() if across_ranks else 0)
     if latents_per_code is not None:
         drawn_share = min(1, latents_per_code * size / count)
@@ -179,26 +180,27 @@ def _cluster(
 
 
 def _drawn(rows: Tensor, size: int, seed: int) -> Tensor:
-    """An even draw of `size` rows, or all rows if there are fewer, in their order."""
+    """`size` rows drawn evenly, in their order, or all rows if there are not more."""
     if size >= len(rows):
         return rows
-    # Generators on a CPU look at the low 32 bits of a seed only.
+    # Generators on a CPU use only the low 32 bits of a seed.
     generator = torch.Generator(rows.device).manual_seed(seed % 2**32)
     keys = torch.rand(len(rows), dtype=torch.float64, generator=generator, device=rows.device)
     return rows[keys <= keys.kthvalue(size).values]
 
 
 def _seeds(sample: Tensor, codebook_size: int, seed: int) -> Tensor:
-    """K distinct latents of a sample [n, d], or all that it has if they are fewer, spread by squared distance."""
-    # Draws many at a time, each in proportion to the squared distance from those before, as k-means|| (Bahmani et al.
-    # 2012) does, but K in all, so that none are left over to cluster: four searches for n nearest points.
+    """K distinct latents of a sample [n, d], or all distinct ones if they are fewer, spread by squared distance."""
+    # Draws many seeds at a time, each with a probability proportional to its squared distance from those before, as
+    # k-means|| (Bahmani et al. 2012) does, but only K in all, so that no surplus remains to be clustered. This takes
+    # four searches for the nearest points of n latents.
     generator = torch.Generator(sample.device).manual_seed(seed)
     squares = sample.new_ones(len(sample))
     drawn: list[Tensor] = []
     missing = codebook_size
     count = max(1, codebook_size // _FIRST_PART)
     while missing and (squares > 0).any():
-        # The least of exponential variables divided by their weights: a draw without replacement by weight.
+        # The least of exponential variables divided by their weights are a weighted draw without replacement.
         keys = torch.empty_like(squares).exponential_(generator=generator) / squares
         count = min(count, missing, int((squares > 0).sum()))
         new = sample[keys.topk(count, largest=False).indices]
@@ -212,7 +214,7 @@ def _seeds(sample: Tensor, codebook_size: int, seed: int) -> Tensor:
 
 
 class _Assigned(NamedTuple):
-    """What one pass over the latents tells about some centroids."""
+    """What one pass over the latents finds for some centroids."""
 
     means: Tensor  # [K, d] float32: of each cluster's latents
     empty: Tensor  # [K] bool
@@ -222,9 +224,9 @@ class _Assigned(NamedTuple):
 
 
 class _Lloyd:
-    # Latents are summed as whole steps of a grid from the middle of their range. The grid is so coarse that sums in
-    # float64 are exact, hence the same in any order, also on CUDA, and still fine: the rounding is at most 2^-53 N of
-    # the dimension's range, so a million latents keep 33 bits of it.
+    # Latents are summed as whole numbers of grid steps from the middle of their range. The grid is so coarse that sums
+    # in float64 are exact, hence the same in any order, also on CUDA. Yet it is fine: the rounding is at most 2^-53 N
+    # of the dimension's range, so with a million latents 33 bits of the range remain.
 
     def __init__(self, latents: Tensor, device: torch.device):
         self.latents, self._device = latents, device
@@ -251,7 +253,7 @@ class _Lloyd:
         return centroids, most
 
     def settle(self, centroids: Tensor) -> tuple[Tensor, float]:
-        """Centroids of which none is empty in an exact search, and their distortion."""
+        """Centroids that each get a latent in an exact search, and their distortion."""
         for repairs in range(_REPAIR_ROUNDS + 1):
             assigned = self._assign(self.latents, centroids, exact=True)
             if not assigned.empty_count:
@@ -296,7 +298,7 @@ class _Lloyd:
 
 
 def _moved(chunk: Tensor, device: torch.device) -> Tensor:
-    """A chunk on a device, to which it is copied while the device computes and this process goes on."""
+    """A chunk on a device. It is copied there while the device computes and this process goes on."""
     return chunk if chunk.device == device else chunk.pin_memory().to(device, non_blocking=True)
 
 
@@ -306,7 +308,7 @@ def _by_tree(codebook_size: int, latents: Tensor) -> bool:
 
 
 def _filled(centroids: Tensor, assigned: _Assigned) -> Tensor:
-    """Centroids, of which those that no latent chooses lie on latents that were far from theirs."""
+    """The centroids, with those that no latent chooses moved onto latents that are far from their own centroids."""
     if not assigned.empty_count:
         return centroids
     onto = _distinct_rows(assigned.farthest.cpu(), assigned.empty_count).to(centroids.device)

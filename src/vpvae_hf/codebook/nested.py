@@ -26,13 +26,13 @@ def fit_nested_kmeans(
 ) -> list[KMeansResult]:
     """Codebooks of rising sizes: K-means, then K-means within each cell. Code c of one is in the cell c // (K / K').
 
-    A cell that has fewer distinct latents than codes to hold has its own centroid several times, which no latent is
-    nearest to. The distortion is that of the nearest codes among all of a codebook.
+    If a cell has fewer distinct latents than it should hold codes, the remaining codes are copies of its own centroid,
+    which no latent is nearest to. The distortion is that of the nearest codes among all codes of a codebook.
 
     Args:
-        latents: [N, d], at least the smallest size of them distinct.
+        latents: [N, d], at least as many of them distinct as the smallest size.
         sizes: each K a multiple of the next smaller K'; in any order.
-        seed, across_ranks, progress: as of `fit_kmeans`.
+        seed, across_ranks, progress: as for `fit_kmeans`.
     """
     require_nested_sizes(sizes)
     found, sizes = None, sorted(sizes)
@@ -67,7 +67,7 @@ def _nested(latents: Tensor, sizes: Sequence[int], seed: int, progress: bool) ->
 
 
 def _divided(cell: Tensor, parent: Tensor, share: int, seed: int) -> Tensor:
-    """[share, d] of the latents [n, d] nearest to a centroid [d]."""
+    """[share, d] codes for a cell: the latents [n, d] nearest to a centroid [d]."""
     distinct = cell.unique(dim=0)
     if len(distinct) > share:
         return fit_kmeans(cell, share, latents_per_code=None, seed=seed).centroids

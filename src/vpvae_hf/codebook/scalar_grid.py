@@ -51,7 +51,7 @@ class ScalarGrid:
 
 
 def complete_levels(levels: Sequence[int] | None, codebook_size: int | None, latent_dim: int | None) -> tuple[int, ...]:
-    """Check levels against a given size and dimension, or choose them by `levels_for_codebook_size` (1024) if None."""
+    """Check levels against a size and dimension; without levels, `levels_for_codebook_size` (1024) chooses them."""
     for name, value in (("codebook_size", codebook_size), ("latent_dim", latent_dim)):
         require(value is None or (is_integer(value) and value >= 1), name, value, "a positive integer")
     if levels is None:
@@ -75,15 +75,15 @@ def complete_levels(levels: Sequence[int] | None, codebook_size: int | None, lat
 def levels_for_codebook_size(codebook_size: int, latent_dim: int | None = None) -> tuple[int, ...]:
     """Choose levels whose product is near a codebook size.
 
-    The paper's levels for 256, 1024, 4096 and 16384 (products 240, 1000, 4375, 15360); for other sizes, or another
-    dimension, nearly even levels (within 2 of the even ones) with the product nearest to it.
+    For 256, 1024, 4096 and 16384 these are the paper's levels (products 240, 1000, 4375, 15360); for other sizes, or
+    another dimension, nearly equal levels (within 2 of equal ones) whose product is nearest to the size.
 
     Args:
         codebook_size: the K to come near to, at least 2.
-        latent_dim: number of levels; by default the paper's, or as many as leave about 5.5 levels per dimension.
+        latent_dim: number of dimensions; by default the paper's, or as many as give each about 5.5 levels.
 
     Raises:
-        ValueError: codebook_size below 2**latent_dim, the least that levels of 2 can give.
+        ValueError: codebook_size is below 2**latent_dim, the product if each dimension has 2 levels.
     """
     published = _PUBLISHED_LEVELS.get(codebook_size)
     if published and latent_dim in (None, len(published)):

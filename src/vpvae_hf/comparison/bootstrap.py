@@ -1,4 +1,4 @@
-"""How sure a difference is: S starts, n items of each, B draws."""
+"""How certain a difference is. Shapes: S starts, n items per start, B draws."""
 
 import functools
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Interval:
     """A mean, and the bounds of its interval.
 
     Attributes:
-        starts, items: how many it is of.
+        starts, items: how many starts and items the mean is over.
     """
 
     mean: float
@@ -31,9 +31,9 @@ class Interval:
 def bootstrap_interval(values: np.ndarray, *, seed: int = 0) -> Interval | None:
     """The mean of values [S, n] and its 95% bootstrap interval over starts and items.
 
-    Each draw takes S starts and n items with replacement. All its starts have the same items, since the items of a
-    comparison are the same for all: an item that is difficult is so for each start. Of one start, items alone are
-    drawn, and the interval does not say what another start would give.
+    Each draw takes S starts and n items with replacement. All starts of a draw have the same items, since all starts
+    were measured on the same items: an item that is difficult for one start is difficult for all. With one start, only
+    items are drawn, and the interval does not say what another start would give.
 
     Args:
         values: e.g. differences between two methods. An item that has no value, NaN, for some start is left out.
@@ -52,5 +52,5 @@ def bootstrap_interval(values: np.ndarray, *, seed: int = 0) -> Interval | None:
 
 @functools.lru_cache(maxsize=16)
 def _shares(count: int, seed: int) -> np.ndarray:
-    """[B, count] how often each of `count` is drawn, as a share of a draw; the many values of a report share these."""
+    """[B, count] how often each of `count` is drawn, as a share of a draw; all values of a report use these draws."""
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=_DRAWS) / count

@@ -11,11 +11,11 @@ class Column:
     """A way to decode latents, and a column of tables.
 
     Attributes:
-        label: the column's head.
-        codebook: "own" codes; those refitted after training, by the metric "euclidean" or "decoder"; None for
-            continuous latents.
-        refined: whether codes are chosen by the decoder, rather than as the nearest ones.
-        before: the column that this one is to improve on; None for none.
+        label: the column's heading.
+        codebook: "own" for the method's own codes; "euclidean" or "decoder" for codes of a codebook that is refitted
+            after training by this metric; None for continuous latents.
+        refined: whether codes are chosen by refinement instead of as the nearest ones.
+        before: the column that this one should improve on; None if there is none.
     """
 
     label: str
@@ -39,14 +39,14 @@ COLUMNS = {
 
 
 def measured_column(name: str, quantizer: dict[str, Any]) -> str | None:
-    """The column whose measurement is a method's value in a column; None if it has none.
+    """The column that is measured to get a method's value in column `name`; None if the method has no value there.
 
-    A codebook that is fitted after training is the method's own, so it is measured once. Without codes there are none
-    of its own, but a codebook can be fitted to the latents. Levels of dimensions are refitted each by itself, where the
-    decoder's metric means nothing.
+    A codebook that is fitted after training is the method's own, so it is measured once. A method without codes has no
+    own codes, but a codebook can be fitted to its latents. Levels are refitted for each dimension separately, to which
+    the decoder's metric does not apply.
 
     Args:
-        quantizer: settings of the method's quantizer.
+        quantizer: the settings of the method's quantizer.
     """
     column, config = COLUMNS[name], quantizer_config(quantizer)
     if column.codebook == "own" and config.needs_fitting:

@@ -1,4 +1,4 @@
-"""What is compared, and by what: a YAML file. K codes of latents of d dimensions."""
+"""The YAML file that says what is compared, and how. K is the number of codes, d the dimensions of a latent."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ from .columns import COLUMNS
 
 Part = TypeVar("Part")
 
-# What methods name to start from the comparison's start, and what its runs are called.
+# The name of the comparison's start, in the methods' `starts_from` and in the names of runs.
 START = "start"
 
 
@@ -22,7 +22,7 @@ class DataSplit:
     """A split of a data set.
 
     Attributes:
-        name: hub id or local path; None for the data set that is trained on.
+        name: hub id or local path; None for the training data set.
         split, config, column: as in `DataConfig`.
         label: what it is called in tables.
     """
@@ -39,8 +39,8 @@ class Start:
     """What all methods start from: a tokenizer for each d and seed, trained once.
 
     Attributes:
-        quantizer: settings with their kind; the dimension is filled in.
-        settings: settings of training that change those of the comparison.
+        quantizer: the quantizer's settings with its kind; the dimension is filled in.
+        settings: training settings that override those of the comparison.
     """
 
     quantizer: dict[str, Any]
@@ -53,11 +53,11 @@ class Measurement:
 
     Attributes:
         columns: names in `COLUMNS`.
-        split: of the data set that is trained on, to measure in domain.
-        examples: how many images or clips of each domain, from the first on; None for all.
-        refined_examples: how many of these the refined columns measure; None for as many.
+        split: the split of the training data set that is measured in domain.
+        examples: how many images or clips are measured per domain, from the first on; None for all.
+        refined_examples: how many of these are measured for refined columns; None for all of these.
         refine_steps: steps of refinement.
-        fitted_latents: how many latents a codebook of any size is refitted to.
+        fitted_latents: how many latents codebooks are refitted to, whatever their size.
     """
 
     columns: tuple[str, ...] = ("continuous", "own", "refitted")
@@ -81,11 +81,11 @@ class Method:
     """A way to quantize.
 
     Attributes:
-        quantizer: settings with their kind; the size and the dimension are filled in unless they are given.
+        quantizer: the quantizer's settings with its kind; the size and the dimension are filled in unless given.
         by_size: further settings of the quantizer for some K.
-        settings: settings of training that change those of the comparison.
-        starts_from: what training starts from: "start", the default if the comparison has one, or a method named
-            before, whose tokenizer of the same seed and K, or of its only K, it then is; None for a new model.
+        settings: training settings that override those of the comparison.
+        starts_from: what training starts from: "start", the default if the comparison has a start; or the name of an
+            earlier method, to start from its tokenizer of the same seed and K, or of its only K; None for a new model.
         codebook_sizes, seeds: given if they differ from those of the comparison.
         paper: the paper's name of the method, if the paper has it.
     """
@@ -105,17 +105,17 @@ class Comparison:
 
     Attributes:
         modality: a name in `MODALITIES`, e.g. "image".
-        training: a file of settings of all runs.
-        settings: settings that change those of the file.
+        training: a file with the training settings of all runs.
+        settings: settings that override those of the file.
         latent_dims: d for each K.
         methods: by name.
         seeds: each method is trained once with each; the same seed means the same start and the same order of the data.
         start: what all methods start from; None for new models.
         measure: how runs are measured.
-        reference: the method that the others' differences are told from.
+        reference: the method from which the other methods' differences are computed.
         out_of_domain: data that is measured but not trained on; None for none.
         output_dir: folder for runs and results.
-        paper: metrics of the paper for some K and its methods, to be shown next to those that are measured.
+        paper: the paper's metrics, by K and the paper's name of a method, shown next to those that are measured.
     """
 
     modality: str
@@ -133,12 +133,12 @@ class Comparison:
 
     @property
     def domains(self) -> dict[str, DataSplit]:
-        """What runs are measured on, by the names that results have for it."""
+        """The data that runs are measured on, by its name in the results."""
         inside = DataSplit(split=self.measure.split, label="in domain")
         return {"in_domain": inside} | ({"out_of_domain": self.out_of_domain} if self.out_of_domain else {})
 
     def size_of_start(self, method: str, codebook_size: int) -> int:
-        """The K of the run of another method that a method's run at some K starts from."""
+        """The K of the run that a method's run at `codebook_size` starts from, if it starts from another method's."""
         sizes = _sizes(self.methods[self.methods[method].starts_from], self.latent_dims)
         return sizes[0] if len(sizes) == 1 else codebook_size
 
@@ -148,7 +148,7 @@ class Comparison:
 
 
 def read_comparison(file: Path) -> Comparison:
-    """Read a comparison. Paths in it are relative to the file; it may change another file, which it names as `base`.
+    """Read a comparison. Paths in it are relative to the file; it may extend another file, which it names as `base`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -195,7 +195,7 @@ def _method(
     name: str, values: Any, file: Path, latent_dims: Mapping[int, int], before: Mapping[str, Method | None]
 ) -> Method:
     where = f"{file}: methods.{name}"
-    require(name != START, f"{file}: the name of a method", name, "another: runs of the start have it")
+    require(name != START, f"{file}: the name of a method", name, "another: runs of the start have this name")
     if isinstance(values, Mapping):
         values = {"starts_from": START if START in before else None, **values}
     method = _with_kind(Method, values, where)

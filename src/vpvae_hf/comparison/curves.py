@@ -18,17 +18,18 @@ _UNQUANTIZED = "none"
 _LINES = ("-", "--", ":", "-.")
 _PANELS_IN_A_ROW = 3
 _CODEC_STYLE = {"color": "black", "linestyle": (0, (1, 1)), "linewidth": 1.0}
-# Inches beside and above panels, and of a line of the legend.
+# In inches: the margins beside and above the panels, and the height of a line of the legend.
 _LEGEND, _LEGEND_LINE = (2.6, 0.3), 0.21
-# Values this many interquartile ranges beyond the quartiles are told, not drawn, if that saves this share of the axis.
+# Values this many interquartile ranges beyond the quartiles are written instead of drawn, if that saves this share of
+# the axis.
 _FAR, _SAVED = 2.0, 1 / 3
 
 
 def draw_over_rate(file: Path, results: Results, metric: str) -> Path:
     """A metric in domain over the rate, a panel for each column: means over seeds, bars from the lowest to the highest.
 
-    What is far off all others is written at the edge of its panel, so that it does not press them together. Panels of
-    codes have the codec's line, as far as it lies in them.
+    A value that is far from all others is written at the edge of its panel, so that the others keep their space. Panels
+    of codes also have the codec's line, as far as it lies within them.
     """
     columns = [name for name in results.columns if metric != USAGE or COLUMNS[name].codebook is not None] or [""]
     methods = list(results.comparison.methods)
@@ -78,7 +79,7 @@ def _points(results: Results, column: str, method: str, metric: str) -> list[tup
 def _draw(
     axes: Any, points: Sequence[tuple[float, ...]], method: str, results: Results, low: float, high: float
 ) -> list[tuple[float, float, str, str]]:
-    """Draw a method's line; gives those of its points that lie beyond the limits: rate, value, method and colour."""
+    """Draw a method's line; return its points that lie beyond the limits: rate, value, method and colour."""
     if not points:
         return []
     style, means = _style(results, method), [mean_of(seeds) for _, *seeds in points]
@@ -93,7 +94,7 @@ def _draw(
 
 
 def _codec_points(results: Results, metric: str, rates: Collection[float]) -> list[tuple[float, float]]:
-    """Rates and values of the codec at those of some rates that it reaches, from the lowest on."""
+    """The codec's rates and values at those of the given rates that it reaches, from the lowest on."""
     curve = results.codec_curve(metric)
     reached = [rate for rate in sorted(rates) if curve and curve[0][0] <= rate <= curve[-1][0]]
     return [(rate, float(np.interp(rate, *zip(*curve, strict=True)))) for rate in reached]
@@ -102,16 +103,16 @@ def _codec_points(results: Results, metric: str, rates: Collection[float]) -> li
 def _draw_codec(
     axes: Any, points: Sequence[tuple[float, float]], results: Results, metric: str, low: float, high: float
 ) -> list[tuple[float, float, str, str]]:
-    """Draw the codec's line; if all its points lie beyond the limits, gives the first as `_draw` does."""
+    """Draw the codec's line; if all its points lie beyond the limits, return the first as `_draw` does."""
     name = results.codec["in_domain"]["codec"]
-    # As `_draw` draws, so that the legend has it after the methods.
+    # With `errorbar`, as in `_draw`, so that the legend lists it after the methods.
     axes.errorbar(*zip(*results.codec_curve(metric), strict=True), label=name, **_CODEC_STYLE)
     is_beyond = not any(low <= value <= high for _, value in points)
     return [(*points[0], name, _CODEC_STYLE["color"])] if is_beyond else []
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The least and the greatest value, of those that are not far off if the others would press these together."""
+    """The least and the greatest value, without values that are far off if these would press the others together."""
     if not values:
         return 0.0, 1.0
     first, third = np.quantile(values, [0.25, 0.75])
@@ -176,7 +177,7 @@ def _usage_by_step(rows: Sequence[Row]) -> dict[int, list[float]]:
 
 
 def _legend(figure: Any, panels: np.ndarray, spread: str, has_spread: bool) -> None:
-    """Which line is which method, and what bars or bands are."""
+    """Draw the legend: which line is which method, and what bars or bands mean."""
     lines = [axes.get_legend_handles_labels() for axes in panels.flat]
     by_label = {label: line for found in lines for line, label in zip(*found, strict=True)}
     if by_label:  # a method without codes has no line

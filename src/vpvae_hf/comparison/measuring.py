@@ -1,6 +1,6 @@
-"""What is measured, once: each column of a trained run on each domain, and a familiar codec on the same items.
+"""Measures each column of a trained run on each domain, and a familiar codec on the same items.
 
-What is there is not measured again.
+What has been measured is not measured again.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from .config import Comparison, DataSplit, Measurement
 
 _log = logging.getLogger(__name__)
 
-# PSNR in dB, and others about as fine: far below what items differ by, and small to keep.
+# Stored decimals of PSNR in dB and of other metrics: far finer than the differences between items, and small to store.
 _DECIMALS = 4
 
 
@@ -37,7 +37,7 @@ class Piece:
         column: a name in `COLUMNS`; "codec" for a codec.
         domain: a name in `Comparison.domains`.
         file: for the result.
-        settings: what the result depends on besides tokenizer and codec; another result in the file is measured anew.
+        settings: what the result depends on in addition to tokenizer and codec; a result of other settings is replaced.
     """
 
     column: str
@@ -46,13 +46,13 @@ class Piece:
     settings: dict[str, Any]
 
     def read(self) -> dict[str, Any] | None:
-        """What was measured; None if nothing was, or with other settings."""
+        """The result in the file; None if there is none, or only one of other settings."""
         held = read_json(self.file) if self.file.exists() else None
         return held if held is not None and held["settings"] == self.settings else None
 
 
 def pieces_of(comparison: Comparison, folder: Path, columns: list[str]) -> Iterator[Piece]:
-    """What is to be measured of a run: column by column, as the first are the cheapest."""
+    """What is to be measured of a run: column by column, since the first columns are the cheapest."""
     for name in columns:
         for domain, split in comparison.domains.items():
             settings = _settings(COLUMNS[name], comparison.measure, split)
@@ -65,10 +65,10 @@ def measure(
     """Measure a piece of a run, and write its result.
 
     Args:
-        config: settings of the run's training, whose data set is that of the domain unless it names another.
-        tokenizer: the run's.
-        folder: the run's, for tokenizers with refitted codebooks.
-        codebook_size: K of a codebook for a tokenizer that has none.
+        config: the run's training settings; their data set is measured unless the domain names another.
+        tokenizer: the folder of the run's tokenizer.
+        folder: the run's folder, where tokenizers with refitted codebooks are saved.
+        codebook_size: K of the codebook to fit if the tokenizer has none.
     """
     began, how, column = time.perf_counter(), comparison.measure, COLUMNS[piece.column]
     if column.is_refitted:
@@ -77,7 +77,7 @@ def measure(
     modality = modality_of(model)
     data = _data(config.data, comparison.domains[piece.domain])
     batches = Batches(modality, model, data, batch_size=config.train_batch_size)
-    # With those that need a network only if training lowers them.
+    # Metrics that need a network are measured only if training lowers them.
     settings: dict[str, Any] = {"extra": modality.lowered_metrics(config), "unquantized": False}
     if column.codebook is None:
         settings["quantized"] = False
@@ -98,7 +98,7 @@ def codec_pieces(comparison: Comparison) -> list[Piece]:
 
 
 def codec_reaches(piece: Piece, rate: float) -> bool:
-    """Whether a codec is measured up to a rate, in the modality's unit, or up to its largest files."""
+    """Whether a codec has been measured up to a rate, in the modality's unit, or up to its largest files."""
     held = _codec_held(piece)
     return held["is_whole"] or any(point["rate"] >= rate for point in held["points"])
 
@@ -113,12 +113,12 @@ def measure_codec(
 ) -> None:
     """Measure the modality's codec, if it has one, from the smallest files up to a rate, and write each piece's file.
 
-    Points that are there stay. If the codec cannot be written here, the files say why.
+    Points that have been measured stay. If the codec cannot write files here, the pieces' files say why.
 
     Args:
-        config, tokenizer: of a run: items are read as for its model.
+        config, tokenizer: those of a run: items are read as for its model.
         rate: in the modality's unit.
-        record: what decides which items the runs read, to be kept in the files.
+        record: the settings that decide which items the runs read; they are kept in the files.
     """
     model = load_tokenizer(tokenizer)
     modality = modality_of(model)
@@ -149,7 +149,7 @@ def measure_codec(
 
 
 def _codec_held(piece: Piece) -> dict[str, Any]:
-    """What was measured of a codec, perhaps nothing."""
+    """What has been measured of a codec; without points if that is nothing."""
     return piece.read() or {"settings": piece.settings, "is_whole": False, "points": [], "seconds": 0.0}
 
 
@@ -169,7 +169,7 @@ def _codec_point(codec: Codec, setting: int, batches: Iterable[torch.Tensor], me
 
 def _settings(column: Column, how: Measurement, split: DataSplit) -> dict[str, Any]:
     examples = how.examples if not column.refined or how.refined_examples is None else how.refined_examples
-    # By the last part of its path, as folders move.
+    # Only the last part of its path, since folders may be moved.
     name = None if split.name is None else Path(split.name).name
     settings = {"data": [name, split.config, split.column, split.split], "examples": examples}
     if column.is_refitted:
@@ -217,7 +217,7 @@ def _result(quality: ReconstructionQuality) -> dict[str, Any]:
 
 
 def _for_json(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Means as JSON, which has no NaN, takes them."""
+    """Means for JSON, which has no NaN: None in its place."""
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
 
 

@@ -16,11 +16,12 @@ from .tables import render_tables
 
 
 def write_report(comparison: Comparison, runs: Sequence[Run]) -> list[Path]:
-    """Write what was measured of runs, as far as it was, into the output folder.
+    """Write what has been measured of runs so far into the output folder.
 
-    table.md holds tables; rate_distortion.png and code_usage.png curves over the rate; results.json all but the values
-    of single items, which items.npz holds: DOMAIN/COLUMN/METRIC [runs, items] float32, NaN where there is none, for the
-    runs that "runs" names. cvu_over_training.png shows the runs that were validated while they trained, if any were.
+    table.md has tables; rate_distortion.png and code_usage.png have curves over the rate. results.json has everything
+    but the values of single items. items.npz has these: DOMAIN/COLUMN/METRIC [runs, items] float32, NaN where there is
+    none, for the runs that "runs" names. cvu_over_training.png shows the runs that were validated while they trained,
+    if there are any.
 
     Raises:
         ValueError: nothing was measured yet.

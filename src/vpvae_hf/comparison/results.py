@@ -1,4 +1,4 @@
-"""What was measured of a comparison, and what it says: values of single items, means, differences and intervals."""
+"""The measurements of a comparison: values of single items, and their means, differences and intervals."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,8 +25,8 @@ class Row:
     """A run with what was measured of it.
 
     Attributes:
-        result: what its training came to.
-        measured: pieces by domain and column.
+        result: the result of its training.
+        measured: the results of its pieces by domain and column.
     """
 
     run: Run
@@ -34,16 +34,16 @@ class Row:
     measured: dict[tuple[str, str], dict[str, Any]]
 
     def piece(self, domain: str, column: str) -> dict[str, Any] | None:
-        """What was measured for a column; None if nothing was, or the method has nothing there."""
+        """What was measured for a column; None if nothing was, or the method has no value there."""
         return self.measured.get((domain, measured_column(column, self.run.settings["quantizer"])))
 
     def values(self, domain: str, column: str, metric: str) -> np.ndarray | None:
-        """[n] of single items."""
+        """The values [n] of single items; None if there are none."""
         piece = self.piece(domain, column)
         return None if piece is None or metric not in piece["items"] else np.array(piece["items"][metric], dtype=float)
 
     def mean(self, domain: str, column: str, metric: str) -> float:
-        """NaN if there is none."""
+        """The mean over items; NaN if there is none."""
         value = (self.piece(domain, column) or {"metrics": {}})["metrics"].get(metric)
         return math.nan if value is None else value
 
@@ -53,7 +53,7 @@ class Row:
         return measured_column("own", self.run.settings["quantizer"]) == "refitted"
 
     def for_json(self) -> dict[str, Any]:
-        """All but the items, and what the comparison says itself."""
+        """The row without the values of single items and without what the comparison's file says."""
         found: dict[str, dict] = {}
         for (domain, column), piece in self.measured.items():
             told = {name: piece[name] for name in ("metrics", "tokens", "seconds")}
@@ -65,9 +65,9 @@ class Results:
     """What was measured of a comparison.
 
     Attributes:
-        rows: the runs of which something was measured, method by method.
-        hours: of training, of training what methods start from, and of measuring.
-        codec: by domain what was measured of the modality's codec, see `measure_codec`; earlier versions measured none.
+        rows: the runs that have measurements, method by method.
+        hours: hours of training methods, of training starts, and of measuring.
+        codec: results of the modality's codec by domain, see `measure_codec`; earlier versions measured none.
     """
 
     def __init__(self, comparison: Comparison, runs: Sequence[Run]):
@@ -90,7 +90,7 @@ class Results:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Those of single items."""
+        """The metrics that have values of single items."""
         return sort_metrics({name for row in self.rows for piece in row.measured.values() for name in piece["items"]})
 
     @property
@@ -100,28 +100,28 @@ class Results:
 
     @cached_property
     def columns(self) -> list[str]:
-        """Those in which some method has a value."""
+        """The columns in which some method has a value."""
         names = self.comparison.measure.columns
         domains = self.comparison.domains
         return [name for name in names if any(row.piece(domain, name) for row in self.rows for domain in domains)]
 
     @cached_property
     def rate_unit(self) -> str:
-        """What `rate` gives."""
+        """The unit of `rate`."""
         return MODALITIES[self.comparison.modality].rate_unit if self._tells_rates else "bits per token"
 
     def rate(self, row: Row) -> float:
-        """Of a run's codes."""
+        """The rate of a run's codes."""
         bits = bits_per_token(row.result)
         return bits * row.result["rate_per_bit"] if self._tells_rates else bits
 
     @cached_property
     def _tells_rates(self) -> bool:
-        """Whether all runs tell how many tokens a signal has; those of earlier versions do not."""
+        """Whether all runs recorded how many tokens a signal has; runs of earlier versions did not."""
         return all("rate_per_bit" in row.result for row in self.rows)
 
     def codec_curve(self, metric: str) -> list[tuple[float, float]]:
-        """The codec's rates and values in domain, from the smallest files on; none if there are none at these rates."""
+        """The codec's rates and values in domain, from the smallest files on; empty if it or the runs have no rates."""
         points = self.codec.get("in_domain", {"points": []})["points"] if self._tells_rates else []
         return [(each["rate"], each["metrics"][metric]) for each in points if each["metrics"].get(metric) is not None]
 
@@ -138,7 +138,7 @@ class Results:
         return found
 
     def difference(self, size: int, method: str, domain: str, column: str, metric: str) -> Interval | None:
-        """A method less the reference, by the seeds that both have; None if there is nothing to compare."""
+        """A method minus the reference, over the seeds that both have; None if there is nothing to compare."""
         methods, reference = self.methods(size), self.comparison.reference
         if method == reference or reference not in methods or method not in methods:
             return None
@@ -147,7 +147,7 @@ class Results:
         return _interval(pairs)
 
     def gain(self, rows: Sequence[Row], domain: str, column: str, metric: str) -> Interval | None:
-        """A column less the one that it is to improve on, of one method; None if both are the same, or one is not."""
+        """A column minus the one that it should improve on, for a method; None if one is missing, or both are one."""
         before = COLUMNS[column].before
         if before is None:
             return None
@@ -168,13 +168,13 @@ class Results:
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Of those that are not NaN; NaN if none is."""
+    """The mean of the values that are not NaN; NaN if there are none."""
     values = [value for value in values if not math.isnan(value)]
     return sum(values) / len(values) if values else math.nan
 
 
 def _interval(pairs: Iterable[tuple[np.ndarray | None, np.ndarray | None]]) -> Interval | None:
-    """Of differences, of the first items that all have: refined columns may be of fewer."""
+    """The interval of the differences of pairs, over the first items that all have: refined columns may have fewer."""
     pairs = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not pairs:
         return None

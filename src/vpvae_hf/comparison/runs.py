@@ -1,4 +1,4 @@
-"""The runs of a comparison: each trained, measured, and left with its result, once; K is the number of codes."""
+"""The runs of a comparison: each is trained and measured once, and keeps its results. K is the number of codes."""
 
 import contextlib
 import dataclasses
@@ -32,15 +32,15 @@ _TOKENIZER = "training/tokenizer"
 
 @dataclass(frozen=True)
 class Run:
-    """One method, trained once, or what methods start from.
+    """One training of a method, or of a start: a tokenizer that methods start from.
 
     Attributes:
         method: its name; "start" for a start.
         size: the K that it is compared at; None for a start.
         folder: for its settings, checkpoints, tokenizer and results.
-        settings: settings of its training, as nested mappings.
-        start: folder of the run whose tokenizer it starts from; None for a new one.
-        pieces: what is measured of it; nothing of a start.
+        settings: its training settings, as nested mappings.
+        start: folder of the run whose tokenizer it starts from; None for a new tokenizer.
+        pieces: what is measured of it; empty for a start.
     """
 
     method: str
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What its training came to; None if it is not trained."""
+        """The result of its training; None if it is not trained."""
         path = self.folder / _RESULT
         return read_json(path) if path.exists() else None
 
@@ -75,7 +75,7 @@ def planned_runs(
     codebook_sizes: Collection[int] | None = None,
     seeds: Collection[int] | None = None,
 ) -> list[Run]:
-    """All runs, or those of some methods, sizes and seeds, and what they start from, seed by seed.
+    """All runs, or those of some methods, sizes and seeds, and the starts that they need, seed by seed.
 
     Raises:
         ValueError: a method, size or seed that the comparison does not have, or invalid settings of a quantizer.
@@ -99,13 +99,13 @@ def planned_runs(
 
 
 def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str] = ()) -> list[Run]:
-    """Train and measure what is not finished; returns the finished runs, starts among them.
+    """Train and measure the runs that are not finished; return all finished runs, starts included.
 
     In the end it measures the modality's codec up to the highest rate of the finished runs. Several processes may call
-    it at once: each takes runs that no other works on. A run that was interrupted goes on from its last checkpoint.
+    it at once: each takes runs that no other works on. A run that was interrupted continues from its last checkpoint.
 
     Args:
-        arguments: settings of training as on a recipe's command line, which change those of all runs.
+        arguments: training settings as on a recipe's command line, which override those of all runs.
 
     Raises:
         ValueError: a folder holds a run with other settings.
@@ -115,8 +115,8 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
         path = run.folder / "run.json"
         if path.exists() and not _is_same(read_json(path), _record(run, arguments)):
             raise ValueError(
-                f"{run.folder} holds a run with other settings, see {path.name} there; delete it, or name another "
-                "folder with --output"
+                f"{run.folder} holds a run with other settings, see {path.name} there; delete that folder, or name "
+                "another one with --output"
             )
     finished = len(runs) - len(todo)
     with progress_bar(total=len(runs), desc="Comparison", unit="run", initial=finished) as bar:
@@ -134,10 +134,10 @@ def run_all(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str
 
 
 def bits_per_token(result: dict[str, Any]) -> float:
-    """Of a run's codes; without codes that of the K of the comparison.
+    """Bits per token of a run's codes; if it has none, of the K that it is compared at.
 
     Args:
-        result: what its training came to.
+        result: the result of the run's training.
     """
     size, groups = result["codebook_size"], result["code_groups"]
     return math.log2(result["size"]) if size is None else groups * math.log2(size)
@@ -146,7 +146,7 @@ def bits_per_token(result: dict[str, Any]) -> float:
 def _run(comparison: Comparison, name: str, method: Method, size: int, seed: int) -> Run:
     quantizer = {"codebook_size": size, "latent_dim": comparison.latent_dims[size]}
     quantizer |= method.quantizer | method.by_size.get(size, {})
-    dim = quantizer_config(quantizer).latent_dim  # which also shows what is wrong with it, before the first run
+    dim = quantizer_config(quantizer).latent_dim  # which raises an error for wrong settings before the first run
     if method.starts_from in (None, START):
         start = method.starts_from and f"{START}-d{dim}-seed{seed}"
     else:
@@ -170,7 +170,7 @@ def _starts_from_start(comparison: Comparison, run: Run) -> bool:
 
 
 def _start(comparison: Comparison, run: Run) -> Run:
-    """What a run starts from."""
+    """The start that a run needs."""
     quantizer = {"latent_dim": run.settings["quantizer"]["latent_dim"], **comparison.start.quantizer}
     quantizer_config(quantizer)
     settings = comparison.settings | comparison.start.settings | {"quantizer": quantizer, "seed": run.seed}
@@ -179,7 +179,7 @@ def _start(comparison: Comparison, run: Run) -> Run:
 
 @contextlib.contextmanager
 def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process has the run to itself; a process that ends, however, gives it up."""
+    """Whether this process has claimed the run; the claim ends with the process, even if that is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -198,7 +198,7 @@ def _is_same(held: dict[str, Any], record: dict[str, Any]) -> bool:
     """Whether two records are of one run; paths may be spelt differently."""
     pairs = itertools.zip_longest(held["arguments"], record["arguments"], fillvalue="")
     split = [[argument.partition("=") for argument in pair] for pair in pairs]
-    held = {"start": record["start"]} | held  # which earlier records do not tell
+    held = {"start": record["start"]} | held  # earlier records lack it
     return all(held[name] == record[name] for name in ("settings", "start")) and all(
         one[0] == other[0] and same_place(one[2], other[2]) for one, other in split
     )
@@ -213,16 +213,16 @@ def _train_and_measure(comparison: Comparison, run: Run, arguments: Sequence[str
 
 
 def _measure_codec(comparison: Comparison, runs: Sequence[Run], arguments: Sequence[str]) -> None:
-    """Measure the modality's codec up to the highest rate of trained runs, unless another process is at it."""
+    """Measure the modality's codec up to the highest rate of trained runs, unless another process does so now."""
     results = [run.result for run in runs]
-    if not results or any("rate_per_bit" not in each for each in results):  # runs of earlier versions tell no rates
+    if not results or any("rate_per_bit" not in each for each in results):  # runs of earlier versions have no rates
         return
     rate = max(bits_per_token(each) * each["rate_per_bit"] for each in results)
     pieces = codec_pieces(comparison)
     record = {"settings": comparison.settings, "start": None, "arguments": list(arguments)}
     for piece in pieces:
         if piece.file.exists() and not _is_same(read_json(piece.file)["record"], record):
-            piece.file.unlink()  # of other items
+            piece.file.unlink()  # it was measured on other items
     missing = [piece for piece in pieces if not codec_reaches(piece, rate)]
     if missing:
         with _claimed(missing[0].file.parent) as mine:
@@ -232,7 +232,7 @@ def _measure_codec(comparison: Comparison, runs: Sequence[Run], arguments: Seque
 
 
 def _training_config(comparison: Comparison, run: Run, arguments: Sequence[str]) -> TrainingConfig:
-    """The settings of a run's training, which are left in its folder."""
+    """The settings of a run's training; they are also written into its folder."""
     from omegaconf import OmegaConf
 
     overlay = run.folder / "settings.yaml"

@@ -87,7 +87,7 @@ def _of_codec(results: Results) -> list[str]:
 
 
 def _counts(results: Results, methods: dict[str, list[Row]], domain: str) -> str:
-    """Of how many items the values are, and which columns are one."""
+    """How many seeds and items the means are over, and for which methods own and refitted columns are the same."""
     items = MODALITIES[results.comparison.modality].items
     counts = {True: 0, False: 0}
     for column in results.columns:
@@ -123,7 +123,7 @@ def _cell(rows: Sequence[Row], domain: str, column: str, metric: str, tells_usag
 def _with_runs(
     results: Results, size: int, methods: dict[str, list[Row]], values: dict[str, list[str]]
 ) -> dict[str, list[str]]:
-    """A table of values with what there is to know about the runs, and the paper's metrics."""
+    """A table of values, with facts about the runs and the paper's metrics."""
     runs = list(methods.values())
     codes = {"method": values["method"], "codes": [_codes(rows[0].result) for rows in runs]}
     seconds = [mean_of(row.result["training_seconds"] for row in rows) for rows in runs]

@@ -23,12 +23,12 @@ from vpvae_hf.unreadable import UnreadableFileError, name_of, unreadable
 
 from .sources import Transform
 
-# libsndfile reports this if a file's header does not tell its length.
+# libsndfile reports this if a file's header does not state its length.
 _UNKNOWN_LENGTH = (1 << 63) - 1
-# Hz. From a higher rate, as damaged headers give it, resampling takes minutes.
+# In Hz. Damaged headers may state higher rates, from which resampling would take minutes.
 _CONVERTED_RATES = range(100, 1_000_001)
-# Samples of MP3 that are decoded before a part, since its frames borrow bits from up to 11 earlier ones at the lowest
-# bit rates. Without them libsndfile gives other audio, and no error.
+# Samples of an MP3 file that are decoded before a part: at the lowest bit rates, frames borrow bits from up to 11
+# earlier ones. Without these, libsndfile gives wrong audio, and no error.
 _BORROWED = 11 * 1152
 _POSITIONS = ("random", "center", "start")
 
@@ -66,7 +66,7 @@ class AudioSegment(_AudioTransform):
 
     Args:
         length: S.
-        sampling_rate: of the segment, in Hz.
+        sampling_rate: the segment's sampling rate in Hz.
         resample: resample files of another sampling rate, which otherwise raise an error.
         downmix: average the channels of files that have several, which otherwise raise an error.
         shortest: the smallest length of a clip; shorter ones count as unreadable.
@@ -85,7 +85,7 @@ class AudioSegment(_AudioTransform):
         return self._segment(file, rng)[0]
 
     def _segment(self, file: Mapping | None, rng: np.random.Generator) -> tuple[Tensor, int]:
-        """[S], and how many samples of the clip it begins with."""
+        """A segment [S], and how many of its samples come from the clip, the first ones."""
         with self._opened(file) as audio:
             room = max(0, audio.length - self.length)
             start = room // 2 if self.position == "center" else 0
@@ -96,10 +96,10 @@ class AudioSegment(_AudioTransform):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedAudioSegment(AudioSegment):
-    """Segments that tell audio from the zeros after a shorter clip; arguments and errors as of `AudioSegment`.
+    """Segments with a mask of the zeros after a shorter clip; arguments and errors are those of `AudioSegment`.
 
-    Items are [2, S], the segment and 1 where it is audio; batches are "input_values" [B, 1, S] and "padding_mask"
-    [B, S].
+    Items are [2, S], the segment and a mask that is 1 where there is audio; batches are "input_values" [B, 1, S] and
+    "padding_mask" [B, S].
     """
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
@@ -112,7 +112,7 @@ class MaskedAudioSegment(AudioSegment):
 
 @dataclass(frozen=True, kw_only=True)
 class AudioClip(_AudioTransform):
-    """Whole clips: items [T] float32, batches [1, 1, T] of one clip each; arguments as of `AudioSegment`."""
+    """Whole clips: items [T] float32, batches [1, 1, T] of one clip each; arguments as for `AudioSegment`."""
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
         with self._opened(file) as audio:
@@ -129,11 +129,11 @@ def read_audio(
 ) -> np.ndarray:
     """A whole file, [T] float32.
 
-    The file is a path or an address that fsspec knows, or a mapping of "bytes" or "path"; the rest as `AudioSegment`
-    takes it.
+    The file is a path or an address that fsspec knows, or a mapping of "bytes" or "path"; the other arguments are
+    those of `AudioSegment`.
 
     Raises:
-        ValueError: another sampling rate or several channels, if that is not allowed.
+        ValueError: another sampling rate or several channels, if they are not allowed.
         UnreadableFileError: no such file or no readable audio (it is a ValueError, too).
     """
     file = {"bytes": None, "path": None, **(file if isinstance(file, Mapping) else {"path": os.fspath(file)})}
@@ -142,7 +142,7 @@ def read_audio(
 
 
 class AudioFile:
-    """An open audio file, which decodes only the part that is read; use it in a `with`.
+    """An open audio file, which decodes only the part that is read; use it in a `with` statement.
 
     Read a single part, and open the file again for another: libsndfile loses its place in Ogg Vorbis if it goes back.
 
@@ -162,7 +162,7 @@ class AudioFile:
         self.name, self._origin = name_of(file), file
         try:
             self._file = soundfile.SoundFile(_source_of(file))
-        except ImportError:  # a library that such addresses need
+        except ImportError:  # a library that the address needs is missing
             raise
         except Exception as error:  # decoders raise all kinds of errors for damaged files
             raise self._unreadable(error) from error
@@ -183,7 +183,7 @@ class AudioFile:
         self._file.close()
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Samples start..stop of what reading the whole file gives, 0 <= start < stop <= length.
+        """Samples start..stop of the whole file's result, 0 <= start < stop <= length.
 
         Raises:
             UnreadableFileError: this part is corrupt, missing, or holds values that are NaN, infinite or far beyond
@@ -202,8 +202,8 @@ class AudioFile:
         up, down = self._up, self._down
         if up == down:
             return self._decoded(start, stop)
-        # Half of the filter, which is ten periods of the lower rate long. A part begins at a multiple of `down`, where
-        # a sample of the whole file's output falls on one of its input.
+        # Half of the filter is ten periods of the lower rate long. A part begins at a multiple of `down`, where a
+        # sample of the whole file's output coincides with a sample of its input.
         margin = 10 * max(up, down) // up + 1
         first = max(0, start * down // up - margin) // down * down
         last = min(self._file.frames, -(-stop * down // up) + margin)
@@ -254,7 +254,7 @@ class AudioFile:
         return channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1)
 
     def _unreadable(self, error: Exception, what: str = "") -> UnreadableFileError:
-        # soundfile adds a name to libsndfile's reason, which is that of a buffer if the file is in memory.
+        # soundfile adds a name to libsndfile's reason, which for a file in memory is the name of a buffer.
         reason = getattr(error, "error_string", None)
         return unreadable(self._origin, error if reason is None else OSError(reason), what)
 
@@ -265,15 +265,15 @@ def _source_of(file: Mapping):
         return _Memory(file["bytes"])
     if fsspec.utils.get_protocol(file["path"]) == "file":
         path = fsspec.core.strip_protocol(file["path"])
-        open(path, "rb").close()  # Python says why that fails, libsndfile does not
+        open(path, "rb").close()  # if this fails, Python says why; libsndfile would not
         return path
-    # At once: an error of the network while libsndfile reads would look like the end of the file.
+    # All bytes at once: a network error while libsndfile reads would look like the end of the file.
     with fsspec.open(file["path"], "rb") as opened:
         return _Memory(opened.read())
 
 
 class _Memory(io.BytesIO):
-    """Bytes for libsndfile, which seeks before the beginning of damaged files; an error of that would be printed."""
+    """Bytes for libsndfile, which seeks before the beginning of damaged files; Python would print that error."""
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return super().seek(max(0, offset) if whence == io.SEEK_SET else offset, whence)

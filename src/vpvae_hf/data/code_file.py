@@ -39,16 +39,16 @@ def write_codes(
 
     Args:
         codes: [*grid] or [*grid, G] integers in 0..K-1.
-        header: what else to keep with them; "format", "codebook_size" and "packed" are added.
+        header: further entries of the header; "format", "codebook_size" and "packed" are added.
         codebook_size: K. Codes have the smallest type that holds it.
-        packing: "bits": store ceil(log2 K) bits for each code instead. "entropy": store fewer for codes that are
+        packing: "bits": store ceil(log2 K) bits per code instead. "entropy": store fewer bits for codes that are
             frequent in this file, if that takes fewer bytes than "bits".
 
     Returns:
         The bytes that the codes take in the file, without the header.
 
     Raises:
-        ImportError: "entropy" without constriction.
+        ImportError: packing is "entropy", and constriction is missing.
     """
     numbers = codes.cpu().numpy()
     described = {**header, "format": _FORMAT, "codebook_size": str(codebook_size), "packed": ""}
@@ -99,7 +99,7 @@ def read_header(path: str | os.PathLike) -> dict[str, str] | None:
             size = {name: int(header[name]) for name in ("num_samples", "sampling_rate")}
             header |= {"kind": "audio", "size": json.dumps(size)}
     if '"entropy"' in header.get("packed", ""):
-        range_coder()  # or an error, before anything is decoded
+        range_coder()  # if it is missing, this raises an error before anything is decoded
     return header if header.get("format") in (_FORMAT, _FORMER_AUDIO_FORMAT) else None
 
 

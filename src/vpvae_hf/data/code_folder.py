@@ -1,4 +1,4 @@
-"""Reading the codes that `vpvae tokenize` wrote, and what conditions them."""
+"""Reads the codes that `vpvae tokenize` wrote, and their conditions, such as classes or captions."""
 
 import itertools
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class CodeFolder:
     """The codes that `vpvae tokenize` wrote.
 
     Args:
-        folder: with tokenizer.json and data/*.parquet.
+        folder: a folder with tokenizer.json and data/*.parquet.
         condition_column: the column that conditions the codes: whole numbers, such as classes, or texts, such as
             captions; None for none.
 
@@ -41,7 +41,7 @@ class CodeFolder:
         if self.manifest[items] is None or len(files) != self.manifest["files"]:
             raise ValueError(
                 f"{folder} is not finished: {len(files)} of {self.manifest['files']} files are there; start the same "
-                "`vpvae tokenize` again, it goes on"
+                "`vpvae tokenize` again to continue it"
             )
         rows = load_dataset("parquet", data_files=files, split="train")
         self.condition_column, self.is_text = condition_column, False
@@ -61,12 +61,12 @@ class CodeFolder:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """[h, w] of the images; [n] of the longest clip."""
+        """The grid of codes: [h, w] of the images, or [n] of the longest clip."""
         return (max(self.lengths),) if self.is_audio else tuple(self.rows[0]["codes"].shape[:2])
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each clip."""
+        """The number of tokens of each clip."""
         import pyarrow.compute as pc
 
         codes, groups = self.rows.with_format("arrow")[:]["codes"], self.manifest["code_groups"]
@@ -76,7 +76,7 @@ class CodeFolder:
 
     @property
     def condition_size(self) -> int:
-        """One more than the highest condition; 0 without a column, and for texts, whose tokenizer decides it."""
+        """One more than the highest condition; 0 without a column, and for texts, where the text tokenizer decides."""
         if self.condition_column is None or self.is_text:
             return 0
         if self.condition_names is not None:
@@ -89,18 +89,18 @@ class CodeFolder:
 
     @property
     def condition_names(self) -> tuple[str, ...] | None:
-        """The names of the classes, of a column of `datasets.ClassLabel`; None for another or none."""
+        """The names of the classes if the column is a `datasets.ClassLabel`; None for another column or none."""
         names = getattr(self.rows.features.get(self.condition_column), "names", None)
         return None if names is None else tuple(names)
 
     def condition(self, example: Mapping[str, Any]) -> int | str | None:
-        """The whole number or text of a row; None without a column, and if the value is missing, -1 or empty."""
+        """A row's whole number or text; None without a column, or if the value is missing, -1 or empty."""
         value = None if self.condition_column is None else example[self.condition_column]
-        if value is None or value != value:  # NaN, as numpy has what is missing
+        if value is None or value != value:  # numpy has NaN for missing values
             return None
         if self.is_text:
             return str(value) if value.strip() else None
-        return int(value) if value >= 0 else None  # -1 is the class of what has none, as `datasets` has it
+        return int(value) if value >= 0 else None  # in `datasets`, -1 means without a class
 
     def texts(self) -> list[str]:
         """All texts of the condition column that are not empty."""
@@ -114,7 +114,7 @@ class CodeFolder:
         return [some[place % len(some)] for place in range(number)] if some else None
 
     def codes(self, example: Mapping[str, Any]) -> Tensor:
-        """[h, w] or [n] of a row, with several codes a token [..., G]."""
+        """A row's codes [h, w] or [n]; [..., G] if a token has several codes."""
         codes = torch.from_numpy(np.asarray(example["codes"]).astype(np.int64))
         return codes.transpose(0, 1) if self.is_audio and codes.ndim == 2 else codes
 
@@ -128,16 +128,16 @@ class CodeFolder:
                 )
         if not self.is_audio and self.grid != other.grid:
             raise ValueError(
-                f"the two folders hold codes of different sizes, {list(self.grid)} and {list(other.grid)} an image; "
+                f"the two folders hold codes of different sizes, {list(self.grid)} and {list(other.grid)} per image; "
                 "tokenize both with the same --size"
             )
         if other.is_text != self.is_text or other.condition_names != self.condition_names:
             raise ValueError(
                 f"column {self.condition_column!r} holds other classes in the second folder than in the first, or "
-                "texts in one alone; tokenize two splits of one data set"
+                "texts in only one of them; tokenize two splits of one data set"
             )
         if other.condition_size > self.condition_size:
             raise ValueError(
-                f"column {self.condition_column!r} goes to {other.condition_size - 1} in the second folder, only to "
+                f"column {self.condition_column!r} reaches {other.condition_size - 1} in the second folder, but only "
                 f"{self.condition_size - 1} in the first, which is trained on"
             )

@@ -1,4 +1,4 @@
-"""A data set's items as Parquet files of codes, [h, w] of an image, [n] of a clip, one file per shard; reading them."""
+"""Writes a data set's items as Parquet files of codes, one file per shard: [h, w] for an image, [n] for a clip."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 from .sources import Source, Transform
 from .streams import ShardReader, shard_groups
 
-# This file tells what made the files beside it, so that they are never mixed with those of another run.
+# This file records what made the files next to it, so that they are never mixed with those of another run.
 MANIFEST = "tokenizer.json"
 # The tokenizer's place may change, but neither the tokenizer nor the precision, which decides some of the codes.
 _MAY_DIFFER = ("tokenizer", "tokenizer_revision", "device_type", "torch", "batch_size")
@@ -28,7 +28,7 @@ _SKIPPED, _REASONS = b"vpvae_hf.skipped", b"vpvae_hf.skipped_reasons"
 
 
 def code_dtype(codebook_size: int) -> str:
-    """The smallest of the integer types of files that holds the codes 0..K-1."""
+    """The smallest of the integer types in files that can hold the codes 0..K-1."""
     return "uint8" if codebook_size <= 1 << 8 else "uint16" if codebook_size <= 1 << 16 else "int32"
 
 
@@ -44,8 +44,8 @@ class CodeFiles:
         features: the columns of codes, as `datasets` describes them.
         encode: gives the values of these columns for the items of each list, list by list, encoding `batch_size` items
             together.
-        batches_decoded: the files of so many batches are decoded before the first of these batches is encoded.
-        limit: take only so many of the data set's files, the first ones; unreadable ones count. None for all.
+        batches_decoded: the files of this many batches are decoded before the first of these batches is encoded.
+        limit: take only the data set's first `limit` files; unreadable ones count. None for all.
 
     Attributes:
         count: number of files.
@@ -77,7 +77,7 @@ class CodeFiles:
         return [number for number in range(rank, self.count, world_size) if not self._path(number).exists()]
 
     def write(self, number: int, *, batch_size: int, progress: Callable[[int], None] = lambda files: None) -> None:
-        """Write a file, encoding `batch_size` items together; a ValueError if a shard or a file is not allowed.
+        """Write a file, encoding `batch_size` items together; raise a ValueError if a shard or a file is not allowed.
 
         Args:
             progress: called with the number of the data set's files that were decoded since the last call.
@@ -123,7 +123,7 @@ class CodeFiles:
         return self._folder / f"{self._split}-{number:05d}-of-{self.count:05d}.parquet"
 
     def _first_lengths(self, limit: int) -> list[int]:
-        """How many rows each of the files has that hold the first `limit` rows."""
+        """The number of rows of each of the files that together hold the first `limit` rows."""
         lengths: list[int] = []
         while sum(lengths) < limit and len(lengths) < self._groups:
             rows = ShardReader(self._source.rows.decode(False), len(lengths), self._groups, seed=None, passes=1)
@@ -133,7 +133,7 @@ class CodeFiles:
     def _readable(
         self, number: int, count: int, skipped: SkippedFiles, waiting: deque, progress: Callable[[int], None]
     ) -> Iterator[list[Tensor]]:
-        """Items, so many at a time without the unreadable ones; the rows of each list go to `waiting`."""
+        """Lists of the readable items of `count` rows each; the rows of these items go to `waiting`."""
         for rows, items in self._decoded(number, count):
             pairs = list(zip(rows, items, strict=True))
             readable = [(row, item) for row, item in pairs if isinstance(item, Tensor)]
@@ -145,8 +145,8 @@ class CodeFiles:
                 yield [item for _, item in readable]
 
     def _decoded(self, number: int, count: int) -> Iterator[tuple[list[dict], Iterable[Tensor | UnreadableFileError]]]:
-        """So many rows at a time and their items or errors; threads decode some while the ones before are encoded."""
-        # Other columns go from file to file as they are, images and audio among them.
+        """`count` rows at a time with their items or errors; threads decode the next ones while these are encoded."""
+        # Other columns, images and audio among them, are copied without decoding.
         undecoded = self._source.rows.decode(False)
         rows = ShardReader(undecoded, number, self._groups, seed=None, passes=1)
         rows = itertools.islice(rows, self._lengths[number])
@@ -169,7 +169,7 @@ class CodeFiles:
 def _table(rows: list[dict[str, Any]], features):
     from datasets import Audio, Dataset, Features, Value
 
-    # To encode a column of audio takes torchcodec, even if its files stay as they are.
+    # Encoding a column of audio needs torchcodec, even if its files stay as they are.
     encoded = {"bytes": Value("binary"), "path": Value("string")}
     storable = {name: encoded if isinstance(kind, Audio) else kind for name, kind in features.items()}
     return Dataset.from_list(rows, features=Features(storable)).with_format("arrow")[:]
@@ -178,12 +178,12 @@ def _table(rows: list[dict[str, Any]], features):
 def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Claim a folder for a run with some settings, or check that it is claimed for them. Ranks may do so together.
 
-    A folder that was claimed by a run that has written nothing is free.
+    A folder that was claimed by a run that has written nothing counts as free.
     """
     require_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MANIFEST).exists():
-        # Another rank may be writing the manifest, aside.
+        # Another rank may be writing the manifest to a temporary file.
         others = [file.name for file in folder.iterdir() if not file.name.startswith(f".{MANIFEST}")]
         if others and not (folder / MANIFEST).exists():
             raise FileExistsError(f"{folder} holds other files ({min(others)}) and no {MANIFEST}; name another folder")
@@ -191,7 +191,7 @@ def claim_code_folder(folder: Path, settings: dict[str, Any]) -> None:
     # Before the manifest is read: a rank that has written a file has claimed the folder for this run.
     written = sorted(file.name for file in (folder / "data").glob("*"))
     held = _UNSAID | read_json(folder / MANIFEST)
-    # Nor do they say whether TF32 was on.
+    # Manifests of older versions do not say whether TF32 was on.
     compared = settings if "tf32" in held else {name: settings[name] for name in settings if name != "tf32"}
     differs = next((name for name, value in compared.items() if not _agree(name, held.get(name), value)), None)
     if differs is None:

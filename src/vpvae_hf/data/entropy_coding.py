@@ -1,7 +1,7 @@
 """Codes as bytes in which frequent codes take fewer bits than rare ones: range coding by the codes' own frequencies.
 
-Reader and writer count the same codes, so no table of frequencies is stored. If n of the N codes before were this one,
-its probability is (n + 1/5) / (N + K/5), where K is the number of codes.
+Reader and writer count the same codes, so no table of frequencies is stored. If n of the m codes before were this one,
+its probability is (n + 1/5) / (m + K/5), with K codes in the codebook.
 
 Shapes: N codes, K codes in the codebook, M bytes.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from vpvae_hf.settings import installed_with
 
-# Each code begins with a count of one over this, which suits short files and long ones.
+# Each code's count begins at one over this number, which suits short files and long ones.
 _FIRST_COUNT_DIVISOR = 5
 # The frequencies are updated after each block. A block has 64 codes, or 1/16 of the codes before it if that is more.
 _SHORTEST_BLOCK, _BLOCK_DIVISOR = 64, 16
@@ -22,7 +22,7 @@ _LARGEST_CODEBOOK = 2**22
 
 
 def range_coder() -> ModuleType:
-    """The library's part that codes streams; an ImportError that says how to install it if it is missing."""
+    """constriction's module `stream`; if it is missing, an ImportError says how to install it."""
     with installed_with("'vpvae_hf[entropy]'"):
         from constriction import stream
     return stream
@@ -46,11 +46,11 @@ def entropy_coded(codes: np.ndarray, codebook_size: int) -> np.ndarray | None:
 
 
 def entropy_decoded(stored: np.ndarray, count: int, codebook_size: int) -> np.ndarray:
-    """The codes [N] int64 of which `entropy_coded` made these bytes [M]; most damages give other codes.
+    """The codes [N] int64 from which `entropy_coded` made these bytes [M]; most damaged bytes give other codes.
 
     Raises:
         ImportError: constriction is missing.
-        ValueError: no encoder wrote such bytes, or so many codes do not fit into memory.
+        ValueError: no encoder writes such bytes, or the codes do not fit into memory.
     """
     coder = range_coder()
     if not 2 <= codebook_size <= _LARGEST_CODEBOOK:
@@ -67,7 +67,7 @@ def entropy_decoded(stored: np.ndarray, count: int, codebook_size: int) -> np.nd
 
 
 def _model(coder: ModuleType, counts: np.ndarray, total: int):
-    # Of integers, so that every machine rounds alike.
+    # Computed from integers, so that every machine rounds alike.
     probabilities = (_FIRST_COUNT_DIVISOR * counts + 1) / (_FIRST_COUNT_DIVISOR * total + len(counts))
     return coder.model.Categorical(probabilities.astype(np.float32), perfect=False)
 

@@ -1,4 +1,4 @@
-"""The former place of `UnreadableFileError`; it goes with version 0.2."""
+"""The former module of `UnreadableFileError`, to be removed with version 0.3."""
 
 from vpvae_hf.unreadable import UnreadableFileError
 

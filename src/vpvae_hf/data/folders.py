@@ -1,4 +1,4 @@
-"""Local files as data sets: which files of a path are read, their further columns, and their splits."""
+"""Local files as data sets: which files at a path are read, their further columns, and their splits."""
 
 import functools
 import logging
@@ -18,7 +18,7 @@ from vpvae_hf.settings import did_you_mean, require
 
 _log = logging.getLogger(__name__)
 
-# Names of folders, as `datasets` knows them, and the splits that they hold.
+# Names of folders that `datasets` also takes for splits, and the splits that they hold.
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -35,12 +35,13 @@ def _suffixes(names: str) -> frozenset[str]:
     return frozenset(f".{name}" for name in names.split())
 
 
-# Of formats that libsndfile detects by their content; .raw has no header, .mat and .htk seldom hold audio.
+# Suffixes of formats that libsndfile detects by content. Not among them: .raw, which has no header, and .mat and .htk,
+# which seldom hold audio.
 _AUDIO = _suffixes(
     "wav wave bwf rf64 w64 flac mp3 mp2 mp1 ogg oga opus aiff aif aifc au snd caf voc sph nist ircam sf avr iff svx "
     "8svx paf pvf sds mpc2k wve"
 )
-# Formats that Pillow knows by name alone, or by a program that draws them.
+# Formats that Pillow only recognizes, or draws with another program.
 _NO_PICTURES = frozenset(("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"))
 _VIDEO = _suffixes("3g2 3gp asf avi flv m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogv vob webm wmv")
 _UNREADABLE = {
@@ -75,7 +76,7 @@ def readable_suffixes(kind: str) -> frozenset[str]:
 
 
 def known_suffixes() -> frozenset[str]:
-    """Suffixes, in lower case, of media and of what else a data set may be a file of."""
+    """Suffixes, in lower case, of media and of other files that may hold a data set."""
     return _media_suffixes() | _DATA | _LISTS | _PACKED
 
 
@@ -85,14 +86,14 @@ def _media_suffixes() -> frozenset[str]:
 
 @functools.cache
 def tell(message: str) -> None:
-    """Tell the user once, by the first rank of a job."""
+    """Warn the user once, on the first rank of a job."""
     if distributed.rank() == 0:
         _log.warning(message)
 
 
 @dataclass
 class _Found:
-    """Files of a folder by what they are, as names relative to it."""
+    """A folder's files by their kind, as names relative to the folder."""
 
     files: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
@@ -110,7 +111,7 @@ class LocalFiles:
         name: what messages call them.
         names: relative to the path.
         columns: a `pyarrow.Table`, whose column of the kind's name holds the files.
-        features: of the columns, as `datasets` describes them.
+        features: the columns' types, as `datasets` describes them.
         splits: names of splits -> their rows.
     """
 
@@ -133,15 +134,15 @@ class LocalFiles:
         lengths = {name: len(rows) for name, rows in self.splits.items()}
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
         chosen = np.concatenate([self.splits[part.splitname][part.from_ : part.to] for part in parts])
-        # A table, since encoding a column of audio needs torchcodec, even though its files stay as they are.
+        # Made from a table: encoding a column of audio would need torchcodec, even though its files stay as they are.
         table = datasets.table.InMemoryTable(self.columns.take(chosen))
         return datasets.Dataset(table, info=datasets.DatasetInfo(features=self.features))
 
     def set_aside(self, share: float) -> "LocalFiles":
-        """The files with a share of the only split, "train", as the split "validation".
+        """These files with a share of their only split, "train", moved to a split "validation".
 
-        A file's name decides, so every command sets the same files aside, and added files change nothing for others. A
-        single file is in both splits.
+        A file's name decides its split, so every command sets the same files aside, and added files change nothing for
+        others. A single file is in both splits.
         """
         if share == 0 or self.splits.keys() != {"train"}:
             return self
@@ -155,8 +156,8 @@ class LocalFiles:
         if len(everything) == 1:
             what = "its only file is both training and"
         tell(
-            f"{self.name} has no split validation: {what} the validation split (validation_share {share:g}). Name a "
-            "split that is there, --split train, or in a recipe --data.validation_share 0, to use all as one"
+            f"{self.name} has no split validation: {what} the validation split, by validation_share {share:g}; "
+            "a share of 0 sets none aside"
         )
         return replace(self, splits={"train": train, "validation": validation})
 
@@ -168,9 +169,11 @@ def check_split(name: str, split: str, splits: Sequence[str], streaming: bool) -
         if whole not in splits:
             near = did_you_mean(whole, splits).partition("?")
             hint = f" ({near[0]}?)" if near[1] else ""
+            alone = whole == "validation" and list(splits) == ["train"]
+            aside = "; of local files --validation-share sets a part aside" if alone else ""
             raise ValueError(
                 f"data set {name} has no split {whole!r}; it has {', '.join(splits)}{hint}. Name one of them with "
-                "--split, in a recipe with --data.split or --data.validation_split (null: no validation)"
+                f"--split, in a recipe with --data.split or --data.validation_split (null: no validation){aside}"
             )
         if streaming and bracket:
             raise ValueError(f"a stream has no slices, got split {part!r}; name a whole split, or do without streaming")
@@ -179,10 +182,10 @@ def check_split(name: str, split: str, splits: Sequence[str], streaming: bool) -
 def find_files(kind: str, name: str, path: Path) -> LocalFiles | None:
     """The "image" or "audio" files of a folder, of a list of files, or the one file that a path names.
 
-    Links to folders are followed; hidden files and folders are left out. A warning tells once what else is left out.
+    Links to folders are followed; hidden files and folders are left out. One warning lists what else is left out.
 
     Returns:
-        None for what `datasets` reads: files of data, and folders of them.
+        None if `datasets` reads the path: files of data such as Parquet, and folders of them.
 
     Raises:
         ValueError: there is no such file, or the folders of splits do not hold all of them.
@@ -193,7 +196,7 @@ def find_files(kind: str, name: str, path: Path) -> LocalFiles | None:
     if suffix in _LISTS:
         listed = _listed(path.parent, [path.name], anywhere=True)
         if listed is None:
-            raise ValueError(f"{name} has no column file_name, which is to name files, relative to the list's folder")
+            raise ValueError(f"{name} has no column file_name; it must name files, relative to the list's folder")
         return _files_of(kind, name, path.parent, *listed)
     if suffix in _DATA:
         return None
@@ -215,9 +218,9 @@ def _find_in_folder(kind: str, name: str, folder: Path) -> LocalFiles | None:
         return None
     if not found.files or _is_data_set(kind, folder, found):
         return None
-    # As `datasets` sorts images, and as paths are sorted.
+    # Images in the order of `datasets`, audio in the order of sorted paths.
     found.files.sort(key=None if kind == "image" else lambda each: each.split("/"))
-    # Of audio the tables, often transcripts without a header, are not read.
+    # For audio, tables are not read: they are often transcripts without a header.
     listed = _listed(folder, sorted(found.tables)) if kind == "image" else None
     unlisted = [] if listed is None else set(found.files).difference(listed[0])
     _tell_what_is_left_out(kind, name, found, len(unlisted))
@@ -240,7 +243,7 @@ def _search(kind: str, folder: Path) -> _Found:
 
 
 def names_below(folder: str, prefix: str, above: tuple, closed: list[str]) -> Iterator[str]:
-    """Files that are not hidden, relative to the folder that the search began with; links to folders are followed."""
+    """Files that are not hidden, relative to the folder where the search began; links to folders are followed."""
     try:
         status = os.stat(folder)
         entries = list(os.scandir(folder))
@@ -250,7 +253,7 @@ def names_below(folder: str, prefix: str, above: tuple, closed: list[str]) -> It
         closed.append(prefix)
         return
     place = (status.st_dev, status.st_ino)
-    if place in above:  # a link back
+    if place in above:  # a link to a folder above
         return
     for entry in entries:
         if entry.name.startswith("."):
@@ -271,14 +274,14 @@ def _is_dir(entry: os.DirEntry) -> bool:
 def _is_utf8(name: str) -> bool:
     try:
         return name.isascii() or bool(name.encode())
-    except UnicodeEncodeError:  # as Python reads other bytes
+    except UnicodeEncodeError:  # Python reads bytes that are not UTF-8 as lone surrogates
         return False
 
 
 def _refuse_without_files(kind: str, name: str, found: _Found) -> None:
     """Raise a ValueError unless `datasets` may find rows in a folder that has no files of the kind."""
     if found.misnamed:
-        raise ValueError(f"no file of {name} has a name in UTF-8, such as {found.misnamed[0]!r}; rename them")
+        raise ValueError(f"{name}: no file name is UTF-8, e.g. {found.misnamed[0]!r}; rename the files")
     media = _media_suffixes() | _PACKED
     there = Counter({suffix: count for suffix, count in found.others.items() if suffix in media})
     if not there and (found.tables or found.others.keys() - {""}):
@@ -294,7 +297,7 @@ def _refuse_without_files(kind: str, name: str, found: _Found) -> None:
 
 
 def _is_data_set(kind: str, folder: Path, found: _Found) -> bool:
-    """Whether a folder is meant as one of files of data, not of the files of the kind that lie beside them."""
+    """Whether a folder's data set is in its files of data, such as Parquet, not in its files of the kind."""
     import datasets
     import pyarrow.parquet
 
@@ -390,7 +393,7 @@ def _joined(folder: Path, tables: Sequence[str], read: list):
     for each in read:
         for column in each.schema:
             types.setdefault(column.name, []).append(column.type)
-    # Texts of both sizes are alike.
+    # string and large_string are not different.
     differing = {name for name, found in types.items() if len({str(each).removeprefix("large_") for each in found}) > 1}
     try:
         return pyarrow.concat_tables([_guessed_anew(each, differing) for each in read], promote_options="permissive")
@@ -402,7 +405,7 @@ def _joined(folder: Path, tables: Sequence[str], read: list):
 
 
 def _guessed_anew(table, columns):
-    """The table, in which columns that hold nothing have no type; from CSV they are read as numbers."""
+    """The table, in which those of some columns that are empty have no type; CSV readers take these for numbers."""
     import pyarrow
 
     for place, name in enumerate(table.column_names):
@@ -420,9 +423,9 @@ def _read_table(path: Path):
         if path.suffix.lower() == ".parquet":
             return pyarrow.parquet.read_table(path)
         if path.suffix.lower() == ".jsonl":
-            whole = pyarrow.json.ReadOptions(block_size=max(1, path.stat().st_size))  # no row is cut
+            whole = pyarrow.json.ReadOptions(block_size=max(1, path.stat().st_size))  # one block, so that no row is cut
             return pyarrow.json.read_json(path, read_options=whole)
-        # Names such as 001 are no numbers.
+        # As texts, since names such as 001 are not numbers.
         content = pandas.read_csv(path, dtype={"file_name": str})
         return pyarrow.Table.from_pandas(content, preserve_index=False)
     except ValueError as error:
@@ -430,7 +433,7 @@ def _read_table(path: Path):
 
 
 def _files_of(kind: str, name: str, root: Path, names: list[str], table: Any = None) -> LocalFiles:
-    """All columns of files that are not yet split, `table` being what is known of them."""
+    """The files, with their splits and all columns; `table` has the columns that are known, if any."""
     import datasets
     import pyarrow
 
@@ -442,7 +445,7 @@ def _files_of(kind: str, name: str, root: Path, names: list[str], table: Any = N
     features: dict[str, Any] = {}
     if table is not None:
         if kind in table.column_names:
-            raise ValueError(f"{name}: a table has a column {kind!r} beside file_name; rename it")
+            raise ValueError(f"{name}: a table has a column {kind!r} next to file_name; rename it")
         place = table.column_names.index("file_name")
         features = dict(datasets.Features.from_arrow_schema(table.schema.remove(place)))
         columns = table.replace_schema_metadata(None).set_column(place, kind, files)
@@ -475,7 +478,7 @@ def _classes(names: Sequence[str], depth: int) -> list[str]:
 def _splits(kind: str, name: str, names: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
     """The rows of each split, and how many folders deep its files lie.
 
-    The folders of splits are those at the top or, if a folder holds a single folder, those within that one, and so on.
+    The folders of splits lie at the top; if there is only a single folder, they lie within that one, and so on.
     """
     start, depth = 0, 0
     while True:
@@ -500,7 +503,7 @@ def _splits(kind: str, name: str, names: Sequence[str]) -> tuple[dict[str, np.nd
 
 
 def _split_of(folder: str) -> str | None:
-    """The split that a folder is called after, which a year or another number may follow."""
+    """The split that a folder is named after; a year or another number may follow the name."""
     return _SPLITS.get(folder.rstrip("0123456789"))
 
 
@@ -509,8 +512,8 @@ def _tell_of_no_splits(name: str, names: Sequence[str]) -> None:
     alike = sorted({part for each in folders for part in each.split("/") if _ALIKE.match(part)})
     if alike:
         tell(
-            f"{name}: folders called {_some(alike)} are not taken for splits, which are folders called train, "
-            "validation or test at its top; all files are the split train"
+            f"{name}: folders called {_some(alike)} are not used as splits; splits are folders called train, "
+            "validation or test at the top. All files are in the split train"
         )
 
 
@@ -525,5 +528,5 @@ def _draw(name: str) -> float:
 
 
 def require_validation_share(share: float) -> None:
-    """Raise a ValueError unless it is one that leaves something to train on."""
+    """Raise a ValueError unless the share leaves files to train on."""
     require(0 <= share < 1, "validation_share", share, "at least 0 and less than 1")

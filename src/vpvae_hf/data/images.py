@@ -1,4 +1,4 @@
-"""Images: square crops of files, and images that fit into memory. `vpvae_hf.pixels` says what is read of a file.
+"""Images: square crops of files, and images that fit into memory. `vpvae_hf.pixels` says what is read from a file.
 
 Shapes: images [H, W, C] uint8 of any size, C is 3 unless a crop says otherwise; S the side of a crop in pixels; batches
 [B, C, S, S] float32 in [-1, 1].
@@ -19,7 +19,7 @@ from vpvae_hf.unreadable import SkippedFiles, UnreadableFileError
 
 from .sources import Transform, open_images
 
-# Before it is filtered, a draft is at least so many times larger than wanted: Pillow's own value for thumbnails.
+# Before it is filtered, a draft is at least this many times larger than wanted: Pillow's own value for thumbnails.
 _DRAFT_GAP = 2
 # Real images without a download: the other images of scikit-image need one or are no photographs.
 _FROM_SKIMAGE = ("astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "rocket")
@@ -36,7 +36,7 @@ class ImageCrop(Transform):
         crop: "random" or "center".
         flip: mirror half of the images.
         channels: C, 1 for grey, 3 for RGB, 4 for RGBA; see `vpvae_hf.pixels`.
-        draft: decode and scale large images faster, with slightly other pixels; it needs a `shortest_side`.
+        draft: decode and scale large images faster, with slightly different pixels; it needs a `shortest_side`.
     """
 
     kind: ClassVar[str] = "image"
@@ -55,20 +55,20 @@ class ImageCrop(Transform):
         side = self.shortest_side
         require(side is None or side >= self.size, "shortest_side", side, f"at least the size of a crop, {self.size}")
         if self.draft and side is None:
-            raise ValueError("draft is for images that are scaled down; give a shortest_side, or leave it out")
+            raise ValueError("draft is for images that are scaled down; give a shortest_side, or leave draft out")
 
     def read(self, file: Mapping | None, rng: np.random.Generator) -> Tensor:
         return self.cut(read_pixels(file, self.channels, _DRAFT_GAP * self.shortest_side if self.draft else None), rng)
 
     def cut(self, pixels: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """The item of pixels [H, W, C] uint8."""
+        """The item made from pixels [H, W, C] uint8."""
         image = scaled_for_crop(pixels, self.size, self.shortest_side, _DRAFT_GAP if self.draft else None)
         if self.crop == "center":
             crop = center_crop(image, self.size, self.size)
         else:
             crop = _random_crop(image, self.size, rng)
         crop = _maybe_mirrored(crop, rng) if self.flip else crop
-        # A copy: Pillow's arrays are read-only, and a mirrored view has a stride that torch does not know.
+        # A copy: Pillow's arrays are read-only, and a mirrored view has a negative stride, which torch does not take.
         return torch.from_numpy(crop.copy())
 
     def model_input(self, batch: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def load_images(
     Args:
         name, split, column: arguments of `open_images`, whose errors are raised, too.
         limit: the largest number of images to read.
-        shortest_side: in pixels, after scaling.
+        shortest_side: length in pixels that the shortest side is scaled to.
     """
     require_integer("limit", limit, 1)
     source = open_images(name, split=split, column=column)
@@ -118,7 +118,7 @@ def load_photographs() -> tuple[list[np.ndarray], list[np.ndarray]]:
 def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Endless batches of random crops, half of them mirrored; an image is chosen in proportion to its area.
 
-    There must be at least one, and each must have sides of at least S = `size`.
+    There must be at least one image, and each must have sides of at least S = `size`.
     """
     _check_sizes(images, size)
     rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def random_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int, se
 
 
 def center_crops(images: Sequence[np.ndarray], *, size: int, batch_size: int) -> Iterator[Tensor]:
-    """Every crop of a grid centred on each image, once, without overlap, in order; arguments as of `random_crops`."""
+    """Every crop of a grid centred on each image, once, without overlap, in order; arguments as for `random_crops`."""
     _check_sizes(images, size)
     crops = []
     for image in images:

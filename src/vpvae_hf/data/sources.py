@@ -33,7 +33,7 @@ _OF_FILES = frozenset(("binary", "large_binary", "binary_view", "string", "large
 
 
 class Transform(ABC):
-    """Makes an item of a file: decodes it and cuts out what a model takes.
+    """Makes an item from a file: decodes the file and cuts out what a model takes.
 
     It holds only settings, so that it can be sent to worker processes.
     """
@@ -45,7 +45,7 @@ class Transform(ABC):
         """One item, in its smallest form, from a mapping of "bytes" and "path"; the generator decides what is random.
 
         Raises:
-            UnreadableFileError: this file must be skipped; it may also be missing.
+            UnreadableFileError: this file must be skipped, since it cannot be read or is missing.
             ValueError: there is a problem with all files.
         """
 
@@ -68,8 +68,9 @@ class Source:
         name: hub id or local path.
         rows: a `datasets.IterableDataset`, or `JoinedRows` of several.
         column: name of the column with the files, which `file` takes.
-        folder: what paths in a column that other programs wrote are relative to; None if `datasets` knows its type.
-        length: how many rows there are; None if nothing tells without reading them.
+        folder: the folder to which paths in the column are relative, if other programs wrote them; None if `datasets`
+            knows the column's type.
+        length: how many rows there are; None if that is not known without reading them.
     """
 
     name: str
@@ -121,22 +122,23 @@ def open_source(
 
     The splits of a folder of files are its folders "train", "validation" and "test"; "training", "valid", "val", "dev",
     "testing", "eval" and "evaluation" mean the same, and a number may follow, as in "val2017". Without them all files
-    are the split "train". Hidden files are not read, and links are followed. A warning tells what else is left out,
+    are the split "train". Hidden files are not read, and links are followed. A warning lists what else is left out,
     such as files of formats that cannot be read.
 
-    The columns of images are "image", with those of tables metadata.csv, .jsonl or .parquet that have a column
-    "file_name", or else "label" if each image is in a folder of its class. Those of audio are "audio" and "file_name",
-    the path within the folder; tables beside the files, such as transcripts, are not read.
+    The columns of images are "image" and those of tables metadata.csv, .jsonl or .parquet that have a column
+    "file_name"; without such a table they are "image" and, if each image is in a folder of its class, "label". The
+    columns of audio are "audio" and "file_name", the path within the folder; tables next to the files, such as
+    transcripts, are not read.
 
     Args:
         split: e.g. "train", or several joined by "+"; a slice such as "train[:1000]" if it is not streamed.
         config: name of a configuration (subset), for a data set that has several.
         revision: branch, tag or commit on the hub.
-        column: name of the column with the files; None finds it by its type. A column that is named may also hold, as
-            other programs write them, encoded files, or paths that are absolute or relative to the data set's folder. A
-            column "image" or "audio" of structs of bytes and path need not be named.
+        column: name of the column with the files; None finds it by its type. A column that is named may also hold
+            encoded files, or paths that are absolute or relative to the data set's folder, as other programs write
+            them. A column "image" or "audio" of structs of bytes and path need not be named.
         streaming: read the data set while it is used; otherwise it is downloaded and prepared first.
-        other_columns: keep them in the rows.
+        other_columns: keep the data set's other columns in the rows.
         validation_share: if all local files are the split "train", about this share of them, at least one, is
             "validation" instead. The files' names decide which files.
 
@@ -184,16 +186,16 @@ def open_source(
 
 
 def _told_length(rows) -> int | None:
-    """How many rows the metadata of a streamed data set tell of."""
+    """How many rows a streamed data set has according to its metadata; None if these do not say it."""
     if isinstance(rows, JoinedRows):
         lengths = [_told_length(part) for part in rows.parts]
         return None if None in lengths else sum(lengths)
     told = (rows.info.splits or {}).get(str(rows.split))
-    return (told.num_examples if told else None) or None  # `datasets` has 0 for what it does not know
+    return (told.num_examples if told else None) or None  # `datasets` has 0 for unknown numbers
 
 
 def _column(kind: str, name: str, features: Mapping[str, Any], typed: list[str], column: str | None) -> str:
-    """The column to read; `typed` are those that `datasets` knows to hold such files."""
+    """The column to read; `typed` are the columns that `datasets` knows to hold such files."""
     if column is None and len(typed) == 1:
         return typed[0]
     if column is None and not typed and isinstance(features.get(kind), Mapping):
@@ -217,12 +219,12 @@ def _holds_files(feature: Any) -> bool:
 
 
 def library_missing(error: ImportError) -> ImportError:
-    """The error for a data set that needs a library which is missing; another form of the data set needs none."""
+    """The error for a data set that needs a missing library; it names a form of data set that needs none."""
     return ImportError(f"{error} A data set of Parquet files needs no such library.")
 
 
 def _load(name: str, path: Path | None, split: str, config: str | None, revision: str | None, streaming: bool):
-    """Splits of what `datasets` can read."""
+    """The rows of the named splits of a data set that `datasets` can read."""
     import datasets
 
     where, how = _where(name, path), {"revision": revision, "streaming": streaming}
@@ -241,7 +243,7 @@ def _load(name: str, path: Path | None, split: str, config: str | None, revision
 
 
 def _where(name: str, path: Path | None) -> dict[str, Any]:
-    """A data set as `datasets` takes it."""
+    """The arguments by which `datasets` finds a data set."""
     if path is None:
         return {"path": name}
     if path.is_file():

@@ -25,10 +25,10 @@ from .sources import Source, Transform, library_missing
 _log = logging.getLogger(__name__)
 # A folder of a million files has a million shards, so shards are distributed in at most this many groups.
 _MOST_GROUPS = 1024
-# Size of a block that threads decode; they wait for each other at its end.
+# Files per thread in a block; at the end of a block, threads wait for each other.
 _FILES_PER_THREAD = 4
 _CHECKED_ROWS = 100
-# The torch library gives an error of a worker the worker's traceback for a message.
+# Errors that a worker yields instead of raising them: torch would replace a raised error's message by a traceback.
 _FAULTS = (ValueError, ImportError, OSError)
 _BEGINNING = {"block": 0, "taken": 0, "block_start": None, "gave": False}
 
@@ -46,7 +46,7 @@ class ItemStream(IterableDataset):
         shuffle_buffer: files in a block, which memory holds in encoded form; 1 keeps the data set's own order.
         passes: number of passes over the data set; None for no end.
         seed: decides order and items.
-        rank, world_size: this process and how many there are. Their shares may differ in size.
+        rank, world_size: this process's number, and how many processes there are. Their shares may differ in size.
         threads: how many threads decode in each process; the order does not depend on it.
     """
 
@@ -71,17 +71,17 @@ class ItemStream(IterableDataset):
         self._rows: Iterator | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """From the beginning, or once from a loaded state.
+        """Start from the beginning or, once after `load_state_dict`, from the loaded state.
 
-        An endless stream ends nevertheless if its reader's share has no readable file.
+        Even an endless stream ends if its reader's share has no readable file.
 
         Yields:
             "item"; "skipped", the reasons of the unreadable files just before it; and "passes", the number of passes
             over the reader's share so far. If a stream ends with unreadable files, the "item" of its last yield is
-            None. A loader's worker does not raise errors that a user can mend but yields them as "error".
+            None. A loader's worker does not raise errors that a user can fix but yields them as "error".
 
         Raises:
-            ValueError: 1000 unreadable files in a row, or see the transform and `ShardReader`.
+            ValueError: 1000 unreadable files in a row, or an error of the transform or of `ShardReader`.
         """
         if get_worker_info() is None:
             yield from self._items()
@@ -146,7 +146,7 @@ class ItemStream(IterableDataset):
                 return
 
     def _read(self, files: Iterable[tuple[Any, np.random.Generator]]) -> Iterator[Callable[[], Tensor]]:
-        """For each file what gives its item, or raises why there is none."""
+        """For each file, a function that returns its item or raises the reason why there is none."""
         if self._threads == 1:
             yield from (partial(self.transform.read, *file) for file in files)
             return
@@ -180,12 +180,12 @@ class ItemLoader:
         stream: the items of one rank.
         batch_size: B.
         workers: number of worker processes; 0 for none.
-        device: where batches are to be. To a CUDA device they are copied while it computes.
+        device: where batches go. They are copied to a CUDA device while it computes.
 
     Attributes:
         skipped: number of unreadable files so far; it is logged with the first reasons, once there is one and when an
             iteration ends.
-        passes: to how many passes over the data the batches so far amount; 0 within the first.
+        passes: how many passes over the data the batches so far amount to; 0 within the first pass.
     """
 
     def __init__(self, stream: ItemStream, *, batch_size: int, workers: int = 0, device: str | torch.device = "cpu"):
@@ -238,20 +238,20 @@ class ItemLoader:
         return {"loader": loader, **self._unreadable.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Start the next iteration from there; it takes the same number of workers and ranks as when it was saved."""
+        """Start the next iteration from a saved position, with as many workers and ranks as when it was saved."""
         self._resumed = state["loader"]
         self._unreadable.load_state_dict(state)
 
     @property
     def _pins(self) -> bool:
-        """Whether batches lie in pinned memory, since only copies from there need not be waited for."""
+        """Whether batches lie in pinned memory: only copies from there are asynchronous."""
         return self._device.type == "cuda"
 
     def _nothing_to_read(self) -> str:
         stream, reasons = self._stream, self._unreadable.reasons
-        found = f"can be read (the first: {reasons[0]})" if reasons else "is there"
+        found = f"can be read (the first: {reasons[0]})" if reasons else "is available"
         return (
-            f"of the {stream.transform.kind}s of {stream._source.name} none {found} for rank {stream._rank} of "
+            f"none of the {stream.transform.kind}s of {stream._source.name} {found} for rank {stream._rank} of "
             f"{stream._world_size}; use fewer ranks, or more data"
         )
 
@@ -275,8 +275,8 @@ class ItemLoader:
 def _collate(
     collate: Callable[[list[Tensor]], Tensor], yielded: list[dict[str, Any]]
 ) -> tuple[Tensor | Exception | None, list[str], float]:
-    """A batch in the items' form, None if there is no item, the reasons of unreadable files, and how many passes; a
-    worker's error in place of a batch.
+    """A batch in the items' form, the reasons of unreadable files, and the number of passes. In place of the batch it
+    returns None if there is no item, or a worker's error.
     """
     if "error" in yielded[-1]:
         return yielded[-1]["error"], [], 0.0
@@ -286,11 +286,11 @@ def _collate(
 
 
 def check_readable(source: Source, transform: Transform, remedy: str = "") -> None:
-    """Read the first rows as a run will, so that what would stop it later is found early: a ValueError if there is no
-    readable file among the first 100, one that the transform does not allow, or a shard that cannot be read.
+    """Read the first rows as a run will, to find problems early: raise a ValueError if none of the first 100 files is
+    readable, if the transform does not allow one, or if a shard cannot be read.
 
     Args:
-        remedy: ends the message if there is no readable file.
+        remedy: the end of the message if there is no readable file.
     """
     files_only = source.rows.select_columns([source.column])
     errors = []
@@ -323,7 +323,7 @@ def shard_groups(rows, readers: int = 1) -> int:
 
 
 class ShardReader:
-    """Rows of one reader's share of the shards, pass after pass; its position is a small dictionary.
+    """Rows of one reader's share of the shards, pass after pass; the reader's position is a small dictionary.
 
     Each group of shards belongs to one of the readers. If there are fewer groups than readers, several readers share a
     group and take its rows in turn, so shares may differ in size. The seed gives each pass its own order of groups;
@@ -345,8 +345,8 @@ class ShardReader:
         self.share: int | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows from its position on; an endless reader ends if its share is empty. A ValueError if a shard cannot be
-        read.
+        """Rows from the reader's position on; an endless reader ends if its share is empty. If a shard cannot be read,
+        this raises a ValueError.
         """
         while self._passes is None or self._pass < self._passes:
             order = self._own
@@ -375,7 +375,7 @@ class ShardReader:
         self._group = self._rows.shard(num_shards=self._groups, index=group)
         if self._group_state is not None:
             self._group.load_state_dict(self._group_state)
-        # Not iter(): within a loader's worker that would give the worker its share of the share.
+        # Not iter(): within a loader's worker that would split the share among the workers once more.
         rows = self._group.iter(batch_size=1)
         while True:
             try:
@@ -385,7 +385,7 @@ class ShardReader:
             except Exception as error:
                 raise ValueError(
                     f"part {group} of {self._groups} of the data set cannot be read after row {self._seen}: {error}; "
-                    "mend or remove the file"
+                    "repair or remove the file"
                 ) from error
             if row is None:
                 return

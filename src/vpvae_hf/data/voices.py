@@ -1,4 +1,4 @@
-"""Sounds that speech metrics take for speech, for trying things without recordings."""
+"""Synthetic sounds that speech metrics treat as speech, for trials without recordings."""
 
 import math
 
@@ -15,8 +15,8 @@ def synthetic_voice(seconds: float, *, pitch: float = 120, seed: int = 0, sampli
     """[T] in [-0.3, 0.3]: harmonics of a wavering pitch, under formants that move, in syllables with pauses between.
 
     Args:
-        pitch: its mean, Hz.
-        seed: of how the formants move, and of a breath of noise.
+        pitch: mean pitch in Hz.
+        seed: seed of the formants' movement and of faint noise.
     """
     generator = torch.Generator().manual_seed(seed)
     time = torch.arange(round(seconds * sampling_rate)) / sampling_rate

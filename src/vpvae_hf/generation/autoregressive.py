@@ -1,6 +1,6 @@
-"""Images and audio, one code after the other, by any causal language model of transformers.
+"""Generates images and audio, one code after the other, with any causal language model of transformers.
 
-Shapes: B sequences; [h, w] or [n] codes with G per token; L ids of codes of a sequence.
+Shapes: B sequences; [h, w] or [n] codes with G per token; L ids of codes per sequence.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from .vocabulary import CodeVocabulary
 class VPAutoregressivePipeline(CodePipeline):
     """Images or audio by a causal language model over a tokenizer's codes; the model's vocabulary says which.
 
-    It is saved, loaded and pushed as every pipeline of diffusers.
+    It is saved, loaded and pushed like every pipeline of diffusers.
 
     Args:
         tokenizer: a tokenizer with a codebook.
@@ -63,8 +63,8 @@ class VPAutoregressivePipeline(CodePipeline):
         """Generate images of the size that the model was trained on, or clips.
 
         Args:
-            class_labels: [B], one per image or clip: ids or names of classes, or texts, as the model was trained; or
-                [B, P] ids of texts; None for no condition. A single name or text is used for all `num_images`.
+            class_labels: [B], one per image or clip: ids or names of classes, or texts, whichever the model was trained
+                with; or [B, P] ids of texts; None for no condition. A single name or text is used for all `num_images`.
             prompt: texts, in place of class labels.
             num_images: B, the number of images or clips, unless a list of class labels or texts decides it.
             prefix: [B, m] or [B, m, G], the first codes in raster order, e.g. those of an image's upper part.
@@ -94,7 +94,7 @@ class VPAutoregressivePipeline(CodePipeline):
             if len(ids) != number:
                 raise ValueError(f"prefix has {len(ids)} sequences for {number} to generate; give one for each")
             if start >= longest:
-                raise ValueError(f"the prefix has {start} ids of codes of {longest}, so nothing is left to generate")
+                raise ValueError(f"the prefix has {start} of {longest} ids of codes, so there is nothing to generate")
             given, unconditional = torch.cat([given, ids], dim=1), torch.cat([unconditional, ids], dim=1)
         config.max_new_tokens = longest - start
         config.bos_token_id, config.eos_token_id = vocabulary.begin, vocabulary.end
@@ -119,14 +119,14 @@ class VPAutoregressivePipeline(CodePipeline):
 
                 settings = {"generation_config": config, "logits_processor": [constraint, count]}
                 ids = self.transformer.generate(ids, attention_mask=torch.ones_like(ids), **settings, **guidance).cpu()
-            # What follows an end is "pad".
+            # All ids after an end are "pad".
             return [row[vocabulary.is_code(row)] for row in ids[:, first:]]
 
         return self._decoded(for_each_generator(make, number, generator), output_type, return_dict)
 
 
 def _sampling_config(generation_config: GenerationConfig | None, settings: Mapping[str, Any]) -> GenerationConfig:
-    """A copy of a config, None for one that draws from all codes as the model says, with changed settings."""
+    """A copy of a config with changed settings; by default one that draws with the model's probabilities."""
     config = GenerationConfig() if generation_config is None else copy.deepcopy(generation_config)
     for name, value in settings.items():
         if not hasattr(config, name):
@@ -148,11 +148,11 @@ def _sampling_config(generation_config: GenerationConfig | None, settings: Mappi
 
 
 class CodeConstraint(LogitsProcessor):
-    """Lets `generate()` choose only codes, and the end only where a sequence may end.
+    """Lets `generate()` choose only codes, and "end" only where a sequence may end.
 
     Args:
         prompt_length: number of ids before the first code.
-        shortest, longest: the numbers of ids of codes after which a sequence may end, and must end.
+        shortest, longest: after how many ids of codes a sequence may end, and must end.
     """
 
     def __init__(self, vocabulary: CodeVocabulary, *, prompt_length: int, shortest: int, longest: int):

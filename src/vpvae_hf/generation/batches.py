@@ -25,9 +25,9 @@ IGNORED = -100  # a label that transformers leaves out of the loss
 
 
 def load_code_tokenizer(folder: CodeFolder, name: str | None = None) -> Tokenizer:
-    """The tokenizer that made a folder of codes, or the named one, on the CPU in eval mode; errors as in loading.
+    """The tokenizer that made a folder of codes, or the named one, on the CPU in eval mode.
 
-    If it has a codebook of the folder's size, that one is selected.
+    Errors are those of `load_tokenizer`. If the tokenizer has a codebook of the folder's size, that one is selected.
     """
     tokenizer = _loaded(folder, name)
     if (size := folder.manifest["codebook_size"]) in tokenizer.codebook_sizes:
@@ -57,9 +57,10 @@ def vocabulary_of(
     """The vocabulary of a folder's codes and conditions.
 
     Args:
-        window: the most tokens of a sequence of audio; None for those of the longest clip. Not for images.
+        window: the largest number of tokens in a sequence of audio; None for as many as the longest clip has. Not for
+            images.
         text_tokenizer: for a folder whose condition is a text, see `text_tokenizer_of`.
-        text_length: the most ids of a text; fewer if the longest text has fewer.
+        text_length: the largest number of ids per text; fewer if the longest text has fewer.
     """
     grid = folder.grid
     if window is not None:
@@ -87,7 +88,7 @@ class CodeSequences(Dataset):
     window "begins" and "ends" a clip, which images always do.
 
     Args:
-        text_tokenizer: the one that the vocabulary was made with, of a folder whose condition is a text.
+        text_tokenizer: the one that the vocabulary was made with, if the folder's condition is a text.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class CausalBatches:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         vocabulary, sequences, labels = self.vocabulary, [], []
         for item in items:
-            # A window from the middle of a clip has another id in place of "begin", so that all have equally many.
+            # A window from the middle of a clip has another id in place of "begin", so that all have as many.
             begin = vocabulary.begin if item["begins"] else vocabulary.unconditional
             before = torch.cat([_condition(vocabulary, item), torch.tensor([begin])])
             after = torch.tensor([vocabulary.end] if item["ends"] else [], dtype=torch.long)
@@ -156,7 +157,7 @@ class MaskedBatches:
 
 
 def drop_conditions(batch: dict[str, Tensor], vocabulary: CodeVocabulary, share: float) -> dict[str, Tensor]:
-    """A batch in which each sequence loses its condition with a probability, drawn from torch's global generator."""
+    """A batch in which each sequence loses its condition with probability `share`, by torch's global generator."""
     if vocabulary.condition_size == 0 or share == 0:
         return batch
     ids = batch["input_ids"].clone()

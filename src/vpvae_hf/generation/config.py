@@ -18,8 +18,8 @@ class CodeDataConfig:
     text_tokenizer: str | None = option(
         None, "folder or hub id of the tokenizer of texts; null: make one from the training texts"
     )
-    text_vocabulary: int = option(4096, "most ids of a tokenizer of texts that is made from the training texts")
-    text_length: int = option(64, "most ids of a text; longer texts are cut")
+    text_vocabulary: int = option(4096, "largest number of ids of a text tokenizer made from the training texts")
+    text_length: int = option(64, "largest number of ids per text; longer texts are cut")
     drop_condition: float = option(0.1, "share of the examples whose condition is left out, for guidance")
     window: int | None = option(None, "tokens per sequence of audio; null: those of the longest clip")
 

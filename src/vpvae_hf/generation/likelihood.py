@@ -1,4 +1,4 @@
-"""How well a transformer knows the codes: bits per token on data that it was not trained on.
+"""How well a transformer predicts codes: bits per token on data that it was not trained on.
 
 Shapes as in `vocabulary`.
 """
@@ -25,7 +25,7 @@ class CodeLikelihood:
     Attributes:
         bits: the bits that the transformer needs for all codes.
         tokens: number of tokens; a token may have several codes.
-        unigram_bits: the bits that a model would need that knows only how often each code occurs in these data.
+        unigram_bits: the bits that a model would need if it knew only how often each code occurs in these data.
     """
 
     bits: float
@@ -36,7 +36,7 @@ class CodeLikelihood:
     unigram_bits_per_token = property(lambda self: self.unigram_bits / self.tokens)
 
     def summary(self, manifest: Mapping[str, Any]) -> dict[str, float]:
-        """What a card tells: tokens, bits per token, and bits per second or pixel as the codes' manifest says."""
+        """For a card: tokens, bits per token, and bits per second or pixel, which follow from the codes' manifest."""
         names = ("tokens", "bits_per_token", "unigram_bits_per_token")
         summary = {name: getattr(self, name) for name in names}
         if "hop_length" in manifest:
@@ -59,7 +59,10 @@ class CodeLikelihood:
 def causal_likelihood(
     model: PreTrainedModel, batches: Iterable[dict[str, Tensor]], vocabulary: CodeVocabulary
 ) -> CodeLikelihood:
-    """The likelihood of `CausalBatches` by a causal language model, among codes alone, as the pipeline draws them."""
+    """The likelihood of `CausalBatches` by a causal language model, with probabilities among codes alone.
+
+    The pipeline draws codes with the same probabilities.
+    """
     device, nats, counts = model.device, 0.0, _Counts(vocabulary)
     was_training = model.training
     model.eval()
@@ -86,8 +89,8 @@ def masked_likelihood(
 ) -> CodeLikelihood:
     """An upper bound of the bits that a masked language model needs for `CausalBatches`.
 
-    For a sequence of L codes a number l is drawn uniformly from 1..L, and l codes are masked; L / l times the negative
-    log-likelihood of those has the bound as its mean (the any-order autoregressive bound, e.g. arXiv 2110.02037).
+    For a sequence of L codes a number l is drawn uniformly from 1..L, and l codes are masked. The bound is the mean of
+    L / l times their negative log-likelihood (the any-order autoregressive bound, e.g. arXiv 2110.02037).
 
     Args:
         draws: number of draws per sequence.
@@ -118,7 +121,7 @@ def masked_likelihood(
 
 
 class _Counts:
-    """How often each code occurs, counted for each group apart."""
+    """How often each code occurs, counted separately for each group."""
 
     def __init__(self, vocabulary: CodeVocabulary):
         self._groups = vocabulary.code_groups

@@ -1,4 +1,4 @@
-"""Images and audio by refining masked codes, many at once, with a bidirectional transformer of transformers.
+"""Generates images and audio by filling in masked codes, many at once, with a bidirectional transformer.
 
 Discrete diffusion by masking (MaskGIT, arXiv 2202.04200). Shapes as in `autoregressive`.
 """
@@ -28,7 +28,7 @@ Scheduler = BlockRefinementScheduler | AmusedScheduler
 
 
 def code_logits(transformer: PreTrainedModel, vocabulary: CodeVocabulary, ids: Tensor, conditions: Tensor) -> Tensor:
-    """Logits [B, L, K] over codes alone of ids [B, L], masked where unknown, after condition ids [B, P]."""
+    """Logits [B, L, K] over codes alone, for ids [B, L], unknown ones masked, that follow condition ids [B, P]."""
     sequences = torch.cat([conditions, ids], dim=1)
     logits = transformer(input_ids=sequences, attention_mask=torch.ones_like(sequences)).logits
     return logits[:, conditions.shape[1] :, vocabulary.first_code : vocabulary.begin]
@@ -81,12 +81,13 @@ class VPMaskedPipeline(CodePipeline):
         """Generate images of the size that the model was trained on, or clips, or fill in missing parts of them.
 
         Args:
-            class_labels, prompt, num_images: as for `VPAutoregressivePipeline`; `codes` or `image` also say B.
-            num_inference_steps: steps in which all codes are found; at most as many as there are codes.
+            class_labels, prompt, num_images: as for `VPAutoregressivePipeline`; `codes` or `image` also decide B.
+            num_inference_steps: number of steps in which all codes are generated; at most one per code.
             temperature: the logits are divided by it; 0 takes the likeliest codes.
-            top_k, top_p: only the k likeliest codes, or the likeliest with this probability together.
-            choice_temperature: noise in the choice of the codes that a step keeps, which falls to 0; 4.5 if None.
-                For `AmusedScheduler` alone.
+            top_k, top_p: draw only from the k likeliest codes, or from the likeliest that have this probability
+                together.
+            choice_temperature: noise in each step's choice of the codes to keep; it falls to 0 over the steps. 4.5 if
+                None. For `AmusedScheduler` alone.
             guidance_scale: classifier-free guidance; 1 for none.
             image: [B, C, H, W] in [-1, 1] to fill in.
             mask_image: [B, 1, H, W] or [1, 1, H, W], above 0.5 where the image is generated again. A code is generated
@@ -140,7 +141,7 @@ class VPMaskedPipeline(CodePipeline):
         return torch.where(known, ids - vocabulary.first_code, vocabulary.codebook_size)
 
     def _outside_of_mask(self, image: Tensor | None, mask_image: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes [B, h, w] or [B, h, w, G] of images, and [B, h, w] true where no pixel is to be made anew."""
+        """Codes [B, h, w] or [B, h, w, G] of images, and [B, h, w] true where no pixel is generated again."""
         if self.vocabulary.is_audio:
             raise ValueError("image and mask_image are for images; give codes and known of clips")
         if image is None or mask_image is None:
@@ -166,8 +167,8 @@ class VPMaskedPipeline(CodePipeline):
         mask, size = self.scheduler.config.get("mask_token_id"), self.vocabulary.codebook_size
         if amused and mask != size:
             raise ValueError(
-                f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, no code's own; "
-                f"make it with AmusedScheduler(mask_token_id={size})"
+                f"the AmusedScheduler's mask_token_id is {mask}, and must be the number of codes, since smaller ids "
+                f"are codes; make it with AmusedScheduler(mask_token_id={size})"
             )
 
     def _refined(
@@ -180,7 +181,7 @@ class VPMaskedPipeline(CodePipeline):
         limits: dict[str, Any],
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Codes [B, L]; those of `sample` [B, L] that are not K, which stands for unknown ones, stay."""
+        """Codes [B, L]. In `sample` [B, L], K stands for an unknown code; all other codes stay."""
         vocabulary, device, scheduler = self.vocabulary, self.transformer.device, self.scheduler
         unknown, amused = vocabulary.codebook_size, isinstance(scheduler, AmusedScheduler)
         given, stays = sample.to(device), (sample != unknown).to(device)
@@ -190,7 +191,7 @@ class VPMaskedPipeline(CodePipeline):
         conditions, unconditional = conditions.to(device), vocabulary.condition_ids(batch_size=len(sample))
         steps, sample = min(steps, masked), given
         if amused:
-            # MaskGIT's; without noise the surest codes come first, which are those of flat areas and silence.
+            # 4.5 is MaskGIT's. Without noise the surest codes come first, which are those of flat areas and silence.
             noise = 4.5 if choice_temperature is None else choice_temperature
             scheduler.set_timesteps(steps, temperature=(noise, 0), device=device)
         else:
@@ -207,7 +208,7 @@ class VPMaskedPipeline(CodePipeline):
                 logits = _limited(logits.flatten(0, 1), **limits).view_as(logits)
                 sample = scheduler.step(logits, scheduler.timesteps[step], sample, **settings).prev_sample
             else:
-                # It draws on the logits' device, where the generator need not be.
+                # The scheduler draws on the logits' device; the generator may be on another.
                 with seeded_by(generator, logits.device):
                     sample = scheduler.step(logits, step, sample, mask_token_id=unknown, **limits).prev_sample
             # AmusedScheduler masks at least one code of each sequence, even if all are known.
@@ -216,7 +217,7 @@ class VPMaskedPipeline(CodePipeline):
 
 
 def _limited(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits [N, K] that are sampled from, for a scheduler that knows no such limits."""
+    """Logits [N, K] with these limits applied, for a scheduler that has no such settings."""
     if temperature == 0:
         return TopKLogitsWarper(1)(None, logits)
     warpers = [TemperatureLogitsWarper(float(temperature))]

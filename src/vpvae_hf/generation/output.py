@@ -25,15 +25,15 @@ def write_generated(
     columns: int | None = None,
     each: bool = False,
 ) -> list[Path]:
-    """Write images on a sheet, samples.png, or clips one after the other, samples.flac; return the files, it last.
+    """Write images on one sheet, samples.png, or clips one after the other, samples.flac.
 
-    Small images are enlarged on the sheet, and only there.
+    Returns the paths of all files written, that one last. Small images are enlarged on the sheet, and only there.
 
     Args:
         signals: B images [H, W, C] in [0, 1], or clips [T] in [-1, 1].
         sampling_rate: that of clips, Hz; None for images.
-        columns: images in a row of the sheet; None for all.
-        each: write each image or clip, too: 000.png, 001.png, ...
+        columns: images per row of the sheet; None for all in one row.
+        each: also write each image or clip to its own file: 000.png, 001.png, ...
     """
     numbered = {f"{number:03d}": signal for number, signal in enumerate(signals)} if each else {}
     if sampling_rate is not None:

@@ -56,7 +56,7 @@ class GeneratedAudio(BaseOutput):
     Attributes:
         audios: an array [T] in [-1, 1] per clip, clips may differ in length; None if only codes were wanted.
         codes: [n] or [n, G] int64 per clip.
-        sampling_rate: Hz; None if the tokenizer's config has none, since its signals are no audio.
+        sampling_rate: Hz; None if the tokenizer's config has none, since its signals are not audio.
     """
 
     audios: list[np.ndarray] | None
@@ -70,7 +70,7 @@ class CodePipeline(DiffusionPipeline):
     tokenizer: Tokenizer
     transformer: PreTrainedModel
     text_tokenizer: PreTrainedTokenizerBase | None
-    _optional_components: ClassVar[list[str]] = ["text_tokenizer"]  # by this name diffusers looks for it
+    _optional_components: ClassVar[list[str]] = ["text_tokenizer"]  # diffusers looks for this name
 
     def __init__(self, **parts: Any):
         super().__init__()
@@ -115,8 +115,8 @@ class CodePipeline(DiffusionPipeline):
     ) -> None:
         """Save the parts and the index of the pipeline; arguments as in diffusers.
 
-        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_pipeline`, whose arguments are also given
-        here; `repo_id` is the folder's name if it is not given.
+        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_pipeline`, whose arguments can also be
+        given here; `repo_id` is by default the folder's name.
         """
         known = signature(push_pipeline).parameters
         refuse_unknown_arguments(kwargs, "save_pretrained", (*signature(self.save_pretrained).parameters, *known))
@@ -140,7 +140,7 @@ class CodePipeline(DiffusionPipeline):
         max_shard_size: int | str | None = None,
         **kwargs,
     ) -> str:
-        """Push the pipeline with a card; arguments as in diffusers, and as of `vpvae_hf.hub.push_pipeline`."""
+        """Push the pipeline with a card; arguments are those of diffusers and of `vpvae_hf.hub.push_pipeline`."""
         known = signature(push_pipeline).parameters
         refuse_unknown_arguments(kwargs, "push_to_hub", (*signature(self.push_to_hub).parameters, *known))
         pushing = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
@@ -154,7 +154,7 @@ class CodePipeline(DiffusionPipeline):
         return CodeVocabulary.from_model(self.transformer)
 
     def _output_type(self, output_type: str | None) -> str:
-        """The wanted kind of output, or the usual one for None; a ValueError if the tokenizer cannot make it."""
+        """The output type, or the default one for None; a ValueError if the model cannot make it."""
         valid = ("np", "codes") if self.vocabulary.is_audio else ("pil", "np", "pt", "codes")
         output_type = output_type or valid[0]
         require(output_type in valid, "output_type", output_type, f"one of {', '.join(valid)}")
@@ -165,25 +165,25 @@ class CodePipeline(DiffusionPipeline):
     def _conditions(
         self, class_labels: Conditions | None, prompt: str | list[str] | None, number: int, guidance_scale: float
     ) -> tuple[Tensor | None, int]:
-        """The conditions as a tensor, and the number of sequences, which are as many as there are conditions."""
+        """The conditions as a tensor, and the number of sequences: that of the conditions, if there are any."""
         if prompt is not None:
             if class_labels is not None:
                 raise ValueError("prompt stands in place of class_labels; give one of the two")
             if self.text_tokenizer is None:
-                what = "with classes" if self.vocabulary.condition_size else "without conditions"
-                raise ValueError(f"prompt={prompt!r} is for models that were trained on texts, this one was {what}")
+                what = "trained on classes" if self.vocabulary.condition_size else "trained without conditions"
+                raise ValueError(f"prompt={prompt!r} is for models that were trained on texts; this one was {what}")
             class_labels = prompt
         conditions = None if class_labels is None else checked_conditions(self._ids_of(class_labels, number))
         if conditions is None and guidance_scale != 1:
             given = "class_labels" if self.text_tokenizer is None else "a prompt"
-            raise ValueError(f"guidance_scale={guidance_scale} needs {given} to guide to; give it, or leave it at 1")
+            raise ValueError(f"guidance_scale={guidance_scale} needs {given} to guide to; without that, leave it at 1")
         number = number if conditions is None else len(conditions)
         if number < 1:
             raise ValueError(f"at least one must be generated, got {number}")
         return conditions, number
 
     def _ids_of(self, labels: Conditions, number: int) -> Any:
-        """The labels with ids in place of names or texts, of which a single one is repeated."""
+        """The labels with ids in place of names or texts; a single name or text is repeated."""
         if isinstance(labels, str):
             labels = [labels] * number
         if isinstance(labels, np.ndarray) and labels.dtype.kind in "UO":
@@ -195,7 +195,7 @@ class CodePipeline(DiffusionPipeline):
         return prompt_ids(self.text_tokenizer, labels, self.vocabulary.condition_length)
 
     def _length(self, seconds: float | None, name: str) -> int:
-        """The number of ids for so many seconds of audio; the model's largest number for None, and for images."""
+        """The number of ids for that many seconds of audio; the model's largest number for None, and for images."""
         most, groups = math.prod(self.vocabulary.grid), self.vocabulary.code_groups
         if seconds is None:
             return most * groups
@@ -210,7 +210,7 @@ class CodePipeline(DiffusionPipeline):
     def _decoded(
         self, ids: list[Tensor], output_type: str, return_dict: bool
     ) -> GeneratedImages | GeneratedAudio | tuple:
-        """What the tokenizer makes of sequences of ids of codes."""
+        """The images or the audio that the tokenizer decodes from sequences of ids of codes."""
         tokenizer, signals = self.tokenizer, None
         codes = [self.vocabulary.decode(row[None])[0] for row in ids]
         if self.vocabulary.is_audio:
@@ -231,11 +231,11 @@ def for_each_generator(
     number: int,
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> list[Tensor]:
-    """What `make(rows, generator)` makes of all rows at once, or of each row with a generator of its own."""
+    """The results of `make(rows, generator)` for all rows at once, or for each row with its own generator."""
     if not isinstance(generator, list | tuple):
         return make(slice(number), generator)
     if len(generator) != number:
-        raise ValueError(f"generator has {len(generator)} for {number} to generate; give one, or one for each")
+        raise ValueError(f"generator is a list of {len(generator)} for {number} to generate; give one, or one for each")
     # One after the other: libraries draw for a whole batch at once, so each row would depend on the others.
     return [made for row, each in enumerate(generator) for made in make(slice(row, row + 1), each)]
 
@@ -245,7 +245,7 @@ def write_samples(
 ) -> list[int | str] | None:
     """Generate images or clips with the conditions of the first codes, write them to a folder, return the conditions.
 
-    It writes what `write_generated` joins, and nothing for signals that are neither images nor audio.
+    It writes only the file that joins all samples, and nothing for signals that are neither images nor audio.
     """
     conditions = codes.first_conditions(number)
     generator = torch.Generator().manual_seed(seed)

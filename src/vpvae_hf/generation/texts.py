@@ -26,10 +26,11 @@ def text_tokenizer_of(
 
     Args:
         name: folder or hub id of a saved tokenizer; None makes one from the folder's texts.
-        size: the most ids of a tokenizer that is made.
+        size: the largest number of ids of a tokenizer that is made.
 
     Raises:
-        ValueError: a name is given but no column of texts, or there is no tokenizer, or it has no padding token.
+        ValueError: a name is given but the column holds no texts; or the named place holds no tokenizer, or one without
+            a token for padding.
         FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
     """
     if not folder.is_text:
@@ -42,11 +43,11 @@ def text_tokenizer_of(
 def new_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """A tokenizer of the words, and parts of words, that occur most often in some texts.
 
-    It joins pairs of bytes (BPE), so it can encode every text, and ignores upper and lower case. The same texts give
-    the same tokenizer.
+    It joins pairs of bytes (BPE), so it can encode every text, and it ignores case. The same texts give the same
+    tokenizer.
 
     Args:
-        size: most ids, at least 257: those of all bytes and of the padding.
+        size: the largest number of ids, at least 257: one per byte, and one for padding.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     require(size > len(alphabet), "text_vocabulary", size, f"at least {len(alphabet) + 1}, one for each byte")
@@ -60,7 +61,7 @@ def new_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFa
 
 
 def load_text_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A saved tokenizer of texts; errors as those of `text_tokenizer_of`."""
+    """A saved tokenizer of texts; errors are those of `text_tokenizer_of`."""
     folder = local_path(name)
     try:
         with hint_at_local_path(name), hub_errors(name, doing="load"):
@@ -86,19 +87,19 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: i
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> Tensor:
-    """As `text_ids`, of texts to generate from; a ValueError for an empty one and for one that would be cut."""
+    """`text_ids` of texts to generate from; a ValueError for a blank text and for one that would be cut."""
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"a text must be a string, got {text!r}; give either texts or ids [B, {length}], not both")
         if not text.strip():
-            raise ValueError(f"a text must say something, got {text!r}; leave all texts out to generate without")
+            raise ValueError(f"a text must not be blank, got {text!r}; leave all texts out to generate without them")
         if (needed := len(tokenizer(text).input_ids)) > length:
             raise ValueError(f"the model knows texts of at most {length} ids, {text!r} has {needed}; shorten it")
     return text_ids(tokenizer, texts, length)
 
 
 def longest_text(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
-    """The most ids that one of some texts has; a ValueError if there are no texts."""
+    """The number of ids of the longest text; a ValueError if there are no texts."""
     blocks = (texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE))
     if not (longest := max((len(ids) for block in blocks for ids in tokenizer(block).input_ids), default=0)):
         raise ValueError("the condition column holds no text; name another")

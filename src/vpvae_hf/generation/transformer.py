@@ -1,4 +1,4 @@
-"""Transformers of transformers, new ones and their check, for the ids of a vocabulary."""
+"""Makes models of the library transformers for the ids of a vocabulary, and checks them."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: Code
         if not hasattr(defaults, field):
             raise ValueError(f"transformer.{field} is no argument of {type(defaults).__name__}")
     special = {"bos_token_id": vocabulary.begin, "eos_token_id": vocabulary.end, "pad_token_id": vocabulary.pad}
-    # The defaults of these special ids, which some models have, are ids of texts.
+    # Some models have these special ids; their defaults are ids of texts.
     special |= {field: None for field in ("cls_token_id", "sep_token_id") if hasattr(defaults, field)}
     shape = {"vocab_size": vocabulary.size}
     # Model types name their number of positions differently.
@@ -37,7 +37,7 @@ def new_transformer(auto_class: type, settings: dict[str, Any], vocabulary: Code
         shape[positions] = vocabulary.positions
     try:
         return auto_class.from_config(AutoConfig.for_model(kind, **shape | special | arguments))
-    # Any exception: each kind has its own way to find that its arguments, or the ids of codes, do not fit.
+    # Any exception: each kind reports in its own way that its arguments, or the ids of codes, do not fit.
     except Exception as error:
         raise ValueError(f"a transformer of kind {kind!r} cannot be made with {shape | arguments}: {error}") from error
 

@@ -29,11 +29,11 @@ class CodeVocabulary:
 
     Ids are, in this order: C conditions (classes, or all ids of a text tokenizer), K codes, and the special ids below.
     An autoregressive sequence is [condition...] begin codes [end]; a masked one is a condition, then codes. Without a
-    condition, "unconditional" is in place of each of its ids.
+    condition, the id "unconditional" takes the place of each id of the condition.
 
     Attributes:
         codebook_size: K.
-        grid: [h, w] of the images, or [n] of the longest clip; so it tells whether the model makes images or audio.
+        grid: [h, w] of the images, or [n] of the longest clip; so it decides whether the model makes images or audio.
         code_groups: G; the codes of a token follow each other.
         condition_size: C; 0 if nothing conditions the codes.
         condition_length: P, the number of ids of a condition: 1 for classes; texts are padded or cut to it.
@@ -88,7 +88,7 @@ class CodeVocabulary:
         """Ids [B, L] of codes in raster order; a shorter clip has fewer.
 
         Args:
-            codes: [B, *grid], with several codes per token [B, *grid, G]; clips may be shorter than the grid.
+            codes: [B, *grid], or [B, *grid, G] with several codes per token; clips may be shorter than the grid.
         """
         codes = as_codes(codes)
         groups, given = self._group_shape, codes.shape[1:]
@@ -143,7 +143,7 @@ class CodeVocabulary:
         return torch.cat([self.condition_ids(conditions, batch_size=batch_size), begin], dim=1)
 
     def condition_ids(self, conditions: Tensor | None = None, *, batch_size: int = 1) -> Tensor:
-        """Ids [B, P] of conditions, "unconditional" for None; arguments as those of `prompt`."""
+        """Ids [B, P] of conditions, "unconditional" for None; arguments are those of `prompt`."""
         if conditions is None:
             return torch.full((batch_size, self.condition_length), self.unconditional)
         if self.condition_size == 0:
@@ -187,7 +187,7 @@ class CodeVocabulary:
     of = FormerMethod("from_model")
 
     def write_to(self, model: PreTrainedModel) -> None:
-        """Write the vocabulary into a model's config, so that it is saved with it; raises as `check_model`."""
+        """Write the vocabulary into a model's config, to be saved with it; errors are those of `check_model`."""
         self.check_model(model)
         setattr(model.config, _FIELD, _as_json(dataclasses.asdict(self)))
         # A causal model has settings of its own for generate(), made when the model was made.
@@ -208,12 +208,12 @@ class CodeVocabulary:
         positions, needed = getattr(model.config, "max_position_embeddings", None), self.positions
         if positions is not None and positions < needed:
             raise ValueError(
-                f"the {type(model).__name__} has {positions} positions, and {self.length} codes with what is around "
-                f"them need {needed}; make it with max_position_embeddings={needed} or more"
+                f"the {type(model).__name__} has {positions} positions, and {self.length} codes with condition, begin "
+                f"and end need {needed}; make it with max_position_embeddings={needed} or more"
             )
 
     def check_start(self, model: PreTrainedModel) -> None:
-        """Raise a ValueError if a model to start from knows codes, but other ones or by other ids."""
+        """Raise a ValueError if a model to start from was trained on other codes, or with other ids."""
         if getattr(model.config, _FIELD, None) is None:
             return
         present = CodeVocabulary.from_model(model)
@@ -224,11 +224,11 @@ class CodeVocabulary:
             if getattr(present, name) != getattr(self, name):
                 raise ValueError(
                     f"the {type(model).__name__} was trained on other codes: its {name} is {getattr(present, name)}, "
-                    f"here it is {getattr(self, name)}; go on with the codes that it knows, or start with a new model"
+                    f"here it is {getattr(self, name)}; train on the same codes, or start with a new model"
                 )
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise a NoCodesError for a tokenizer without codes, and a ValueError if they are not those of the model."""
+        """Raise a NoCodesError for a tokenizer without codes, and a ValueError if its codes are not the model's."""
         tokenizer.quantize.check_codes()
         self.check_selected(tokenizer)
         if self.fingerprint is not None:

@@ -1,4 +1,4 @@
-"""The Hub: model cards, pushing, and errors that say what to do. It reads saved folders and builds no model."""
+"""The Hub: model cards, pushing, and errors that say what to do. This part reads saved folders and builds no model."""
 
 from .card import write_card, write_pipeline_card, write_pipeline_results, write_results
 from .contents import class_in, explain_contents

@@ -1,4 +1,4 @@
-"""The model cards of saved tokenizers and pipelines, which say only what the files say."""
+"""The model cards of saved tokenizers and pipelines, which state only what the files contain."""
 
 import json
 import math
@@ -19,12 +19,12 @@ from .saved import CARD, CONFIG, PICTURE, RESULTS, SavedTokenizer, read_saved, s
 
 # A card that has this line may be overwritten.
 MARKER = "<!-- vpvae_hf wrote this card and writes it anew with each push. Delete this line to keep your own text. -->"
-# For diffusers and transformers the Hub would show programs that do not import this package, without which they know
-# neither models nor pipelines; so too for tasks of `transformers.pipeline`.
+# If this were diffusers or transformers, the Hub would show programs that do not import this package. Without it those
+# libraries know neither its models nor its pipelines. The same holds for tasks of `transformers.pipeline`.
 _LIBRARY = "vpvae_hf"
 _PAPER = "2602.17133"
 _SAMPLES = ("samples.png", "samples.flac")
-# What `datasets.load_dataset` takes for files; none of them is a data set of the Hub.
+# Names of file formats in `datasets.load_dataset`; none of them is a data set of the Hub.
 _FILE_READERS = frozenset(("arrow", "audiofolder", "csv", "imagefolder", "json", "parquet", "text", "webdataset"))
 _TRAINING = {
     "dataset": "Data set",
@@ -48,7 +48,7 @@ _CODEBOOK = {
 }
 _GENERATION = {
     "bits_per_token": "Bits per token, held out",
-    "unigram_bits_per_token": "By the codes' frequencies alone",
+    "unigram_bits_per_token": "Bits per token by the codes' frequencies alone",
     "bits_per_pixel": "Bits per pixel",
     "bits_per_second": "Bits per second",
     "tokens": "Tokens that were measured",
@@ -57,13 +57,13 @@ _GENERATION = {
 
 
 def write_card(folder: str | os.PathLike, repo_id: str | None = None, *, license: str | None = None) -> Path:
-    """Write the card of a saved tokenizer into its folder; a card that somebody wrote or took over stays as it is.
+    """Write the card of a saved tokenizer into its folder; a card without its marker line is kept.
 
     Args:
         folder: as `save_pretrained` writes it; it may also hold results.json, reconstruction.png, original.flac and
             reconstruction.flac.
         repo_id: repository that the card is for; None if that is not known.
-        license: as the Hub names it, e.g. "apache-2.0"; None for that of the present card.
+        license: as the Hub names it, e.g. "apache-2.0"; None keeps that of the present card.
 
     Returns:
         The path of the card.
@@ -90,14 +90,14 @@ def write_results(folder: str | os.PathLike, results: dict[str, Any], *, repo_id
 
 
 def is_generated(card: str | os.PathLike) -> bool:
-    """Whether this package wrote a card, and nobody took it over."""
+    """Whether this package wrote a card, and its marker line is still there."""
     return MARKER in Path(card).read_text(encoding="utf-8").splitlines()
 
 
 def render_card(
     saved: SavedTokenizer, repo_id: str | None, *, license: str | None = None, revision: str | None = None
 ) -> str:
-    """The card's text; arguments as of `write_card`, and the branch that it is for."""
+    """The card's text. Arguments are those of `write_card`, and `revision` is the branch that the card is for."""
     name = saved.folder.resolve().name if repo_id is None else repo_id
     if license is None and (path := saved.folder / CARD).exists() and is_generated(path):
         license = ModelCard.load(path).data.license
@@ -136,7 +136,7 @@ def render_card(
 
 
 def write_pipeline_card(folder: str | os.PathLike, repo_id: str | None = None) -> Path:
-    """As `write_card`, for a saved pipeline, with its results.json if a generation recipe has left one."""
+    """Like `write_card`, for a saved pipeline, with its results.json if a generation recipe wrote one."""
     folder = checked_pipeline(folder)
     path = folder / CARD
     if not path.exists() or is_generated(path):
@@ -174,7 +174,7 @@ def _render_pipeline_card(folder: Path, repo_id: str | None) -> str:
     method = results.get("method") or ("masked" if "Masked" in class_name else "autoregressive")
     diffusion, masked = method == "diffusion", method == "masked"
     image = diffusion or len(vocabulary["grid"]) == 2
-    known, text = vocabulary or {}, (folder / "text_tokenizer").is_dir()  # that of an older version has no names
+    known, text = vocabulary or {}, (folder / "text_tokenizer").is_dir()  # vocabularies of older versions have no names
     samples = next((each for each in _SAMPLES if (folder / each).exists()), None)
     if samples is not None and not image:
         samples = _sound_address(samples, repo_id)
@@ -219,7 +219,7 @@ def _given(vocabulary: dict[str, Any], of_samples: list[int | str] | None, *, te
     """The arguments of a call that makes two images or clips, as the card shows it."""
     if not vocabulary.get("condition_size"):
         return "num_images=2"
-    if text:  # a recipe records some, of which the longest may have been cut in training, which pipelines refuse
+    if text:  # a recipe records some; training may have cut the longest, and pipelines refuse to cut
         prompt = min(of_samples or ["..."], key=len)
         return f"prompt={json.dumps(prompt, ensure_ascii=False)}, num_images=2"
     names = vocabulary.get("condition_names") or [0]
@@ -227,7 +227,7 @@ def _given(vocabulary: dict[str, Any], of_samples: list[int | str] | None, *, te
 
 
 def _rendered(*templates: str, **values: Any) -> str:
-    """The text of the first of some templates of `model_cards` that exists; all of its values must be given."""
+    """Fill in the first of these templates of `model_cards` that exists; all of its values must be given."""
     loader = PackageLoader("vpvae_hf.model_cards", "")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.select_template(templates).render(marker=MARKER, format=format_number, **values)
@@ -274,7 +274,7 @@ def _metadata(saved: SavedTokenizer, title: str, license: str | None, evaluation
 
 
 def _codes_of(evaluation: dict[str, Any]) -> str:
-    """Which codes of the data were measured, in brackets, if a tokenizer can have others."""
+    """Which codes were measured and on how many items, in brackets, if there are several possibilities."""
     size, refined = evaluation.get("codebook_size"), evaluation.get("refine_steps")
     said = [*([f"K = {size}"] if size else []), *(["refined codes"] if refined else [])]
     said += [f"the first {evaluation['limit']}"] if evaluation.get("limit") else []
@@ -282,7 +282,7 @@ def _codes_of(evaluation: dict[str, Any]) -> str:
 
 
 def _sound_address(name: str, repo_id: str | None, revision: str | None = None) -> str:
-    """As cards on the Hub name sounds: a path in the repository is known to work for pictures alone."""
+    """The address of a sound in a card on the Hub, where a relative path is known to work only for pictures."""
     return hf_hub_url(repo_id, name, revision=revision) if repo_id is not None and "/" in repo_id else name
 
 
@@ -298,7 +298,7 @@ def _codebook_rows(fit: dict[str, Any] | None) -> list[tuple[str, list[str]]]:
 
 
 def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
-    """As recorded, but values that are not finite are None: neither the Hub nor a reader has a use for them."""
+    """As recorded, but values that are not finite are None: they are of no use to the Hub or to a reader."""
     evaluations = strip_local_paths(saved.results.get("evaluation") or [])
     for evaluation in evaluations:
         metrics, steps = evaluation["metrics"].items(), evaluation.get("refine_steps")
@@ -312,7 +312,7 @@ def _evaluations(saved: SavedTokenizer) -> list[dict[str, Any]]:
 
 
 def format_number(value: Any) -> str:
-    """Four digits of a fraction, thousands apart; None as a dash."""
+    """Fractions with four significant digits, thousands separated by commas; None as a dash."""
     if value is None:
         return "-"
     if isinstance(value, float):

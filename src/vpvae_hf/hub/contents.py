@@ -1,4 +1,4 @@
-"""Explains what a place holds from which a tokenizer could not be loaded."""
+"""Explains why a tokenizer could not be loaded from a folder or a repository, by what it holds."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _LARGEST_POINTER = 1024  # bytes
 
 @dataclass(frozen=True)
 class _Place:
-    """Paths of a folder's or a repository's files, how a JSON file of it is read, and which are pointers of git-lfs."""
+    """A folder or repository: the paths of its files, a function that reads a JSON file, and its git-lfs pointers."""
 
     files: list[str]
     read: Callable[[str], Any]
@@ -50,7 +50,7 @@ def explain_contents(
         subfolder, variant, use_safetensors, revision, token, local_files_only: what was given to `from_pretrained`.
 
     Returns:
-        None if all that is needed is there, or nothing is known of the place.
+        None if everything needed is there, or if nothing is known about the place.
     """
     if os.path.isfile(name):
         return _of_file(Path(name), class_name)
@@ -66,7 +66,7 @@ def explain_contents(
         if CONFIG not in place.files:
             return _without_config(name, place, class_name)
         config = place.read(CONFIG)
-    except ValueError:  # a damaged file, of which the library tells
+    except ValueError:  # a damaged file, which the library itself reports
         return None
     found = class_of(config)
     own = hub_entry(found)
@@ -121,11 +121,11 @@ def _of_file(file: Path, class_name: str) -> ValueError:
     if (file.parent / CONFIG).exists():
         return ValueError(f"{what}; name {file.parent}")
     if file.suffix == ".gguf":
-        return ValueError(f"{what}; GGUF files are of language models, no tokenizer of this package is saved as one")
+        return ValueError(f"{what}; GGUF files are of language models; no tokenizer of this package is saved as one")
     return ValueError(
         f"{what}, with a {CONFIG} beside the weights. If the file holds weights, make the model with the settings that "
-        "it was trained with, give them to its load_state_dict (safetensors.torch.load_file or torch.load reads them), "
-        "and save it with save_pretrained"
+        "it was trained with, load the weights with its load_state_dict (safetensors.torch.load_file or torch.load "
+        "reads them), and save it with save_pretrained"
     )
 
 
@@ -139,8 +139,8 @@ def _without_config(name: str | os.PathLike, place: _Place, class_name: str) -> 
         )
     if "random_states_0.pkl" in place.files:
         return ValueError(
-            f"{name} is a checkpoint of training, which has no {CONFIG}; a run goes on from it with "
-            "--resume_from_checkpoint, and load_state_dict of a model of the same settings takes its weights"
+            f"{name} is a checkpoint of training, which has no {CONFIG}; resume the run from it with "
+            "--resume_from_checkpoint, or load its weights with load_state_dict of a model with the same settings"
         )
     within = [file.rpartition("/")[0] for file in sorted(place.files) if file.endswith(f"/{CONFIG}")]
     ours = [folder for folder in within if hub_entry(class_of(place.read(f"{folder}/{CONFIG}")))]
@@ -183,7 +183,7 @@ def _without_weights(
 ) -> FileNotFoundError | None:
     kinds: dict[str, set[str]] = {}  # variant -> endings
     for file in place.files:
-        # transformers reads pickled weights by another name.
+        # transformers reads pickled weights under another name.
         if file.startswith((weights_file, "pytorch_model")) and (found := weights_set(file)) is not None:
             kinds.setdefault(found, set()).add("bin" if ".bin" in file else "safetensors")
     if place.pointers:
@@ -205,6 +205,6 @@ def _without_weights(
     needed = {True: "safetensors", False: "bin"}.get(use_safetensors)
     if needed is not None and needed not in kinds[wanted]:
         return FileNotFoundError(
-            f"{name} has no weights as .{needed}, which use_safetensors={use_safetensors} asks for; leave it out"
+            f"{name} has no weights as .{needed}, which use_safetensors={use_safetensors} requires; leave it out"
         )
     return None

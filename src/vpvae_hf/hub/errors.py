@@ -1,4 +1,4 @@
-"""Errors of the connection to a hub, in one sentence that says what to do."""
+"""Errors of the connection to a hub, each in one sentence that says what to do."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ def hub_errors(repo_id: str | os.PathLike, *, doing: Literal["load", "push"], re
 
     Raises:
         ConnectionError: the hub cannot be reached, is down, or turns requests away.
-        PermissionError: it refuses the token.
+        PermissionError: the hub refuses the token.
         FileNotFoundError: there is no such repository, revision or file.
     """
     handled = sys.exception()
@@ -37,7 +37,7 @@ def hub_errors(repo_id: str | os.PathLike, *, doing: Literal["load", "push"], re
         yield
     except Exception as error:
         cause = error
-        # What the caller was already handling is no cause of this.
+        # An exception that the caller was already handling did not cause this one.
         while cause is not None and cause is not handled:
             explained = _explained(cause, f"cannot {doing} {repo_id}", doing, revision)
             if explained is not None:
@@ -49,7 +49,7 @@ def hub_errors(repo_id: str | os.PathLike, *, doing: Literal["load", "push"], re
 def _explained(error: BaseException, what: str, doing: str, revision: str | None) -> OSError | None:
     endpoint = constants.ENDPOINT
     not_cached = isinstance(error, EntryNotFoundError) and error.__cause__ is None
-    # transformers turns one into the other.
+    # transformers may raise the second for the first.
     if isinstance(error, OfflineModeIsEnabled) or (not_cached and constants.HF_HUB_OFFLINE):
         return ConnectionError(f"{what}: HF_HUB_OFFLINE is set, and the cache does not have it; unset HF_HUB_OFFLINE")
     if isinstance(error, httpx.TransportError):

@@ -34,17 +34,17 @@ def push_folder(
 
     Everything is checked before anything is sent. The folder's own files are pushed in one commit; hidden files and
     sub-folders are not pushed, paths in results.json are cut to their last part, and weights of an earlier push are
-    replaced. The card is written again, unless somebody wrote one, in the folder or on the Hub. A push that failed can
-    be repeated.
+    replaced. The card is generated again, unless a person wrote the one in the folder or on the Hub. A push that failed
+    can be repeated.
 
     Args:
         folder: as `save_pretrained` writes it; it may also hold results.json, pictures and sounds.
         repo_id: "owner/name", or "name" for the token's owner. It is made if it does not exist.
         private: whether a new repository is private; None for the owner's default.
-        token: None for the one of `hf auth login`.
+        token: access token; None for that of `hf auth login`.
         revision: branch to push to, made if it does not exist.
         create_pr: open a pull request instead of pushing to the main branch.
-        commit_message, commit_description: of the commit or the pull request.
+        commit_message, commit_description: title and description of the commit or the pull request.
         tags: tags for the repository's card, in addition to those that it has.
         subfolder: folder of the repository to push into, e.g. for a part of a pipeline. The repository's card, which
             describes the whole, is then neither written nor replaced.
@@ -54,9 +54,10 @@ def push_folder(
         The web address of what was pushed.
 
     Raises:
-        FileNotFoundError: there is no such folder, or the repository is gone.
-        ValueError: it is no saved tokenizer or has no fitted codebook, the repository's name is malformed, a card's
-            metadata is refused, both revision and create_pr are given, or private is asked of a public repository.
+        FileNotFoundError: there is no such folder, or the repository no longer exists.
+        ValueError: the folder holds no saved tokenizer, or one without a fitted codebook; the repository's name is
+            malformed; a card's metadata is refused; both revision and create_pr are given; or private is given for a
+            repository that is already public.
         PermissionError: the token is refused.
         ConnectionError: the hub cannot be reached or is down.
     """
@@ -94,7 +95,9 @@ def push_pipeline(
     tags: Sequence[str] | str = (),
     subfolder: str | None = None,
 ) -> str:
-    """Push a saved pipeline with its parts, samples and card, in one commit; arguments and errors as of `push_folder`.
+    """Push a saved pipeline with its parts, samples and card, in one commit.
+
+    Arguments and errors are those of `push_folder`.
 
     Args:
         folder: written by a generation recipe, or by `save_pretrained` of one of this package's pipelines. Hidden
@@ -125,10 +128,10 @@ def _push(
     one_set: bool = False,
     **commit: str | None,
 ) -> str:
-    """Push what `ready` gives for the repository's whole name, name -> content; gives the web address.
+    """Push the files that `ready` returns for the repository's full name, name -> content; returns the web address.
 
     Args:
-        one_set: all weights of a folder are of one model, whatever their variant.
+        one_set: whether all weights of a folder are those of one model, whatever their variant.
         commit: commit_message and commit_description.
     """
     if create_pr and revision is not None:
@@ -155,7 +158,7 @@ def _push(
             del contents[CARD]
         if tags:
             contents[CARD] = _tagged(contents.get(CARD, present), tags)
-        # Earlier weights of what is pushed: an index or another format of them would be loaded in place of the new.
+        # Earlier weights of the pushed models: their index or another format would be loaded in place of the new ones.
         pushed = {_weights_of(name, one_set) for name in contents} - {None}
         stale = [name for name in there - set(contents) if _weights_of(name, one_set) in pushed]
         # Not `upload_folder`, which may make several commits of a folder.
@@ -174,7 +177,7 @@ def _push(
 
 
 def require_repo_id(repo_id: str) -> None:
-    """Raise a ValueError unless it can be the name of a repository."""
+    """Raise a ValueError unless `repo_id` is a valid name of a repository."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -185,7 +188,7 @@ def require_repo_id(repo_id: str) -> None:
 
 
 def _is_ours(card: Path | bytes | None) -> bool:
-    """Whether a card is written by this package, and not one that somebody wrote into the folder."""
+    """Whether this package generated a card; otherwise a person wrote it into the folder."""
     return isinstance(card, bytes) or (card is not None and is_generated(card))
 
 
@@ -200,15 +203,15 @@ def _tagged(card: Path | bytes | None, tags: Sequence[str] | str) -> bytes:
 
 
 def _weights_of(name: str, one_set: bool) -> tuple[str, str] | None:
-    """Folder and set of weights of a file; None if it holds none."""
+    """The folder of a file and the `weights_set` that it is part of; None if it holds no weights."""
     folder, _, file = name.rpartition("/")
     weights = weights_set(file)
     return None if weights is None else (folder, "" if one_set else weights)
 
 
 def public_content(content: Path | bytes) -> Path | bytes:
-    """The content without paths of this computer."""
-    # A tokenizer of texts lists parts of words, such as "/", which are no paths.
+    """The content without local paths."""
+    # A text tokenizer's tokenizer.json lists parts of words, such as "/", which are not paths.
     if isinstance(content, bytes) or content.suffix != ".json" or content.name == "tokenizer.json":
         return content
     recorded = read_json(content)

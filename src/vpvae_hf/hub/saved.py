@@ -1,4 +1,4 @@
-"""What the folder of a saved tokenizer holds, read from its files alone, and the results that lie in it."""
+"""Reads what the folder of a saved tokenizer holds, and its results, from the files alone."""
 
 import importlib
 import math
@@ -17,17 +17,17 @@ from vpvae_hf.quantizers import QuantizerConfig, quantizer_config
 
 CARD, CONFIG, RESULTS, PICTURE = "README.md", "config.json", "results.json", "reconstruction.png"
 
-# NAME[.VARIANT].safetensors, a shard or the index of such, or the same pickled. The variant of an index follows that
-# word, and that of shards which older releases of diffusers wrote follows their number.
+# NAME[.VARIANT].safetensors, a shard or the index of such a file, or the same with pickled weights (.bin). In an index
+# the variant follows the word "index"; in shards that older releases of diffusers wrote it follows their number.
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)"
     r"(\.[\w-]+?)?(?:-\d{5}-of-\d{5})?(\.[\w-]+)?\.(?:safetensors|bin)(?:\.index(\.[\w-]+)?\.json)?"
 )
 
 
-# Fields of names and texts, which are no paths even if they look like one, such as the class "/m/01yrx".
+# Fields that hold names and texts, which are not paths even if they look like one, such as the class "/m/01yrx".
 _WORDS = ("condition_names", "sample_conditions")
-# As safetensors names them, and torch.
+# safetensors' name of a dtype -> torch's name.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -36,10 +36,10 @@ class HubEntry:
     """How the Hub shows the models of a class of tokenizers.
 
     Attributes:
-        name: of the signal; `model_cards/{name}.md` is the card's template, if there is one.
+        name: the kind of signal, e.g. "image"; `model_cards/{name}.md` is the card's template, if there is one.
         library: the library whose models the class derives from.
         task: task under which results are listed.
-        items: what an evaluation counts; its key in results.json.
+        items: what an evaluation counts, e.g. "images"; also the key of that number in results.json.
         sounds: title -> file that the card plays if the folder has it.
         downsampling: config -> f, the values along each axis of the signal that one code stands for.
     """
@@ -52,14 +52,14 @@ class HubEntry:
     downsampling: Callable[[dict[str, Any]], int]
 
 
-# By the name of the class of models, which enters itself when it is defined.
+# Entries by the name of the model class; each class adds its own when it is defined.
 HUB_ENTRIES: dict[str, HubEntry] = {}
 
 
 def hub_entry(class_name: str | None) -> HubEntry | None:
     """The entry of a class of tokenizers; None if there is no such class."""
     if class_name is not None and class_name not in HUB_ENTRIES:
-        # The package imports a public class when it is first asked for.
+        # The package imports a public class when it is first used.
         getattr(importlib.import_module("vpvae_hf"), class_name, None)
     return HUB_ENTRIES.get(class_name)
 
@@ -78,10 +78,10 @@ class SavedTokenizer:
     Attributes:
         class_name: the class of models that its config names.
         config: the content of its config.json.
-        quantizer: the settings in it.
+        quantizer: the quantizer's settings in that config.
         results: the content of its results.json; empty if there is none.
         parameters: number of values in the weights, codebook included; None if they are pickled.
-        variants: dtype of the weights of each variant, "" being those without one; None if they are pickled.
+        variants: dtype of the weights by variant, "" for weights without one; None if they are pickled.
     """
 
     folder: Path
@@ -95,12 +95,12 @@ class SavedTokenizer:
 
     @property
     def variant(self) -> str | None:
-        """What `from_pretrained` must be given to load weights: None if there are some without a variant."""
+        """The variant that `from_pretrained` needs to load weights; None if there are weights without a variant."""
         return None if "" in self.variants else next(iter(self.variants))
 
     @property
     def files(self) -> list[Path]:
-        """The folder's own files. Neither hidden ones nor sub-folders: those hold saves and training state."""
+        """The folder's files, without hidden files and sub-folders, which hold saves and training state."""
         return sorted(path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
@@ -109,7 +109,7 @@ def read_saved(folder: str | os.PathLike) -> SavedTokenizer:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is no saved tokenizer, or a file of it is damaged.
+        ValueError: the folder holds no saved tokenizer, or one of its files is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -159,14 +159,14 @@ def strip_local_paths(value: Any) -> Any:
 def weights_set(name: str) -> str | None:
     """The variant of the weights that a file is part of, such as ".fp16", or ""; None if it holds no weights.
 
-    All shards and the index of a model have the same set, in either format and by either library.
+    It is the same for all shards and the index of a model, in either format and from either library.
     """
     named = _WEIGHTS.fullmatch(name)
     return None if named is None else "".join(part or "" for part in named.groups())
 
 
 def _read_weights(folder: Path) -> dict[str, Counter[str]]:
-    """Number of values of each dtype in the weights of each variant; empty counts for pickled ones."""
+    """Number of values of each dtype in the weights of each variant; empty counts for pickled weights."""
     files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".bin")]
     sets = {file: weights_set(file.name) for file in files}
     if set(sets.values()) <= {None}:
@@ -176,7 +176,7 @@ def _read_weights(folder: Path) -> dict[str, Counter[str]]:
         if name is None:
             continue
         counts = found.setdefault(name.removeprefix("."), Counter())
-        if file.suffix != ".safetensors":  # to open pickled ones would be to run them
+        if file.suffix != ".safetensors":  # opening a pickled file would run code in it
             continue
         try:
             with safe_open(file, "numpy") as weights:

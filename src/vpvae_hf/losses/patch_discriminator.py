@@ -15,7 +15,7 @@ class PatchDiscriminator(nn.Module):
 
     Group norm (Wu & He 2018, arXiv 1803.08494) takes the place of the paper's batch norm. Its statistics are of one
     image, so ranks need no synchronization, a batch of one works, and a logit does not depend on the rest of the batch.
-    They are of the whole image, as with batch norm, so a logit knows the image's contrast beyond its patch.
+    They are of the whole image, as with batch norm, so a logit also depends on the image's contrast beyond its patch.
 
     Args:
         in_channels: C.
@@ -50,7 +50,7 @@ class PatchDiscriminator(nn.Module):
         return self.judge(images)[0]
 
     def judge(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The logits, and the features [B, width, height, width] of each layer but the last; arguments as above."""
+        """The logits, and the features [B, channels, height, width] of each layer but the last; arguments as above."""
         if min(images.shape[-2:]) < self.minimum_side:
             raise ValueError(
                 f"images of {images.shape[-2]} x {images.shape[-1]} pixels are too small for this discriminator: give "

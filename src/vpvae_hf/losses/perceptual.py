@@ -20,7 +20,7 @@ def load_lpips_network() -> nn.Module:
     its weights. The global random state stays as it is, so that a run with LPIPS draws the same numbers as one without.
 
     Raises:
-        ImportError: torchmetrics or torchvision is missing, or does not import beside this torch.
+        ImportError: torchmetrics or torchvision is missing, or cannot be imported with this torch.
         OSError: VGG16's weights are not in torch's cache folder and cannot be downloaded.
     """
     try:
@@ -55,11 +55,11 @@ def require_lpips_channels(channels: int) -> None:
 def lpips_per_image(reconstruction: Tensor, original: Tensor) -> Tensor:
     """[B] float32: LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each pair, 0 if both images are equal.
 
-    It is computed in float32 under autocast, too, because features of similar images differ by less than half
-    precision can tell. The network follows the device of the images. Gradients reach both images, never the network.
+    It is computed in float32 under autocast, too, because features of similar images differ by less than half precision
+    can resolve. The network follows the device of the images. Gradients reach both images, never the network.
 
     Args:
-        reconstruction, original: [B, C, H, W] in [-1, 1], at least 16 pixels a side. Values beyond are not clipped. C
+        reconstruction, original: [B, C, H, W] in [-1, 1], at least 16 pixels a side. Values outside are not clipped. C
             is 3, or 1: grey is then taken as RGB with equal channels.
 
     Raises:
@@ -89,7 +89,7 @@ def lpips_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
 
 
 def load_lpips_loss() -> Callable[[Tensor, Tensor], Tensor]:
-    """`lpips_loss`, after loading its network; errors as of `load_lpips_network`."""
+    """`lpips_loss`, after loading its network; errors as for `load_lpips_network`."""
     load_lpips_network()
     return lpips_loss
 
@@ -98,5 +98,5 @@ def _network_on(device: torch.device) -> nn.Module:
     # Parameters made or moved in inference mode could not serve a later training step.
     with torch.inference_mode(False):
         network = load_lpips_network()
-        # To ask a module to move walks through all of its parts, even if they are there.
+        # Moving a module walks through all of its parts, even if they are on the device already.
         return network if next(network.parameters()).device == device else network.to(device)

@@ -1,4 +1,4 @@
-"""Losses by the names under which a configuration weights them. A new loss is a function and a line in a table here."""
+"""Losses by name, as a configuration weights them. To add a loss, write a function and a line in a table here."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -30,14 +30,14 @@ class Loaded:
 def log_l2_loss(reconstruction: Tensor, original: Tensor) -> Tensor:
     """Mean over the items of ln(1 + 10^6 m), m an item's mean squared error; for signals in [-1, 1].
 
-    Items count as in the mean PSNR, where half an item's error is worth 3 dB however large the error is; the mean
-    squared error itself is mostly that of the few items with the largest errors.
+    Items count as in the mean PSNR, where halving an item's error is worth 3 dB however large the error is. The mean
+    squared error itself, in contrast, is mostly that of the few items with the largest errors.
     """
     errors = (reconstruction.float() - original.float()).square().flatten(1).mean(dim=1)
     return (1e6 * errors).log1p().mean()
 
 
-# Of any signal.
+# For any signal.
 RECONSTRUCTION_LOSSES: dict[str, Loss | Loaded] = {"l1": l1_loss, "l2": mse_loss, "log_l2": log_l2_loss}
 
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 # (FFT size, hop, window length) in samples, the paper's table 1; they do not scale with the sampling rate.
 RESOLUTIONS = ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240))
-# Reflection pads half of the largest FFT on both sides, and reflects fewer samples than there are.
+# Reflection pads half of the largest FFT on both sides; it can reflect only fewer samples than there are.
 MINIMUM_LENGTH = 1 + max(fft_size for fft_size, _, _ in RESOLUTIONS) // 2
 # Added to the power of each bin. Its root, 3e-4, is just above the magnitude of the noise that rounding to 16 bits
-# makes (1e-4 to 2e-4): what is quieter is silence, with a finite logarithm and slope.
+# makes (1e-4 to 2e-4), so anything quieter counts as silence, with a finite logarithm and slope.
 SILENT_POWER = 1e-7
-# A waveform whose bins have less than this root mean square counts as this loud where eq. (4) divides by its loudness.
-# White noise at -65 dB of full scale has about as much. Otherwise one silent segment would drown its batch's gradient.
+# Eq. (4) divides by the loudness of a waveform. If the root mean square of its bins is less than this, this is taken in
+# its place; white noise at -65 dB of full scale has about as much. Otherwise one silent segment would dominate its
+# batch's gradient.
 QUIETEST_MAGNITUDE = 1e-2
 
 
@@ -37,15 +38,15 @@ def multi_resolution_stft_loss(reconstruction: Tensor, original: Tensor) -> Tens
             f"the STFT loss needs at least {MINIMUM_LENGTH} samples, got {length}: use longer segments, or do without "
             "the STFT loss"
         )
-    # Autocast lowers none of what follows.
+    # Autocast lowers the precision of nothing below.
     x, x_hat = original.float().flatten(0, 1), reconstruction.float().flatten(0, 1)
     return torch.stack([_stft_loss(x, x_hat, *each) for each in RESOLUTIONS]).mean()
 
 
 def multi_resolution_stft_by_position(reconstruction: Tensor, original: Tensor) -> Tensor:
-    """[B, T] float32: the parts of samples in `multi_resolution_stft_loss` of their item, which is their mean.
+    """[B, T] float32: what samples contribute to their item's `multi_resolution_stft_loss`, the mean of these.
 
-    A frame's part is shared by the samples that are nearest to its middle. Args and errors as of the loss.
+    A frame's contribution is divided among the samples that are nearest to its middle. Args and errors as for the loss.
     """
     check_waveforms("the STFT loss", reconstruction, original)
     channels, length = original.shape[1:]
@@ -74,7 +75,7 @@ def _stft_loss(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length:
 
 
 def _frame_losses(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_length: int) -> Tensor:
-    """The part [W, L] of each frame in eqs. (4) and (5) of its waveform, whose sum they are."""
+    """What each frame contributes to eqs. (4) and (5) of its waveform, [W, L]; the sum over frames is their value."""
     window = torch.hann_window(window_length, dtype=torch.float32, device=x.device)
     s, s_hat = (
         _magnitudes(_reflected(each, fft_size // 2), fft_size, hop, window, center=False) for each in (x, x_hat)
@@ -87,7 +88,7 @@ def _frame_losses(x: Tensor, x_hat: Tensor, fft_size: int, hop: int, window_leng
 
 
 def _by_sample(parts: Tensor, hop: int, length: int) -> Tensor:
-    """[W, T] from parts of frames [W, L], with the sum of the frames as the mean of the samples."""
+    """[W, T] from contributions of frames [W, L]; the mean over samples is the sum over frames."""
     frame = ((torch.arange(length, device=parts.device) + hop // 2) // hop).clamp(max=parts.shape[1] - 1)
     return (length * parts / frame.bincount(minlength=parts.shape[1]).clamp(min=1))[:, frame]
 

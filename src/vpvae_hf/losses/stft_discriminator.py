@@ -12,16 +12,16 @@ from .spectral import check_waveforms
 
 # Window lengths in samples; the hop is a quarter of one.
 WINDOWS = (2048, 1024, 512, 256, 128)
-# In time; each of these layers halves the frequencies.
+# Dilations in time; each of these layers halves the number of frequencies.
 _DILATIONS = (1, 2, 4)
 
 
 class STFTDiscriminator(nn.Module):
     """Tells real audio from reconstructed: the multi-scale STFT discriminator of EnCodec.
 
-    Défossez et al. 2022, arXiv 2210.13438, section 3.4: five networks of one shape, one for each window length, see the
-    real and the imaginary parts of the complex spectrogram, so phase counts. Kernels are 9 wide in frequency where the
-    paper has 8, so that they are centred.
+    Défossez et al. 2022, arXiv 2210.13438, section 3.4: five networks of the same architecture, one for each window
+    length, see the real and the imaginary parts of the complex spectrogram, so phase counts. Kernels are 9 wide in
+    frequency (8 in the paper), so that they are centred.
 
     Args:
         base_channels: width of every layer.
@@ -35,7 +35,7 @@ class STFTDiscriminator(nn.Module):
         self.scales = nn.ModuleList(_Scale(window, base_channels) for window in WINDOWS)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Logits [B, n] of all places in all spectrograms, about T / 4 of each; higher if they sound real.
+        """Logits [B, n] of all places in all spectrograms, about T / 4 per spectrogram; higher if they sound real.
 
         Args:
             waveforms: [B, 1, T] in [-1, 1], at least 1025 samples, or a ValueError is raised.

@@ -25,11 +25,11 @@ DECADES = 8.0
 
 
 class WhisperFeatures(nn.Module):
-    """Whisper's features of waveforms, of the waveforms' own length.
+    """Whisper's features of waveforms at their own length, without padding to 30 s.
 
     Whisper pads its input to 30 s. Here the encoder reads only the waveform, padded to whole positions, and uses the
-    first of its position embeddings, which are fixed sinusoids. For a second of sound that is a thirtieth of the work,
-    but the features differ from those of the padded waveform.
+    first of its position embeddings, which are fixed sinusoids. For one second of sound this takes a thirtieth of the
+    work, but the features differ from those of the padded waveform.
 
     Args:
         encoder: Whisper's encoder; this module changes its length with each call.
@@ -53,11 +53,11 @@ class WhisperFeatures(nn.Module):
         length, limit = waveforms.shape[-1], len(self.positions) * self.samples_per_position
         if not 0 < length <= limit:
             raise ValueError(
-                f"Whisper hears 1 to {limit} samples ({limit / SAMPLING_RATE:g} s) at once, got {length}: use shorter "
+                f"Whisper takes 1 to {limit} samples ({limit / SAMPLING_RATE:g} s) at once, got {length}: use shorter "
                 "segments, or do without the Whisper loss"
             )
         mel = self.log_mel(pad(waveforms, (0, -length % self.samples_per_position)))
-        # The encoder refuses any other length than its config's, and always adds all of its position embeddings.
+        # The encoder accepts only the length in its config, and always adds all of its position embeddings.
         count = -(-length // self.samples_per_position)
         self.encoder.embed_positions = nn.Embedding.from_pretrained(self.positions[:count]).eval()
         self.encoder.config.max_source_positions = count
@@ -114,10 +114,10 @@ def load_whisper_features(name: str) -> WhisperFeatures:
 
 
 def load_whisper_loss(model: str, sampling_rate: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """`whisper_loss` with its model, after loading it; errors as of `load_whisper_features`."""
+    """`whisper_loss` with its model, after loading it; errors as for `load_whisper_features`."""
     if sampling_rate != SAMPLING_RATE:
         raise ValueError(
-            f"the waveforms have {sampling_rate} Hz, but Whisper hears {SAMPLING_RATE} Hz: train at {SAMPLING_RATE} "
+            f"the waveforms have {sampling_rate} Hz, but Whisper needs {SAMPLING_RATE} Hz: train at {SAMPLING_RATE} "
             "Hz, or do without the loss 'whisper' (--losses.whisper 0)"
         )
     load_whisper_features(model)
@@ -146,5 +146,5 @@ def _network_on(device: torch.device, model: str) -> WhisperFeatures:
     # Parameters made or moved in inference mode could not serve a later training step.
     with torch.inference_mode(False):
         network = load_whisper_features(model)
-        # To ask a module to move walks through all of its parts, even if they are there.
+        # Moving a module walks through all of its parts, even if they are on the device already.
         return network if next(network.parameters()).device == device else network.to(device)

@@ -18,12 +18,12 @@ from vpvae_hf.tensors import as_floating
 
 # The only sampling rate of wide-band PESQ.
 _PESQ_RATE = 16_000
-# The pesq package holds 50 utterances, and a clip with more ends the whole process. Utterances and the pauses between
-# them last 0.2 seconds at least, so 20 seconds are safe whatever they hold.
+# The pesq package has room for 50 utterances, and a clip with more of them ends the whole process. Utterances and the
+# pauses between them last at least 0.2 seconds each, so 20 seconds are safe whatever they contain.
 _PESQ_SECONDS = 20
 _MEL_BANDS = 80
 _WINDOW_SECONDS, _HOP_SECONDS = 0.064, 0.016
-# The logarithm's floor is below what the last of 16 bits gives.
+# The logarithm's floor is below the magnitude that the last of 16 bits gives.
 MAGNITUDE_FLOOR = 1e-5
 
 
@@ -70,10 +70,10 @@ def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
 
     def score(made: Tensor, true: Tensor) -> float:
         try:
-            # It divides by the peak, which may be zero.
+            # The function divides by the peak, which may be zero.
             with np.errstate(invalid="ignore"):
                 return float(perceptual_evaluation_speech_quality(made, true, fs=_PESQ_RATE, mode="wb"))
-        except (PesqError, ValueError):  # a ValueError where a silent reconstruction makes the score NaN inside
+        except (PesqError, ValueError):  # a ValueError if a silent reconstruction makes it compute NaN
             return math.nan
 
     parts = max(1, math.ceil(made.shape[-1] / (_PESQ_SECONDS * _PESQ_RATE)))
@@ -85,7 +85,7 @@ def pesq_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
 
 
 def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> Tensor:
-    """STOI (Taal et al. 2011, not the extended one) of each clip of speech: 1 if it is as intelligible, about 0 if not.
+    """STOI (Taal et al. 2011, not extended) of clips of speech: 1 if as intelligible as the original, about 0 if not.
 
     Clips are resampled to 10000 Hz. STOI is NaN if it is not defined: less than 0.4 seconds of the original are not
     silent, or either has NaN. A silent reconstruction has 0.
@@ -100,7 +100,7 @@ def stoi_score(reconstruction: Tensor, original: Tensor, sampling_rate: int) -> 
     for pair in zip(made.cpu(), true.cpu(), strict=True):
         try:
             with warnings.catch_warnings():
-                # Too short for it: the package would warn and give 1e-5, or fail where not a single frame is left.
+                # If a clip is too short, the package warns and gives 1e-5, or fails if not a single frame remains.
                 warnings.simplefilter("error", RuntimeWarning)
                 score = float(short_time_objective_intelligibility(*pair, fs=sampling_rate))
         except (RuntimeWarning, np.exceptions.AxisError):
@@ -122,10 +122,10 @@ def mel_distance(reconstruction: Tensor, original: Tensor, sampling_rate: int) -
 def log_mel_spectrogram(waveforms: Tensor, sampling_rate: int) -> Tensor:
     """Natural logarithm of mel-band magnitudes, floored at 1e-5: [B, T] -> [B, 80, 1 + T // hop], low bands first.
 
-    Magnitudes of a short-time Fourier transform with a periodic Hann window of 64 ms (1024 samples at 16 kHz), as long
-    as the transform, every 16 ms (256 samples), centred on its sample, with zeros around the clip, not normalized.
-    Summed into 80 triangular bands between 0 Hz and half the sampling rate, on Slaney's mel scale (linear up to 1 kHz),
-    each of unit area over frequency in Hz.
+    Magnitudes are those of a short-time Fourier transform of 64 ms (1024 samples at 16 kHz), with a periodic Hann
+    window of that length, every 16 ms (256 samples). Each frame is centred on its sample, with zeros around the clip;
+    nothing is normalized. Magnitudes are summed into 80 triangular bands between 0 Hz and half the sampling rate, on
+    Slaney's mel scale (linear up to 1 kHz), each of unit area over frequency in Hz.
     """
     waveforms = as_floating(waveforms, "waveforms")
     window, hop = round(_WINDOW_SECONDS * sampling_rate), round(_HOP_SECONDS * sampling_rate)

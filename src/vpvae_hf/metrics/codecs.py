@@ -25,7 +25,7 @@ class Codec(ABC):
     """A codec whose settings are the integers 0 to 100.
 
     Attributes:
-        name: its name for readers.
+        name: its name, as people read it.
         ladder: the settings of a curve, from the smallest files to the largest.
     """
 
@@ -42,7 +42,7 @@ class Codec(ABC):
 
     @abstractmethod
     def extent(self, signal: Tensor) -> float:
-        """What the bits of a file are divided by for a rate: pixels for bits per pixel, milliseconds for kbit/s."""
+        """What a file's bits are divided by to get a rate: pixels for bits per pixel, milliseconds for kbit/s."""
 
 
 class WebP(Codec):
@@ -70,7 +70,7 @@ class WebP(Codec):
 
 
 class Opus(Codec):
-    """Opus in Ogg files by libsndfile's compression level in hundredths: about 256 kbit/s at 0, and 6 at 100.
+    """Opus in Ogg files. A setting is libsndfile's compression level in hundredths: about 256 kbit/s at 0, 6 at 100.
 
     Args:
         sampling_rate: of clips, Hz.
@@ -115,7 +115,7 @@ class Opus(Codec):
 def nearest_in_size(codec: Codec, signal: Tensor, wanted: int) -> tuple[int, bytes]:
     """The setting whose file is nearest in size to so many bytes, and that file.
 
-    It takes sizes to grow, or to shrink, with the setting.
+    It assumes that sizes only grow, or only shrink, as the setting rises.
     """
     low, high, grows = 0, _LAST_SETTING, codec.ladder.step > 0
     files: dict[int, bytes] = {}

@@ -1,4 +1,4 @@
-"""How evenly codes are used, and sums that means are made from."""
+"""How evenly codes are used, and sums from which means are computed."""
 
 import torch
 from torch import Tensor

@@ -23,7 +23,7 @@ from .image import image_quality, lpips_distance
 
 
 class Argument(NamedTuple):
-    """An argument of `add_batch`: the dtype of its values, how many dimensions an item has, and what users are told."""
+    """An argument of `add_batch`: the dtype of its values, how many dimensions an item has, and a text for users."""
 
     dtype: str
     dimensions: int
@@ -37,7 +37,7 @@ IMAGES = {
 CLIPS = {
     "predictions": Argument("float32", 2, "reconstructed clips, [B, 1, T], clipped to [-1, 1]."),
     "references": Argument("float32", 2, "the originals, of the same shape."),
-    "sampling_rate": Argument("int64", 0, "of both, in Hz; the same for all batches."),
+    "sampling_rate": Argument("int64", 0, "sampling rate of both, in Hz; the same for all batches."),
 }
 CODES = {
     "predictions": Argument("int64", 1, "codes of any shape [...], integers in 0..K-1."),
@@ -48,10 +48,10 @@ CODES = {
 class RunningTotals(evaluate.Metric):
     """An `evaluate.Metric` that keeps sums instead of examples.
 
-    A subclass defines `describe()`, what it measures and how, for users; `totals_of(predictions, references,
-    **numbers)`, [n] float64, what a batch adds to the totals; and `summary(totals)`, what these come to, by name.
-    Numbers that come with predictions (a sampling rate, a codebook's size) have to be the same for all batches of one
-    result; n depends on nothing else.
+    A subclass defines `describe()`, which says for users what is measured and how; `totals_of(predictions, references,
+    **numbers)`, [n] float64, which a batch adds to the totals; and `summary(totals)`, the metrics by name that the
+    totals give. Numbers that come with predictions (a sampling rate, a codebook's size) have to be the same for all
+    batches of one result; n depends on nothing else.
 
     Args:
         across_ranks: in a job of torch.distributed, let `compute` measure what was added on all ranks together. Every
@@ -94,9 +94,9 @@ class RunningTotals(evaluate.Metric):
         self._numbers, self._totals = numbers, totals if self._totals is None else self._totals + totals
 
     def compute(self, *, predictions=None, references=None, **numbers: int) -> dict[str, float]:
-        """What the metric's description says, over all batches added since the last call, which are then forgotten.
+        """Measure all batches added since the last call, as the metric's description says, and forget them.
 
-        Arguments are added first. Every rank gets the result, unlike with other metrics of evaluate. With
+        Arguments are added as a batch first. Every rank gets the result, unlike with other metrics of evaluate. With
         `across_ranks`, a RuntimeError says that adding failed on another rank.
         """
         given = {"predictions": predictions, "references": references, **numbers}
@@ -108,7 +108,7 @@ class RunningTotals(evaluate.Metric):
             of_all = distributed.objects_of_all_ranks(None if totals is None else (numbers, len(totals)))
             if added := [of_one for of_one in of_all if of_one is not None]:
                 self._check_equal([numbers for numbers, _ in added])
-                # A rank that has added nothing does not know how many there are.
+                # A rank that has added nothing does not know how many totals there are.
                 own = torch.zeros(added[0][1], dtype=torch.float64) if totals is None else totals
                 totals = distributed.sum_over_ranks(own)
         if totals is None:
@@ -142,13 +142,14 @@ class RunningTotals(evaluate.Metric):
 class MeanOverItems(RunningTotals):
     """The mean of a metric over the items for which it is not NaN, in float64; NaN if no item has a value.
 
-    A subclass names the function that measures [B] items; the function's docstring is the metric's description.
+    A subclass names the function that gives [B] values for B items; the function's docstring is the metric's
+    description.
     """
 
     metric_fn: ClassVar[Callable[..., Tensor | dict[str, Tensor]]]
 
     def describe(self) -> str:
-        name = camelcase_to_snakecase(type(self).__name__)  # as evaluate does, after this
+        name = camelcase_to_snakecase(type(self).__name__)  # evaluate makes its name the same way, later
         return (
             f'{cleandoc(self.metric_fn.__doc__)}\n\nGives the mean over items as "{name}", "items" (how many) and '
             '"undefined" (how many of them were left out because they have no value).'

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets by a network's features, as the FID has it (arXiv 1706.08500, eq. 6).
+"""Fréchet distance between two sets by a network's features, as in FID (arXiv 1706.08500, eq. 6).
 
 Shapes: N items of a set, D features of an item.
 """
@@ -27,7 +27,7 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     # C C' has the eigenvalues of this symmetric matrix.
     cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp_min(0).sqrt().sum()
     distance = (mean - other_mean).square().sum() + covariance.trace() + other_covariance.trace() - 2 * cross
-    return max(0.0, float(distance))  # rounding may leave less than nothing of equal sets
+    return max(0.0, float(distance))  # for equal sets, rounding may make it negative
 
 
 def _mean_and_covariance(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ def image_quality(
 ) -> dict[str, Tensor]:
     """PSNR in dB and SSIM of each image, over all channels, from values clipped to [-1, 1] and shifted to [0, 1].
 
-    Channels (grey, RGB or RGBA) are as they are, not luma; the data range is 1. PSNR of equal images is infinite. SSIM
+    Channels (grey, RGB or RGBA) are not converted to luma; the data range is 1. PSNR of equal images is infinite. SSIM
     is 1 for equal images and has the usual 11-pixel Gaussian window with standard deviation 1.5, also across the
     border, where the image is mirrored.
 
@@ -53,7 +53,7 @@ def image_quality(
 def lpips_distance(reconstruction: Tensor, original: Tensor) -> Tensor:
     """LPIPS with VGG16 (Zhang et al. 2018, arXiv 1801.03924) of each image, from values clipped to [-1, 1].
 
-    Published values may be of another network, e.g. AlexNet; do not compare with those. Images are [B, C, H, W]
+    Published values may be those of another network, e.g. AlexNet; do not compare with those. Images are [B, C, H, W]
     with 1 or 3 channels, at least 16 pixels a side; see `lpips_per_image`, also for errors.
     """
     return lpips_per_image(*(x.clamp(-1, 1) for x in _images(reconstruction, original)))

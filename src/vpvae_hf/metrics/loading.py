@@ -6,7 +6,7 @@ _FOLDER = Path(__file__).parent / "modules"
 
 
 def load_metric(name: str, **settings):
-    """A metric module for evaluate, from the package's own files, so without a network.
+    """A metric module for evaluate, loaded from the package's own files, so it needs no network.
 
     Args:
         name: "code_usage", "lpips", "mel_distance", "pesq", "psnr", "ssim" or "stoi".

@@ -18,17 +18,17 @@ _IMAGE_GAP, _CLIP_GAP = 4, 8
 _WAVE_HEIGHT = 48
 # Pixels per mel band and per step in time.
 _ENLARGED = 2
-# What is 80 dB below the loudest band of the original is black; as a natural logarithm.
+# A band 80 dB below the loudest band of the original is black; as a natural logarithm.
 _RANGE = 80 / 20 * math.log(10)
 # From quiet to loud. Lightness rises in equal steps of the OKLab colour space (Ottosson 2020), while the hue turns from
 # blue over red to yellow: equal differences look equal, in grey too.
 _COLOURS = np.frombuffer(
     bytes.fromhex("05050d 2a0343 5b075a 930f5f cb2350 f25530 fc9643 fdcc7f fffada"), dtype=np.uint8
 ).reshape(-1, 3)
-# Codes that tell the range of colours of all.
+# The most codes from which the range of colours is found.
 _MOST_RANKED = 1 << 20
 _WAVE_COLOUR, _WAVE_GROUND = _COLOURS[2], 240
-# Length of the longer side, pixels, up to which small images are enlarged where people look at them.
+# Length of the longer side, in pixels, up to which small images are enlarged for people to look at.
 SHOWN_SIDE = 256
 # Pixels of the axes beside and below a spectrogram, and of their marks; the marks' frequencies, kHz, and the time
 # between two, seconds.
@@ -49,9 +49,9 @@ def image_grid(
     Images have one channel (grey), three (RGB) or four (RGBA, shown over white).
 
     Args:
-        labels: what to write before each row; none to write nothing.
-        captions: for each row what to write below each of its images; none to write nothing.
-        shown_side: show each pixel as a square of so many that the longer side of an image has this length at least.
+        labels: what to write before each row; empty for nothing.
+        captions: for each row, what to write below each of its images; empty for nothing.
+        shown_side: enlarge each pixel to a square so large that the longer side of an image has at least this length.
     """
     pixels = from_pixel_values(as_rgb(_stacked(rows)))
     factor = math.ceil(shown_side / max(pixels.shape[2:4]))
@@ -83,19 +83,19 @@ def spectrogram_grid(
     """A picture [height, width, 3] uint8 of rows of clips: above the waveform, below it the log-mel spectrogram.
 
     Time runs to the right, 8 ms per pixel; frequency upwards on the mel scale, see `log_mel_spectrogram`. Both have
-    axes, in seconds and kHz. Brightness covers the 80 dB below the original's loudest band. A clip has one scale of
-    amplitude and one of brightness in all rows, so that they compare.
+    axes, in seconds and kHz. Brightness covers the 80 dB below the original's loudest band. A clip has the same scale
+    of amplitude and the same scale of brightness in all rows, so that rows can be compared.
 
     Args:
         rows: each [B, 1, T] in [-1, 1], of one shape; the first row is the original.
         sampling_rate: in Hz.
-        labels, captions: as of `image_grid`.
+        labels, captions: as for `image_grid`.
     """
     clips = _stacked(rows).clamp(-1, 1).squeeze(2)
     mels = log_mel_spectrogram(clips.flatten(0, 1), sampling_rate).unflatten(0, clips.shape[:2])
     loudest = mels[0].amax(dim=(1, 2))[:, None, None]
     quietest = (loudest - _RANGE).clamp_min(math.log(MAGNITUDE_FLOOR))
-    # The range of silence is zero.
+    # For silence the range is zero.
     shades = ((mels - quietest) / (loudest - quietest).clamp_min(1)).clamp(0, 1).flip(2).numpy()
     peaks = clips.abs().amax(dim=(0, 2)).clamp_min(1e-5)[:, None]
     panels = [
@@ -133,7 +133,7 @@ def _waveform(wave: Tensor, frames: int) -> np.ndarray:
 
 
 def _frequency_axis(height: int, sampling_rate: int) -> np.ndarray:
-    """[height, width, 3] uint8, beside a waveform above its spectrogram: kHz, at the middle of what has them."""
+    """[height, width, 3] uint8, left of a waveform above its spectrogram: kHz, each label at its frequency."""
     from transformers.audio_utils import hertz_to_mel
 
     highest = sampling_rate / 2000
@@ -151,7 +151,7 @@ def _time_axis(width: int) -> np.ndarray:
     """[height, width, 3] uint8, below a spectrogram."""
     times = np.arange(0, width / _PIXELS_PER_SECOND, _TIME_STEP)
     places = (times * _PIXELS_PER_SECOND).round().astype(int)
-    # The first begins at its mark, and one that would end beyond the axis is left out.
+    # The first label begins at its mark, and a label that would end beyond the axis is left out.
     texts = [(0, _MARK + 3, "0 s", "la")]
     texts += [(place, _MARK + 3, f"{time:g} s", "ma") for place, time in zip(places, times, strict=True) if time]
     axis = write_texts(_TIME_AXIS, width, [each for each in texts if each[0] + _TIME_AXIS <= max(width, _TIME_AXIS)])

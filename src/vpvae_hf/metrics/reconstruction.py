@@ -93,7 +93,7 @@ def evaluate_reconstruction(
         groups, size = 1, len(codebook)
     if not quantized:
         groups, size = 1, 0
-    # On the device until the end: to fetch them after each batch would leave a GPU without work meanwhile.
+    # Kept on the device until the end: fetching them after each batch would leave a GPU idle meanwhile.
     totals: dict[str, Tensor] = {}
     values: dict[str, list[Tensor]] = {}
     moments: dict[str, Tensor] = {}
@@ -173,7 +173,7 @@ def reconstruct(
     unquantized: bool = True,
     refine_steps: int = 0,
 ) -> Reconstruction:
-    """Encode and decode a batch in eval mode; arguments as of `evaluate_reconstruction`.
+    """Encode and decode a batch in eval mode; arguments as for `evaluate_reconstruction`.
 
     Args:
         unquantized: whether continuous latents are to be decoded too.

@@ -25,8 +25,8 @@ def sheet(
 
     Args:
         gap: pixels between tiles.
-        labels: what to write before each row; none to write nothing.
-        captions: for each row what to write below each of its tiles, none to write nothing; none for all rows, too.
+        labels: what to write before each row; empty for nothing.
+        captions: for each row, what to write below each of its tiles, empty for nothing; empty as a whole for none.
         left: an axis [height, any, 3] before the first tile of each row.
         below: an axis [any, width, 3] below each tile of the last row.
     """
@@ -60,7 +60,7 @@ def write_texts(
 
 
 def _caption(text: str, width: int, row: Sequence[str], size: int) -> np.ndarray:
-    """[height, width, 3]; all of a row are as high as its longest."""
+    """[height, width, 3]; all captions of a row are as high as its longest one."""
     height = round(_LINE * size * max(each.count("\n") + 1 for each in row))
     return write_texts(height, width, [(width / 2, size * 0.15, text, "ma")], size)
 
@@ -81,7 +81,7 @@ def _beside(part: np.ndarray, band: np.ndarray) -> np.ndarray:
 
 
 def _padded(picture: np.ndarray, height: int = 0, width: int = 0) -> np.ndarray:
-    """White below and to the right of a picture [height, width, 3], up to a size."""
+    """A picture [height, width, 3], with white added below it and to its right, up to a size."""
     missing = [(0, max(0, want - have)) for want, have in zip((height, width), picture.shape, strict=False)]
     return np.pad(picture, [*missing, (0, 0)], constant_values=255)
 

@@ -1,4 +1,4 @@
-"""Kinds of signals. Another one is a subclass of `Modality` in a file of its own, and one line in `MODALITIES`."""
+"""Kinds of signals. To add one, write a subclass of `Modality` in its own file, and a line in `MODALITIES`."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ __all__ = ["MODALITIES", "Batches", "Execution", "Modality", "load_for_tokenizin
 
 
 class _Modalities(dict[str, Modality]):
-    """Modalities by name. One that is given as "module:class" is imported when it is first asked for."""
+    """Modalities by name. One that is given as "module:class" is imported when it is first used."""
 
     def __getitem__(self, name: str) -> Modality:
         value = super().__getitem__(name)
@@ -60,13 +60,13 @@ def load_tokenizer(
     """A tokenizer of any modality from a folder or a hub id, in eval mode.
 
     Args:
-        name: a local path goes before the name of a bundled tokenizer, and that before a hub id.
+        name: a local path, the name of a bundled tokenizer, or a hub id; it is looked up in this order.
         revision: branch, tag or commit of the hub id.
-        device: where it is to be; None for a GPU if there is one, otherwise the CPU.
-        codebook_size: K of the codebook to select, of a tokenizer that has several.
+        device: where to load it; None for a GPU if there is one, otherwise the CPU.
+        codebook_size: K of the codebook to select, if the tokenizer has several.
 
     Raises:
-        ValueError: it is no tokenizer of this package, or not a whole one.
+        ValueError: the folder or repository holds no tokenizer of this package, or an incomplete one.
         FileNotFoundError, PermissionError, ConnectionError: it cannot be loaded.
     """
     name = bundled_or_given(name)
@@ -95,7 +95,7 @@ def load_tokenizer(
 
 @contextlib.contextmanager
 def _without_bar() -> Iterator[None]:
-    """A context without transformers' progress bar, which tells nothing if weights are read in a second."""
+    """A context without transformers' progress bar, which is of no use if weights are read in a second."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -112,9 +112,10 @@ def load_for_tokenizing(
 ) -> Tokenizer:
     """A tokenizer that has codes, to be run as `execution` says.
 
+    Errors of `load_tokenizer` and `Execution.find_device` are raised, too.
+
     Raises:
-        CodebookNotFittedError, NoCodesError: it has none.
-        and the errors of `load_tokenizer` and `Execution.find_device`.
+        CodebookNotFittedError, NoCodesError: the tokenizer has no codes.
     """
     model = execution.prepare(load_tokenizer(name, revision, execution.find_device(), codebook_size))
     if not model.quantize.config.fitted:

@@ -32,7 +32,7 @@ from .config import AdversarialConfig, DataConfig, TrainingConfig, loss_help, op
 
 # Length of each clip that is shown and played, and of the silence between two.
 _SHOWN_SECONDS, _PAUSE_SECONDS = 3.0, 0.5
-# As many as libsndfile takes.
+# The most channels that libsndfile takes.
 _MOST_CHANNELS = 1024
 # Length of the segments that `vpvae fit` reads.
 _FITTED_SECONDS = 2.0
@@ -73,7 +73,7 @@ class AudioTrainingConfig(TrainingConfig):
     data: AudioDataConfig = field(default_factory=AudioDataConfig)
     losses: dict[str, float] = option({}, loss_help(audio_losses()))
     adversarial: AudioAdversarialConfig = field(default_factory=AudioAdversarialConfig)
-    whisper: str = option("openai/whisper-base", "folder or hub id of the Whisper model of the loss whisper")
+    whisper: str = option("openai/whisper-base", "folder or hub id of the Whisper model for the loss whisper")
 
 
 class AudioModality(Modality):
@@ -81,9 +81,9 @@ class AudioModality(Modality):
 
     model_class, config_class = VPCodecModel, AudioTrainingConfig
     train_items = "segments"
-    headline_metrics = ("pesq", "stoi")  # PESQ is defined at 16 kHz alone
+    headline_metrics = ("pesq", "stoi")  # PESQ is defined only at 16 kHz
     one_by_one = True
-    batches_decoded = 4  # clips of so many batches are sorted by length, so that batches have little padding
+    batches_decoded = 4  # the clips of this many batches are sorted by length, so that batches have little padding
     takes_validation_share = True
     written_suffixes = (".wav", ".flac", ".ogg")
     rate_unit = "kbit/s"
@@ -138,7 +138,7 @@ class AudioModality(Modality):
         return {"codes": codes, "num_samples": Value("int64")}
 
     def item_of(self, value: Any, transform: AudioClip) -> Tensor:
-        """In addition, arrays [T] or [channels, T], and mappings of "array" and "sampling_rate"."""
+        """Also takes arrays [T] or [channels, T], and mappings of "array" and "sampling_rate"."""
         array, rate = value, transform.sampling_rate
         if isinstance(value, Mapping) and "array" in value:
             array, rate = value["array"], value.get("sampling_rate")
@@ -165,7 +165,7 @@ class AudioModality(Modality):
         return {"hop_length": model.config.hop_length, **_reading(data, model)}
 
     def resolution(self, model: VPCodecModel) -> str:
-        return f"{model.config.frame_rate * model.quantize.code_groups:.4g} codes for each second"
+        return f"{model.config.frame_rate * model.quantize.code_groups:.4g} codes per second"
 
     def picture(
         self,
@@ -229,7 +229,7 @@ class AudioModality(Modality):
 
 
 def _segment(data: AudioDataConfig, model: VPCodecModel) -> int:
-    """S."""
+    """S, the samples of a training segment."""
     return max(1, round(data.segment_s * model.config.frame_rate)) * model.config.hop_length
 
 
@@ -241,7 +241,7 @@ def _as_file(audio: np.ndarray, rate: int) -> bytes:
     """A WAV file of audio [T] or [channels, T], so that it is checked and converted as files are."""
     import soundfile
 
-    # All values of the column are of this type, so it is no damaged file.
+    # All values of the column have this type, so this is not a damaged file.
     if audio.dtype.name not in ("float32", "float64", "int16", "int32"):
         raise TypeError(
             f"an array of type {audio.dtype} is no audio clip; give floating point of 32 or 64 bits (full scale is 1) "

@@ -23,21 +23,21 @@ from .config import AdversarialConfig, DataConfig, TrainingConfig
 class Modality(ABC):
     """A kind of signal: its model and settings, how files are read, what is measured, and how codes are stored.
 
-    A modality has no state. Training, `vpvae fit`, `evaluate`, `tokenize` and `compare` all ask it, so that they read
+    A modality has no state. Training, `vpvae fit`, `evaluate`, `tokenize` and `compare` all use it, so that they read
     files in the same way.
 
     Attributes:
-        model_class: the tokenizer.
+        model_class: the class of its tokenizers.
         config_class: settings of a training run; its `data` decides what the transforms below read.
         train_items: what one file becomes in training, e.g. "segments".
         headline_metrics: curves show the first of these that is measured, the progress bar all that are measured.
         unquantized_metrics: metrics that are also measured without quantization; None for all.
-        extra_metrics: metrics that are measured only if they are asked for, since they need a network.
+        extra_metrics: metrics that are measured only on request, since they need a network.
         one_by_one: whether items differ in size, so that they are measured one by one.
-        batches_decoded: the files of so many batches are decoded before the first of these batches is encoded.
-        written_suffixes: of files that `write_file` writes, the usual one first.
+        batches_decoded: the files of this many batches are decoded before the first of these batches is encoded.
+        written_suffixes: suffixes of the files that `write_file` writes, the default one first.
         rate_unit: what `rate` gives, e.g. "bits per pixel".
-        takes_validation_share: whether its data sets may be local files of which a share is set aside for validation.
+        takes_validation_share: whether a share of a data set of local files may be set aside for validation.
     """
 
     model_class: ClassVar[type[Tokenizer]]
@@ -110,7 +110,7 @@ class Modality(ABC):
     def open(
         self, data: DataConfig, transform: Transform, *, other_columns: bool = False, validation_share: float = 0.0
     ) -> Source:
-        """Open `data.split` of `data.name`, see `open_source`, and see that the transform can read its first files."""
+        """Open `data.split` of `data.name`, see `open_source`; check that the transform can read its first files."""
         where = {"split": data.split, "config": data.config, "revision": data.revision, "column": data.column}
         if validation_share:
             where["validation_share"] = validation_share
@@ -121,23 +121,23 @@ class Modality(ABC):
 
     @abstractmethod
     def train_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
-        """What the model is trained on."""
+        """What makes the items that the model is trained on."""
 
     def fit_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
-        """What the codebook is fitted to."""
+        """What makes the items that the codebook is fitted to."""
         return self.train_transform(data, model)
 
     @abstractmethod
     def eval_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
-        """What is measured and tokenized."""
+        """What makes the items that are measured or tokenized."""
 
     def shown_transform(self, data: DataConfig, model: Tokenizer) -> Transform:
-        """What pictures show; all of one size."""
+        """What makes the items that pictures show, all of one size."""
         return self.eval_transform(data, model)
 
     @abstractmethod
     def is_random(self, data: DataConfig) -> bool:
-        """Whether each pass over the data gives other training items."""
+        """Whether each pass over the data gives different training items."""
 
     @abstractmethod
     def metric_fn(self, model: Tokenizer, extra: Collection[str] = ()) -> MetricFn:
@@ -148,10 +148,10 @@ class Modality(ABC):
         return {}
 
     def codec(self, model: Tokenizer) -> Codec | None:
-        """A familiar codec, whose rates are in `rate_unit`, that `vpvae compare` measures in addition; None for none.
+        """A familiar codec, with rates in `rate_unit`, that `vpvae compare` also measures; None for none.
 
         Raises:
-            CodecUnavailableError: it cannot be written here for the model's signals.
+            CodecUnavailableError: this installation cannot write the codec's files for the model's signals.
         """
         return None
 
@@ -197,7 +197,7 @@ class Modality(ABC):
         batch_size: int,
         refine_steps: int = 0,
     ) -> Iterator[list[dict[str, Any]]]:
-        """The values of those columns for each item of each block, block by block; no block may be empty.
+        """The values of the columns of `code_features` for each item, block by block; no block may be empty.
 
         Items are what `transform`, the `eval_transform`, reads. The model is fitted and in eval mode. At most
         `batch_size` items of a block are encoded together, and their codes refined in `refine_steps`; the codes are
@@ -210,7 +210,7 @@ class Modality(ABC):
                 order = self.code_order(items)
                 for start in range(0, len(items), batch_size):
                     places = order[start : start + batch_size]
-                    with deferred_checks() as checks:  # immediate ones would wait for the batch before
+                    with deferred_checks() as checks:  # immediate checks would wait for the previous batch
                         codes = self.encode([items[place] for place in places], transform, model, refine_steps)
                     yield (codes, *checks.bounds), (items, places, rows, checks)
 
@@ -223,15 +223,15 @@ class Modality(ABC):
                 yield [rows[place] for place in range(len(items))]
 
     def item_of(self, value: Any, transform: Transform) -> Tensor:
-        """What `transform` reads, made of a value of a batch of `datasets` or Ray Data.
+        """The item that `transform` reads from a value in a batch of `datasets` or Ray Data.
 
         Args:
-            value: the bytes of a file, a path, a mapping with "bytes" or "path", or None or NaN, which Ray Data gives
-                where all of a batch are missing; or a decoded signal, where the modality takes such.
+            value: the bytes of a file, a path, or a mapping with "bytes" or "path"; None, or NaN, which Ray Data gives
+                if all values of a batch are missing; or a decoded signal, if the modality takes it.
 
         Raises:
-            UnreadableFileError: it cannot be read, or is missing.
-            TypeError: it is something else.
+            UnreadableFileError: the value cannot be read, or is missing.
+            TypeError: the value is something else.
         """
         if isinstance(value, bytes | str | os.PathLike):
             value = {"bytes": value} if isinstance(value, bytes) else {"path": os.fspath(value)}
@@ -256,12 +256,12 @@ class Modality(ABC):
         return model.tokenize(transform.model_input(batch), refine_steps=refine_steps)
 
     def code_row(self, item: Tensor, codes: np.ndarray, model: Tokenizer) -> dict[str, Any]:
-        """The values of an item's columns, from its codes as `encode` gives them, in the type of files."""
+        """The values of an item's columns, from its codes, which `encode` gave, in the dtype of files."""
         return {"codes": codes}
 
     @abstractmethod
     def code_settings(self, data: DataConfig, model: Tokenizer) -> dict[str, Any]:
-        """For JSON: what codes depend on in addition to tokenizer and files, and how much of a signal each tells."""
+        """For JSON: what codes depend on in addition to tokenizer and files, and how much signal a code stands for."""
 
     @abstractmethod
     def resolution(self, model: Tokenizer) -> str:
@@ -284,7 +284,7 @@ class Modality(ABC):
 
     @abstractmethod
     def rate(self, model: Tokenizer, bits: float) -> float:
-        """So many bits per token as bits per unit of the signal, in `rate_unit`."""
+        """Bits per token converted to bits per unit of the signal, in `rate_unit`."""
 
     @abstractmethod
     def read_suffixes(self) -> frozenset[str]:
@@ -297,7 +297,7 @@ class Modality(ABC):
         It is converted to what the model takes, whatever its size.
 
         Raises:
-            UnreadableFileError: it cannot be read, or is too short.
+            UnreadableFileError: the file cannot be read, or is too short.
         """
 
     @abstractmethod
@@ -310,7 +310,7 @@ class Modality(ABC):
 
     @abstractmethod
     def described(self, size: Mapping[str, int], bits: float) -> tuple[str, str]:
-        """The size of a signal and its share of so many bits in words, e.g. "640 x 480 pixels", "0.22 bits a pixel"."""
+        """A signal's size, and its rate at that many bits, in words: "640 x 480 pixels", "0.220 bits per pixel"."""
 
     def limit_memory(self, model: Tokenizer) -> None:
         """Make the model process large signals in parts, unless it does so by itself."""
@@ -318,7 +318,7 @@ class Modality(ABC):
 
     @abstractmethod
     def parts(self, size: Mapping[str, int], model: Tokenizer) -> int:
-        """In how many parts a signal is encoded or decoded."""
+        """The number of parts in which a signal is encoded or decoded."""
 
     @abstractmethod
     def compared(self, original: Tensor, decoded: Tensor, codes: Tensor, model: Tokenizer) -> np.ndarray:

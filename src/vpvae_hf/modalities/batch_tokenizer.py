@@ -43,9 +43,9 @@ class BatchTokenizer:
         tokenizer: folder or hub id.
         column: the column that holds the images or the audio.
         revision: branch, tag or commit of the hub id.
-        codebook_size: K of the codebook to encode with, of a tokenizer that has several; None for the one selected.
+        codebook_size: K of the codebook to encode with, if the tokenizer has several; None for the one selected.
         batch_size: how many items are encoded together; a batch may be larger.
-        refine_steps: refine the codes of each batch in at most so many steps, see `Tokenizer.tokenize`; 0 for nearest
+        refine_steps: refine the codes of each batch in at most this many steps, see `Tokenizer.tokenize`; 0 for nearest
             codes.
         keep_column: return the column, too; `datasets` then needs no `remove_columns`.
         dtype, compile, device, exact: how the tokenizer is run, as `Execution` takes it; by default on a GPU if the
@@ -152,7 +152,7 @@ class _Worker:
         self._told = self._in_a_row = 0
 
     def check(self, batch: Mapping[str, Any]) -> None:
-        """Check a batch, above all that it is one: a single row taken for a batch would lose its columns' values."""
+        """Check a batch, above all that it is not a single row: taken for a batch, a row would lose its values."""
         if not isinstance(batch, Mapping):
             raise TypeError(
                 f"a batch must be a mapping from columns to lists or arrays, got {type(batch).__name__}; leave out "
@@ -205,9 +205,9 @@ class _Worker:
 
 
 def _stamp(name: str) -> tuple:
-    """A text that changes when a local tokenizer is saved again; empty for a hub id.
+    """A value that changes when a local tokenizer is saved again; empty for a hub id.
 
-    It makes `datasets` compute codes anew, instead of taking those of the former tokenizer from its cache.
+    With it, `datasets` computes codes anew instead of taking those of the former tokenizer from its cache.
     """
     folder = local_path(bundled_or_given(name))
     files = [] if folder is None else sorted(Path(folder).glob("*"))
@@ -216,7 +216,7 @@ def _stamp(name: str) -> tuple:
 
 
 def _length(name: str, values: Any) -> int:
-    """The number of values of a column; a TypeError if it is a value."""
+    """The number of values of a column; a TypeError if it is a single value."""
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
         raise TypeError(
             f"column {name!r} is one {type(values).__name__}, not a list of values; use map with batched=True in "

@@ -17,7 +17,7 @@ from .config import DataConfig
 class Batches:
     """Batches of this rank's part of a training and a validation split, which are opened when they are first needed.
 
-    They lie on the model's device.
+    The batches are on the model's device.
 
     Args:
         data: names the splits; no validation split if its `validation_split` is None.
@@ -86,9 +86,9 @@ class Batches:
         return self._modality.open(data, transform, validation_share=share)
 
     def _first(self, transform: Transform, batch_size: int, left: int | None) -> Iterator[Tensor]:
-        """Batches in order, until none is left."""
+        """Batches in order, of at most `left` items in all; all batches for None."""
         workers = self._data.loader_workers
-        # Threads of one process keep the order. Whole clips, which may be long, are measured slower than decoded.
+        # Threads of one process keep the order. Whole clips, which may be long, take longer to measure than to decode.
         threads = 1 if self._modality.one_by_one else max(1, workers)
         stream = ItemStream(self._held_out, transform, **self._part, threads=threads)
         for batch in self._loader(stream, batch_size, min(1, workers)):

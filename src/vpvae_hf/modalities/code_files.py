@@ -26,8 +26,9 @@ class CodeFile:
 
     Attributes:
         kind: the name of the modality.
-        size: of the signal, see `Modality.read_file`; `words` tell it.
-        tokenizer, revision, fingerprint: of the tokenizer that made them.
+        size: size of the signal, see `Modality.read_file`.
+        words: the same in words.
+        tokenizer, revision, fingerprint: name, revision and fingerprint of the tokenizer that made the codes.
     """
 
     codes: Tensor
@@ -42,7 +43,10 @@ class CodeFile:
 
 
 def read_code_file(file: str | os.PathLike) -> CodeFile:
-    """What `write_code_file` wrote; errors of `read_codes`, and UnreadableFileError if the header lacks something."""
+    """Read what `write_code_file` wrote.
+
+    Errors are those of `read_codes`, and UnreadableFileError if the header lacks something.
+    """
     codes, header = read_codes(file)
     try:
         kind, codebook_size = header["kind"], int(header["codebook_size"])
@@ -69,12 +73,12 @@ def write_code_file(
     refine_steps: int = 0,
     packing: Packing | None = None,
 ) -> int:
-    """Write codes [*grid] or [*grid, G] of the model's selected codebook; gives their bytes, without the header.
+    """Write codes [*grid] or [*grid, G] of the model's selected codebook; returns their bytes, without the header.
 
     Args:
-        size: of the signal, see `Modality.read_file`.
+        size: size of the signal, see `Modality.read_file`.
         kind: the name of the modality.
-        name, revision: of the tokenizer.
+        name, revision: name and revision of the tokenizer.
         packing: see `write_codes`.
     """
     header = {
@@ -92,10 +96,10 @@ def decode_code_file(file: str | os.PathLike, found: CodeFile, model: Tokenizer,
     """The signal [1, ...], without padding, of a file of codes; the model then has the file's codebook selected.
 
     Args:
-        name: of the model, for messages.
+        name: name of the model, for messages.
 
     Raises:
-        ValueError: another tokenizer made them.
+        ValueError: another tokenizer made the codes.
         UnreadableFileError: the codes cannot be this tokenizer's, although the header names it.
     """
     if found.codebook_size in model.codebook_sizes:

@@ -21,8 +21,8 @@ def option(default: Any, description: str) -> Any:
 
 
 def loss_help(names: Iterable[str]) -> str:
-    """What --help says of the reconstruction losses that a modality has."""
-    return f"weights of reconstruction losses ({', '.join(names)}), in addition to the files'; 0 removes one; none: l1"
+    """The --help text about the reconstruction losses that a modality has."""
+    return f"weights of reconstruction losses ({', '.join(names)}), merged with the files'; 0 removes one; none: l1"
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ModelConfig:
     """Which model to train: a new one unless `pretrained` or the like names a start."""
 
     architecture: dict[str, Any] = option({}, "arguments of a new model, as AutoencoderVP or VPCodecConfig takes them")
-    pretrained: str | None = option(None, "folder or hub id of a tokenizer to go on from")
+    pretrained: str | None = option(None, "folder or hub id of a tokenizer to start from")
     subfolder: str | None = option(None, "subfolder of that folder or repository")
     revision: str | None = option(None, "branch, tag or commit of the hub id")
 
@@ -66,7 +66,7 @@ class DataConfig:
     validation_column: str | None = option(None, "column of validation_name; null: the only one of that type")
     validation_split: str | None = option("validation", "split to validate on; null to measure nothing")
     validation_share: float = option(
-        0.05, "share of the files of a local folder without splits that is set aside as its split validation"
+        0.05, "share of the files that is the split validation, if a local folder has no splits"
     )
     validation_examples: int | None = option(
         512, "images or clips for validation during training; null: all. The final evaluation uses all"
@@ -80,7 +80,7 @@ class DataConfig:
 
     @property
     def loader_workers(self) -> int:
-        """`workers`, or what it is by default: the ranks of a machine share the cores that this process may use."""
+        """`workers`; by default the cores that this process may use, divided among the machine's ranks, 8 at most."""
         if self.workers is not None:
             return self.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -88,7 +88,7 @@ class DataConfig:
 
     @property
     def share_set_aside(self) -> float:
-        """The share of a local folder without splits that is its split "validation"; 0 unless that is asked for."""
+        """The share of a local folder without splits that is its split "validation"; 0 if that split is not used."""
         asked = self._validates_on_itself and "validation" in (self.validation_split or "").split("+")
         return self.validation_share if asked else 0.0
 
@@ -112,7 +112,7 @@ class AdversarialConfig:
 
     weight: float = option(0.0, "weight of the adversarial loss")
     feature_matching: float = option(
-        0.0, "weight of the distance of the discriminator's features, relative to that of the adversarial loss"
+        0.0, "weight of the distance between the discriminator's features, relative to adversarial.weight"
     )
     start_step: int = option(0, "the first step that uses the discriminator")
     learning_rate: float = option(1e-4, "learning rate of the discriminator")
@@ -130,9 +130,9 @@ class CodebookConfig:
         None, "sizes of the codebooks to fit, the first of which is selected; default: quantizer.codebook_size alone"
     )
     nested: bool = option(False, "nest the codebooks: codes of a larger one can be cut to codes of a smaller one")
-    latents_per_code: int = option(256, "fresh latents to fit to, for each code of the largest codebook")
+    latents_per_code: int = option(256, "fresh latents to fit to, per code of the largest codebook")
     metric: Metric = option(
-        "euclidean", "distance of latents: euclidean, or decoder, which weighs them by the change of the output"
+        "euclidean", "distance between latents: euclidean, or decoder: by how much the decoder's output changes"
     )
     start: bool = option(
         False, "vq, simvq: start the learned codebook from one that is fitted to the starting model's latents"
@@ -165,7 +165,7 @@ class RunConfig:
     adam_weight_decay: float = option(1e-4, "AdamW's weight decay")
     max_grad_norm: float = option(1.0, "largest norm of the gradients; larger ones are scaled down to it")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(
-        None, "null: as accelerate is configured, otherwise bf16 on a CUDA GPU that has it; no: float32"
+        None, "null: as accelerate is configured; if it is not, bf16 on a CUDA GPU that supports it; no: float32"
     )
     gradient_checkpointing: bool = option(False, "save memory by computing activations twice")
     seed: int = option(0, "seed of the weights, the order of the data, and all random numbers of training")
@@ -205,7 +205,7 @@ def _tracker_names(given: Any) -> list[str]:
 class LoopConfig(RunConfig):
     """`RunConfig` with the settings of this package's own training loop."""
 
-    use_ema: bool = option(False, "publish a moving average of the weights")
+    use_ema: bool = option(False, "save a moving average of the weights as the trained model")
     ema_decay: float = option(0.999, "decay of the moving average")
 
     def __post_init__(self):
@@ -249,7 +249,7 @@ class TrainingConfig(LoopConfig):
                 )
         if self.train_only is not None and self.model.pretrained is None:
             raise ValueError(
-                f"train_only={self.train_only} goes on from a fitted tokenizer; name one with --model.pretrained"
+                f"train_only={self.train_only} starts from a fitted tokenizer; name one with --model.pretrained"
             )
 
     @property

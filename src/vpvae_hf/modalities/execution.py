@@ -21,13 +21,13 @@ class Execution:
 
     Args:
         dtype: what encoder and decoder compute in, by autocast if it is not "float32". The projections next to the
-            quantizer and the quantizer itself always compute in float32. TF32 is as torch has it.
-        compile: compile encoder and decoder. A batch of another size is compiled once more, for all sizes.
+            quantizer and the quantizer itself always compute in float32. TF32 is used as torch is set.
+        compile: compile encoder and decoder. If a batch has another size, they are compiled once more, for all sizes.
         device: e.g. "cpu", "cuda" or "cuda:1"; None for a GPU if there is one, otherwise the CPU.
-        exact: codes that depend on the device as little as they can: float32 without TF32, deterministic kernels.
+        exact: make codes depend on the device as little as possible: float32 without TF32, deterministic kernels.
 
     Raises:
-        ValueError: another dtype, or settings that contradict `exact`.
+        ValueError: the dtype is unknown, or settings contradict `exact`.
     """
 
     dtype: str = "float32"
@@ -42,7 +42,7 @@ class Execution:
             raise ValueError(f"exact codes are computed in float32 and not compiled; leave out exact or {other}")
 
     def find_device(self) -> torch.device:
-        """The device; a ValueError if there is no such one on this machine."""
+        """The device; a ValueError if this machine has no such device."""
         if self.device is None:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         counts = {"cpu": 1, "cuda": torch.cuda.device_count()}
@@ -91,9 +91,9 @@ class Execution:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 
     def record(self) -> dict[str, Any]:
-        """What codes and metrics depend on besides model and data, for JSON; call it within `running`.
+        """What codes and metrics depend on in addition to model and data, for JSON; call it within `running`.
 
-        "tf32" is whether products or convolutions of float32 may be rounded to it, which CUDA GPUs alone do.
+        "tf32" is whether products or convolutions of float32 may be rounded to TF32, which only CUDA GPUs do.
         """
         device = self.find_device()
         rounds = torch.backends.cudnn.allow_tf32 or torch.get_float32_matmul_precision() != "highest"

@@ -70,7 +70,7 @@ class ImageDataConfig(DataConfig):
     shortest_side: int | None = option(256, "length that each image's shortest side is scaled to; null: no scaling")
     crop: Literal["random", "center"] = option("center", "where crops are taken")
     flip: bool = option(False, "mirror half of the images")
-    draft: bool = option(False, "decode large training images at a part of their size: faster, slightly other pixels")
+    draft: bool = option(False, "decode large training images at a reduced size: faster, slightly different pixels")
     validation_size: int | None = option(None, "side of a validation crop, pixels; null: as in training")
 
     def __post_init__(self):
@@ -131,7 +131,7 @@ class ImageModality(Modality):
     def losses(self, config: ImageTrainingConfig, model: AutoencoderVP) -> Mapping[str, Loss]:
         if config.loss_weights.get("lpips"):
             require_lpips_channels(model.config.out_channels)
-        if config.loss_weights.get("features"):  # which the end also measures
+        if config.loss_weights.get("features"):  # also measured at the end
             side = min(config.data.size, config.data.validation_size or config.data.size)
             require_feature_images(model.config.out_channels, side)
         return build_losses(config.loss_weights, image_losses(feature_network=config.feature_network))
@@ -182,7 +182,7 @@ class ImageModality(Modality):
         return partial(image_quality, lpips="lpips" in extra, feature_networks=networks)
 
     def set_features(self, extra: Collection[str]) -> dict[str, FeatureFn]:
-        """Of "frechet/NETWORK"."""
+        """Features for the metrics "frechet/NETWORK"."""
         networks = [name.partition("/")[2] for name in extra if name.startswith("frechet/")]
         return {f"frechet/{PurePath(each).name}": partial(pooled_features, network=each) for each in networks}
 
@@ -202,11 +202,11 @@ class ImageModality(Modality):
         return {"codes": Array2D((side, side), dtype) if groups == 1 else Array3D((side, side, groups), dtype)}
 
     def item_of(self, value: Any, transform: ImageCrop) -> Tensor:
-        """In addition, PIL images and arrays [H, W, C]."""
+        """Also takes PIL images and arrays [H, W, C]."""
         if not isinstance(value, Image.Image | np.ndarray):
             return super().item_of(value, transform)
         is_array = isinstance(value, np.ndarray)
-        if is_array and value.dtype.kind not in "buf":  # so are all of the column, and none is a damaged file
+        if is_array and value.dtype.kind not in "buf":  # as in all of the column, so this is not a damaged file
             raise TypeError(
                 f"an array of type {value.dtype} is no image; give uint8 (0..255), uint16 (0..65535) or floating point "
                 "(0..1), or the column as files: cast it to Image(decode=False)"
@@ -224,7 +224,7 @@ class ImageModality(Modality):
 
     def resolution(self, model: AutoencoderVP) -> str:
         side, codes = model.downsample_factor, model.quantize.code_groups
-        return f"{codes} code{'s' * (codes > 1)} for each {side} x {side} pixels"
+        return f"{codes} code{'s' * (codes > 1)} per {side} x {side} pixels"
 
     def picture(
         self,
@@ -261,7 +261,7 @@ class ImageModality(Modality):
 
     def described(self, size: Mapping[str, int], bits: float) -> tuple[str, str]:
         rate = bits / (size["height"] * size["width"])
-        return f"{size['width']} x {size['height']} pixels", f"{rate:.3f} bits a pixel"
+        return f"{size['width']} x {size['height']} pixels", f"{rate:.3f} bits per pixel"
 
     def limit_memory(self, model: AutoencoderVP) -> None:
         model.use_tiling, model.tile_sample_min_size = True, _TILE
@@ -280,6 +280,6 @@ class ImageModality(Modality):
 
 
 def _channels(model: AutoencoderVP) -> int:
-    """How many channels its images are read with; a ValueError if there are none such."""
+    """The number of channels that its images are read with; a ValueError if images cannot have that many."""
     require_channels(model.config.in_channels, model.config.out_channels)
     return model.config.in_channels

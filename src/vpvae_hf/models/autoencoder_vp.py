@@ -1,7 +1,7 @@
 """The image tokenizer: the VQGAN architecture around any quantizer.
 
 Shapes: B images, C channels, H x W pixels, f the downsampling factor, h x w = H/f x W/f codes, d latent dimensions.
-Latents are [B, h, w, d] inside, and [B, d, h, w] in `encode`, `decode` and outputs, as diffusers has them.
+Latents are [B, h, w, d] inside, and [B, d, h, w] in `encode`, `decode` and outputs, as in diffusers.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from .tokenizer import Tokenizer, in_full_precision, require_shape
 if TYPE_CHECKING:
     from .image_processing_vp import VPImageProcessor
 
-# The most used of diffusers' own.
+# The most used arguments of diffusers' own `from_pretrained`.
 _LOADING_ARGUMENTS = frozenset(("device_map", "dtype", "revision", "subfolder", "token", "torch_dtype", "variant"))
 _SCALING = "divide pixels in 0..255 by 127.5 and subtract 1, or use the image processor"
 # What diffusers' EMAModel writes into the config of the model that it saves.
@@ -52,7 +52,7 @@ class AutoencoderVPOutput(BaseOutput):
     Attributes:
         sample: [B, C, H, W] reconstruction.
         latents: [B, d, h, w] what the decoder read: perturbed in training, quantized otherwise.
-        codes: [B, h, w] or [B, h, w, G] int64; None in training if the kind has none then.
+        codes: [B, h, w] or [B, h, w, G] int64; None in train mode for kinds that make no codes there.
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         metrics: detached scalars of the quantizer.
     """
@@ -67,8 +67,9 @@ class AutoencoderVPOutput(BaseOutput):
 class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, ConfigMixin, PeftAdapterMixin):
     """An image tokenizer for diffusers pipelines; arguments as in diffusers' `VQModel`, plus `quantizer`.
 
-    Images are [B, C, H, W] in [-1, 1], H and W multiples of f = patch_size * 2 ** (len(block_out_channels) - 1); or a
-    PIL image or a list of these of one size, which `preprocessor()` prepares. A single image [C, H, W] is no batch.
+    Images are [B, C, H, W] in [-1, 1], H and W multiples of f = patch_size * 2 ** (len(block_out_channels) - 1). A
+    PIL image, or a list of PIL images of one size, is prepared by `preprocessor()`. A single image [C, H, W] raises an
+    error.
 
     Args:
         quantizer: settings of the quantizer with their "kind", e.g. `{"kind": "vp", "codebook_size": 1024}`.
@@ -77,7 +78,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         scaling_factor: what latents are multiplied by for a diffusion model, so that they have unit variance;
             `fit_codebook` and the recipes measure it.
         norm_type: "group", or "spatial" for a decoder whose normalization reads the latents (MoVQ).
-        force_upcast: tells pipelines whether the decoder overflows in float16.
+        force_upcast: whether the decoder overflows in float16; pipelines read this.
         encoder_out_channels: channels between the encoder and the bottleneck; block_out_channels[-1] by default.
         decoder_in_channels: channels between the bottleneck and the decoder; block_out_channels[-1] by default.
         force_not_quantize: the default of `decode`'s argument, so that pipelines do not quantize the latents that a
@@ -85,7 +86,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         patch_size: p; encoder and decoder take patches of p x p pixels as channels, so they work on p * p times fewer
             positions.
         linear_shortcut: adds a linear projection of each token's f x f pixels to the encoder, and one back to the
-            decoder; a new model then starts from the discrete cosine transform instead of from nothing.
+            decoder; a new model then starts from the discrete cosine transform instead of at random.
     """
 
     hub_entry = HubEntry(
@@ -179,7 +180,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         return_dict: bool = True,
         shape: tuple[int, ...] | None = None,
     ) -> DecoderOutput | tuple[Tensor]:
-        """Images, `.sample` [B, C, H, W], from codes or latents; the dtype tells which.
+        """Images, `.sample` [B, C, H, W], from codes or latents; the dtype decides which.
 
         Args:
             h: codes [B, h, w] or [B, h, w, G] of an integer dtype, or floating latents [B, d, h, w].
@@ -226,7 +227,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         `padding_mask` is not allowed. The processor's `original_sizes` are ignored, since padding has codes, too.
 
         With `refine_steps` codes are refined, see `Tokenizer.tokenize`. That takes the memory of a forward and a
-        backward pass: of one tile with `use_tiling`, of one image with `use_slicing`.
+        backward pass: for one tile with `use_tiling`, for one image with `use_slicing`.
         """
         refined = {"refine_steps": refine_steps, "refine_loss": refine_loss}
         if refine_steps and self.use_slicing:
@@ -272,7 +273,10 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
     def latent_vectors(
         self, pixel_values: Tensor, padding_mask: Tensor | None = None, original_sizes: Tensor | None = None
     ) -> Tensor:
-        """Continuous latents [B, h, w, d] float32 of images; `fit_codebook` clusters these. Arguments as `tokenize`."""
+        """Continuous latents [B, h, w, d] float32 of images, which `fit_codebook` clusters.
+
+        Arguments are those of `tokenize`.
+        """
         if padding_mask is not None:
             self.token_mask(padding_mask)
         return self.encode(pixel_values).latents.movedim(1, -1).float()
@@ -310,15 +314,15 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         return super().extract_init_dict(config_dict, **kwargs)
 
     def register_to_config(self, **settings) -> None:
-        """As in diffusers. Its EMAModel, which saves only parameters, is refused if the codebook is no parameter."""
+        """As in diffusers, but refuses its EMAModel, which saves only parameters, if the codebook is not one."""
         if (
             settings.keys() >= _EMA_FIELDS
             and isinstance(self.quantize, LearnedCodebook)
             and not self.quantize.is_parameter
         ):
             raise ValueError(
-                f"an EMAModel keeps parameters alone, and the codebook of this {self.quantize.config.kind!r} quantizer "
-                "is none, so it would be lost; save the EMAModel's state_dict(), or copy it into the model by "
+                f"an EMAModel keeps only parameters, and the codebook of this {self.quantize.config.kind!r} quantizer "
+                "is not one, so it would be lost; save the EMAModel's state_dict(), or copy it into the model by "
                 "copy_to(model.parameters()) and save that"
             )
         super().register_to_config(**settings)
@@ -327,7 +331,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         self._set_config(quantizer=self.quantize.config.to_dict(), latent_channels=self.quantize.latent_dim)
 
     def _set_config(self, **settings) -> None:
-        # No longer as defaults, which diffusers would leave out.
+        # They no longer count as defaults, which diffusers would not save.
         defaults = [name for name in self.config.get("_use_default_values", []) if name not in settings]
         self.register_to_config(**settings, _use_default_values=defaults)
 
@@ -348,8 +352,8 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         """Images [B, C, H, W] in the model's dtype."""
         x, channels, factor = self.as_inputs(x), self.config.in_channels, self.downsample_factor
         remedy = (
-            "; of one image give x[None], of grey images [B, H, W] x[:, None], of grey for RGB "
-            "x.expand(-1, 3, -1, -1), of channels at the end x.movedim(-1, -3), or use the image processor"
+            "; for one image give x[None], for grey images [B, H, W] x[:, None], for grey as RGB "
+            "x.expand(-1, 3, -1, -1), for channels at the end x.movedim(-1, -3), or use the image processor"
         )
         require_nonempty(x, "images")
         require_shape(x, "images", ("B", channels, "H", "W"), remedy)
@@ -365,7 +369,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         return x.to(self.dtype).reshape(-1).view(x.shape)
 
     def _features(self, x: Tensor) -> Tensor:
-        """[B, h, w, F] of the quantizer, from [B, C, H, W]."""
+        """Features [B, h, w, F], which the quantizer takes, from [B, C, H, W]."""
         return in_full_precision(self.encoder(x), self.quant_conv).movedim(1, -1)
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -402,7 +406,7 @@ class AutoencoderVP(Tokenizer, DiffusersStarts, ModelMixin, AutoencoderMixin, Co
         return self.decoder(features, features if self.config.norm_type == "spatial" else None)
 
     def tile_count(self, height: int, width: int) -> int:
-        """In how many tiles an image of so many pixels is encoded or decoded; 1 for the whole."""
+        """The number of tiles in which an image of this size is encoded or decoded; 1 if it is processed whole."""
         tile, latent_tile = self._tile_sizes()
         if not self.use_tiling or max(height, width) <= tile:
             return 1

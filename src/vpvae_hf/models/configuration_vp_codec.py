@@ -22,7 +22,7 @@ class VPCodecConfig(PreTrainedConfig):
     Names are those of transformers' DacConfig (convolutions) and MimiConfig (transformers).
 
     Args:
-        sampling_rate: of the audio, Hz.
+        sampling_rate: samples of audio per second, Hz.
         downsampling_ratios: strides of the encoder's blocks, whose product is the hop; the decoder's are the reverse.
         spectral: use Fourier transforms of windows of four hops between samples and frames, in place of convolutions,
             so that all other layers work at the rate of the codes. Then only the product of the ratios counts, and the
@@ -88,7 +88,7 @@ class VPCodecConfig(PreTrainedConfig):
     )
     codebook_size = property(lambda self: self.quantizer["codebook_size"], doc="K, or None if there are no codes.")
     codebook_dim = property(lambda self: self.quantizer["latent_dim"], doc="d, the dimension of a latent.")
-    is_causal = property(lambda self: self.causal, doc="The name under which transformers' masks ask for `causal`.")
+    is_causal = property(lambda self: self.causal, doc="`causal` under the name that transformers' masks read.")
     num_codebooks = property(lambda self: quantizer_config(self.quantizer).code_groups, doc="G, codes per frame.")
 
     @classmethod
@@ -99,7 +99,7 @@ class VPCodecConfig(PreTrainedConfig):
             size = derived.pop("codebook_size")
             config, unused = super().from_dict(config_dict | derived, **kwargs)
             return config, unused | {"codebook_size": size}
-        return super().from_dict(config_dict | derived, **kwargs)  # the constructor refuses what is derived
+        return super().from_dict(config_dict | derived, **kwargs)  # the constructor refuses derived fields
 
     def _check_sizes(self) -> None:
         def check(name: str, holds: bool, valid: str) -> None:

@@ -10,7 +10,7 @@ from vpvae_hf import distributed
 
 from .tokenizer import Tokenizer
 
-# Eigenvalues below this share of the largest are raised to it, so that no displacement is free.
+# Eigenvalues below this share of the largest are raised to it, so that every displacement counts.
 _LEAST_EIGENVALUE = 0.01
 
 
@@ -20,16 +20,16 @@ def decoder_metric(
 ) -> Tensor:
     """M [d, d] float64 on the CPU: if a latent moves by v, the output's squared change is proportional to v^T M v.
 
-    M = E[J^T J], scaled so that its trace is d, where J is the derivative of the whole output by one token's latent.
-    All tokens are displaced at once along one axis, forth and back, each with a random sign; the tokens' effects on
-    each other's output cancel out on average. This takes 2 d decodings of the latents. With some 16,000 tokens, M is
-    known within a few percent.
+    M = E[J^T J], scaled so that its trace is d, where J is the derivative of the whole output with respect to one
+    token's latent. All tokens are displaced at once along one axis, forward and back, each with a random sign; the
+    tokens' effects on each other's output cancel out on average. The latents are decoded 2 d times for this. With some
+    16,000 tokens, M is known within a few percent.
 
     Args:
         model: in eval mode.
         latents: batches [B, *grid, d], as `latent_vectors` gives them.
         displacement: how far a latent is displaced along an axis: about the quantization error in one dimension.
-        seed: of the signs. The same latents and seed give the same metric.
+        seed: seed of the signs. The same latents and seed give the same metric.
         across_ranks: measure one M from all ranks' latents, equal on all of them. Every rank must make this call.
 
     Raises:
@@ -47,7 +47,7 @@ def decoder_metric(
     trace = float(products.trace())
     if not 0 < trace < math.inf:
         raise ValueError(
-            f"the sum of squares by which the decoder's output answers to displaced latents is {trace:g}, so it "
+            f"the sum of squared changes of the decoder's output for displaced latents is {trace:g}, so it "
             'measures no metric; train the decoder first, or use metric="euclidean"'
         )
     values, vectors = torch.linalg.eigh(products)
@@ -58,12 +58,12 @@ def decoder_metric(
 
 
 def _products(model: Tokenizer, latents: Tensor, moves: Tensor) -> Tensor:
-    """Inner products [d, d] float64 of the output's changes by moves [B, *grid, 1] along each axis."""
+    """Inner products [d, d] float64 of the output's changes due to moves [B, *grid, 1] along each axis."""
     d = latents.shape[-1]
     changes = []
     for axis in torch.eye(d, dtype=latents.dtype, device=latents.device):
         forth, back = (model.decode_vectors(latents + sign * moves * axis) for sign in (1, -1))
         changes.append((forth.float() - back.float()).flatten())
-    # In float32, as are the changes: their rounding is far below the error of so few signs.
+    # In float32, like the changes: rounding is far smaller than the error from so few random signs.
     products = [[torch.dot(one, other) for other in changes] for one in changes]
     return torch.stack([torch.stack(row) for row in products]).to("cpu", torch.float64)

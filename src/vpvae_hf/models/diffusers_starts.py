@@ -39,16 +39,16 @@ class DiffusersStarts:
 
         Args:
             name_or_model: a model, a folder or a hub id.
-            quantizer: settings as for the constructor; "vp" with its default K and as many dimensions by default.
+            quantizer: settings as for the constructor; by default "vp" with its default K and that many dimensions.
             kwargs: for `AutoencoderKL.from_pretrained`: subfolder, revision, token, torch_dtype, ...
 
         Returns:
             A model in eval mode with the dtype and the device of the AutoencoderKL and a scaling_factor of 1.
 
         Raises:
-            TypeError: another model, or kwargs along with a model.
+            TypeError: `name_or_model` is a model of another class, or kwargs are given with a model.
             ValueError: the name holds no AutoencoderKL or weights are missing, its latents have more than 16 dimensions
-                and no quantizer is given, or invalid quantizer settings.
+                and no quantizer is given, or quantizer settings are invalid.
         """
         kl = _loaded(AutoencoderKL, name_or_model, **kwargs)
         channels = kl.config.latent_channels
@@ -56,7 +56,7 @@ class DiffusersStarts:
             raise ValueError(
                 f"the AutoencoderKL has latent_channels={channels}, the default quantizer takes at most "
                 f"{MOST_DIMENSIONS}; "
-                'give one with projections of its own, such as quantizer={"kind": "vp", "latent_dim": 8}'
+                'give one with fewer dimensions, such as quantizer={"kind": "vp", "latent_dim": 8}'
             )
         size = kl.config.sample_size
         model = cls(
@@ -96,9 +96,9 @@ class DiffusersStarts:
             A model in eval mode with the dtype, the device and the scaling_factor of the VQModel.
 
         Raises:
-            TypeError: another model, or kwargs along with a model.
+            TypeError: `name_or_model` is a model of another class, or kwargs are given with a model.
             ValueError: the name holds no VQModel or weights are missing, its decoder reads the latents in its
-                normalizations (norm_type "spatial"), or quantizer settings that do not fit.
+                normalizations (norm_type "spatial"), or quantizer settings do not fit.
         """
         vq = _loaded(VQModel, name_or_model, **kwargs)
         if vq.config.norm_type != "group":
@@ -165,17 +165,17 @@ _REMEDIES = {
     **{name: f"AutoencoderVP.{start} starts from it" for name, start in STARTS.items()},
 }
 _NO_START = (
-    "its layers are others than those of AutoencoderVP, so a tokenizer cannot start from it; start from an "
+    "its layers differ from those of AutoencoderVP, so a tokenizer cannot start from it; start from an "
     "AutoencoderKL or a VQModel"
 )
 
 
 @torch.no_grad()
 def _start_from_mean_path(quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d, kl: AutoencoderKL) -> None:
-    """Make the two projections, 2 L -> L and L -> L, those of the AutoencoderKL's means, normalized.
+    """Start the two projections, 2 L -> L and L -> L, so that latents are the AutoencoderKL's normalized means.
 
-    With the means m, shift s and scale c of the config, `quant_conv` gives (m - s) * c, and `post_quant_conv` undoes
-    that before the AutoencoderKL's own.
+    With the means m, shift s and scale c of the config, `quant_conv` gives (m - s) * c. `post_quant_conv` undoes that,
+    then applies the AutoencoderKL's own projection.
     """
     config, channels = kl.config, kl.config.latent_channels
     # Shift [L] and scale [L] that give latents of about mean 0 and variance 1. If the config has both means and

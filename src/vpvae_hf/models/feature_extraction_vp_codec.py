@@ -1,4 +1,4 @@
-"""Turns waveforms into what the audio tokenizer takes."""
+"""Turns waveforms into inputs of the audio tokenizer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ class VPCodecFeatureExtractor(EncodecFeatureExtractor):
         Args:
             raw_audio: [T] floating, in [-1, 1], as an array, tensor or list; a list or column of these; or a batch
                 [B, 1, T]. Other dimensions of size 1, as in [1, T] and [T, 1], do not count.
-            sampling_rate: of the audio, Hz; None is the tokenizer's.
+            sampling_rate: that of the audio, Hz; None for the tokenizer's.
             resample: convert audio of another rate, which otherwise raises an error.
             kwargs: padding, truncation, max_length and return_tensors as in transformers.
 

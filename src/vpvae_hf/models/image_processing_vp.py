@@ -1,4 +1,4 @@
-"""Turns images into what the image tokenizer takes, and reads them as training and the commands do."""
+"""Turns images into inputs of the image tokenizer, and reads them as training and the commands do."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -85,10 +85,10 @@ class VPImageProcessor(BaseImageProcessor):
             image has within them, without padding; for `post_process`.
 
         Raises:
-            ValueError: images that cannot be read, or that differ in size, or a model whose channels no image has.
-            TypeError: something else than an image.
+            ValueError: an image cannot be read, images of a batch differ in size, or `channels` is not 1, 3 or 4.
+            TypeError: something is not an image.
         """
-        require_channels(self.channels, self.channels)  # models of other tensors are saved with a processor as well
+        require_channels(self.channels, self.channels)  # models of other tensors than images also have a processor
         settings = self._settings(settings)
         pixels = [self._sized(self._pixels(image), settings) for image in _listed(images)]
         padded = [self._padded(image, settings) for image in pixels]
@@ -112,8 +112,8 @@ class VPImageProcessor(BaseImageProcessor):
     ) -> list[Image.Image]:
         """PIL images of [B, C, H, W] in [-1, 1], such as `detokenize` gives, cut to [B, 2] heights and widths.
 
-        A list may hold [C, H, W] of several sizes. A ValueError for another shape, values that are NaN or infinite, and
-        sizes that are not of these images.
+        A list may hold [C, H, W] of several sizes. Another shape, NaN or infinite values, and sizes that do not fit the
+        images raise a ValueError.
         """
         listed = isinstance(pixel_values, list | tuple)
         images = [as_floating(each, "pixel values") for each in (pixel_values if listed else [pixel_values])]
@@ -175,7 +175,7 @@ class VPImageProcessor(BaseImageProcessor):
 
 
 def _listed(images: Any) -> Sequence[Any]:
-    """Images one by one."""
+    """A list of single images."""
     if isinstance(images, Sequence) and not isinstance(images, str | bytes):
         if not len(images):
             raise ValueError("there must be at least one image, got none")
@@ -185,7 +185,7 @@ def _listed(images: Any) -> Sequence[Any]:
 
 
 def _checked_sizes(sizes: Any, images: Sequence[np.ndarray]) -> list[list[int]]:
-    """[B, 2] of images [H, W, C]."""
+    """Heights and widths [B, 2], checked against images [H, W, C]."""
     sizes = as_tensor(sizes, "original_sizes")
     if sizes.is_floating_point() or sizes.shape != (len(images), 2):
         raise ValueError(

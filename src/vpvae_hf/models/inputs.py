@@ -34,7 +34,7 @@ def unwrapped(model: nn.Module) -> Tokenizer:
 
 
 def check_batches(batches: Any) -> Iterable:
-    """The batches; a TypeError for a single batch, and for what gives single items or nothing."""
+    """The batches; a TypeError for a single batch, and for what gives single items or cannot be iterated over."""
     kind = type(batches).__name__
     if isinstance(batches, Tensor | ndarray):
         raise TypeError(
@@ -61,7 +61,7 @@ def batch_inputs(model: Tokenizer, batch: Any) -> tuple[Tensor, Tensor | None]:
             "padding_mask"; or a tuple or list of inputs and labels, such as a DataLoader gives.
 
     Raises:
-        TypeError, ValueError: something else; the message names types and shapes, never values.
+        TypeError, ValueError: the batch is something else; the message names types and shapes, never values.
     """
     mask = None
     if isinstance(batch, Mapping):

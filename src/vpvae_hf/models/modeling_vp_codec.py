@@ -1,7 +1,7 @@
 """The audio tokenizer: convolutions and windowed attention around any quantizer.
 
-Shapes: B samples of a batch, T audio samples, hop audio samples per code, N = ceil(T / hop) frames, G codes of a
-frame, d latent dimensions.
+Shapes: B clips of a batch, T audio samples, hop audio samples per code, N = ceil(T / hop) frames, G codes per frame, d
+latent dimensions.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class VPCodecEncoderOutput(ModelOutput):
     """The result of `encode`.
 
     Attributes:
-        audio_codes: [B, G, N] int64, G = config.num_codebooks; 0 beyond the end of a padded sample.
+        audio_codes: [B, G, N] int64, G = config.num_codebooks; 0 beyond the end of a padded clip.
         audio_codes_mask: [B, N] bool, True for codes of audio; None if nothing was padded.
         latents: [B, d, N] continuous latents, before quantization.
     """
@@ -80,7 +80,7 @@ class VPCodecOutput(ModelOutput):
     Attributes:
         loss: [] the quantizer's own loss, to be added to the reconstruction loss.
         audio_values: [B, 1, T] reconstruction, as long as the input.
-        audio_codes: [B, G, N] int64; None in training if the kind has none then.
+        audio_codes: [B, G, N] int64; None in train mode for kinds that make no codes there.
         audio_codes_mask: [B, N] bool; None if nothing was padded.
         latents: [B, d, N] what the decoder read: perturbed in training, quantized otherwise.
         metrics: detached scalars of the quantizer.
@@ -142,7 +142,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         super().__init__(config)
         self.encoder = (SpectralEncoder if config.spectral else ConvolutionalEncoder)(config)
         self.encoder_transformer = WindowedTransformer(config)
-        # Otherwise quiet audio would start with latents whose differences are smaller than the perturbation.
+        # Without it, quiet audio would start with latents whose differences are smaller than the perturbation.
         self.quant_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.quantize = build_quantizer(config.quantizer)
         self.quant_proj = nn.Linear(config.hidden_size, self.quantize.config.feature_dim)
@@ -176,7 +176,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         force_not_quantize: bool = False,
         return_dict: bool | None = None,
     ) -> VPCodecDecoderOutput | tuple:
-        """Audio from codes or latents; the dtype tells which.
+        """Audio from codes or latents; the dtype decides which.
 
         Args:
             audio_codes: codes [B, G, N] of an integer dtype, or floating latents [B, d, N].
@@ -194,7 +194,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             lengths = lengths.to(latents.device)
             if -(-length // hop) != frames:
                 raise ValueError(
-                    f"padding_mask is {length} samples long, {frames} codes are of {(frames - 1) * hop + 1}.."
+                    f"padding_mask is {length} samples long, {frames} codes stand for {(frames - 1) * hop + 1}.."
                     f"{frames * hop}; give the mask that the codes were made with"
                 )
             audio = self._decoded(latents, self._frames_of(lengths, known, length))[..., :length]
@@ -258,8 +258,8 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         """Codes [B, N] or [B, N, G] int64 of audio [B, 1, T], N = ceil(T / hop); 0 beyond the end of a padded clip.
 
         With `refine_steps` codes are refined, see `Tokenizer.tokenize`. Audio longer than `config.chunk_length_s` takes
-        the memory of one part's forward and backward pass. A stream's codes cannot be refined: they depend on audio
-        that is yet to come.
+        the memory of one part's forward and backward pass. A stream's codes cannot be refined, since refined codes
+        depend on audio that is yet to come.
         """
         return super().tokenize(input_values, padding_mask, refine_steps=refine_steps, refine_loss=refine_loss)
 
@@ -272,7 +272,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return self.decode(self.codes_first(codes), return_dict=True).audio_values
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
-        """Which codes are of audio, [B, N] bool, from which samples are, [B, T]."""
+        """Which codes stand for audio, [B, N] bool, given which samples are audio, [B, T]."""
         hop, padding_mask = self.config.hop_length, self._as_mask(padding_mask)
         lengths, _ = _checked_padding(padding_mask, padding_mask.shape[0], hop)
         return position_mask(-(-lengths // hop), -(-padding_mask.shape[-1] // hop))
@@ -284,7 +284,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return audio.reshape(1, 1, -1) if audio.ndim == 1 or (audio.ndim == 2 and len(audio) == 1) else audio
 
     def preprocessor(self) -> VPCodecFeatureExtractor:
-        """What makes `input_values` and `padding_mask` of waveforms; it is saved along with the model."""
+        """What turns waveforms into `input_values` and `padding_mask`; it is saved along with the model."""
         return VPCodecFeatureExtractor(sampling_rate=self.config.sampling_rate)
 
     @torch.no_grad()
@@ -327,16 +327,16 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return self.config.return_dict if return_dict is None else return_dict
 
     def _as_mask(self, padding_mask: Any) -> Tensor | None:
-        """The mask of a batch, which of a single clip may be [T]."""
+        """The mask [B, T] of a batch; for a single clip it may be given as [T]."""
         if padding_mask is None:
             return None
         mask = as_tensor(padding_mask, "padding_mask", device_for(self, padding_mask))
         return mask[None] if mask.ndim == 1 else mask
 
     def _checked(self, input_values: Any, padding_mask: Any) -> tuple[Tensor, Tensor | None, list[int] | None]:
-        """Audio [B, 1, N * hop] in the model's dtype, zero in padding; frames of each sample [B]; sample lengths.
+        """Audio [B, 1, N * hop] in the model's dtype, zero in padding; frames of each clip [B]; clip lengths.
 
-        Frames are None if all samples have equally many. Lengths are None without a mask, or in a graph.
+        Frames are None if all clips have equally many. Lengths are None without a mask, or while a graph is traced.
         """
         hop = self.config.hop_length
         audio = checked_audio(self.as_inputs(input_values), hop).to(self.dtype)
@@ -350,14 +350,14 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return pad(audio, (0, -audio.shape[-1] % hop)).contiguous(), valid, known
 
     def _frames_of(self, lengths: Tensor, known: list[int] | None, longest: int) -> Tensor | None:
-        """[B] frames of samples of those lengths; None if all are known to have as many as the longest."""
+        """Numbers of frames [B] of clips of those lengths; None if all are known to have as many as the longest."""
         hop = self.config.hop_length
         if known is not None and min(-(-length // hop) for length in known) == -(-longest // hop):
             return None
         return -(-lengths // hop)
 
     def _features(self, audio: Tensor, valid: Tensor | None) -> Tensor:
-        """[B, N, d] what the quantizer makes latents of, from audio [B, 1, N * hop]."""
+        """Features [B, N, feature_dim], which the quantizer turns into latents, of audio [B, 1, N * hop]."""
         hop = self.config.hop_length
 
         def part(start: int, end: int, *context) -> Tensor:
@@ -376,7 +376,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return self._in_parts(part, latents.shape[1], valid).flatten(1)[:, None]
 
     def _in_parts(self, part: Callable[..., Tensor], frames: int, valid: Tensor | None) -> Tensor:
-        """`part(start, end, padding, valid)` [B, end - start, ...] for all frames, in pieces if there are many."""
+        """`part(start, end, padding, valid)`, [B, end - start, ...], for all frames; in pieces if there are many."""
         causal, size = self.config.causal, self.config.chunk_frames
 
         def piece(start: int, end: int) -> Tensor:
@@ -396,14 +396,14 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
     def encode_part(
         self, audio: Tensor, padding: Padding, valid: Tensor | None = None, past: DynamicCache | None = None
     ) -> Tensor:
-        """[B, N, d] from audio [B, 1, N * hop], unchecked; padding and past carry on a stream."""
+        """Features [B, N, feature_dim] of audio [B, 1, N * hop], unchecked; padding and past continue a stream."""
         features = self.encoder(audio, padding).transpose(1, 2)
         return in_full_precision(self.encoder_transformer(features, valid, past), self.quant_norm, self.quant_proj)
 
     def decode_part(
         self, latents: Tensor, padding: Padding, valid: Tensor | None = None, past: DynamicCache | None = None
     ) -> Tensor:
-        """Audio [B, 1, N * hop] from latents [B, N, d], unchecked; padding and past carry on a stream."""
+        """Audio [B, 1, N * hop] from latents [B, N, d], unchecked; padding and past continue a stream."""
         features = self.decoder_transformer(self.post_quant_proj(latents.to(self.dtype)), valid, past)
         return self.decoder(features.transpose(1, 2), padding)
 
@@ -418,7 +418,7 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
             latents = output.latents.masked_fill(~mask[..., None], 0)
             codes = None if output.codes is None else zero_beyond(output.codes, mask)
             return dataclasses.replace(output, latents=latents, codes=codes, metrics={})
-        # Indexing by the mask would wait for a GPU, to know how many there are.
+        # Indexing by the mask would wait for the GPU to count the frames.
         places = mask.flatten().logical_not().byte().argsort(stable=True)[:tokens]
         output = self.quantize(features.flatten(0, 1)[places], generator=generator)
 
@@ -430,11 +430,11 @@ class VPCodecModel(Tokenizer, PreTrainedAudioTokenizerBase):
         return dataclasses.replace(output, latents=put(output.latents), codes=codes)
 
     def codes_first(self, codes: Tensor) -> Tensor:
-        """[B, G, N], as transformers has codes, from [B, N] or [B, N, G]."""
+        """Codes in the order of transformers, [B, G, N], from [B, N] or [B, N, G]."""
         return codes[:, None] if self.quantize.code_groups == 1 else codes.transpose(1, 2)
 
     def codes_last(self, audio_codes: Tensor) -> Tensor:
-        """[B, N] or [B, N, G], as quantizers have codes, from [B, G, N]."""
+        """Codes in the order of quantizers, [B, N] or [B, N, G], from [B, G, N]."""
         return audio_codes[:, 0] if self.quantize.code_groups == 1 else audio_codes.transpose(1, 2)
 
     def _latents_of(self, audio_codes: Tensor, force_not_quantize: bool) -> Tensor:
@@ -476,9 +476,9 @@ def checked_audio(audio: Tensor, shortest: int) -> Tensor:
 def _checked_padding(
     mask: Tensor, batch: int, shortest: int, length: int | None = None
 ) -> tuple[Tensor, list[int] | None]:
-    """Length of each sample's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`.
+    """Length of each clip's audio, [B] int64, at least `shortest`; from a mask [B, T] or [B, 1, T], T = `length`.
 
-    If no graph is made, they are also given as numbers, which are fetched once.
+    Unless a graph is traced, the lengths are also returned as a list of numbers, which is fetched once.
     """
     mask = mask[:, 0] if mask.ndim == 3 and mask.shape[1] == 1 else mask
     if mask.ndim != 2 or mask.shape[0] != batch or length not in (None, mask.shape[-1]):
@@ -491,10 +491,10 @@ def _checked_padding(
     in_front = (mask == position_mask(lengths, mask.shape[-1])).all(dim=1)
     known, in_front = torch.stack([lengths, in_front]).tolist()
     if not all(in_front):
-        raise ValueError("padding_mask must be ones followed by zeros; pad at the end of each sample, not before it")
+        raise ValueError("padding_mask must be ones followed by zeros; pad at the end of each clip, not before it")
     if min(known) < shortest:
         raise ValueError(
-            f"each sample must have at least {shortest} audio samples, which one code stands for, got "
+            f"each clip must have at least {shortest} audio samples, which one code stands for, got "
             f"{min(known)}; leave it out, or count some of the padding as audio"
         )
     return lengths, known

@@ -1,4 +1,4 @@
-"""diffusers' encoder and decoder on patches of pixels, added to a linear transform.
+"""diffusers' encoder and decoder on patches of pixels, and a linear transform that is added to them.
 
 Shapes: B images of C channels and H x W pixels, p the side of a patch, f the downsampling factor, h x w = H/f x W/f, F
 channels of encoder or decoder next to the bottleneck, d latent dimensions.
@@ -14,7 +14,7 @@ from scipy.fft import dct
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-# Of neighbouring pixels, and of the channels of a pixel, in photographs.
+# Correlation of neighbouring pixels, and of the channels of a pixel, in photographs.
 _PIXEL_CORRELATION, _CHANNEL_CORRELATION = 0.97, 0.9
 _PIXEL_VARIANCE = 0.25  # in [-1, 1]
 
@@ -60,9 +60,9 @@ def start_from_dct(
     """Start with the discrete cosine transform: latents are its first coefficients, from which images are restored.
 
     The coefficients of each square of f x f pixels and their channels are ordered by their variance in photographs,
-    which are modelled as a first-order autoregressive process, and scaled to a variance of about 1. Both networks start
-    at zero, so that training improves a transform instead of finding one. The direct path from pixels to latents
-    follows the residual autoencoding of Chen et al. 2024, arXiv 2410.10733, section 3.2.
+    which are modelled as a first-order autoregressive process, and scaled to a variance of about 1. The outputs of both
+    networks start at zero, so that training improves a transform instead of finding one. The direct path from pixels to
+    latents follows the residual autoencoding of Chen et al. 2024, arXiv 2410.10733, section 3.2.
     """
     basis, deviations = _cosines(*encoder.shortcut.weight.shape[1:3])
     for shortcut in (encoder.shortcut, decoder.shortcut):

@@ -31,14 +31,14 @@ class Persistence:
 
     hub_entry: ClassVar[HubEntry]
     _weights_file: ClassVar[str]  # without its ending
-    _loading: ClassVar[dict[str, Any]] = {}  # what the library's `from_pretrained` always gets
+    _loading: ClassVar[dict[str, Any]] = {}  # arguments that the library's `from_pretrained` always gets
 
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
         *,
-        # By these names diffusers pipelines see that the arguments may be given.
+        # diffusers pipelines look for these names to see that the arguments may be given.
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str | None = None,
@@ -49,8 +49,8 @@ class Persistence:
 
         The files are moved into place once all of them are written, so a save that fails leaves the folder as it was.
 
-        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_folder`, which also takes its arguments from
-        here; `repo_id` is the folder's name if it is not given.
+        With `push_to_hub` the folder is then pushed by `vpvae_hf.hub.push_folder`, whose arguments can also be given
+        here; `repo_id` is by default the folder's name.
         """
         pushing = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS if name in kwargs}
         known = (*signature(super().save_pretrained).parameters, *_PUSH_ARGUMENTS)
@@ -90,7 +90,7 @@ class Persistence:
     ) -> str:
         """Push the model with a model card; arguments as in diffusers and transformers.
 
-        Arguments of `save_pretrained` go there, and all others to `vpvae_hf.hub.push_folder`.
+        Arguments of `save_pretrained` are passed to it, and all others to `vpvae_hf.hub.push_folder`.
         """
         refuse_unknown_arguments(kwargs, "push_to_hub", (*signature(self.push_to_hub).parameters, *_PUSH_ARGUMENTS))
         pushing = {"commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr}
@@ -109,7 +109,7 @@ class Persistence:
 
         Raises:
             ValueError: a weight or the codebook is missing, misshapen, damaged or not usable; there is no codebook of
-                that size; or unknown config fields.
+                that size; or config fields are unknown.
             FileNotFoundError: there is no such folder, repository, revision or file.
             PermissionError: the hub refuses the token.
             ConnectionError: the hub cannot be reached or is down, and the cache does not have the model.
@@ -117,10 +117,11 @@ class Persistence:
         name, with_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         codebook_size = kwargs.pop("codebook_size", None)
         for argument in ("dtype", "torch_dtype"):
-            # transformers also takes "auto", that of the files.
+            # transformers also takes "auto", the dtype of the files.
             if argument in kwargs and (kwargs[argument] != "auto" or cls.hub_entry.library != "transformers"):
                 kwargs[argument] = checked_dtype(kwargs[argument])
-        # Only how the weights are read, and the quantizer's float32 needs that diffusers reads them its usual way.
+        # It only changes how weights are read, and diffusers keeps the quantizer in float32 only if it reads them in
+        # its usual way.
         kwargs.pop("low_cpu_mem_usage", None)
         if kwargs.get("subfolder") and os.path.isdir(name):  # diffusers would prefer a tokenizer in the folder itself
             name = os.path.join(name, kwargs.pop("subfolder"))
@@ -150,10 +151,10 @@ class Persistence:
 
     @abstractmethod
     def preprocessor(self):
-        """What makes the model's inputs of images or waveforms; it is saved along with the model."""
+        """What turns images or waveforms into the model's inputs; it is saved along with the model."""
 
     def _check_saved(self) -> None:
-        """Record a model as fitted if it has a codebook; one made from a fitted model's config alone has none.
+        """Record whether the model has a codebook: one made from a fitted model's config alone has none.
 
         Raises a ValueError if the model could not be loaded again: its weights have other names or are offloaded.
         """
@@ -174,18 +175,18 @@ class Persistence:
         quantizer = self.quantize
         if not all(each.any() for each in quantizer.fitted_tensors):
             _log.warning(
-                "the settings say that the %s is fitted, but it holds only zeros, as in a model made from the "
-                "config of another, e.g. by diffusers' EMAModel; it is saved as not fitted. To have codes, load these "
-                "weights into the fitted model, or call vpvae_hf.fit_codebook",
+                "the settings say that the %s should hold fitted values, but there are only zeros, as in a model made "
+                "from another model's config, e.g. by diffusers' EMAModel; it is saved as not fitted. To have "
+                "codes, load these weights into the fitted model, or call vpvae_hf.fit_codebook",
                 quantizer.config.fits,
             )
             quantizer.drop_fit()
         elif quantizer.needs_fitting and not quantizer.config.fitted and quantizer.codebook.any():
-            self.set_codebook(quantizer.codebook, quantizer.metric)  # it came with weights that were copied one by one
+            self.set_codebook(quantizer.codebook, quantizer.metric)  # it came with copied weights
 
     @torch.no_grad()
     def _make_mismatched(self, keys: Iterable[str]) -> None:
-        """Initialize weights that were not read, since they have another shape. A codebook among them is unfitted."""
+        """Initialize weights that were not read, since their shape differs. A codebook among them becomes unfitted."""
         if any(key.startswith("quantize.") for key in keys):
             self.quantize = build_quantizer(self.quantize.config.without_fit()).train(self.training)
             self._sync_config()
@@ -208,13 +209,13 @@ class Persistence:
             )
         if not all(torch.isfinite(each).all() and each.any() for each in self.quantize.fitted_tensors):
             raise ValueError(
-                f"{name}: the config says that the {self.quantize.config.fits} is fitted, but it holds only zeros, or "
-                "NaN or infinite values; run vpvae_hf.fit_codebook again and save"
+                f"{name}: the config says that the {self.quantize.config.fits} should hold fitted values, but there "
+                "are only zeros, or NaN or infinite values; run vpvae_hf.fit_codebook again and save"
             )
 
 
 def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A dtype for a library, from one or its name, such as "float16"; a ValueError for others."""
+    """A dtype to pass to a library, from a dtype or its name, such as "float16"; a ValueError for others."""
     named = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if dtype is None or (isinstance(named, torch.dtype) and named.is_floating_point):
         return named
@@ -225,7 +226,7 @@ def checked_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 def _explained(name: str | os.PathLike, error: Exception) -> ValueError | None:
     """The error for weights that a library could not load; None for other errors."""
-    # diffusers raises one of these for misshapen weights, and hides the other behind an OSError.
+    # diffusers raises a ValueError for misshapen weights, and hides a SafetensorError behind an OSError.
     if isinstance(error, ValueError) and "expected shape" in str(error):
         return _mismatch(name, str(error.args[0]).split(". If you want")[0])
     while error is not None and not isinstance(error, SafetensorError):

@@ -40,14 +40,14 @@ def apply_in_tiles(
 
 
 def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
-    """First positions of tiles that cover a side; the last one ends with it."""
+    """First positions of tiles that cover a side; the last tile ends at its end."""
     if size <= tile:
         return [0]
     return [*range(0, size - tile, tile - overlap), size - tile]
 
 
 def _edge_ramp(length: int, start: int, size: int, ramp: int) -> Tensor:
-    """Weights that rise from each edge of a tile, except where the edge is that of the whole."""
+    """Weights that rise from each edge of a tile, except from an edge of the whole input."""
     position = torch.arange(length) + 0.5
     from_start = position if start > 0 else torch.full_like(position, torch.inf)
     from_end = length - position if start + length < size else torch.full_like(position, torch.inf)

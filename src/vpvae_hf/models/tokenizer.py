@@ -65,7 +65,7 @@ class Tokenizer(Persistence, ABC):
         self.register_load_state_dict_post_hook(_follow_quantizer)
 
     def as_inputs(self, inputs: Any) -> Tensor:
-        """The tensor of a batch that methods make of signals, see the class."""
+        """Turn signals, in any form that the class takes, into the tensor of a batch."""
         return as_tensor(inputs, "inputs", device_for(self, inputs))
 
     @abstractmethod
@@ -94,7 +94,7 @@ class Tokenizer(Persistence, ABC):
         By default they are the codes nearest to the latents. With `refine_steps` they are then changed so that what
         `detokenize` makes of them comes closer to the signal. That is slow: each step takes a forward and a backward
         pass of the decoder, and memory for both. No signal has a larger error than with nearest codes, and its codes do
-        not depend on the others of the batch, except by rounding. Refined codes mean the same as nearest ones. Weights,
+        not depend on the others of the batch, except by rounding. Refined codes are decoded like nearest ones. Weights,
         their gradients and the model's mode do not change.
 
         Args:
@@ -129,11 +129,11 @@ class Tokenizer(Persistence, ABC):
         return RECONSTRUCTION_LOSSES
 
     def _refinement(self, inputs: Any, padding_mask: Any) -> Refinement:
-        """How refined codes are measured; a model without it refuses `refine_steps`."""
+        """How refined codes are measured; a model that does not define it refuses `refine_steps`."""
         raise ValueError(f"{type(self).__name__} cannot refine codes; leave out refine_steps")
 
     def token_mask(self, padding_mask: Tensor) -> Tensor:
-        """Which tokens are of the signal, [B, *grid] bool; a model without padded signals raises a ValueError."""
+        """Which tokens belong to the signal, [B, *grid] bool; a model that takes no padding raises a ValueError."""
         raise ValueError(f"{type(self).__name__} takes no padding_mask; give signals of one size")
 
     @property
@@ -145,7 +145,7 @@ class Tokenizer(Persistence, ABC):
         """Let the fitted codebook of this size decide the codes; all codebooks are saved with the model.
 
         Codes of another codebook mean something else, so they have another fingerprint. If the model is trained
-        further, the perturbation is scaled for this K. Raises a ValueError if no codebook has so many codes.
+        further, the perturbation is scaled for this K. Raises a ValueError if no codebook has this size.
         """
         self.quantize.select_codebook(codebook_size)
         self._sync_config()
@@ -155,7 +155,7 @@ class Tokenizer(Persistence, ABC):
         self.set_codebooks([codebook], metric)
 
     def coarser_codes(self, codes: Tensor, codebook_size: int) -> Tensor:
-        """Turn codes into codes of a smaller codebook, if they were fitted `nested`: a stream is cut to fewer bits.
+        """Turn codes into codes of a smaller codebook, which take fewer bits; for codebooks that were fitted `nested`.
 
         To decode them, select the smaller codebook with `select_codebook`. They are not always the codes that
         `tokenize` gives with that codebook, but nearly as good.
@@ -179,12 +179,12 @@ class Tokenizer(Persistence, ABC):
         before it, as `Trainer` does. Raises a ValueError if the kind has no codebook.
 
         Args:
-            metric: M [d, d], symmetric and positive definite: the code of a latent z is the c of the least
-                (z - c)^T M (z - c), as `decoder_metric` measures one; None for the Euclidean one.
+            metric: M [d, d], symmetric and positive definite, such as `decoder_metric` measures: the code of a latent z
+                is that of the vector c with the least (z - c)^T M (z - c). None for the Euclidean metric.
             nested: whether the codes of a larger one divide the cells of a smaller one, see `coarser_codes`.
         """
         if not isinstance(self.quantize, CodebookQuantizer):
-            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook, its codes are no vectors")
+            raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no codebook; its codes are not vectors")
         self.quantize.set_codebooks(codebooks, metric, nested=nested)
         self._sync_config()
 
@@ -196,7 +196,7 @@ class Tokenizer(Persistence, ABC):
         if not isinstance(self.quantize, ScalarGridQuantizer):
             raise ValueError(f"a {self.quantize.config.kind!r} quantizer takes no levels")
         self.quantize.set_levels(values)
-        if self.device.type != "meta":  # where weights are that accelerate has offloaded
+        if self.device.type != "meta":  # the device of weights that accelerate has offloaded
             self.quantize.to(self.device)
         self._sync_config()
 
@@ -214,7 +214,7 @@ class Tokenizer(Persistence, ABC):
 
         Parts that stay valid are kept: the projections if latent_dim stays, for kind "vp" also the queue, and the
         codebook if K stays. Everything else is new and unfitted, whatever `fitted` says. An optimizer that was made
-        before does not know new projections.
+        before does not train new projections.
 
         Args:
             settings: the "kind" and all settings that differ from their defaults, as for the constructor.
@@ -222,7 +222,7 @@ class Tokenizer(Persistence, ABC):
         Raises:
             TypeError, ValueError: invalid settings; the model stays as it was.
         """
-        # What was fitted to data does not come with settings.
+        # Settings bring no values that were fitted to data.
         config, present = quantizer_config(settings).without_fit(), self.quantize.config
         if not self.quantize.reconfigure(config):
             device = next(self.parameters()).device
@@ -274,11 +274,11 @@ class Tokenizer(Persistence, ABC):
     code_fingerprint = FormerMethod("fingerprint")
 
     def check_fingerprint(self, recorded: Mapping[str, str], what: str) -> None:
-        """Raise a ValueError if codes made earlier have another meaning now: a digest that both have differs.
+        """Raise a ValueError if codes made earlier have another meaning now, since a digest that both have differs.
 
         Args:
             recorded: what `fingerprint()` gave when the codes were made.
-            what: what was done with the codes, a clause for the message: "the model was trained".
+            what: a clause for the message, which says what was done with the codes, e.g. "the model was trained".
         """
         present = self.fingerprint()
         for part, change in (("codes", "codebook was fitted anew, or is another"), ("encoder", "encoder is another")):
@@ -342,7 +342,7 @@ def zero_beyond(codes: Tensor, mask: Tensor) -> Tensor:
 
 
 def require_shape(tensor: Tensor, what: str, wanted: Sequence[int | str], remedy: str = "") -> None:
-    """Raise a ValueError unless a tensor has the wanted number of dimensions, and the wanted sizes that are numbers."""
+    """Raise a ValueError unless a tensor has the wanted number of dimensions, and the sizes given as numbers."""
     given = tuple(tensor.shape)
     sizes = zip(given, wanted, strict=False)
     if len(given) != len(wanted) or any(isinstance(want, int) and size != want for size, want in sizes):
@@ -355,7 +355,7 @@ def _is_rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
 
 
 def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Of settings, as JSON stores them, and of tensors with their names; about 1 GB per second."""
+    """Digest of settings, as JSON stores them, and of tensors with their names; reads about 1 GB per second."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

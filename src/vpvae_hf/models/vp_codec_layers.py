@@ -1,10 +1,10 @@
 """The layers of the audio tokenizer: DAC's convolutions and transformers' Mimi transformer layers.
 
 DAC pads each layer with zeros on both sides. Here the padding is an argument of the forward pass: zeros on both sides,
-but after each sample's own end; zeros on the left alone (causal); or the end of a stream's previous chunk. Layers are
+but after each clip's own end; zeros on the left alone (causal); or the end of a stream's previous chunk. Layers are
 called as modules, so that hooks, adapters and replaced layers work.
 
-Shapes: B samples of a batch, T samples of a waveform, N = T / hop frames, C channels, L positions of a layer, a
+Shapes: B clips of a batch, T samples of a waveform, N = T / hop frames, C channels, L positions of a layer, a
 multiple of N.
 """
 
@@ -25,16 +25,16 @@ from vpvae_hf.tensors import precise_dtype
 
 from .configuration_vp_codec import VPCodecConfig
 
-# Of the Fourier transforms of a spectral codec.
+# Length of the windows of a spectral codec's Fourier transforms.
 HOPS_PER_WINDOW = 4
 
 
 class SymmetricPadding:
-    """Zeros on both sides of each sample, even if the batch is longer; for layers that pad themselves.
+    """Zeros on both sides of each clip, even if the batch is longer; for layers that pad themselves.
 
     Args:
         frames: N of the batch.
-        valid_frames: [B] how many of them each sample has; None if all are of the sample.
+        valid_frames: [B] how many of them each clip has; None if each clip has all of them.
     """
 
     def __init__(self, frames: int, valid_frames: Tensor | None = None):
@@ -45,7 +45,7 @@ class SymmetricPadding:
         return conv(self._cut(x))[..., : x.shape[-1] // stride]
 
     def upsample(self, conv: nn.Module, x: Tensor, stride: int, strides: int = 2) -> Tensor:
-        """[B, C', L * stride] from [B, C, L]; the kernel is so many strides long."""
+        """[B, C', L * stride] from [B, C, L]; the kernel is `strides` strides long."""
         left = ((strides - 1) * stride + 1) // 2
         return conv(self._cut(x))[..., left : left + x.shape[-1] * stride]
 
@@ -57,7 +57,7 @@ class SymmetricPadding:
 
 
 class CausalPadding:
-    """Zeros, or the end of a stream so far, on the left; nothing depends on what is to the right. For one pass.
+    """Zeros, or the end of a stream so far, on the left; no output depends on later input. For one forward pass.
 
     Args:
         past: the end of each layer's input in a stream so far, in the order of layers, which is read and updated; None
@@ -73,7 +73,7 @@ class CausalPadding:
         return conv(self._continued(x, reach))
 
     def upsample(self, conv: nn.Module, x: Tensor, stride: int, strides: int = 2) -> Tensor:
-        """[B, C', L * stride] from [B, C, L]; the kernel is so many strides long."""
+        """[B, C', L * stride] from [B, C, L]; the kernel is `strides` strides long."""
         before = strides - 1
         return conv(self._continued(x, before))[..., before * stride : -before * stride]
 
@@ -83,7 +83,7 @@ class CausalPadding:
         layer = next(self._layers)
         before = self._past.get(layer)
         joined = pad(x, (length, 0)) if before is None else torch.cat([before, x], dim=-1)
-        # Copied, since a view would hold on to the whole chunk.
+        # Copied, since a view would keep the whole chunk in memory.
         self._past[layer] = joined[..., joined.shape[-1] - length :].clone()
         return joined
 
@@ -145,9 +145,10 @@ class WindowedTransformer(MimiTransformerModel):
         super().__init__(config)
         self.rotary_emb = _RotaryEmbedding(config)
         for layer in self.layers:
-            # transformers asks for it if no mask is needed, since the window holds all frames.
+            # transformers reads it if no mask is needed because the window holds all frames.
             layer.self_attn.is_causal = config.causal
-            # Flash attention, which takes no mask, looks one less than this to either side; masks, as far as it says.
+            # Flash attention, which takes no mask, reaches one frame less than this value to either side. Masks use the
+            # config's value as it is.
             layer.self_attn.sliding_window = config.sliding_window + (not config.causal)
 
     def forward(
@@ -155,7 +156,7 @@ class WindowedTransformer(MimiTransformerModel):
     ) -> Tensor:
         """[B, N, hidden_size] from the same; frames from `valid_frames` [B] on are not attended to."""
         mask = None if valid_frames is None else position_mask(valid_frames, features.shape[1])
-        # By position, since transformers 5.24 gave the last one another name; before, a config could ask for tuples.
+        # By position, since transformers 5.24 renamed the last argument; [0], since a config could ask for tuples.
         return super().forward(features, mask, None, past_key_values)[0]
 
 
@@ -239,8 +240,8 @@ class _ResidualUnit(nn.Module):
         return x + self.conv2(self.snake2(change))
 
 
-# An adapter (peft's LoRA) makes a convolution of its own by the type of the one it adapts, and gives it kernel, stride
-# and padding but no dilation, so that is part of the type.
+# An adapter (peft's LoRA) makes a convolution of the same type as the one that it adapts, and gives it the same kernel
+# size, stride and padding but no dilation. So the dilation is part of the type.
 class _Conv1dOfDilation3(nn.Conv1d):
     __init__ = partialmethod(nn.Conv1d.__init__, dilation=3)
 
@@ -256,13 +257,13 @@ _DILATIONS = {1: nn.Conv1d, 3: _Conv1dOfDilation3, 9: _Conv1dOfDilation9}
 def _convolution(
     config: VPCodecConfig, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1
 ) -> nn.Conv1d:
-    """It pads itself for `SymmetricPadding`; a causal one is given what is on its left."""
+    """A convolution that pads itself, for `SymmetricPadding`; a causal one does not, and is given its left context."""
     reach = dilation * (kernel - 1) + 1 - stride
     return _DILATIONS[dilation](inputs, outputs, kernel, stride, 0 if config.causal else (reach + 1) // 2)
 
 
 class _RotaryEmbedding(nn.Module):
-    """Rotations of pairs by an angle for each position, as Mimi's, without a buffer, and exact at late positions.
+    """Rotations of pairs by an angle for each position, like Mimi's, but without a buffer and exact at late positions.
 
     A product in float32 is off by 0.01 at position 100,000, ten minutes of audio, which would change codes.
     """

@@ -1,10 +1,10 @@
-"""The audio tokenizer's way between samples and frames by Fourier transforms, in place of convolutions on samples.
+"""Fourier transforms between the audio tokenizer's samples and frames, in place of convolutions on samples.
 
 The decoder predicts magnitudes and phases as Vocos does: Siuzdak 2023, arXiv 2306.00814. All layers but the two
 transforms work at the rate of the codes. The transforms are convolutions that start as Fourier transforms and are
 trained; windows are four hops long.
 
-Shapes: B samples of a batch, T samples of a waveform, N = T / hop frames, F = 2 hop + 1 frequencies, C channels.
+Shapes: B clips of a batch, T samples of a waveform, N = T / hop frames, F = 2 hop + 1 frequencies, C channels.
 """
 
 import math
@@ -16,19 +16,19 @@ from transformers import initialization as init
 from .configuration_vp_codec import VPCodecConfig
 from .vp_codec_layers import HOPS_PER_WINDOW, Padding
 
-# Magnitudes are of 1 for a sine of full scale. The least one is below what rounding to 16 bits makes.
+# Magnitudes; that of a sine at full scale is 1. The least one is below the rounding error of 16 bits.
 _LEAST, _QUIET, _LOUDEST = 1e-6, 5e-4, 4.0
-_LEVEL, _RANGE = 7.0, 4.0  # of logarithms of magnitudes, which are then about -1.5 to 2
+_LEVEL, _RANGE = 7.0, 4.0  # to normalize logarithms of magnitudes, which are then about -1.5 to 2
 
 
 class FourierAnalysis(nn.Conv1d):
     """[B, 2 F, N], real and then imaginary parts, of waveforms [B, 1, T], times a quarter of the window's length.
 
-    So its weights are about 1, and steps of Adam are small compared with them.
+    With this factor its weights are about 1, and steps of Adam are small compared with them.
     """
 
     def start(self) -> None:
-        """Make it the Fourier transform of windows."""
+        """Set the weights to the Fourier transform of windows."""
         cosines, sines, window = _waves(self.kernel_size[0])
         weight = torch.cat([cosines, -sines]) * window
         init.copy_(self.weight, weight[:, None].to(self.weight))
@@ -36,10 +36,10 @@ class FourierAnalysis(nn.Conv1d):
 
 
 class FourierSynthesis(nn.ConvTranspose1d):
-    """The waveforms whose analysis it is given."""
+    """Waveforms [B, 1, T] from their analysis [B, 2 F, N]."""
 
     def start(self) -> None:
-        """Make it the inverse Fourier transform, windowed and added up."""
+        """Set the weights to the inverse Fourier transform, windowed and added up."""
         cosines, sines, window = _waves(self.kernel_size[0])
         share = torch.full((len(cosines), 1), 2.0, dtype=torch.float64)
         share[0] = share[-1] = 1.0
@@ -88,7 +88,7 @@ class SpectralDecoder(nn.Module):
 
 
 def _frequencies(config: VPCodecConfig) -> int:
-    """F."""
+    """F, the number of frequencies."""
     return HOPS_PER_WINDOW * config.hop_length // 2 + 1
 
 

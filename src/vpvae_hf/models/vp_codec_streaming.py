@@ -16,7 +16,7 @@ from .vp_codec_layers import CausalPadding
 
 
 class _Stream:
-    """A stream, which holds only the end of each layer's input, so its memory does not grow."""
+    """A stream, which holds only the end of each layer's input, so its memory use does not grow."""
 
     def __init__(self, codec: VPCodecModel):
         codec = unwrapped(codec)
@@ -77,7 +77,7 @@ class StreamingEncoder(_Stream):
         return codec.codes_first(codec.quantize.encode(codec.quantize.to_latents(features)))
 
     def finish(self) -> Tensor:
-        """[B, G, N] the code of the samples that are left, padded with zeros; N is 0 if the last hop was complete."""
+        """The code [B, G, 1] of the remaining samples, padded with zeros; [B, G, 0] if the last hop was complete."""
         if self._rest is None or self._rest.shape[-1] == 0:
             return self._no_codes()
         missing = self._codec.config.hop_length - self._rest.shape[-1]

@@ -1,4 +1,4 @@
-"""What every search index can do.
+"""The interface of all search indexes.
 
 Shapes: S points, N queries, R ranks, d dimensions.
 """
@@ -47,7 +47,7 @@ class NeighborIndex(ABC):
 
     @abstractmethod
     def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
-        """As `distances`, for detached float32 queries and ranks that are valid; it looks at no values.
+        """As `distances`, for detached float32 queries and valid ranks; it checks no values.
 
-        So a search on a GPU needs no synchronization. A query that is not finite gets distances without meaning.
+        So a search on a GPU waits for no check. A query that is not finite gets distances without meaning.
         """

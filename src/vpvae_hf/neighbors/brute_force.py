@@ -14,7 +14,8 @@ from .base import NeighborIndex
 # and 256 MiB elsewhere, which take few launches.
 _CPU_BLOCK_ENTRIES, _BLOCK_ENTRIES = 1 << 21, 1 << 26
 _POINT_BLOCK = 1 << 18
-# Candidates more than the greatest rank: so many, or this part of it. With them nearly all queries can be proven.
+# Candidates in addition to the greatest rank: _MARGIN, or one per _MARGIN_PART ranks if these are more. With them the
+# results of nearly all queries can be proven.
 _MARGIN, _MARGIN_PART = 16, 4
 # Relative rounding of float32, and about the least square that it holds in full precision.
 _UNIT, _TINY = 2.0**-24, 2.0**-120
@@ -26,9 +27,9 @@ class TorchIndex(NeighborIndex):
     """Exact, on any device: candidates by a matrix product, their distances by direct differences.
 
     The product |p|^2 - 2xp has a rounding error, so it is lowered by a bound of that error. If the candidates of a
-    query then cannot be proven to hold all nearer points (it has many equal neighbours, or its distances are a
-    thousandth of the points' spread), the query is compared with all points directly. Finding out whether there are
-    such queries takes one synchronization.
+    query then cannot be proven to include all nearest points (because it has many equally near neighbours, or its
+    distances are a thousandth of the points' spread), the query is compared with all points directly. Finding out
+    whether there are such queries takes one synchronization.
     """
 
     def __init__(self, points: Tensor):
@@ -38,7 +39,7 @@ class TorchIndex(NeighborIndex):
 
     def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         here = queries.to(self.device)
-        # Whatever autocast and the settings of TF32 say.
+        # In full float32, whatever autocast and the settings of TF32 say.
         with float32_products("highest"), torch.autocast(self.device.type, enabled=False):
             parts = [self._of_candidates(part, max(ranks)) for part in query_blocks(here, min(self.size, _POINT_BLOCK))]
         nearest, proven = (torch.cat(each) for each in zip(*parts, strict=True))
@@ -50,7 +51,7 @@ class TorchIndex(NeighborIndex):
         """Ascending distances [N, count] to the nearest candidates, and whether no other point is nearer, [N]."""
         centered = queries - self._center
         keys, ids, largest = self._candidates(centered, count + max(_MARGIN, count // _MARGIN_PART))
-        # Of a query that is not finite, or overflows, all keys are NaN, and ids may be those of padding.
+        # If a query is not finite, or overflows, all its keys are NaN, and ids may be those of padding.
         candidates = self._points[ids.clamp(max=self.size - 1)]
         distances = direct_distances(queries.unsqueeze(1), candidates).squeeze(1)
         nearest = distances.topk(count, largest=False).values  # sorted
@@ -58,7 +59,8 @@ class TorchIndex(NeighborIndex):
             return nearest, torch.ones_like(keys[:, 0], dtype=torch.bool)
         # A key is at most |x - p|^2 - |x|^2 + (d + 7) u |x|^2, u the unit of rounding: its product sums d + 1 terms,
         # whose sizes add up to |p|^2 + 2|x||p| <= 2|p|^2 + |x|^2, and errs by d + 1 units of that; |p|^2 itself errs by
-        # d + 1 units, and centering by 2 (|x| + |p|)^2. What regards |p|^2, 3d + 7 units, was taken off the key.
+        # d + 1 units, and centering by 2 (|x| + |p|)^2. The part in |p|^2, at most 3d + 9 units, was taken
+        # off the key. Both numbers of units have two to spare, for products of the bounds themselves.
         squares, greatest = centered.square().sum(dim=1), keys.amax(dim=1)
         rounding = (2 * self.dim + 9) * squares + 4 * (greatest.abs() + squares)
         least_left_out = greatest + squares - _UNIT * rounding - _TINY
@@ -66,7 +68,7 @@ class TorchIndex(NeighborIndex):
         return nearest, proven & (squares + largest < _MOST_SQUARE)
 
     def _candidates(self, centered: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The least of the keys |p|^2 - 2xp, [N, k] at most `count`, their points' ids, and the greatest |p|^2."""
+        """The least keys |p|^2 - 2xp, [N, k], k at most `count`, the ids of their points, and the greatest |p|^2."""
         lowered = (3 * self.dim + 9) * _UNIT
         found, offset, largest = [], 0, centered.new_zeros(())
         for block in self._points.split(_POINT_BLOCK):
@@ -103,13 +105,13 @@ def direct_distances(queries: Tensor, points: Tensor) -> Tensor:
 
 
 def query_blocks(queries: Tensor, width: int) -> Iterator[Tensor]:
-    """Parts of the queries, whose distance matrix to `width` points stays within the limit of memory."""
+    """Parts of the queries, so small that their distance matrix to `width` points stays within the memory limit."""
     entries = _CPU_BLOCK_ENTRIES if queries.device.type == "cpu" else _BLOCK_ENTRIES
     return iter(queries.split(max(1, entries // width)))
 
 
 def _stretch(width: int, count: int) -> int:
-    """The size of groups of which only the least values are compared first, to find the `count` least of `width`."""
+    """The group size with which `_least` finds the `count` least of `width` values."""
     return 1 << round(math.log2(width / count) / 2)
 
 

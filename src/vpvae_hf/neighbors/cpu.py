@@ -19,7 +19,7 @@ class KDTreeIndex(NeighborIndex):
 
     def distances_unchecked(self, queries: Tensor, ranks: tuple[int, ...]) -> Tensor:
         here = queries.cpu().nan_to_num().numpy()  # scipy refuses what is not finite
-        # As in `in_tree_order`.
+        # Sorted as by `in_tree_order`.
         order = _tree(here).indices if len(here) else slice(None)
         found = np.empty((len(here), len(ranks)), dtype=np.float32)
         found[order] = self._tree.query(here[order], k=list(ranks), workers=-1)[0]
@@ -67,7 +67,7 @@ class FaissIndex(NeighborIndex):
 
 
 def in_tree_order(points: Tensor) -> Tensor:
-    """Points [S, d] on the CPU in the order of a k-d tree's leaves: as queries they visit the same leaves in turn."""
+    """Points [S, d] on the CPU in the order of a k-d tree's leaves, so that, as queries, they visit leaves in turn."""
     return points[torch.from_numpy(_tree(points.detach().float().numpy()).indices)]
 
 

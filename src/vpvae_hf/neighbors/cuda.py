@@ -25,12 +25,12 @@ _PLACES = 16
 _LEAVES_PER_GROUP = 64
 # Larger tiles spill registers at d = 16.
 _QUERY_TILE, _POINT_TILE = 16, 64
-# With fewer points than this, merging the parts of a search costs more than the idle processors did.
+# With fewer points than this, merging the parts of a search costs more than the idle processors would.
 _LEAST_PART = 4096
 # Fused multiply-adds round differently from what the CPU computes, and a code must not depend on the device.
 _OPTIONS = {"enable_fp_fusion": False}
 
-_kernels_fail = False  # in this process, for good
+_kernels_fail = False  # once true, it stays true in this process
 
 
 @functools.cache
@@ -45,9 +45,9 @@ def runs_kernels(device: torch.device) -> bool:
 
 
 class TritonIndex(NeighborIndex):
-    """Exact: points in the leaves of a k-d tree, of which each query visits only those that can hold a nearer point.
+    """Exact: the points lie in the leaves of a k-d tree; a query visits only leaves that can hold a nearer point.
 
-    `TorchIndex` searches in more than 8 dimensions, at ranks above 256, and where the kernel cannot be launched.
+    `TorchIndex` searches in more than 8 dimensions, at ranks above 256, and if the kernel cannot be launched.
 
     Raises:
         ValueError: points on another device than CUDA, or triton is not installed.
@@ -121,9 +121,9 @@ class TritonIndex(NeighborIndex):
 
 
 def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor] | None:
-    """`nearest_point` by a kernel; of equally near points the first. None if the kernel cannot be launched."""
+    """`nearest_point` by a kernel; it takes the first of equally near points. None if the kernel cannot be launched."""
     blocks = -(-len(queries) // _QUERY_TILE)
-    # Few queries leave processors idle, unless several search for one query in a part of the points each.
+    # Few queries would leave processors idle, so several processors share a query, each searching a part of the points.
     parts = max(1, min(-(-_processors(queries.device) // max(1, blocks)), len(points) // _LEAST_PART))
     part_size = -(-len(points) // (parts * _POINT_TILE)) * _POINT_TILE
     squares = torch.empty(len(queries), parts, dtype=torch.float32, device=queries.device)
@@ -151,7 +151,7 @@ def nearest_point_fused(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor
 
 
 def _launch(kernel: str, grid: tuple[int, ...], *arguments: Any, **constants: int) -> bool:
-    """Whether a kernel could be launched. If it could not, a warning says why, and none is tried again."""
+    """Launch a kernel; False if that fails. Then a warning says why, and no kernel is tried again."""
     global _kernels_fail
     if _kernels_fail:
         return False
@@ -188,7 +188,7 @@ class Boxes(NamedTuple):
 
 
 def _boxes(leaves: "KDLeaves") -> Boxes:
-    """Boxes that do not exist lie infinitely far from everywhere, so that the kernel need not count."""
+    """Padded with boxes that lie infinitely far from everywhere, so that the kernel need not count the real ones."""
     boxes = []
     for corners, nothing in ((leaves.lower, torch.inf), (leaves.upper, -torch.inf)):
         corners = torch.constant_pad_nd(corners, (0, -corners.shape[1] % _LEAVES_PER_GROUP), value=nothing)

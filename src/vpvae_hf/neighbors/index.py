@@ -1,4 +1,4 @@
-"""Choice of the search that finds how far away the m-th nearest of a set of points is."""
+"""Choice of the search that finds the distance to the m-th nearest of a set of points."""
 
 from typing import Literal
 

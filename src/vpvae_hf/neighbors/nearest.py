@@ -25,7 +25,7 @@ class NearestPoint:
             return queries.new_empty(0), queries.new_empty(0, dtype=torch.long)
         squares, indices = self._tree.query(queries.numpy(), k=1, sqr_dists=True)
         squares, indices = torch.from_numpy(squares), torch.from_numpy(indices.astype("int64"))
-        lost = indices >= len(self.points)  # the tree's mark for none found
+        lost = indices >= len(self.points)  # so the tree marks that it found none
         if lost.any():
             raise ValueError(
                 f"{int(lost.sum())} of {len(queries)} queries lie more than 1.8e19 from every point, and the square of "
@@ -74,7 +74,7 @@ def nearest_point(queries: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
 def nearest_in_graph(queries: Tensor, points: Tensor) -> Tensor:
     """The indices [N] int64 of `nearest_point` by operations that torch can export; holds all N * K distances.
 
-    Unchecked; the lowest index among equals, where a k-d tree may give another.
+    Nothing is checked. Among equally near points it gives the lowest index, where a k-d tree may give another.
     """
     queries, points = queries.detach().float(), points.detach().float()
     squares = torch.zeros((), device=queries.device)

@@ -26,7 +26,7 @@ def nearest_kernel(
     point_stride = tl.cast(point_count, tl.int64)
     first = tl.program_id(1) * part_size
     lanes = tl.arange(0, POINTS)
-    # Each lane keeps its own best, so that lanes meet only once, at the end.
+    # Each lane keeps its own best, so that lanes are compared only once, at the end.
     best = tl.full([QUERIES, POINTS], float("inf"), tl.float32)
     best_start = tl.zeros([QUERIES, POINTS], tl.int32)
     for start in range(first, tl.minimum(first + part_size, point_count), POINTS):
@@ -47,7 +47,7 @@ def nearest_kernel(
     tl.store(indices + at, tl.min(candidates, axis=1), mask=rows < query_count)
 
 
-# To compile anew for another rank or number of leaves takes seconds and gains nothing.
+# Compiling anew for another rank or number of leaves takes seconds and gains nothing.
 @triton.jit(do_not_specialize=["last_rank", "first_leaves"])
 def ranked_kernel(
     queries,  # [N, d]
@@ -73,7 +73,7 @@ def ranked_kernel(
 ):
     """Distances of one query: first to the leaves around it, then wherever a nearer point can be, the nearest first.
 
-    At any time the wanted distances are those of the candidates, which all lie below the bound, or the bound itself.
+    At any time the distances sought are those of the candidates, which all lie below the bound, or the bound itself.
     """
     row = tl.program_id(0).to(tl.int64)  # offsets may pass 2^31
     query = queries + row * DIM
@@ -81,7 +81,7 @@ def ranked_kernel(
     point_stride = tl.cast(places, tl.int64)
     lanes = tl.arange(0, LEAVES)
 
-    # Any leaf would do, it gives the first bound only.
+    # Any leaf would do: it only gives the first bound.
     nearest_gap = tl.full([LEAVES], float("inf"), tl.float32)
     nearest_start = tl.zeros([LEAVES], tl.int32)
     for start in range(0, groups, LEAVES):
@@ -197,9 +197,9 @@ def _append(own, count, values, kept):
 
 @triton.jit
 def _at_rank(values, rank, bound):
-    """The rank-th least of non-negative values, or the bound if fewer are less.
+    """The rank-th least of non-negative values, or the bound if fewer values lie below it.
 
-    Bisects their bits, which are in the same order as integers.
+    Bisects the values' bits: read as integers, they are in the same order.
     """
     bits = values.to(tl.int32, bitcast=True)
     least = 0

@@ -1,7 +1,7 @@
 """Quantizers: from continuous latents to codes, chosen by a plain dictionary.
 
-`QUANTIZERS` has the classes of every kind; a new kind is a file here and a line there, or an entry point of another
-package.
+`QUANTIZERS` has the classes of every kind. To add a kind, write a file here and a line in `QUANTIZERS`, or an entry
+point in another package.
 """
 
 from .base import CodebookNotFittedError, NoCodesError, Quantizer, QuantizerConfig, QuantizerOutput

@@ -1,8 +1,8 @@
 """The one interface of all quantizers.
 
-Shapes, here and in every kind's file: [...] any leading dimensions, one token each, N tokens if they are flat; F
-features, d latent dimensions, K codes. Codes are [...], or [..., G] if a token has G codes, one for each group of
-dimensions.
+Shapes, here and in every kind's file: [...] stands for any leading dimensions, one token at each position, or N tokens
+if they are flattened; F features, d latent dimensions, K codes. Codes are [...], or [..., G] if a token has G codes,
+one for each group of dimensions.
 """
 
 import dataclasses
@@ -35,8 +35,9 @@ class QuantizerOutput:
 
     Attributes:
         latents: [..., d] float32, what the decoder reads.
-        codes: [...] or [..., G] int64 in 0..K-1; None if there are none, e.g. in training if a fit decides the codes.
-        loss: [] the quantizer's own loss, which is added to the reconstruction loss as it is.
+        codes: [...] or [..., G] int64 in 0..K-1; None if there are none, e.g. during training if the codes come from a
+            fit after training.
+        loss: [] the quantizer's own loss, which is added to the reconstruction loss without a further weight.
         metrics: detached scalars, e.g. "quantizer/acceptance".
     """
 
@@ -50,16 +51,18 @@ class QuantizerOutput:
 class QuantizerConfig:
     """Settings of a quantizer; a plain dictionary in JSON. Every kind has the last three fields and adds its own.
 
-    A value out of its range raises a ValueError that tells the range.
+    A value out of its range raises a ValueError that states the valid range.
 
     Attributes:
         kind: the name by which settings choose the quantizer, its key in the registry.
-        description: what a model card says of the method.
+        description: what a model card says about the method.
         paper: the arXiv number of the method; None if it has none.
-        code_defining_fields: the fields that decide, in addition to weights and buffers, which code features have.
-        examples: settings, without the kind, of a small quantizer of each variant; the contract test runs over them.
+        code_defining_fields: the fields that decide, in addition to weights and buffers, which codes given features
+            get.
+        examples: settings of a small quantizer of each variant, without "kind"; the contract tests run with each of
+            them.
         needs_fitting: whether there are no codes until a codebook is fitted after training.
-        fits: what `fit_codebook` fits, "codebook" or "levels" of each dimension; None if nothing can be fitted.
+        fits: what `fit_codebook` fits: "codebook", or "levels" of each dimension; None if nothing can be fitted.
         former_fields: settings of earlier versions that saved configs may hold, each with the only value still allowed.
         codebook_size: K; None if there are no codes.
         latent_dim: d.
@@ -101,7 +104,7 @@ class QuantizerConfig:
 
 
 def _onloaded(method: Callable) -> Callable:
-    """The method, called with the weights and buffers that accelerate offloads until their module is called."""
+    """Wrap a method so that weights and buffers that accelerate has offloaded are loaded while it runs."""
 
     @functools.wraps(method)
     def wrapped(self: nn.Module, *args):
@@ -122,13 +125,14 @@ class Quantizer(nn.Module, ABC):
 
     Computes in float32 with autocast off, and stays float32 when the model around it is cast, so that the same latents
     have the same codes everywhere. Switching between `train()` and `eval()` computes nothing. Methods raise a
-    ValueError for vectors of another dimension, NaN or infinite, and for codes outside 0..K-1 or of another G; a
-    TypeError for another kind of dtype; and, if they need codes, the errors of `check_codes`. A graph that torch makes
-    (compile, export) checks no values, so it raises no error that depends on them.
+    ValueError for vectors of another dimension or with NaN or infinite values, and for codes outside 0..K-1 or with
+    another number of groups G; a TypeError for the wrong kind of dtype (integer vectors, floating-point codes); and, if
+    they need codes, the errors of `check_codes`. A graph that torch makes (compile, export) checks no values, so it
+    raises no error that depends on them.
 
-    Subclasses write `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents; and
-    `live_codebook` if they keep one in training. Those with a codebook that can be fitted after training derive from
-    `CodebookQuantizer`, those with a grid of levels from `ScalarGridQuantizer`.
+    Subclasses implement `training_forward`, `nearest_codes` and `lookup`; `to_latents` if features are not the latents;
+    and `live_codebook` if they keep a codebook during training. Those with a codebook that can be fitted after training
+    derive from `CodebookQuantizer`, those with a grid of levels from `ScalarGridQuantizer`.
     """
 
     def __init__(self, config: QuantizerConfig):
@@ -150,9 +154,9 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def training_state(self) -> Any:
-        """What a checkpoint holds in addition to the weights, as `Accelerator.register_for_checkpointing` takes it.
+        """State that a checkpoint holds in addition to the weights, for `Accelerator.register_for_checkpointing`.
 
-        None if training keeps nothing else.
+        None if training needs no other state.
         """
         return None
 
@@ -162,46 +166,48 @@ class Quantizer(nn.Module, ABC):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Each K that `select_codebook` takes, in rising order; () before a fit that is needed, and without codes."""
+        """Each K that `select_codebook` accepts, in rising order; () before a needed fit, or if there are no codes."""
         return (self.codebook_size,) if self.has_codes and self.config.fitted else ()
 
     def select_codebook(self, codebook_size: int) -> None:
-        """Let the fitted codebook of so many codes decide the codes; a ValueError if there is none of that size."""
+        """Select the fitted codebook of this size, which then decides the codes; a ValueError if there is none."""
         require_integer("codebook_size", codebook_size, 2)
         if codebook_size not in self.codebook_sizes:
             sizes = ", ".join(map(str, self.codebook_sizes)) or "none"
             remedy = (
-                "Fit one with vpvae_hf.fit_codebook, or vpvae fit" if self.config.fits == "codebook" else "Leave it out"
+                "Fit one with vpvae_hf.fit_codebook, or vpvae fit"
+                if self.config.fits == "codebook"
+                else "Leave codebook_size out"
             )
             raise ValueError(f"there is no codebook of {codebook_size} codes; there are: {sizes}. {remedy}")
 
     @property
     def code_state(self) -> dict[str, Tensor]:
-        """The weights and buffers, by name, that decide which code features have."""
+        """The weights and buffers, by name, that decide which codes given features get."""
         return self.state_dict()
 
     def set_progress(self, progress: float) -> None:
-        """Tell before each forward how much of the training run is over, from 0 to 1: steps taken / steps to take.
+        """Set, before each forward pass, how much of the training run is over, from 0 to 1: steps done / all steps.
 
-        `VectorPerturbation` and `ScalarPerturbation` change their loss over a run, and raise a ValueError for another
-        number. The recipes' loop calls it; other loops should.
+        `VectorPerturbation` and `ScalarPerturbation` change their loss during a run, and raise a ValueError for a
+        number outside 0 to 1. The recipes' training loop calls this method; other loops should call it, too.
         """
 
     def reconfigure(self, config: QuantizerConfig) -> bool:
-        """Change the settings and keep what stays valid. If only a new quantizer can have them, change nothing.
+        """Change the settings and keep the state that stays valid. If they need a new quantizer, change nothing.
 
         Returns:
-            Whether the quantizer now has the settings, except those that a fit after training sets.
+            Whether the quantizer now has these settings, apart from those that a fit after training sets.
         """
         return config.without_fit() == self.config.without_fit()
 
     @property
     def fitted_tensors(self) -> tuple[Tensor, ...]:
-        """Buffers that were fitted after training, as the settings tell; () if there are none."""
+        """Buffers that, according to the settings, were fitted after training; () if there are none."""
         return ()
 
     def drop_fit(self) -> None:
-        """Drop what was fitted after training. The codes are then those of training, if it has codes."""
+        """Drop what was fitted after training. The codes are then those of training, if training has any."""
         self.config = self.config.without_fit()
 
     def forward(self, features: Tensor, *, generator: torch.Generator | None = None) -> QuantizerOutput:
@@ -252,7 +258,7 @@ class Quantizer(nn.Module, ABC):
         return self.lookup(self._checked_codes(codes))
 
     def _checked_codes(self, codes: Tensor) -> Tensor:
-        """int64 in range from integers, else a TypeError or ValueError."""
+        """The codes as int64, checked; a TypeError unless they are integers, a ValueError unless they are in range."""
         codes = as_codes(codes, device_for(self, codes))
         groups = self.code_groups
         if groups > 1 and (codes.ndim < 1 or codes.shape[-1] != groups):
@@ -274,8 +280,8 @@ class Quantizer(nn.Module, ABC):
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         """What training does in place of quantization; features are [..., F] float32.
 
-        They are finite, except within `deferred_checks`: there, values that are not must raise no error, and must not
-        enter the quantizer's state.
+        They are finite, except within `deferred_checks`. There, values that are not finite must not raise an error and
+        must not enter the quantizer's state.
         """
 
     @abstractmethod
@@ -297,12 +303,13 @@ class Quantizer(nn.Module, ABC):
         fitted = self.fitted_tensors
         if fitted and not is_tracing() and not self._holds_fit(fitted[0]):
             raise CodebookNotFittedError(
-                f"the settings say that the {self.config.fits} is fitted, but it holds only zeros, as in a model made "
-                "from the config of another; load the other with from_pretrained, or call vpvae_hf.fit_codebook"
+                f"the settings say that the {self.config.fits} should hold fitted values, but there are only zeros, as "
+                "in a model made from another model's config; load that model with from_pretrained, or "
+                "call vpvae_hf.fit_codebook"
             )
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
-        # `load_state_dict(assign=True)` takes tensors as they are, half precision too, which would change codes.
+        # `load_state_dict(assign=True)` takes tensors as they are; half precision would change codes.
         for name, tensor in state_dict.items():
             if name.startswith(prefix) and isinstance(tensor, Tensor) and tensor.is_floating_point():
                 state_dict[name] = tensor.float()
@@ -324,10 +331,10 @@ class HoldsValues:
         self._seen: tuple[int, int] | None = None
 
     def __call__(self, tensor: Tensor) -> bool:
-        if tensor.is_inference():  # does not tell when it is written to
+        if tensor.is_inference():  # has no counter of writes
             return bool(tensor.any())
         state = tensor.data_ptr(), tensor._version
-        # A negative answer is not kept: it ends in an error anyway.
+        # A negative answer is not cached, since it leads to an error anyway.
         if state != self._seen and tensor.any():
             self._seen = state
         return state == self._seen

@@ -1,4 +1,4 @@
-"""What the baselines VQ, SimVQ and FSQ share: vector-quantize-pytorch, and a codebook that is learned in training."""
+"""What the baselines share: the library vector-quantize-pytorch, and (VQ and SimVQ) a codebook learned in training."""
 
 import dataclasses
 from abc import abstractmethod
@@ -30,7 +30,7 @@ class LearnedCodebookConfig(CodebookQuantizerConfig):
         commitment_weight: weight of the loss that draws latents to their codes, relative to the loss that draws codes
             to latents; beta of arXiv 1711.00937.
         rotation_trick: pass gradients by rotation (arXiv 2410.06424) in place of straight-through.
-        learned_size: how many codes the learned codebook has, if a codebook that was fitted after training decides the
+        learned_size: how many codes the learned codebook has, if another codebook, fitted after training, decides the
             codes; None if the learned one decides them. `set_codebook` and `fit_codebook` set it.
     """
 
@@ -57,7 +57,7 @@ class LearnedCodebookConfig(CodebookQuantizerConfig):
 class LearnedCodebook(CodebookQuantizer):
     """A codebook that the library trains.
 
-    After training, another codebook may be fitted, which then decides the codes. Further training uses the learned one.
+    If another codebook is fitted after training, it decides the codes. Further training uses the learned one.
 
     Buffers:
         fitted_codebook: [K, d] float32; None if the learned codebook decides the codes.
@@ -75,7 +75,7 @@ class LearnedCodebook(CodebookQuantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """[K, d], what decides the codes; a learned one with its gradient."""
+        """[K, d], the codebook that decides the codes; a learned one passes gradients on."""
         return self.library.codebook if self.fitted_codebook is None else self.fitted_codebook
 
     @property
@@ -88,20 +88,20 @@ class LearnedCodebook(CodebookQuantizer):
 
     @torch.no_grad()
     def learn_from_fit(self) -> None:
-        """Make the fitted codebook the learned one, too; a ValueError if it has another K, or there is none."""
+        """Copy the fitted codebook into the learned one; a ValueError if there is none, or if it has another K."""
         fitted, size = self.fitted_codebook, self.config.trained_size
         if fitted is None or len(fitted) != size:
-            there = "there is none" if fitted is None else f"the fitted one has {len(fitted)}"
-            raise ValueError(f"training learns a codebook of {size} codes and {there}; fit one of {size} first")
+            there = "none is fitted" if fitted is None else f"the fitted one has {len(fitted)}"
+            raise ValueError(f"training learns a codebook of {size} codes, but {there}; fit one of {size} first")
         self._start_from(fitted)
 
     @abstractmethod
     def _start_from(self, codebook: Tensor) -> None:
-        """Write a codebook [K, d] into what is learned."""
+        """Make the learned codebook equal to a codebook [K, d]."""
 
     @property
     def is_parameter(self) -> bool:
-        """Whether the codebook is a parameter itself, not a buffer or made of one."""
+        """Whether the codebook itself is a parameter, neither a buffer nor computed from other tensors."""
         return any(weight.data_ptr() == self.codebook.data_ptr() for weight in self.parameters())
 
     def _install(self, codebook: Tensor) -> None:
@@ -110,7 +110,7 @@ class LearnedCodebook(CodebookQuantizer):
         self.fitted_codebook = codebook
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
-        """Take over a fitted codebook of any K, or that there is none."""
+        """Take over a fitted codebook of any K, or drop the present one if the state dict has none."""
         loaded = state_dict.get(f"{prefix}fitted_codebook")
         if loaded is None and any(key.startswith(f"{prefix}library.") for key in state_dict):
             self.drop_fit()
@@ -122,7 +122,7 @@ class LearnedCodebook(CodebookQuantizer):
     def _output(self, features: Tensor, latents: Tensor, codes: Tensor, loss: Tensor) -> QuantizerOutput:
         """The output of a training forward, from latents [N, d] and codes [N] in one batch.
 
-        It has no codes if a fitted codebook decides them, since codes of the learned one mean something else.
+        It has no codes if a fitted codebook decides them, since the learned codebook's codes have another meaning.
         """
         latents = latents.view(features.shape)
         codes = codes.view(features.shape[:-1]) if self.fitted_codebook is None else None

@@ -27,10 +27,10 @@ class CodebookQuantizerConfig(QuantizerConfig):
     """Settings that quantizers with a codebook share.
 
     Attributes:
-        metric: the distance that decides which code is nearest: "euclidean", or "decoder", in which displacements that
-            change the decoder's output more are longer. `set_codebook` and `fit_codebook` set it.
-        other_codebook_sizes: K of each codebook that is kept beside the one that decides the codes, in rising order.
-            `set_codebooks` and `fit_codebook` set it.
+        metric: the distance that decides which code is nearest: "euclidean", or "decoder", which weights a displacement
+            by how much it changes the decoder's output. `set_codebook` and `fit_codebook` set it.
+        other_codebook_sizes: K of each codebook that is kept in addition to the one that decides the codes, in rising
+            order. `set_codebooks` and `fit_codebook` set it.
         nested: whether the codes of a larger codebook divide the cells of a smaller one: code c of K codes lies in
             the cell of code c // (K / K') of K' codes. `set_codebooks` and `fit_codebook` set it.
     """
@@ -58,13 +58,13 @@ class CodebookQuantizerConfig(QuantizerConfig):
 
 
 class CodebookQuantizer(Quantizer):
-    """A quantizer with a codebook: the code of a latent is the nearest one in the metric of the fit.
+    """A quantizer with a codebook: a latent's code is the number of the nearest vector, in the metric of the fit.
 
-    Codebooks of other sizes may be kept in addition; each can be selected in its place. Subclasses have a `codebook`,
-    [K, d], and write `_install`.
+    Codebooks of other sizes may be kept in addition; `select_codebook` chooses one of them. Subclasses have a
+    `codebook`, [K, d], and implement `_install`.
 
     Buffers:
-        metric_root: [d, d] float32, symmetric, whose square is the metric; None if that is Euclidean.
+        metric_root: [d, d] float32, the symmetric matrix whose square is the metric; None if the metric is Euclidean.
         other_codebooks.K: [K, d] float32 for each K of the config's `other_codebook_sizes`.
     """
 
@@ -141,7 +141,7 @@ class CodebookQuantizer(Quantizer):
 
     def _install_all(self, selected: Tensor, others: Sequence[Tensor], root: Tensor | None, nested: bool) -> None:
         former = self.config
-        self.config = dataclasses.replace(self.config, nested=False)  # which would refuse sizes on their way
+        self.config = dataclasses.replace(self.config, nested=False)  # so that sizes are checked once all are set
         try:
             self._install(selected)
         except ValueError:
@@ -161,9 +161,9 @@ class CodebookQuantizer(Quantizer):
 
     @abstractmethod
     def _install(self, codebook: Tensor) -> None:
-        """Let a codebook [K, d], which was checked, decide the codes, and record it in the config.
+        """Make a checked codebook [K, d] the one that decides the codes, and record it in the config.
 
-        Codebooks that were fitted together with the former one may stay. An error leaves everything as it was.
+        Codebooks that were fitted together with the former one may stay. If it raises an error, nothing has changed.
         """
 
     @property
@@ -218,7 +218,7 @@ class CodebookQuantizer(Quantizer):
         self._set_root(torch.zeros(self.latent_dim, self.latent_dim, dtype=torch.float32, device=device))
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
-        """Take over metric and other codebooks; a state dict without the quantizer, as of adapters, tells nothing."""
+        """Take over the metric and other codebooks, unless the state dict holds no quantizer, e.g. adapters only."""
         own = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
         if "metric_root" in own:
             self._make_root(self.codebook.device)
@@ -231,7 +231,7 @@ class CodebookQuantizer(Quantizer):
 
 
 def square_root(metric: Tensor, latent_dim: int) -> Tensor:
-    """[d, d] float64 on the CPU, symmetric, whose square is a metric; a ValueError if none is."""
+    """The symmetric matrix [d, d], float64 on the CPU, whose square is a metric; a ValueError if there is none."""
     metric = as_real(metric, "metric").detach().to("cpu", torch.float64)
     if metric.shape != (latent_dim, latent_dim):
         raise ValueError(f"metric must be [{latent_dim}, {latent_dim}], got shape {tuple(metric.shape)}")
@@ -245,6 +245,6 @@ def square_root(metric: Tensor, latent_dim: int) -> Tensor:
 
 def transformed(vectors: Tensor, matrix: Tensor) -> Tensor:
     """Vectors [N, d] times a matrix [d, d]. A vector is rounded in the same way in every batch and on every device."""
-    # A product of matrices is computed in other orders for other sizes, and on CUDA perhaps in TF32.
+    # A matrix product adds up in an order that depends on the sizes, and on CUDA perhaps in TF32.
     parts = [value.unsqueeze(-1) * row for value, row in zip(vectors.unbind(dim=-1), matrix, strict=True)]
     return sum(parts[1:], start=parts[0])

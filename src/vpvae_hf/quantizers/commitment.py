@@ -1,4 +1,4 @@
-"""The commitment loss that late in a training run takes the place of the normalization loss, for VP and FSP."""
+"""The commitment loss of VP and FSP, which replaces the normalization loss late in a training run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class CommitmentConfig:
         commitment_weight: weight of the commitment loss, the mean over tokens and dimensions of (z - c(z))^2, where
             c(z) is the code that latent z is drawn to. During the ramp it replaces the normalization loss. 0 is the
             paper's method, which has no such loss.
-        commitment_ramp: the ramp: two parts of the run, from 0 to 1, between which the commitment loss replaces the
-            normalization loss. `set_progress` tells the present part; a loop that does not call it trains with the
-            normalization loss alone.
+        commitment_ramp: the ramp: two points of the run, from 0 (its start) to 1 (its end), between which the
+            commitment loss gradually replaces the normalization loss. `set_progress` sets the present point; a loop
+            that does not call it trains with the normalization loss alone.
     """
 
     commitment_weight: float = 0.25
@@ -35,7 +35,7 @@ class CommitmentConfig:
 
 
 class Commitment:
-    """What the quantizers that have the loss share."""
+    """What the quantizers with a commitment loss share."""
 
     config: CommitmentConfig
     _progress = 0.0
@@ -45,13 +45,13 @@ class Commitment:
         self._progress = progress
 
     def _committed(self) -> float:
-        """How much of the normalization loss has given way to the commitment loss, 0 to 1."""
+        """The part of the normalization loss, 0 to 1, that the commitment loss has replaced."""
         begins, ends = self.config.commitment_ramp
         if not self.config.commitment_weight or self._progress < begins:
             return 0.0
         return 1.0 if self._progress >= ends else (self._progress - begins) / (ends - begins)
 
     def _loss(self, normalization: Tensor, committed: float | Tensor, latents: Tensor, codes: Tensor) -> Tensor:
-        """The quantizer's loss [], of latents and the codes [..., d] that they are drawn to."""
+        """The quantizer's loss [], from latents and the vectors of the codes that they are drawn to, both [..., d]."""
         commitment = self.config.commitment_weight * (latents - codes).square().mean()
         return (1 - committed) * normalization + committed * commitment

@@ -1,4 +1,4 @@
-"""FSP: squash each dimension to a uniform one, train with noise as wide as a cell, quantize on a fixed grid.
+"""FSP: squash each dimension to a uniform distribution, train with noise as wide as a cell, quantize on a fixed grid.
 
 Shapes: levels L_1..L_d, K = L_1 * ... * L_d codes.
 """
@@ -22,7 +22,7 @@ from .scalar import ScalarGridConfig, ScalarGridQuantizer
 _OUTPUT_SCALE = math.sqrt(12)
 
 
-# Named, since a model that holds a lambda cannot be pickled.
+# Named functions, since a model that holds a lambda cannot be pickled.
 def _scaled_tanh(a: Tensor) -> Tensor:
     return (torch.tanh(a) + 1) / 2
 
@@ -37,8 +37,8 @@ def _laplace_cdf(a: Tensor) -> Tensor:
 
 
 # Each activation is the distribution function of the features that it makes uniform. The number is the variance of that
-# distribution, the target of eq. (14), which also draws features to mean 0: the mean of all of these distributions. The
-# Cauchy distribution has no variance, so it is trained without a target.
+# distribution, the target of eq. (14), which also draws features to mean 0, about which all of these distributions are
+# symmetric. The Cauchy distribution has no variance, so it is trained without a target.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
     "tanh": (_scaled_tanh, math.pi**2 / 12),
     "sigmoid": (torch.sigmoid, math.pi**2 / 3),
@@ -50,14 +50,14 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScalarPerturbationConfig(CommitmentConfig, ScalarGridConfig):
-    """Settings of `ScalarPerturbation`, and of `CommitmentConfig`, whose loss draws latents to the middles of cells.
+    """Settings of `ScalarPerturbation`, and of `CommitmentConfig`: latents are drawn to the middles of their cells.
 
     Attributes:
         activation: a name in `ACTIVATIONS`.
         eta: width of the noise in cells, eq. (16); 1 is a whole cell.
         perturb_probability: share of tokens that are perturbed in training; the others are quantized straight-through.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (14); both 0 switch it off. They have no
-            effect if the activation is that of a distribution without a variance ("cauchy").
+            effect with the activation "cauchy", whose distribution has no variance.
     """
 
     kind: ClassVar[str] = "fsp"
@@ -89,10 +89,11 @@ class ScalarPerturbationConfig(CommitmentConfig, ScalarGridConfig):
 
 
 class ScalarPerturbation(Commitment, ScalarGridQuantizer):
-    """Scalar noise in place of rounding; codes are cells of a fixed grid, used equally by uniform latents.
+    """Scalar noise in place of rounding; codes are cells of a fixed grid, used equally often by uniform latents.
 
-    Latents are (g(a) - 1/2) * sqrt(12) of the features a, with unit variance where g(a) is uniform. Late in the run,
-    once the encoder has learned, the commitment loss draws latents to the middles of their cells.
+    With g the activation, latents are (g(a) - 1/2) * sqrt(12) for features a; they have unit variance if g(a) is
+    uniform. Late in the run, once the encoder has learned, the commitment loss draws latents to the middles of their
+    cells.
     """
 
     config: ScalarPerturbationConfig
@@ -102,12 +103,12 @@ class ScalarPerturbation(Commitment, ScalarGridQuantizer):
         self._activation, self._target_variance = ACTIVATIONS[config.activation]
 
     def to_latents(self, features: Tensor) -> Tensor:
-        """[..., d] in +-sqrt(3) from unbounded features [..., d]."""
+        """[..., d] in [-sqrt(3), sqrt(3)] from unbounded features [..., d]."""
         return _from_unit(self._activation(features.float())).to(features.dtype)
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         config, unit = self.config, self._activation(features)
-        # Eq. (16): noise that would leave [0, 1] is left out.
+        # Eq. (16): noise that would move a value out of [0, 1] is left out.
         noise = torch.rand(unit.shape, device=unit.device, dtype=torch.float32, generator=generator) - 0.5
         moved = unit.detach() + config.eta / self.grid.levels_like(unit) * noise
         kept = (moved >= 0) & (moved <= 1)

@@ -20,7 +20,7 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
 
     Attributes:
         symmetric: the variant of arXiv 2411.19842, section 3.2, whose codes lie evenly from -1 to 1 in each dimension;
-            otherwise the original (arXiv 2309.15505), which needs at least 3 levels in each dimension.
+            false for the original (arXiv 2309.15505), which needs at least 3 levels in each dimension.
         noise_probability: share of tokens that get noise as wide as a cell in training, in place of their code; for the
             symmetric variant only.
     """
@@ -49,7 +49,7 @@ class FiniteScalarQuantizationConfig(ScalarGridConfig):
 class FiniteScalarQuantization(ScalarGridQuantizer):
     """FSQ (arXiv 2309.15505), by default its symmetric variant with noise (arXiv 2411.19842, section 3.2).
 
-    Latents lie in [-1, 1], or for even levels of the original a little beyond.
+    Latents lie in [-1, 1]; for even numbers of levels in the original, also a little beyond.
     """
 
     config: FiniteScalarQuantizationConfig
@@ -57,7 +57,8 @@ class FiniteScalarQuantization(ScalarGridQuantizer):
     def __init__(self, config: FiniteScalarQuantizationConfig):
         super().__init__(config)
         library()
-        # No submodule: its constants are not saved, and loaders that build models without memory would not set them.
+        # Not submodules: their constants are not saved, and loaders that build a model on the meta device would not set
+        # them.
         self._libraries: dict[torch.device, torch.nn.Module] = {}
 
     def to_latents(self, features: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ class FiniteScalarQuantization(ScalarGridQuantizer):
         rounded = rounded.view(features.shape).float()  # the library's constants have torch's default dtype
         latents = rounded
         if self.config.noise_probability > 0:
-            # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the levels.
+            # Not the library's noise, which moves the codes themselves, by up to 1/2 whatever the number of levels.
             noise = 2 * torch.rand(features.shape, device=features.device, dtype=torch.float32, generator=generator) - 1
             noisy = continuous + noise / (self.grid.levels_like(features) - 1)
             token = torch.rand(

@@ -1,4 +1,4 @@
-"""Which quantizer a configuration names."""
+"""Finds the quantizer that a configuration names."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,12 +28,13 @@ QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "token_bridge": (TokenBridgeConfig, TokenBridge),
     "none": (ContinuousConfig, Continuous),
 }
-# Installed packages add kinds by entry points of this group: the kind's name, and where its pair of classes is.
+# Installed packages add kinds by entry points of this group. Each has the kind's name and points to its pair of
+# classes.
 ENTRY_POINTS = "vpvae_hf.quantizers"
 
 
 def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> QuantizerConfig:
-    """Make a configuration of a mapping with "kind" and fields of that kind, or return one that is given.
+    """Make a configuration from a mapping with "kind" and fields of that kind; a given configuration is returned.
 
     Raises:
         TypeError: settings are not a mapping.
@@ -60,9 +61,9 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
 
 
 def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
-    """Make a quantizer from settings, e.g. `{"kind": "vp", "codebook_size": 1024}`; errors as of `quantizer_config`."""
+    """Make a quantizer from settings, e.g. `{"kind": "vp", "codebook_size": 1024}`; errors: see `quantizer_config`."""
     config, default = quantizer_config(settings), torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)  # which may be another while a model of half precision is loaded
+    torch.set_default_dtype(torch.float32)  # loading a model in half precision may have set another
     try:
         return _classes(config.kind)[1](config)
     finally:
@@ -70,7 +71,7 @@ def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
 
 
 def _classes(kind: Any) -> tuple[type[QuantizerConfig], type[Quantizer]]:
-    """Those of a kind; an installed package's are loaded when they are first asked for."""
+    """The pair of classes of a kind; those of another package are imported at their first use."""
     if kind in QUANTIZERS:
         return QUANTIZERS[kind]
     added = {point.name: point for point in entry_points(group=ENTRY_POINTS)}

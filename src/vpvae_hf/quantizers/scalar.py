@@ -26,7 +26,8 @@ class ScalarGridConfig(QuantizerConfig):
     """Settings of a quantizer whose codes are a grid: levels are given, or derived from `codebook_size`.
 
     Attributes:
-        codebook_size: K, the product of the levels. If no levels are given, they are chosen so that K is near it.
+        codebook_size: K, the product of the levels. If no levels are given, they are chosen so that K is near this
+            number.
         latent_dim: d, the number of levels.
         levels: L_i, each at least 2.
         refitted: whether `fit_codebook` has moved the levels of each dimension to where its latents lie; training
@@ -54,11 +55,11 @@ class ScalarGridConfig(QuantizerConfig):
 class ScalarGridQuantizer(Quantizer):
     """Quantizes each dimension of a latent by itself; a code is the mixed-radix number of the cells.
 
-    Subclasses write `even_cells` and `even_values`, which are used in training, and until levels are refitted.
+    Subclasses implement `even_cells` and `even_values`, which are used in training, and until levels are refitted.
 
     Buffers:
-        level_values: [L_1 + ... + L_d] float32, those of one dimension after the other, each in rising order; None
-            unless levels are refitted. A latent takes the nearest.
+        level_values: [L_1 + ... + L_d] float32, the levels of one dimension after the other, in rising order within
+            each; None unless levels are refitted. Each coordinate of a latent takes its nearest level.
     """
 
     config: ScalarGridConfig
@@ -79,13 +80,13 @@ class ScalarGridQuantizer(Quantizer):
 
     @abstractmethod
     def even_values(self, cells: Tensor) -> Tensor:
-        """What cells stand for: [..., d] float32 from [..., d]."""
+        """The coordinates that cells stand for: [..., d] float32 from [..., d]."""
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         if self.level_values is None:
             return self.grid.to_codes(self.even_cells(latents))
         values = self.level_values.to(latents.device).split(self.grid.levels)
-        # Which is nearest changes midway between two levels.
+        # The nearest level changes midway between two levels.
         cells = [
             (coordinate.unsqueeze(-1) > (each[:-1] + each[1:]) / 2).sum(dim=-1)
             for coordinate, each in zip(latents.unbind(dim=-1), values, strict=True)
@@ -106,7 +107,7 @@ class ScalarGridQuantizer(Quantizer):
         rows = [as_real(each, "levels").detach().float() for each in values]
         if [tuple(row.shape) for row in rows] != [(count,) for count in counts]:
             raise ValueError(
-                f"levels must be {', '.join(map(str, counts))} values of {len(counts)} dimensions, got shapes "
+                f"levels must hold {', '.join(map(str, counts))} values for {len(counts)} dimensions, got shapes "
                 f"{', '.join(str(tuple(row.shape)) for row in rows)}"
             )
         if not all(torch.isfinite(row).all() and (row.diff() > 0).all() for row in rows):
@@ -123,7 +124,7 @@ class ScalarGridQuantizer(Quantizer):
         return torch.zeros(sum(self.grid.levels), dtype=torch.float32)
 
     def _load_from_state_dict(self, state_dict, prefix, *others):
-        """Take over refitted levels. A state dict without them may be of adapters alone, so it says nothing."""
+        """Take over refitted levels. A state dict without them may hold only adapters, so it changes nothing."""
         if f"{prefix}level_values" in state_dict:
             self.level_values = self._no_values()
             self.config = dataclasses.replace(self.config, refitted=True)

@@ -1,6 +1,6 @@
 """TokenBridge (arXiv 2503.16430): a variational autoencoder whose latents are cut into bins after training.
 
-Shapes: F = 2 d features (means, then logarithms of variances), K bins of each dimension, which has a code of its own.
+Shapes: F = 2 d features (means, then logarithms of variances), K bins in each dimension, and one code per dimension.
 """
 
 import math
@@ -17,7 +17,7 @@ from vpvae_hf.tensors import constant
 from .base import Quantizer, QuantizerConfig, QuantizerOutput
 from .normalization import rms_length
 
-# Beyond it a variance, or its inverse, overflows and means nothing.
+# Beyond it a variance, or its inverse, means nothing, since features have a variance of about 1.
 _LOG_VARIANCE_LIMIT = 20.0
 
 
@@ -26,8 +26,9 @@ class TokenBridgeConfig(QuantizerConfig):
     """Settings of `TokenBridge`.
 
     Attributes:
-        codebook_size: K, the bins of each dimension; a token has d codes, so K^d values in all.
-        kl_weight: weight of the divergence from the standard normal distribution, summed over dimensions.
+        codebook_size: K, the number of bins in each dimension; a token has d codes, so it can take K^d values.
+        kl_weight: weight of the Kullback-Leibler divergence from the standard normal distribution, summed over
+            dimensions.
     """
 
     kind: ClassVar[str] = "token_bridge"
@@ -88,7 +89,7 @@ class TokenBridge(Quantizer):
 
 def _bin_means(bins: int) -> list[float]:
     """Means of the standard normal distribution within bins of equal mass, [K]."""
-    # On the CPU even if a loader builds the model without memory.
+    # On the CPU even if a loader builds the model on the meta device.
     edges = torch.special.ndtri(torch.arange(bins + 1, dtype=torch.float64, device="cpu") / bins)
     density = (-edges.square() / 2).exp() / math.sqrt(2 * math.pi)
     return ((density[:-1] - density[1:]) * bins).tolist()

@@ -23,15 +23,15 @@ from .vp_moves import metropolis, random_codebook
 from .vp_queue import LatentQueue
 from .vp_scale import PerturbationScale
 
-# Enough for a root mean square displacement within about 3%; later steps refine it.
+# Enough latents to measure the root mean square displacement within about 3%; later steps refine it.
 _TRIAL_LATENTS = 1024
 
-# With many ranks the search index may lag behind the queue by this share of it, unless settings allow more.
+# With many ranks the search index may lag behind the queue by this share of the queue, unless settings allow more.
 _STALEST_INDEX = 0.5
 
 _RUN_BY_ALL = (
-    "every rank must run each training forward of VectorPerturbation, whose queue they share. For a forward of this "
-    "rank alone call eval() on the model first; otherwise another rank is busy, or has stopped"
+    "every rank must run each training forward of VectorPerturbation, since all ranks share its queue. For a forward "
+    "on this rank alone, call eval() on the model first; if all ranks do run it, another rank is busy, or has stopped"
 )
 
 
@@ -39,8 +39,8 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
     """Trains on displaced latents, without codes; encodes with a codebook that is fitted after training.
 
     In the first steps, until the queue holds two latents per code, latents pass through unperturbed. From then on, a
-    live codebook follows the latents of the queue. It estimates the quantization error, and the displacement is made
-    as large as that. Late in the run, once the encoder has learned, the commitment loss draws latents to the live
+    live codebook follows the latents of the queue. It estimates the quantization error, and the displacement is made as
+    large as this error. Late in the run, once the encoder has learned, the commitment loss draws latents to the live
     codebook's codes, so that they cluster and quantization costs less.
 
     In a distributed job every rank must run each training forward, since all ranks share one queue of latents. The
@@ -87,13 +87,13 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         return QuantizerOutput(latents=latents, codes=None, loss=loss, metrics=metrics)
 
     def _step(self, latents: Tensor, generator: torch.Generator | None) -> tuple["_Moves", Tensor, dict[str, Tensor]]:
-        """Perturbed latents [N, d], the share [] of the commitment loss, and the metrics. No graph traces it.
+        """How latents [N, d] move, the share [] of the commitment loss, and the metrics. No graph traces this method.
 
         The latents then enter the queue.
         """
         device = latents.device
         self.scale.move(device)
-        finite = without_bad_values(latents)  # searches take no others
+        finite = without_bad_values(latents)  # searches accept only finite values
         with distributed.run_by_all_ranks(_RUN_BY_ALL):
             moves = self._moves(finite, generator)
             self._share(latents, moves, generator)
@@ -116,7 +116,7 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
     def check_codes(self) -> None:
         if not self.config.fitted and not is_tracing() and self._holds_fit(self.codebook):
             raise CodebookNotFittedError(
-                "the codebook holds values, as of weights that were copied one by one, but the settings say that it is "
+                "the codebook holds values, e.g. weights that were copied one by one, but the settings say that it is "
                 "not fitted; call model.set_codebook(model.quantize.codebook), or load weights with load_state_dict"
             )
         super().check_codes()
@@ -136,15 +136,15 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         super().drop_fit()
 
     def set_codebook_size(self, codebook_size: int) -> None:
-        """Train for another K >= 2 from now on: M, the queue's capacity and the scale change with it.
+        """Train for another K >= 2 from now on: the rank M, the queue's capacity and the scale change with it.
 
-        No codebook is fitted."""
+        This fits no codebook."""
         if codebook_size != self.codebook_size:
             self.reconfigure(dataclasses.replace(self.config.without_fit(), codebook_size=codebook_size))
 
     @kept_for_training()
     def reconfigure(self, config: QuantizerConfig) -> bool:
-        """Train with other settings of the kind and the same latent_dim from now on.
+        """Train from now on with other settings of this kind that have the same latent_dim.
 
         The queue keeps the newest latents that it can hold, fitted codebooks stay if K stays, and the scale is measured
         anew. Settings that differ in `fitted` alone change nothing.
@@ -184,7 +184,7 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
             except ValueError as error:
                 errors.append(f"the codebook {prefix}codebook {tuple(loaded.shape)} cannot be used: {error}")
                 return
-            if self.codebook.is_inference():  # made within inference_mode, after which it could not be written to
+            if self.codebook.is_inference():  # made in inference_mode, so it could not be written to later
                 self.codebook = torch.empty_like(self.codebook)
             self.config = dataclasses.replace(self.config, fitted=bool(loaded.any()))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, errors)
@@ -215,8 +215,8 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
             least, most = map(math.log, self.config.codebook_size_range)
             part = torch.rand((), device="cpu", dtype=torch.float32, generator=_on_cpu(generator))
             size = round(math.exp(least + float(part) * (most - least)))
-            # A codebook's error is proportional to K^(-2/d), so the displacement is converted to the size that was
-            # measured.
+            # A codebook's error is proportional to K^(-2/d), so the displacement is converted to that of
+            # `codebook_size`, for which the error is measured.
             self._step_size_ratio = (size / self.config.codebook_size) ** (2 / self.latent_dim)
         return size
 
@@ -246,14 +246,14 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         changed, refresh = self.queue.pushed - self._indexed_at, self.config.index_refresh
         most = min(refresh * distributed.world_size(), max(refresh, _STALEST_INDEX)) * len(self.queue)
         if self._index is not None and (self._index.device != device or changed > most):
-            self._index = None  # so that two are never held
+            self._index = None  # so that two indexes are never held
         if self._index is None:
             self._index = build_index(self.queue.unordered().to(device), self.config.search_backend)
             self._indexed_at = self.queue.pushed
         return self._index
 
     def _share(self, latents: Tensor, moves: "_Moves", generator: torch.Generator | None) -> None:
-        """Give this rank's latents [N, d], displacement and error to all ranks' queue, scale and live codebook."""
+        """Add this rank's latents [N, d], displacement and error to the queue, scale and live codebook of all ranks."""
         tokens = len(latents)
         chosen = torch.randperm(tokens, device=latents.device, generator=generator)[: self._entering(tokens)]
         of_step = torch.stack([moves.displacement_ms * self._step_size_ratio, moves.error_ms])
@@ -271,10 +271,10 @@ class VectorPerturbation(Commitment, CodebookQuantizer):
         return tokens if filling else math.ceil(self.config.queue_share * tokens)
 
     def _of_all_ranks(self, rows: Tensor, sums: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor | int]:
-        """The rows [n, d] of all ranks, one after the other, and the sums over ranks of the sums [2] and the tokens.
+        """The rows [n, d] of all ranks, one after the other, and the sums [2] and token counts, added over ranks.
 
-        This takes one collective, of a few kilobytes once the queue is filled, in which ranks wait for the slowest, and
-        a second one if a rank has more tokens than any had before.
+        This takes one collective operation (of a few kilobytes once the queue is filled), in which ranks wait for the
+        slowest, and a second one if a rank has more tokens than any rank had before.
         """
         if distributed.world_size() == 1:
             return rows, sums, tokens
@@ -298,7 +298,7 @@ class _Moves:
         displacement: [N, d].
         displacement_ms: [] its mean square length.
         accepted: [N] bool, which proposals were accepted.
-        codes: [N, d] latents of the codes that the commitment loss draws to.
+        codes: [N, d] vectors of the codes that the commitment loss draws latents to.
         error_ms: [] mean square distance to the live codebook; NaN before there is one.
     """
 
@@ -310,7 +310,7 @@ class _Moves:
 
     @classmethod
     def to(cls, perturbed: Tensor, latents: Tensor, accepted: Tensor, **others: Tensor) -> "_Moves":
-        """From latents to where they are perturbed, each [N, d]."""
+        """The moves from latents to perturbed latents, each [N, d]."""
         displacement = perturbed - latents
         displacement_ms = displacement.square().sum(dim=-1).mean()
         return cls(displacement=displacement, displacement_ms=displacement_ms, accepted=accepted, **others)
@@ -318,8 +318,8 @@ class _Moves:
 
 @cache
 def _stay_out_of_graphs() -> None:
-    # A step's work with queue, index and scale is Python between kernels. A decorator would import torch's compiler
-    # along with this module, which takes two seconds.
+    # A step handles queue, index and scale in Python between kernels, so no graph should hold it. A decorator would
+    # import torch's compiler along with this module, which takes two seconds.
     VectorPerturbation._step = torch.compiler.disable(VectorPerturbation._step)
 
 
@@ -357,8 +357,8 @@ class _TrainingState:
     def load_state_dict(self, state: dict) -> None:
         if "live" not in state:
             raise ValueError(
-                "the checkpoint was made before VP had a live codebook, and training would go on in another way; "
-                "finish the run with the version that began it, or begin anew"
+                "the checkpoint was made before VP had a live codebook, so training would continue differently; "
+                "finish the run with the version that started it, or start a new run"
             )
         self._quantizer.set_codebook_size(state["codebook_size"])
         self._quantizer._index = None

@@ -20,7 +20,7 @@ from .codebook import CodebookQuantizerConfig
 from .commitment import CommitmentConfig
 
 _SMALL = {"codebook_size": 64, "latent_dim": 3, "queue_share": 0.5}
-MOST_DIMENSIONS = 16  # of latents
+MOST_DIMENSIONS = 16  # that latents may have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
     random codebook.
 
     Attributes:
-        codebook_size: K, for which the perturbation is scaled and which `fit_codebook` fits by default.
+        codebook_size: K; the perturbation is scaled for this size, and `fit_codebook` fits it by default.
         latent_dim: d, 1 to 16.
         perturbation: "random_codebook" (a move towards the nearest of K recent latents, drawn anew each step),
             "metropolis" (the paper's), or "always_accept" (its ablation without Metropolis-Hastings).
@@ -40,15 +40,16 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
         share: share of the way that "random_codebook" moves a latent, in (0, 1]; "auto" keeps the displacement as
             large as the quantization error.
         codebook_size_range: smallest and largest K of "random_codebook", which then draws K anew in each step, with a
-            uniform logarithm, so that one model serves codebooks of all sizes between. The range should reach four
-            times the largest size that will be fitted. The share is still measured at codebook_size. None: K is always
-            codebook_size.
+            uniform logarithm, so that one model serves codebooks of all sizes between. The range should reach up to
+            four times the largest size that will be fitted. The share is still measured at codebook_size. None: K is
+            always codebook_size.
         density_rank: k of the density estimate, eq. (4).
-        queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d.
+        queue_per_code: latents in the queue for each code and dimension: |S| = queue_per_code * K * d, with the
+            largest K of codebook_size_range.
         queue_share: random share of each batch's latents that enter the queue, once it holds two latents per code;
             until then all of them do.
-        index_refresh: share of the queue that may change before its search index is rebuilt. It is multiplied by the
-            number of ranks, which fill the queue together, up to half of the queue.
+        index_refresh: share of the queue that may change before its search index is rebuilt. In a distributed job it is
+            multiplied by the number of ranks, which fill the queue together, up to half of the queue.
         search_backend: how "metropolis" and "always_accept" search, as for `vpvae_hf.neighbors.build_index`.
         mean_weight, variance_weight: l1 and l2 of the normalization loss, eq. (11); both 0 switch it off.
         normalization: "each" draws the variance of each dimension to 1, eq. (11); "whole" draws only their mean to 1,
@@ -90,7 +91,7 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
         if self.queue_size < max(2 * self.largest_codebook, self.density_rank):
             raise ValueError(
                 f"a queue of queue_per_code * K * latent_dim = {self.queue_size} latents is too short; it "
-                f"must hold 2 per code and density_rank={self.density_rank}: raise queue_per_code"
+                f"must hold 2 per code, and at least density_rank={self.density_rank}: raise queue_per_code"
             )
         require_name("perturbation", self.perturbation, get_args(Perturbation))
         valid = self.eta == "auto" or (is_number(self.eta) and self.eta > 0)
@@ -108,7 +109,7 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
 
     @property
     def largest_codebook(self) -> int:
-        """The greatest K that it is trained for."""
+        """The greatest K that training serves."""
         return max(self.codebook_size, *(self.codebook_size_range or (0,)))
 
     @property
@@ -126,6 +127,6 @@ class VectorPerturbationConfig(CommitmentConfig, CodebookQuantizerConfig):
         object.__setattr__(self, "codebook_size_range", limits)
         if self.perturbation != "random_codebook":
             raise ValueError(
-                f'codebook_size_range is for perturbation "random_codebook", got {self.perturbation!r}: its search '
-                "costs less for small K, whereas the others would look for farther and farther neighbours"
+                f'codebook_size_range is for perturbation "random_codebook" only, got {self.perturbation!r}: the '
+                "others would search for farther neighbours the smaller K is, at a higher cost; leave the range out"
             )

@@ -1,4 +1,4 @@
-"""A codebook of the present latents, which VP updates in training to measure its error and to draw latents to it."""
+"""A codebook of the present latents. VP updates it in training, to measure its error and to draw latents to it."""
 
 import math
 
@@ -11,12 +11,12 @@ from vpvae_hf.tensors import kept_for_training
 
 from .vp_queue import LatentQueue
 
-# A Lloyd step on so many latents of the queue, every so many training steps, costs about one percent of a small model's
+# A Lloyd step on _DRAWN latents of the queue, every _EVERY training steps, costs about one percent of a small model's
 # training and keeps up with the queue.
 _EVERY, _DRAWN = 10, 8192
 _FIRST_LLOYD_STEPS = 6
-# A code is the mean of about so many latents that were last assigned to it. With n of them its error is larger by one
-# part in n; with more it lags behind the latents.
+# A code is the mean of about this many latents that were last assigned to it. With n of them its error is larger by one
+# part in n; if n is larger, the code lags behind the latents.
 _LATENTS_PER_CODE = 32
 # In a good codebook all codes contribute alike to the error. One that contributes less than this share of the mean is
 # moved to a latent that is drawn in proportion to its squared error.
@@ -34,27 +34,27 @@ class LiveCodebook:
 
     Attributes:
         codebook: [K, d] float32 on the latents' device; None before the first update.
-        error_ms: [] mean square distance of latents to their codes, a moving average over steps, of latents that the
-            codebook has not seen; NaN before the first.
+        error_ms: [] mean square distance to their codes of latents that the codebook has not seen, a moving average
+            over steps; NaN before the first.
     """
 
     def __init__(self, codebook_size: int):
         self.codebook_size = codebook_size
         self.codebook: Tensor | None = None
         self.error_ms = torch.tensor(math.nan, device="cpu", dtype=torch.float64)
-        # [K, 2]: latents that each code is the mean of, and their squared distances together
+        # [K, 2]: how many latents each code is the mean of, and the sum of their squared distances
         self._use: Tensor | None = None
         self._steps = 0
         self._search: NearestPoint | None = None
 
     @kept_for_training()
     def update(self, queue: LatentQueue, device: torch.device) -> None:
-        """Call it in each training step once the queue holds two latents per code; it acts in one step of ten."""
+        """Call it in each training step once the queue holds two latents per code; it acts in one of ten steps."""
         generator = torch.Generator(device).manual_seed(queue.pushed)
         if first := self.codebook is None:
             self.codebook = queue.draw(self.codebook_size, device, generator)
             self._use = torch.zeros(self.codebook_size, 2, device=device, dtype=torch.float32)
-        # Those of a checkpoint are read into main memory.
+        # A checkpoint's tensors are read into main memory.
         self.codebook, self._use = self.codebook.to(device), self._use.to(device)
         self._steps += 1
         if self._steps % _EVERY != 1:
@@ -62,7 +62,8 @@ class LiveCodebook:
         if distributed.rank() == 0:
             for _ in range(_FIRST_LLOYD_STEPS if first else 1):
                 self._lloyd_step(queue, generator)
-        # Sums on a GPU differ in rounding from one time to the next, so the other ranks do not repeat it.
+        # Sums on a GPU are rounded differently each time, so the other ranks do not repeat them but take the first
+        # rank's.
         both = distributed.from_first_rank(torch.cat([self.codebook, self._use], dim=1), same_shape=True)
         self.codebook, self._use = both.tensor_split([both.shape[1] - 2], dim=1)
         self._search = None
@@ -77,7 +78,7 @@ class LiveCodebook:
         means = (keep * self._use[:, :1] * self.codebook).index_add(0, codes, latents) / use[:, :1].clamp_min(1e-6)
         contribution = use[:, 1].mean()
         idle = (use[:, 1] < _LEAST_CONTRIBUTION * contribution)[:, None]
-        # All zeros have no proportions.
+        # If all were zero, nothing could be drawn in proportion.
         drawn = (squares + 1e-20).multinomial(self.codebook_size, replacement=True, generator=generator)
         self.codebook = torch.where(idle, latents[drawn], means)
         # A code that was moved counts as one latent, so that it goes to the middle of its new cell at once.

@@ -78,8 +78,8 @@ def random_codebook(latents: Tensor, codebook: Tensor, share: float | Tensor) ->
     """Latents [N, d], each moved a share of the way to the nearest of K latents [K, d] drawn from the queue.
 
     The drawn latents have the latents' own density and make cells of mass 1/K, so the moves have the directions and
-    lengths of a quantization with K codes. A random codebook has a larger error than a fitted one, so the share, in
-    (0, 1], is below 1.
+    lengths of a quantization with K codes. A random codebook has a larger error than a fitted one, which a share below
+    1 makes up for; the share is in (0, 1].
 
     Returns:
         Moved latents [N, d], and the drawn latents [N, d] that they were moved towards.

@@ -1,4 +1,4 @@
-"""The queue S of recent latents that vector perturbation measures distances in."""
+"""The queue S of recent latents, among which vector perturbation measures distances."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from vpvae_hf.tensors import kept_for_training
 class LatentQueue:
     """First-in first-out store of detached latents: training state, never part of published weights.
 
-    Storage is made on the first push, on the latents' device, so that a model can be built without memory.
+    Storage is allocated in the first push, on the latents' device, so that a model can be built on the meta device.
 
     Attributes:
         capacity: the most latents kept.
-        pushed: latents ever pushed; the difference between two times tells how much has changed.
+        pushed: how many latents were ever pushed; the difference between two times is how many are new.
     """
 
     def __init__(self, capacity: int, dim: int):
@@ -56,14 +56,14 @@ class LatentQueue:
         return self._storage.roll(-self._next, dims=0)
 
     def unordered(self) -> Tensor:
-        """The content, [len(self), d], in no certain order: a view, which the next push changes."""
+        """The content, [len(self), d], in no particular order: a view, which the next push changes."""
         return self.latents() if self._storage is None else self._storage[: self._size]
 
     @kept_for_training()
     def draw(self, count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-        """Different latents drawn at random, [count, d]: one from each of `count` equal stretches of its age.
+        """Different latents drawn at random, [count, d]: one from each of `count` equal parts of the queue, by age.
 
-        The queue moves to the device, which is also the generator's. The cost depends on the count alone.
+        The queue moves to the device, which is also the generator's. The cost depends only on the count.
         """
         if not 1 <= count <= self._size:
             raise ValueError(f"cannot draw {count} of {self._size} latents; push more first")
@@ -81,7 +81,7 @@ class LatentQueue:
         return {"latents": self.latents(), "pushed": self.pushed}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over a saved content; ValueError if it has another dimension, or is more than the capacity."""
+        """Take over saved content; a ValueError if it has another dimension, or more latents than the capacity."""
         latents = state["latents"]
         if latents.ndim != 2 or latents.shape[1] != self.dim or len(latents) > self.capacity:
             raise ValueError(

@@ -13,7 +13,8 @@ Displacement: TypeAlias = Callable[[float], float]
 
 # The factor is searched for again once this share of the queue has been replaced.
 _FOUND_EVERY = 0.5
-# Factors that are tried in turn until the displacement is large enough. With larger ones most proposals are rejected.
+# Factors that are tried in turn until the displacement is large enough. With still larger ones most proposals are
+# rejected.
 _LADDER = tuple(0.25 * 2 ** (i / 2) for i in range(10))
 # Between two searches the factor stays within this ratio of the one that was found.
 _LEEWAY = 1.5
@@ -25,22 +26,23 @@ _GAIN = 0.2
 class PerturbationScale:
     """The factor of a perturbation, eta or the share; "auto" makes the displacement as large as the error.
 
-    "auto" keeps the root mean square displacement (zero if a proposal was rejected) equal to the root mean square error
-    of the live codebook, by correcting the factor after each step. If the displacement is not proportional to the
-    factor, the factor is searched for at the beginning, and again when it has left the range around the one that was
-    found and half of the queue is new.
+    "auto" keeps the root mean square displacement (a rejected proposal counts as zero) equal to the root mean square
+    error of the live codebook, by correcting the factor after each step. If the displacement is not proportional to the
+    factor, the factor is searched for at the beginning. It is searched for again when it has left the range around the
+    factor that was found and half of the queue is new.
 
     In a distributed job every rank must call `find`, and `observe` with the displacement of all tokens; then all have
-    the same values: the first rank searches for the others. The ranks fill the queue together, so a search is due
-    whenever as much is new as half of the queue times their number, or the queue has doubled.
+    the same values: the first rank searches for all. The ranks fill the queue together, so a search is due if the
+    number of new latents is half of the queue times the number of ranks, or if the queue has doubled.
 
     Args:
         setting: a positive number, or "auto".
         start: the factor used with "auto" until the first search.
-        bounds: least and greatest factor, if the displacement is proportional to it; None if they must be found.
+        bounds: least and greatest factor, if the displacement is proportional to it; None if a search must find them.
 
     Attributes:
-        value: the factor, [] float64 (float32 on a device without it) where `move` put it. Only the device follows it.
+        value: the factor, [] float64 (float32 on a device without float64), on the device that `move` names. It is
+            updated there without the CPU waiting for it.
     """
 
     def __init__(self, setting: float | Literal["auto"], start: float, bounds: tuple[float, float] | None = None):
@@ -51,7 +53,7 @@ class PerturbationScale:
         self._bounds = bounds
 
     def due(self, pushed: int, size: int) -> bool:
-        """Whether to look for the factor: `pushed` latents entered the queue so far, and it holds `size`."""
+        """Whether to search for the factor now that `pushed` latents have entered the queue and it holds `size`."""
         if self._proportional or not self.automatic:
             return False
         new, enough = pushed - self._found_at, _FOUND_EVERY * size * distributed.world_size()
@@ -64,13 +66,13 @@ class PerturbationScale:
 
     @kept_for_training()
     def find(self, error_ms: Tensor, pushed: int, displacement_ms: Displacement) -> None:
-        """Look for the factor whose displacement equals the mean square error [].
+        """Search for the factor whose displacement equals the mean square error [].
 
         Args:
             displacement_ms: gives the mean square displacement that a factor causes.
         """
         found: list[float] = []
-        # The others wait meanwhile: searching too would cost them as long, and rounding may differ between devices.
+        # The other ranks wait: searching, too, would take them as long, and rounding may differ between devices.
         with distributed.failing_together():
             if distributed.rank() == 0:
                 self._find(float(error_ms), displacement_ms)
@@ -84,12 +86,13 @@ class PerturbationScale:
     def observe(self, displacement_ms: Tensor, error_ms: Tensor) -> None:
         """Record the mean square displacement [] that the present factor caused, and the error [] that it should have.
 
-        They lie where the value does.
+        Both lie on the value's device.
         """
         if not self.automatic or self._bounds is None:
             return
         followed = (self.value * (error_ms / displacement_ms) ** (_GAIN / 2)).clamp(*self._bounds)
-        # Without a displacement, or an error, there is nothing to follow; neither is above zero if it is NaN.
+        # Without a displacement, or an error, there is nothing to correct; NaN counts as neither, since it is not above
+        # zero.
         self.value = torch.where((displacement_ms > 0) & (error_ms > 0), followed, self.value)
 
     def forget(self) -> None:
@@ -104,7 +107,7 @@ class PerturbationScale:
             return
         # Climb the ladder to the first factor whose displacement is large enough. A larger radius moves accepted
         # latents farther but has more proposals rejected, so the displacement has a greatest value; if that is below
-        # the error, its factor is the best there is.
+        # the error, its factor is the best one.
         tried: list[tuple[float, float]] = []
         for factor in _LADDER:
             tried.append((displacement_ms(factor), factor))

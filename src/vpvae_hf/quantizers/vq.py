@@ -21,8 +21,8 @@ class VectorQuantizationConfig(LearnedCodebookConfig):
     """Settings of `VectorQuantization`.
 
     Attributes:
-        update: the codebook follows the latents by its "gradient" (arXiv 1711.00937, eq. 3), or by an exponential
-            moving average ("ema", its appendix A.1).
+        update: how the codebook follows the latents: by its gradient ("gradient", arXiv 1711.00937, eq. 3), or by an
+            exponential moving average ("ema", appendix A.1 of that paper).
         decay: decay of the moving averages of the codebook and of how often a code is used.
         kmeans_start: start from K-means of the first batch, not at random.
         replace_below: a code is replaced by a latent if, in the moving average, fewer latents per batch than this use
@@ -53,7 +53,7 @@ class VectorQuantizationConfig(LearnedCodebookConfig):
 class VectorQuantization(LearnedCodebook):
     """VQ-VAE's quantizer (arXiv 1711.00937).
 
-    In a distributed job all ranks have one codebook if the process group was there when the quantizer was made.
+    In a distributed job all ranks share one codebook if the process group exists when the quantizer is made.
     """
 
     config: VectorQuantizationConfig
@@ -83,7 +83,7 @@ class VectorQuantization(LearnedCodebook):
 
     def training_forward(self, features: Tensor, generator: torch.Generator | None) -> QuantizerOutput:
         with seeded_by(generator, features.device):  # the library takes no generator
-            # Whose moving averages would keep NaN for good.
+            # The library's moving averages would keep NaN for good.
             latents, codes, _ = self.library(without_bad_values(features).reshape(1, -1, self.latent_dim))
         loss = self.config.commitment_weight * mse_loss(features, latents.view(features.shape).detach())
         if self.config.update == "gradient":

@@ -20,19 +20,19 @@ from vpvae_hf.modalities.config import RunConfig
 _log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"checkpoint-(\d+)")
-_STREAM = "stream_{}.pt"  # of each rank
+_STREAM = "stream_{}.pt"  # a rank's position in the data
 _CHECKPOINT_FILE = _STREAM.format(0)  # every complete checkpoint of `Trainer` has this file
 
 
 def checkpoints(output: Path, checkpoint_file: str = _CHECKPOINT_FILE) -> list[Path]:
-    """Complete checkpoints of a run, which hold a file of that name, the oldest first."""
+    """The complete checkpoints of a run, which are those that hold `checkpoint_file`, the oldest first."""
     named = [folder for folder in output.glob("checkpoint-*") if _NAME.fullmatch(folder.name)]
     complete = [folder for folder in named if (folder / checkpoint_file).is_file()]
     return sorted(complete, key=lambda folder: int(_NAME.fullmatch(folder.name)[1]))
 
 
 def find_checkpoint(output: Path, which: str, checkpoint_file: str = _CHECKPOINT_FILE) -> Path | None:
-    """The folder of "latest" (None if there is none yet), of a path, or of a name within the output folder."""
+    """The checkpoint that `which` names: "latest" (None if there is none), a path, or a name in the output folder."""
     if which == "latest":
         return next(reversed(checkpoints(output, checkpoint_file)), None)
     folder = next((folder for folder in (Path(which), output / which) if folder.is_dir()), None)
@@ -53,8 +53,8 @@ def save_checkpoint(
 ) -> None:
     """Write what the ranks need to resume, and keep the newest `limit` checkpoints.
 
-    The checkpoint is written under another name and renamed when it is complete. If writing fails, the ranks continue
-    without it and say why.
+    The checkpoint is written under another name and renamed when it is complete. If writing fails, the run continues
+    without the checkpoint and logs why.
 
     Args:
         stream: this rank's position in the data.
@@ -68,7 +68,7 @@ def save_checkpoint(
         with distributed.failing_together():
             accelerator.save_state(str(aside))
             torch.save(stream, aside / _STREAM.format(accelerator.process_index))
-    # Whatever is raised: libraries report a full disk in many ways, and a run is worth more than a checkpoint.
+    # Any exception: libraries report a full disk in many ways, and a run is worth more than a checkpoint.
     except Exception as error:
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
@@ -102,7 +102,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any] | 
 
 @contextlib.contextmanager
 def resume_hint(output: Path, step: Callable[[], int], checkpoint_file: str = _CHECKPOINT_FILE) -> Iterator[None]:
-    """A context that says, if training is interrupted in it, at which step, and which checkpoint can be resumed."""
+    """A context that logs the step and the checkpoint to resume from, if training is interrupted in it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -115,7 +115,7 @@ def resume_hint(output: Path, step: Callable[[], int], checkpoint_file: str = _C
 def prepare_output(
     output: Path, config: RunConfig, *, outputs: Sequence[str], checkpoint_file: str = _CHECKPOINT_FILE
 ) -> Path | None:
-    """Make the output folder, with settings.json; returns the checkpoint to go on from, None to start anew.
+    """Make the output folder, with settings.json; returns the checkpoint to resume from, None to start anew.
 
     Args:
         outputs: folders that a run makes in addition to checkpoints and logs, the result last. Overwriting the run
@@ -123,7 +123,7 @@ def prepare_output(
         checkpoint_file: the name of a file that every complete checkpoint has.
 
     Raises:
-        FileExistsError: it is a file, or holds another run.
+        FileExistsError: `output` is a file, or holds another run.
         FileNotFoundError: no such checkpoint.
     """
     decided = None
@@ -149,7 +149,7 @@ def _decide_start(output: Path, config: RunConfig, outputs: Sequence[str], check
                 f"{output} holds another run; {go_on}start anew with --overwrite_output_dir, or name another folder "
                 "with --output_dir"
             )
-        (output / "metrics.jsonl").unlink(missing_ok=True)  # there may be one of a run that made no checkpoint
+        (output / "metrics.jsonl").unlink(missing_ok=True)  # there may be one from a run that made no checkpoint
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "settings.json", dataclasses.asdict(config))
     return checkpoint

@@ -30,18 +30,20 @@ _NULLS = ("null", "~", "")
 
 
 def parse_config(config_class: type[Config], arguments: Sequence[str]) -> Config:
-    """Settings of a dataclass: its defaults, then each --config file in order, then the other arguments.
+    """Fill a settings dataclass: its defaults are overridden by each --config file in order, then by other arguments.
 
-    A YAML file may name another one as its `base`, relative to itself; it then changes the settings of that file.
-    Settings with a "kind", such as a quantizer's, replace those of another kind and change those of the same kind.
+    A YAML file may name another file as its `base`, by a path relative to itself; its settings then override those of
+    the base. A group with a "kind", such as a quantizer's settings, replaces a group of another kind, and overrides
+    single settings of a group of the same kind.
 
     Args:
-        arguments: `--config FILE`, any number of times; `--key value` or `--key=value` with YAML values, but text
-            settings as they are; `--switch` for true. A key within a group is written group.key.
+        arguments: `--config FILE`, any number of times; `--key value` or `--key=value`, with values in YAML except for
+            text settings, which are taken literally; `--switch` for true. A key within a group is written group.key.
 
     Raises:
-        ValueError: an unknown key, with the nearest valid one, or a value of another type or out of its range.
-        FileNotFoundError: no such file.
+        ValueError: a key is unknown (the message names the nearest valid one), or a value has the wrong type or is out
+            of range.
+        FileNotFoundError: a file does not exist.
     """
     with installed_with("'vpvae_hf[train]'"):
         from omegaconf import OmegaConf
@@ -74,11 +76,11 @@ def require_settings(config: RunConfig, *keys: str) -> None:
 def run_recipe(
     config_class: type[Config], train: Callable[[Config], Any], description: str, arguments: Sequence[str]
 ) -> int:
-    """The command line of a recipe: train as the arguments say, and print errors that a user can mend in one line.
+    """The command line of a recipe: train as the arguments say, and print each error that a user can fix in one line.
 
     Args:
-        train: is called with the settings, e.g. `train_tokenizer`.
-        description: the beginning of --help.
+        train: a function that is called with the settings, e.g. `train_tokenizer`.
+        description: the first line of the --help text.
 
     Returns:
         The exit status: 0, 1 after an error, 130 after an interruption.
@@ -98,18 +100,18 @@ def run_recipe(
 
 
 def log_warnings() -> None:
-    """Print what the package warns of on stderr."""
+    """Print the package's warnings on stderr."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
 
 
 def describe(config_class: type) -> str:
-    """Every key with its default and meaning, a line each."""
+    """Every key with its default and meaning, one per line."""
     found = _fields(config_class, "")
     return "\n".join(f"  --{key:<32} {meaning} (default: {default})" for key, default, meaning in found)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """Files, and pairs of key and value; None for a key without a value."""
+    """Config files, and pairs of key and value; the value is None for a key without one."""
     files, settings = [], []
     rest = list(arguments)
     while rest:
@@ -129,19 +131,19 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str | N
 
 
 def with_bases(path: Path) -> Iterator[tuple[Path, Any]]:
-    """The settings of a file's bases, the lowest first, and its own, each with its path."""
+    """The settings of a file and of its bases, each with its path, from the lowest base up to the file itself."""
     from omegaconf import OmegaConf
 
     seen: list[tuple[Path, Any]] = []
     while path is not None:
         if path.resolve() in [other.resolve() for other, _ in seen]:
-            raise ValueError(f"{path} is its own base, by way of {', '.join(str(other) for other, _ in seen)}")
+            raise ValueError(f"{path} is its own base, through {', '.join(str(other) for other, _ in seen)}")
         if not path.is_file():
             named = f", named as base by {seen[-1][0]}" if seen else ""
             raise FileNotFoundError(f"no such file: {path}{named}")
         content = OmegaConf.load(path)
         if not OmegaConf.is_dict(content):
-            raise ValueError(f"{path} holds no settings, which are a mapping")
+            raise ValueError(f"{path} holds no settings; it must be a mapping of names to values")
         base = content.pop("base", None)
         seen.append((path, content))
         path = None if base is None else path.parent / base
@@ -153,12 +155,12 @@ def _merged(config: Any, content: Any, where: str) -> Any:
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     for key, kind in _types(OmegaConf.get_type(config), ""):
-        # YAML takes the name "no" for false.
+        # YAML reads the name "no" as false.
         if any("no" in get_args(part) for part in (kind, *get_args(kind))) and OmegaConf.select(content, key) is False:
             OmegaConf.update(content, key, "no")
     try:
         for key, value in content.items():
-            # Settings of another kind mean nothing to this one.
+            # The settings of one kind have no meaning for another.
             both_have_kinds = OmegaConf.is_dict(value) and "kind" in value and key in config and "kind" in config[key]
             if both_have_kinds and value["kind"] != config[key]["kind"]:
                 config[key] = {}

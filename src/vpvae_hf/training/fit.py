@@ -1,4 +1,7 @@
-"""Fitting the codebook, or levels, after training, eq. (12): N latents, K codes, d dimensions, L_i levels of each."""
+"""Fits the codebook, or the levels, after training, eq. (12).
+
+Shapes: N latents, K codes, d dimensions, L_i levels of dimension i.
+"""
 
 import logging
 import math
@@ -26,9 +29,9 @@ _log = logging.getLogger(__name__)
 
 # One latent in ten is left out of the fit, to measure the codebook on.
 _HELD_OUT_SHARE = 0.1
-# A fit that takes so many passes over the data warns, since it sees the same items with other crops.
+# A fit that takes this many passes over the data warns, since it sees the same items again, only with other crops.
 _FEW_PASSES = 2
-# Tokens that the decoder's metric is measured on. More of them change it less than other data would.
+# Number of tokens that the decoder's metric is measured on. More tokens change it less than other data would.
 _METRIC_TOKENS = 16_384
 # With so few latents and iterations, a codebook's error is within about 10% of the final one: enough for the metric.
 _PREVIEW_PER_CODE, _PREVIEW_ITERATIONS = 32, 1
@@ -36,15 +39,15 @@ _PREVIEW_PER_CODE, _PREVIEW_ITERATIONS = 32, 1
 
 @dataclass(frozen=True)
 class CodebookFit:
-    """How well a codebook of K codes, or levels whose product is K, fits latents.
+    """How well a codebook of K codes, or levels that make K codes, fits latents.
 
     Attributes:
         fitted_latents, held_out_latents: how many latents it was fitted to, and measured on.
         distortion: mean squared distance of a fitted latent to its code, in the metric.
-        held_out_distortion: the same on latents that the fit did not see.
-        held_out_usage: codebook usage (CVU) on those, exp(entropy of code use) / K.
+        held_out_distortion: the same for the held-out latents.
+        held_out_usage: code usage (CVU) on the held-out latents, exp(entropy of code use) / K.
         metric: the metric of distances, "euclidean" or "decoder"; squared distances are about equally large in both.
-        others: the same for further codebooks that were fitted together with this one.
+        others: the fits of further codebooks that were fitted together with this one.
     """
 
     codebook_size: int
@@ -85,8 +88,8 @@ def fit_codebook(
 
     Batches are read until they end, or until there are `latents_per_code` latents per code of the largest codebook
     and a ninth more to measure on; so shuffle them. The same data and seed give the same codebook. The function may
-    be called again, also with another codebook size; if a tokenizer of kind "vp" is then trained further, it is
-    perturbed for that size.
+    be called again, also with another codebook size; if a tokenizer of kind "vp" is then trained further, its
+    perturbation is scaled for that size.
 
     If several sizes are given, a codebook of each is fitted to the same latents, as many as the largest one needs,
     and they replace all codebooks of the model. The first one decides the codes until `model.select_codebook`
@@ -109,25 +112,26 @@ def fit_codebook(
             do not change.
         batches: each holds inputs as the model takes them; or is a mapping that holds them as "pixel_values" or
             "input_values", and the "padding_mask" of padded audio; or a tuple or list of inputs and labels.
-        codebook_size: K, or several; by default that of the selected codebook. Levels allow no other.
-        latents_per_code: how many latents to fit to, for each code of the largest codebook. With fewer than 256 codes
-            overfit, and a warning says so.
+        codebook_size: K, or several; by default the size of the selected codebook. Kinds with levels allow no other
+            size.
+        latents_per_code: how many latents to fit to, per code of the largest codebook. With fewer than 256 the codebook
+            overfits, and a warning says so.
         metric: the distance between latents, here and when they are encoded: "euclidean", or "decoder", in which a
             displacement that changes the decoder's output more is longer (`decoder_metric`). "decoder" is for codebooks
-            only. It is measured on some 16,000 of the latents, which takes 2 d decodings of them.
+            only. This metric is measured on some 16,000 of the latents, which are decoded 2 d times for it.
         nested: fit codebooks within each other; each size must be a multiple of the next smaller one.
         seed: seed of K-means, and of the metric.
         across_ranks: in a distributed job, True fits to the latents of all ranks together. Every rank must make this
             call, each with its own model of equal weights and its own part of the data; all end with the same codebook.
-            False fits on this rank alone, and leaves the models of the others as they are. None, the default, is True
-            if all ranks make the call within a minute, and otherwise False with a warning.
+            False fits on this rank alone, and does not change the models of the other ranks. None, the default, means
+            True if all ranks make the call within a minute, and otherwise False, with a warning.
         progress: show bars on stderr.
 
     Raises:
-        TypeError: no tokenizer, or no iterable of batches.
-        ValueError: a quantizer without anything to fit; fewer (distinct) latents than codes; NaN or infinite latents;
-            if the decoder's metric is asked for, a decoder whose output does not depend on the latents, or no more
-            latents than codes.
+        TypeError: `model` is no tokenizer, or `batches` is no iterable of batches.
+        ValueError: the quantizer has nothing to fit; there are fewer (distinct) latents than codes; latents are NaN or
+            infinite; or, with metric="decoder", the decoder's output does not depend on the latents, or there are no
+            more latents than codes.
         RuntimeError: `across_ranks` is None, and another rank fits, or has fitted, its model alone.
     """
     model = unwrapped(model)
@@ -143,7 +147,7 @@ def fit_codebook(
     held_out_count = math.floor(len(latents) * _HELD_OUT_SHARE)
     held_out_count = min(held_out_count, max(0, len(latents) - math.ceil(max(sizes) / ranks)))
     fitted, held_out = latents.tensor_split([len(latents) - held_out_count])
-    fitted = fitted[: math.ceil(max(sizes) * latents_per_code / ranks)]  # without what rounding added
+    fitted = fitted[: math.ceil(max(sizes) * latents_per_code / ranks)]  # rounding may have added some
     counts = torch.tensor([len(held_out), len(fitted)], device="cpu")
     held_out_count, fitted_count = (distributed.sum_over_ranks(counts) if across_ranks else counts).tolist()
     _warn_of_few(max(config.levels) if config.fits == "levels" else max(sizes), fitted_count)
@@ -211,14 +215,14 @@ def _sizes(config: QuantizerConfig, codebook_size: int | Sequence[int] | None) -
             f"the levels {config.levels} of the {config.kind!r} quantizer make {config.codebook_size} codes, got "
             f"codebook_size={given}; leave it out, or train a model with other levels"
         )
-    return [int(size) for size in sizes]  # numpy's do not fit into a config
+    return [int(size) for size in sizes]  # numpy integers cannot be stored in a config
 
 
 def _warn_of_few(codes: int, latents: int) -> None:
     if codes <= latents < 256 * codes:
         warnings.warn(
-            f"fitting {codes} codes to {latents} latents, {latents / codes:.0f} a code; below 256 a code the codebook "
-            "overfits, give more data if there is more",
+            f"fitting {codes} codes to {latents} latents, {latents / codes:.0f} per code; below 256 per code the "
+            "codebook overfits; give more data if there is more",
             stacklevel=3,
         )
 
@@ -229,7 +233,7 @@ def require_fittable(
     codebook_size: int | Sequence[int] | None = None,
     nested: bool = False,
 ) -> list[int]:
-    """Each K that `fit_codebook` would fit; a ValueError if it cannot fit them to a quantizer of such settings."""
+    """Each K that `fit_codebook` would fit; a ValueError if it cannot fit a quantizer with these settings."""
     require_metric(metric)
     if config.fits is None:
         raise ValueError(
@@ -238,8 +242,8 @@ def require_fittable(
         )
     if config.fits == "levels" and metric != "euclidean":
         raise ValueError(
-            f"metric={metric!r} is for codebooks, and the {config.kind!r} quantizer has levels in each dimension "
-            'alone; use metric="euclidean"'
+            f"metric={metric!r} is for codebooks, and the {config.kind!r} quantizer has levels, one set per "
+            'dimension; use metric="euclidean"'
         )
     if config.fits == "levels" and nested:
         raise ValueError(f"nested=True is for codebooks, and the {config.kind!r} quantizer has levels; leave it out")
@@ -307,7 +311,10 @@ def _scaling_factor(latents: Tensor, across_ranks: bool) -> float:
 def _collect(
     model: Tokenizer, batches: Iterable, wanted: int, across_ranks: bool, progress: bool, whole: int = 0
 ) -> tuple[Tensor, list[Tensor]]:
-    """[N, d] latents of this rank on the model's device, at most `wanted`; some `whole` of them as [b, *grid, d]."""
+    """At most `wanted` latents [N, d] of this rank on the model's device; about `whole` of them also as grids.
+
+    The grids are [b, *grid, d].
+    """
     was_training = model.training
     model.eval()
     found: list[Tensor] = []
@@ -359,7 +366,7 @@ def _warn_of_equal_parts(latents: Tensor) -> None:
 
 
 def _latents(model: Tokenizer, batch: Any) -> list[Tensor]:
-    """[B, *grid, d] of a batch; [1, n, d] of each clip of a padded one, without the padding."""
+    """Latents [B, *grid, d] of a batch; for padded audio, those [1, n, d] of each clip without its padding."""
     inputs, mask = batch_inputs(model, batch)
     latents = model.latent_vectors(inputs, mask)
     if mask is None:

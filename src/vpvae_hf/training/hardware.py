@@ -1,4 +1,4 @@
-"""How a run uses a CUDA GPU by default. On other devices the defaults of torch and accelerate hold."""
+"""How a run uses a CUDA GPU by default. On other devices the defaults of torch and accelerate apply."""
 
 import contextlib
 import importlib.util
@@ -35,7 +35,7 @@ class Hardware:
 
 
 def find_hardware() -> Hardware:
-    """What accelerate will choose."""
+    """The hardware that accelerate will choose."""
     if not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"):
         return Hardware("cpu")
     device = torch.accelerator.current_accelerator().type
@@ -53,7 +53,7 @@ def mixed_precision(config: RunConfig, hardware: Hardware, environment: Mapping[
     """The precision to ask accelerate for; None leaves it to accelerate."""
     if config.mixed_precision is not None or is_initialized():
         return config.mixed_precision
-    # `accelerate launch` says "no" too if nothing is configured.
+    # `accelerate launch` also sets "no" if nothing is configured.
     configured = environment.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     return "bf16" if hardware.bf16 and configured == "no" else None
 
@@ -69,7 +69,7 @@ def fuses_adamw(accelerator: Accelerator) -> bool:
 
 
 def describe(accelerator: Accelerator, *, compiled: bool = False) -> str:
-    """A line on what is used."""
+    """One line that states device, precision and optimizations."""
     precision = accelerator.mixed_precision
     used = ["float32" if precision == "no" else f"mixed precision {precision}"]
     used += ["encoder and decoder compiled"] if compiled else []
@@ -96,7 +96,7 @@ def tuned(device: torch.device, *, survive_compiler: bool = False) -> Iterator[N
 
 @contextmanager
 def untuned() -> Iterator[None]:
-    """A context without compilation and search, which would start again for each shape."""
+    """A context without compilation and the search for fast convolutions, which would start again for each shape."""
     with torch.compiler.set_stance("force_eager"), _benchmark(False):
         yield
 

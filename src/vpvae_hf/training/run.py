@@ -32,8 +32,8 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     """Train, fit the codebook on a fresh pass, evaluate, save, and push if asked to; returns the tokenizer's folder.
 
     Kinds that have codes without a fit are fitted if `codebook.refit` is set. If training starts from a fitted
-    tokenizer, its fit is dropped, since it would not hold for the new latents, and training begins with the learned
-    codebook or the even levels. The fit stays if there is no step (`max_train_steps=0`) or if the decoder alone is
+    tokenizer, its fit is dropped, since it would not match the new latents, and training begins with the learned
+    codebook or the even levels. The fit is kept if nothing is trained (`max_train_steps=0`) or if only the decoder is
     trained.
 
     Every rank of a job calls this. The output folder then holds checkpoint-STEP, metrics.jsonl, pictures of validation
@@ -85,7 +85,7 @@ def train_tokenizer(config: TrainingConfig) -> Path:
     survives = compiled and config.torch_compile is None
     with resume_hint(output, lambda: trainer.step), tuned(accelerator.device, survive_compiler=survives):
         trainer.run()
-    model.to(memory_format=torch.contiguous_format)  # safetensors knows no other
+    model.to(memory_format=torch.contiguous_format)  # safetensors supports no other
     fit = _fit(model, batches, config)
     model.eval()
     folder = output / "tokenizer"
@@ -124,7 +124,7 @@ def _model(modality: Modality, config: TrainingConfig, compiled: bool) -> Tokeni
     if config.train_only == "decoder":
         model.freeze_encoder()
     if compiled:
-        # Compiled in place, which keeps the names of weights, and without the quantizer, whose search is no graph.
+        # Compiled in place, which keeps the names of weights. The quantizer's search cannot be compiled into a graph.
         for name, part in model.named_children():
             if name in ("encoder", "decoder"):
                 part.compile()
@@ -184,7 +184,7 @@ def _results(
     fit: CodebookFit | None,
     quality: ReconstructionQuality | None,
 ) -> dict[str, Any]:
-    """What the model card tells."""
+    """The results that are saved with the tokenizer and shown on its model card."""
     data = config.data
     measured = []
     if quality is not None:
@@ -208,7 +208,10 @@ def _results(
 
 
 def _told_of_fit(config: TrainingConfig) -> dict[str, Any] | None:
-    """What is told of the codebooks that a run keeps, if the tokenizer that it starts from is in a folder."""
+    """The recorded fit of the codebooks that a run keeps from its start; None if there is none.
+
+    It is known only if the tokenizer that the run starts from is in a folder.
+    """
     if config.train_only is None:
         return None
     return read_results(Path(bundled_or_given(config.model.pretrained), config.model.subfolder or "")).get("codebook")

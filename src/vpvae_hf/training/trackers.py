@@ -1,4 +1,4 @@
-"""Trackers of a run, such as TensorBoard, Weights & Biases or Trackio, by way of Accelerate."""
+"""Trackers of a run, such as TensorBoard, Weights & Biases or Trackio, through Accelerate."""
 
 import json
 import os
@@ -22,11 +22,11 @@ _LOGS = "logs"  # TensorBoard's folder in the output folder
 
 
 def installed_trackers(config: RunConfig) -> list[str]:
-    """The trackers that a run reports to, all that are installed for "all".
+    """The trackers that a run reports to; for "all", those that are installed.
 
     Raises:
-        ValueError: an unknown tracker.
-        ImportError: one that is not installed.
+        ValueError: a tracker is unknown.
+        ImportError: a tracker is not installed.
     """
     known, installed = [str(each) for each in LoggerType], [str(each) for each in get_available_trackers()]
     for name in config.report_to:
@@ -42,9 +42,10 @@ def installed_trackers(config: RunConfig) -> list[str]:
 def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> None:
     """Begin to log to the trackers after `step`, with the run's settings.
 
-    TensorBoard writes to the folder "logs" of the output folder, and no longer shows what it had of later steps. Other
-    trackers get a run that is named after the output folder, in the project "vpvae_hf" or the one of WANDB_PROJECT. If
-    a run is resumed, Weights & Biases begins another run of that name, and Trackio continues the same one.
+    TensorBoard writes to the folder "logs" of the output folder, and no longer shows earlier entries for later steps.
+    Other trackers get a run that is named after the output folder, in the project "vpvae_hf" or the one of
+    WANDB_PROJECT. If a run is resumed, Weights & Biases begins another run of that name, and Trackio continues the same
+    one.
     """
     output = Path(config.output_dir).resolve()
     accelerator.log_with = [
@@ -60,13 +61,13 @@ def start_trackers(accelerator: Accelerator, config: RunConfig, step: int) -> No
 
 
 def end_trackers(accelerator: Accelerator) -> None:
-    """Have the trackers write what is left, and print what they print at their end."""
+    """Have the trackers write the rest of their data, and print their closing messages."""
     while accelerator.trackers:
         accelerator.trackers.pop().finish()
 
 
 def log_picture(accelerator: Accelerator, name: str, picture: np.ndarray, step: int) -> None:
-    """Give a picture [H, W, 3] uint8 to all trackers that take pictures, to each in its own form."""
+    """Log a picture [H, W, 3] uint8 with all trackers that take pictures, in the form that each expects."""
     forms = {_TENSORBOARD: picture[None], "aim": picture, "clearml": picture}
     for tracker in accelerator.trackers:
         if tracker.name == "trackio":

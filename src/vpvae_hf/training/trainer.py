@@ -51,7 +51,7 @@ class Trainer:
         losses, loss_weights: reconstruction losses and their weights, by name.
         adversarial: settings of a discriminator, and the discriminator; None to train without one.
         accelerator: made with the settings' precision and accumulation.
-        workers: processes per rank that read `batches`; a checkpoint's position holds for the same number only.
+        workers: processes per rank that read `batches`; the position in a checkpoint is valid only for the same number.
         output: folder for checkpoints and metrics.jsonl; None to write neither.
         validate: called on every rank with the step, while the model is in train mode; returns metrics by name.
         headline_metrics: metrics of `validate`; the progress bar shows those that are measured.
@@ -91,7 +91,7 @@ class Trainer:
         self._shown["cvu"] = "validation/code_usage"
         if config.gradient_checkpointing:
             checkpoint_activations(model)
-        # Codebooks that stay as they are serve in turn, one for each step, so that the decoder learns to read all.
+        # If the codebooks are frozen, each step uses the next one in turn, so that the decoder learns to read all.
         self._codebooks_in_turn = model.quantize.codebook_sizes if model.quantize in frozen_modules else ()
         if config.max_train_steps and model.quantize not in frozen_modules:
             model.drop_fit()
@@ -99,14 +99,14 @@ class Trainer:
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         how = {"betas": betas, "fused": fuses_adamw(accelerator) or None}
         optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=decay, **how)
-        # Not prepared, since Accelerate would step it once for each rank. Made here, since Accelerate then replaces the
-        # optimizer's `step` in fp16.
+        # Not prepared, since Accelerate would step the schedule once per rank. Made before `prepare`, which replaces
+        # the optimizer's `step` in fp16.
         lengths = {"num_warmup_steps": config.lr_warmup_steps, "num_training_steps": config.max_train_steps}
         self._schedule = get_scheduler(config.lr_scheduler, optimizer, **lengths)
         self._wrapped, self._optimizer = accelerator.prepare(model, optimizer)
         if isinstance(self._wrapped, DistributedDataParallel):
-            # No step changes a buffer on one rank alone. This is no argument of the wrapper, since that would also
-            # leave out the broadcast that makes the ranks start equal.
+            # No step changes a buffer on one rank alone. Given as an argument of the wrapper, this would also leave out
+            # the broadcast that makes the ranks start equal.
             self._wrapped.broadcast_buffers = False
         self._adversary = None if adversarial is None else _Adversary(*adversarial, how, accelerator)
         self._ema = None
@@ -126,7 +126,10 @@ class Trainer:
         self.step, self.examples = state["step"], state["examples"]
 
     def resume(self, folder: Path) -> None:
-        """Resume from a checkpoint, exactly if ranks and loader workers are as many as in the run that made it."""
+        """Resume from a checkpoint.
+
+        The run continues exactly if it has as many ranks and loader workers as the run that made the checkpoint.
+        """
         quantizer = self.model.quantize
         wanted = quantizer.codebook_size
         position = load_checkpoint(self.accelerator, folder)
@@ -155,8 +158,9 @@ class Trainer:
         """Train up to the last step. The model is left in train mode, with the averaged weights if there is an EMA.
 
         Raises:
-            ValueError: data cannot be read, or inputs or features are NaN or infinite. The next row of metrics finds
-                such values and names the first step that had them; no checkpoint is made after that step.
+            ValueError: data cannot be read, or inputs or features are NaN or infinite. Such values are found when the
+                next row of metrics is logged. The message names the first step that had them; no checkpoint is made
+                after that step.
             RuntimeError: another rank had such values.
         """
         config, last = self.config, self.config.max_train_steps
@@ -176,8 +180,8 @@ class Trainer:
                 ends = self.step == last
                 saves = self._output is not None and (ends or self.step % config.checkpointing_steps == 0)
                 validates = self._validate is not None and (ends or self.step % config.validation_steps == 0)
-                # Before a checkpoint too, so that a resumed run averages over the same steps, and before a validation,
-                # whose time does not count as training.
+                # A row is also logged before a checkpoint, so that a resumed run averages over the same steps, and
+                # before a validation, whose time does not count as training.
                 if ends or saves or validates or self.step % config.logging_steps == 0:
                     self._log_interval(interval)
                     interval = _Interval()
@@ -240,7 +244,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _next_codebook(self) -> Iterator[None]:
-        """The codebook of this step, if several serve in turn; afterwards the one that was selected."""
+        """A context in which this step's codebook is selected, if several are used in turn."""
         quantizer, sizes = self.model.quantize, self._codebooks_in_turn
         if len(sizes) < 2:
             yield
@@ -253,7 +257,7 @@ class Trainer:
             quantizer.select_codebook(selected)
 
     def _log_interval(self, interval: "_Interval") -> None:
-        """A row of means over the interval and the ranks; a ValueError if values of a step were bad."""
+        """Log a row of means over the interval and the ranks; a ValueError if a check of a step failed."""
         means = interval.means()
         stacked = distributed.sum_over_ranks(torch.stack(list(means.values()))) / distributed.world_size()
         numbers = torch.cat([stacked, *interval.bounds]).tolist()  # fetched at once
@@ -281,7 +285,7 @@ def accelerator_for(config: RunConfig) -> Accelerator:
         # Tensors in main memory, such as counts, are exchanged without the GPU.
         handlers.append(InitProcessGroupKwargs(backend="cpu:gloo,cuda:nccl"))
     return Accelerator(
-        # Set, since Accelerate otherwise takes each of several ranks without a GPU for a job of its own.
+        # Without this, Accelerate would treat each of several ranks without a GPU as a job of its own.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision(config, hardware),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -297,15 +301,15 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 class MetricsLog:
-    """Rows of named metrics, each with its "step"; in the file, if there is one, each is a line of JSON.
+    """Rows of named metrics, each with its "step"; in the file, if there is one, each row is a line of JSON.
 
-    In memory a value takes 16 bytes, so that runs of any length can be drawn at their end.
+    In memory a value takes 16 bytes, so that even a long run can be plotted at its end.
     """
 
     def __init__(self, file: str | os.PathLike | None = None):
         self._file = None if file is None else Path(file)
         self._steps = array("q")
-        self._columns: dict[str, tuple[array, array]] = {}  # numbers of the rows that have a metric, and its values
+        self._columns: dict[str, tuple[array, array]] = {}  # numbers of the rows that have the metric, and its values
 
     @property
     def rows(self) -> list[dict[str, float]]:
@@ -317,7 +321,7 @@ class MetricsLog:
         return rows
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a row; NaN and infinite values, which JSON does not know, become null in the file."""
+        """Add a row; NaN and infinite values, which JSON cannot represent, become null in the file."""
         self._add(step, metrics)
         if self._file is not None:
             with self._file.open("a", encoding="utf-8") as file:
@@ -376,7 +380,7 @@ class _Interval:
         self._checks.append((step, checks))
 
     def excuse(self, step: int) -> None:
-        """Leave out the checks of a step that left the weights as they were."""
+        """Leave out the checks of a step that did not change the weights."""
         self._checks = [each for each in self._checks if each[0] != step]
 
     @property
@@ -384,7 +388,7 @@ class _Interval:
         return [bounds for _, checks in self._checks for bounds in checks.bounds]
 
     def raise_failed(self, bounds: list[float]) -> None:
-        """Raise the error of the first step whose values were bad, given `self.bounds` as numbers."""
+        """Raise the error of the first step with a failed check, given `self.bounds` as numbers."""
         pairs = zip(*[iter(bounds)] * 2, strict=True)
         for step, checks in self._checks:
             checks.raise_failed(f"step {step}: ", list(itertools.islice(pairs, len(checks.bounds))))
@@ -404,11 +408,11 @@ class _Adversary:
         self.discriminator, self._optimizer = accelerator.prepare(discriminator, optimizer)
 
     def generator_losses(self, original: Tensor, reconstruction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminator adds to the tokenizer's loss, weighted, and its parts by the names of metrics.
+        """The weighted loss that the discriminator adds to the tokenizer's, and its unweighted parts by metric name.
 
-        Its gradient stops at the reconstructions. Both arguments are [B, ...].
+        Its gradient reaches the reconstructions, but not the discriminator's weights. Both arguments are [B, ...].
         """
-        # Without the wrapper for several ranks, which would exchange gradients that nobody uses.
+        # Without the wrapper for several ranks, which would exchange gradients that are not used.
         network = self._accelerator.unwrap_model(self.discriminator).requires_grad_(False)
         with self._accelerator.autocast():
             logits, features = network.judge(reconstruction)

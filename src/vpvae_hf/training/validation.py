@@ -35,19 +35,19 @@ class Validation:
     ):
         self._modality, self._model, self._batches = modality, model, batches
         self._output, self._config, self._accelerator = output, config, accelerator
-        # Those that training lowers; they need a network, so they are measured at the end only.
+        # Metrics that are also losses of this run. They need a network, so they are measured only at the end.
         self._extra = modality.lowered_metrics(config)
         self._shown = None
         if batches.validates:
-            modality.metric_fn(model, self._extra)  # so that a missing library shows before training
+            modality.metric_fn(model, self._extra)  # so that a missing library is reported before training
             if config.validation_pictures and accelerator.is_main_process:
                 self._shown = batches.shown(config.validation_pictures)
 
     @untuned()
     def measure(self, step: int) -> dict[str, float]:
-        """Metrics with the live codebook if the model is to be fitted after training, otherwise with its own.
+        """Metrics with the live codebook if the model is fitted after training, otherwise with its own codebook.
 
-        They are empty while there is no live codebook.
+        They are empty while a live codebook is needed and there is none yet.
         """
         codebook = None
         if self._model.quantize.needs_fitting and self._config.train_only is None:
@@ -69,7 +69,7 @@ class Validation:
 
     @untuned()
     def measure_all(self) -> ReconstructionQuality | None:
-        """Quality of the finished tokenizer on the whole split; None if there is none."""
+        """Quality of the finished tokenizer on the whole validation split; None if there is no such split."""
         if not self._batches.validates:
             return None
         batches = self._batches.evaluation()
@@ -85,17 +85,17 @@ class Validation:
         self._modality.write_sounds(folder, self._shown, reconstruction, self._model)
 
     def _reconstructed(self, codebook: Tensor | None) -> tuple[Tensor, np.ndarray]:
-        """What is shown, from codes, and a picture."""
+        """Reconstructions of the shown items from codes, and a picture of them."""
         return reconstructions_picture(self._modality, self._model, self._shown, codebook)
 
 
 def reconstructions_picture(
     modality: Modality, model: Tokenizer, originals: Tensor, codebook: Tensor | None = None
 ) -> tuple[Tensor, np.ndarray]:
-    """What items [B, ...] become by their codes [B, ...], and a labelled picture [height, width, 3] uint8.
+    """Reconstructions [B, ...] of items [B, ...] from their codes, and a labelled picture [height, width, 3] uint8.
 
-    It has the originals, then what they become without quantization, then by codes, if there are any, with how near
-    they are and the bytes that the codes take.
+    The picture shows the originals, then their reconstructions without quantization, then those from codes, if there
+    are any. Captions show how near the reconstructions are, and how many bytes the codes take.
 
     Args:
         codebook: [K, d] in place of the model's own.
