@@ -12,7 +12,7 @@ _FOLDER = Path(__file__).parents[2] / "benchmarks/gpu"
 # The others start processes, which take long.
 _STAGES = ("environment", "correctness", "search", "index", "steps", "audio", "clustering", "tokenizing")
 # A skipped figure that a CPU cannot have names one of these.
-_ONLY_ELSEWHERE = ("peak memory", "synchronizations on CUDA alone", "two GPUs", "flash-kmeans", "version of")
+_ONLY_ELSEWHERE = ("peak memory", "synchronizations only on CUDA", "two GPUs", "flash-kmeans", "version of")
 
 
 @pytest.fixture

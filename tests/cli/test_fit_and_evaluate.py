@@ -93,7 +93,7 @@ def test_the_distance_of_a_network_s_features(tmp_path, data, capsys):
     assert "| Feature distance (efficientnet-lite0) |" in (tmp_path / "tokenizer" / "README.md").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+@pytest.mark.filterwarnings("ignore:fitting .* per code:UserWarning")
 def test_nested_codebooks(tokenizer, data, tmp_path, capsys):
     fit = ["fit", str(tokenizer), "--dataset", data, "--output", str(tmp_path / "fitted"), "--latents-per-code", "64"]
     assert main([*fit, "--nested", "--codebook-size", "48", "9"]) == 1
@@ -103,7 +103,7 @@ def test_nested_codebooks(tokenizer, data, tmp_path, capsys):
     assert vae.coarser_codes(torch.arange(48), 8).tolist() == [code // 6 for code in range(48)]
 
 
-@pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+@pytest.mark.filterwarnings("ignore:fitting .* per code:UserWarning")
 def test_several_codebooks(tokenizer, data, tmp_path, capsys):
     fitted = tmp_path / "fitted"
     sizes = ["--codebook-size", "48", "8", "--latents-per-code", "64"]

@@ -30,7 +30,7 @@ def vae(request):
     return model
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:fitting .* a code:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:fitting .* per code:UserWarning")
 
 
 def test_each_is_what_a_fit_of_its_size_alone_gives(vae):
