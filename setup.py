@@ -35,7 +35,7 @@ setup(
     long_description_content_type="text/markdown",
     author="The vpvae_hf authors",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "NOTICE"],
     project_urls={"Paper": "https://arxiv.org/abs/2602.17133"},
     keywords=["tokenizer", "vector quantization", "VQ-VAE", "codebook", "image", "audio", "diffusers", "transformers"],
     classifiers=[

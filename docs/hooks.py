@@ -1,6 +1,6 @@
 """Hooks of mkdocs: tables made from the code, pages from outside docs/, and formulas as MathML.
 
-A line `<!-- fill: NAME -->` in a page is replaced by what `FILLED[NAME]` returns.
+A line `<!-- fill: NAME -->` in a page is replaced, with the line after it, by what `FILLED[NAME]` returns.
 """
 
 import argparse
@@ -45,6 +45,7 @@ ELSEWHERE = {
 }
 _MEASURED = "benchmarks/results/"
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
+_PLACEHOLDER = re.compile(r"^<!-- fill: (\S+) -->\n.*$", re.MULTILINE)
 _CODE = re.compile(r"^(`{3,}).*?^\1\s*$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 
 
@@ -61,7 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    filled = re.sub(r"^<!-- fill: (\S+) -->$", lambda found: FILLED[found[1]](), markdown, flags=re.MULTILINE)
+    filled = _PLACEHOLDER.sub(lambda found: FILLED[found[1]](), markdown)
     here = page.file.src_uri
     source = next((of for of, place in _pages_elsewhere().items() if place == here), f"docs/{here}")
     parts, end = [], 0
@@ -242,7 +243,7 @@ def base_classes() -> str:
     """Directives for what a new quantizer, modality or loop builds on, with the modules to import it from."""
     names = {
         "vpvae_hf.models.tokenizer": ["Tokenizer"],
-        "vpvae_hf.quantizers": ["Quantizer", "QuantizerConfig", "QuantizerOutput"],
+        "vpvae_hf.quantizers": ["Quantizer", "CodebookQuantizer", "QuantizerConfig", "QuantizerOutput"],
         "vpvae_hf.modalities": ["Modality"],
         "vpvae_hf.codebook": ["fit_kmeans"],
         "vpvae_hf.neighbors": ["build_index"],

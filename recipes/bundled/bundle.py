@@ -27,6 +27,7 @@ from vpvae_hf.hub.saved import strip_local_paths
 from vpvae_hf.modalities import load_tokenizer
 
 PICTURES = 5
+_LICENSE = "license: other\nlicense_name: research-only\n"
 REFINE_STEPS = 10
 
 
@@ -62,6 +63,8 @@ def add_about(card: Path, name: str) -> None:
     about = Path(__file__).with_name(f"{name}.md").read_text("utf-8")
     text = card.read_text("utf-8").replace(f"{MARKER}\n\n", "").replace("## Training\n", f"{about}\n## Training\n", 1)
     text = text.replace(f'name = "{name}"', f'name = bundled_tokenizer("{name}")')
+    # Data set and start have local names, which the Hub could not find; the data decides the licence.
+    text = re.sub(r"^base_model: .*\ndatasets:\n- .*\n", _LICENSE, text, count=1, flags=re.MULTILINE)
     write_text(card, re.sub(r"^(from vpvae_hf import \w+)$", r"\1, bundled_tokenizer", text, flags=re.MULTILINE))
 
 

@@ -19,6 +19,7 @@ from vpvae_hf.data import ImageCrop, ItemLoader, ItemStream, open_images
 from vpvae_hf.losses import feature_distance_per_image, pooled_features
 from vpvae_hf.metrics import evaluate_reconstruction, feature_moments, frechet_distance, image_quality
 from vpvae_hf.modalities import Batches, modality_of
+from vpvae_hf.modalities.config import DataConfig
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +209,11 @@ def test_mistakes_are_one_line(arguments, message, tokenizer, data, tmp_path, ca
     assert message in error
     assert "Traceback" not in error
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "fit"])
+def test_help_states_the_share_that_is_set_aside(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    share = DataConfig().validation_share
+    assert f"default: {share}" in " ".join(capsys.readouterr().out.split())

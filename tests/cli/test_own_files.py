@@ -106,7 +106,8 @@ def test_a_file_goes_to_codes_and_back(kind, pack, tokenizers, tmp_path, capsys)
     printed = capsys.readouterr().out
     count = np.prod(kind.grid)
     assert f"{source}: {kind.described} in {count} codes of 240, " in printed
-    assert f"; {count} bytes of codes: {tmp_path / 'own.safetensors'}" in printed
+    size = (tmp_path / "own.safetensors").stat().st_size
+    assert f"; {count} bytes of codes, {size:,} with the header: {tmp_path / 'own.safetensors'}" in printed
     codes, made = expected(kind, kind.model.from_pretrained(tokenizer).eval(), source)
     written, header = read_codes(tmp_path / "own.safetensors")
     assert torch.equal(written, codes)

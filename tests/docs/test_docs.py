@@ -43,6 +43,7 @@ def test_it_is_whole(site):
         assert (site / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
     text = "".join(path.read_text("utf-8") for path in site.glob("**/*.html"))
     assert "<!-- fill:" not in text
+    assert "fills this in" not in text
     assert not re.search(r"\$\$|\\frac|\\mathrm", re.sub(r"<(pre|code).*?</\1>", "", text, flags=re.DOTALL))
     assert "<math" in (site / "explanation" / "vp.html").read_text("utf-8")
     in_pages = {"tokenize": "commands", "data.shuffle_buffer": "training-settings", "AutoencoderVP": "api"}

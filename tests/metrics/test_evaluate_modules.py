@@ -171,6 +171,7 @@ CODES = torch.tensor([0, 1])
     [
         ("psnr", {"references": torch.zeros(1, 3, 16, 16)}, "psnr needs predictions"),
         ("psnr", {"predictions": torch.zeros(1, 3, 16, 16)}, "psnr needs references"),
+        ("pesq", {"predictions": CLIP, "references": CLIP}, "pesq needs sampling_rate"),
         (
             "ssim",
             {"predictions": np.zeros((1, 3, 16, 16), np.uint8), "references": torch.zeros(1, 3, 16, 16)},

@@ -67,7 +67,8 @@ def encode(options: argparse.Namespace) -> None:
         stored = write_code_file(job.output, codes[0], model, size, **made_by, packing=options.packing)
         count = model.quantize.codebook_size
         words, rate = modality.described(size, code_bits(codes, count))
-        return f"{words} in {codes.numel():,} codes of {count}, {rate}; {stored:,} bytes of codes: {job.output}"
+        sizes = f"{stored:,} bytes of codes, {job.output.stat().st_size:,} with the header"
+        return f"{words} in {codes.numel():,} codes of {count}, {rate}; {sizes}: {job.output}"
 
     _run(jobs, run, "Encoding")
 

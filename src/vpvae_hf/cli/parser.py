@@ -362,7 +362,7 @@ def _add_code_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--refine", type=_count, default=0, dest="refine_steps", metavar="STEPS", help=refine)
 
 
-def _add_share_option(parser: argparse.ArgumentParser, default: str = "the recipes'") -> None:
+def _add_share_option(parser: argparse.ArgumentParser, default: str = "0.05") -> None:
     share = f"share of the files that is the split validation, if a local folder has no splits; default: {default}"
     parser.add_argument("--validation-share", type=float, help=share)
 

@@ -156,8 +156,8 @@ class LocalFiles:
         if len(everything) == 1:
             what = "its only file is both training and"
         tell(
-            f"{self.name} has no split validation: {what} the validation split, by validation_share {share:g}; "
-            "a share of 0 sets none aside"
+            f"{self.name} has no split validation: {what} the validation split (validation_share {share:g}). To use "
+            "all files as one split, name --split train, or in a recipe --data.validation_share 0"
         )
         return replace(self, splits={"train": train, "validation": validation})
 

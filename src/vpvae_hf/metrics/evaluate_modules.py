@@ -84,7 +84,7 @@ class RunningTotals(evaluate.Metric):
     def add_batch(self, *, predictions=None, references=None, **numbers: int) -> None:
         """Add a batch of tensors, on any device, or of numpy arrays; one that raises an error is not added."""
         given = {"predictions": predictions, "references": references}
-        if missing := [name for name, value in given.items() if value is None and name in self.arguments]:
+        if missing := [name for name in self.arguments if (given | numbers).get(name) is None]:
             raise ValueError(f"{self.name} needs {' and '.join(missing)}")
         tensors = {name: None if value is None else as_tensor(value, name).detach() for name, value in given.items()}
         if self._totals is not None:

@@ -296,9 +296,10 @@ class Quantizer(nn.Module, ABC):
         """Raise CodebookNotFittedError if no codebook has been fitted, or NoCodesError if the kind has no codes."""
         if not self.config.fitted:
             raise CodebookNotFittedError(
-                f"this {self.config.kind!r} quantizer has no fitted codebook, so it has no codes yet; "
-                "call vpvae_hf.fit_codebook(model, batches) once after training, then save the model. "
-                "Without codes, decode(latents, force_not_quantize=True) works"
+                f"this {self.config.kind!r} quantizer has no fitted codebook, so it has no codes yet; call "
+                "vpvae_hf.fit_codebook(model, batches) once after training, then save the model. In a model of your "
+                "own call quantizer.set_codebook(vpvae_hf.codebook.fit_kmeans(latents, K).centroids). Without codes, a "
+                "tokenizer's decode(latents, force_not_quantize=True) works"
             )
         fitted = self.fitted_tensors
         if fitted and not is_tracing() and not self._holds_fit(fitted[0]):

@@ -61,7 +61,11 @@ def quantizer_config(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer
 
 
 def build_quantizer(settings: Mapping[str, Any] | QuantizerConfig) -> Quantizer:
-    """Make a quantizer from settings, e.g. `{"kind": "vp", "codebook_size": 1024}`; errors: see `quantizer_config`."""
+    """Make a quantizer from settings, e.g. `{"kind": "vp", "codebook_size": 1024}`.
+
+    Its `state_dict` has the weights and the fitted codebook; what else a resumed training needs is in its
+    `training_state`. Errors: see `quantizer_config`.
+    """
     config, default = quantizer_config(settings), torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)  # loading a model in half precision may have set another
     try:
