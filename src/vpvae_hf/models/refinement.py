@@ -20,14 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from vpvae_hf.losses import ItemLoss
 from vpvae_hf.quantizers import Quantizer
 
-# Share of the tokens that may move at once. Neighbours that move together disturb each other.
-_MOVING = 0.4
 # A token's step is multiplied by these after a move that was kept, or undone; and the limits of a step.
-_LONGER, _SHORTER, _SHORTEST_STEP, _LONGEST_STEP = 1.3, 0.5, 0.02, 4.0
-# How much a neighbour's error counts when a token's move is judged, along each axis of the grid.
-_NEIGHBOUR_WEIGHT = 0.6
-# After so many steps in a row whose moves were all undone an item is finished.
-_PATIENCE = 4
+_LONGER, _SHORTER, _SHORTEST_STEP, _LONGEST_STEP = 1.3, 0.8, 0.02, 4.0
+# An item is finished after this many steps in a row in which all moves were undone.
+_PATIENCE = 8
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,21 +190,36 @@ class _Search:
                 setattr(self, name, getattr(self, name)[staying])
 
     def move(self) -> None:
-        """Make the next trial from the kept codes: some tokens move against the gradient."""
+        """Make the next trial from the kept codes: some tokens move against the gradient.
+
+        Those move whose move promises more than those of their neighbours: neighbours that move together disturb each
+        other.
+        """
         direction = (self._gradient.flatten(1, -2) @ self._metric).view_as(self._gradient)
-        length = self._length / self._rms_length(direction).clamp(min=torch.finfo(torch.float32).tiny)
+        length = self._length / self._rms_length(direction).clamp(min=_TINY)
         vectors, codes = self._quantizer.nearest(
             self._vectors - (_like(length, self._step) * self._step)[..., None] * direction
         )
+        differs = codes != self._codes
+        differs = differs if differs.ndim == self._step.ndim else differs.any(dim=-1)
+        promise = self._promise(vectors - self._vectors, length).clamp(min=_TINY) * self._step.clamp(max=1).square()
         # Drawn for the grid, so alike in every batch; a longer grid begins with what a shorter one draws.
         generator = torch.Generator("cpu").manual_seed(self._moves)
         numbers = torch.rand(self._step.shape[1:], generator=generator, device="cpu", dtype=torch.float32)
-        chosen = numbers.to(self._step.device) < _MOVING
         self._moves += 1
-        differs = codes != self._codes
-        self._moved = chosen & (differs if differs.ndim == self._step.ndim else differs.any(dim=-1))
+        promise = torch.where(differs, promise * (0.5 + numbers.to(promise.device)), 0)
+        self._moved = differs & (promise == _greatest_around(promise))
         self._trial = torch.where(_like(self._moved, codes), codes, self._codes)
         self.trial_vectors = torch.where(self._moved[..., None], vectors, self._vectors)
+
+    def _promise(self, moves: Tensor, length: Tensor) -> Tensor:
+        """By how much moves [b, *grid, d], each alone, should lower the error, [b, *grid].
+
+        By the gradient g and the curvature H for which `length` times the direction is the best step, g'm + m'Hm.
+        """
+        curved = torch.linalg.solve(self._metric, moves.flatten(1, -2).mT).mT.view_as(moves)
+        curvature = (moves * curved).sum(dim=-1) / (2 * _like(length, self._step)).clamp(min=_TINY)
+        return -(self._gradient * moves).sum(dim=-1) - curvature
 
     def finish(self) -> None:
         """Make what was kept of all items the last trial."""
@@ -227,7 +239,7 @@ def _whitening(gradients: Tensor) -> Tensor:
     """
     flat = gradients.flatten(1, -2)
     values, axes = torch.linalg.eigh(flat.mT @ flat / flat.shape[1])
-    floor = (0.01 * values.mean(dim=1, keepdim=True)).clamp(min=torch.finfo(torch.float32).tiny)
+    floor = (0.01 * values.mean(dim=1, keepdim=True)).clamp(min=_TINY)
     return axes * values.maximum(floor).rsqrt()[:, None] @ axes.mT
 
 
@@ -242,11 +254,18 @@ def _everywhere(values: Tensor) -> Tensor:
 
 
 def _around(values: Tensor) -> Tensor:
-    """The weighted sum over each token and its neighbours, [b, *grid]."""
+    """The sum over each token and its neighbours, also those at corners, [b, *grid]."""
     for axis in range(1, values.ndim):
         padded = pad(values.movedim(axis, -1), (1, 1))
-        beside = padded[..., :-2] + padded[..., 2:]
-        values = values + _NEIGHBOUR_WEIGHT * beside.movedim(-1, axis)
+        values = values + (padded[..., :-2] + padded[..., 2:]).movedim(-1, axis)
+    return values
+
+
+def _greatest_around(values: Tensor) -> Tensor:
+    """The greatest of each token's value and those of its neighbours, for values of 0 or more, [b, *grid]."""
+    for axis in range(1, values.ndim):
+        padded = pad(values.movedim(axis, -1), (1, 1))
+        values = torch.maximum(values, torch.maximum(padded[..., :-2], padded[..., 2:]).movedim(-1, axis))
     return values
 
 
