@@ -5,12 +5,17 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
+from vpvae_hf.cli.main import main
 from vpvae_hf.cli.parser import build_parser
 from vpvae_hf.cli.train import _with_paths, recipes_of
 from vpvae_hf.modalities import MODALITIES
@@ -88,6 +93,27 @@ def test_printed_commands_are_understood(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config_class = MODALITIES[options.modality].config_class
     assert parse_config(config_class, [*_with_paths(options.settings, recipes_of(options.modality))]).output_dir
+
+
+def test_the_readmes_commands_for_own_files_and_data_sets_run(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).resize((64, 64)).save(tmp_path / "photos" / f"{number}.jpg")
+    shutil.copytree(tmp_path / "photos", tmp_path / "data")
+    shutil.copy(tmp_path / "photos" / "0.jpg", tmp_path / "photograph.jpg")
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text("utf-8").replace("TOKENIZER", "image").replace("NAME", "data")
+    commands = re.findall(r"^vpvae ((?:encode|reconstruct|tokenize) .*)$", readme, re.MULTILINE)
+    assert len(commands) == 5
+    for command in commands:
+        arguments = shlex.split(command, comments=True)
+        smaller = {"tokenize": ["--size", "64"]}.get(arguments[0], ["--quiet"])
+        assert main([*arguments, *smaller, "--device", "cpu"]) == 0, command
+    folders = {"train": "codes", "validation": "codes_validation"}
+    rows = [datasets.load_dataset(folder, split=split).num_rows for split, folder in folders.items()]
+    assert min(rows) > 0
+    assert sum(rows) == len(pixels)
 
 
 @pytest.mark.parametrize("command", [*commands_like(r"accelerate launch recipes/generation/")])
