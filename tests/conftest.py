@@ -19,6 +19,8 @@ torch.set_num_threads(1)
 _CACHE = tempfile.TemporaryDirectory(prefix="datasets-", ignore_cleanup_errors=True)
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 os.environ["HF_MODULES_CACHE"] = f"{_CACHE.name}/modules"
+# Tests have a hub of their own on this computer, which offline mode would not ask. Read when libraries are imported.
+os.environ.pop("HF_HUB_OFFLINE", None)
 # Its counter of downloads looks up the name of a server, which takes seconds where there is no network.
 os.environ["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"
 
