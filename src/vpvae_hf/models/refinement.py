@@ -192,7 +192,7 @@ class _Search:
     def move(self) -> None:
         """Make the next trial from the kept codes: some tokens move against the gradient.
 
-        Those move whose move promises more than those of their neighbours: neighbours that move together disturb each
+        Those move whose predicted reduction of the error is the greatest around: neighbours that move together disturb each
         other.
         """
         direction = (self._gradient.flatten(1, -2) @ self._metric).view_as(self._gradient)
@@ -202,17 +202,20 @@ class _Search:
         )
         differs = codes != self._codes
         differs = differs if differs.ndim == self._step.ndim else differs.any(dim=-1)
-        promise = self._promise(vectors - self._vectors, length).clamp(min=_TINY) * self._step.clamp(max=1).square()
+        priority = (
+            self._predicted_reduction(vectors - self._vectors, length).clamp(min=_TINY)
+            * self._step.clamp(max=1).square()
+        )
         # Drawn for the grid, so alike in every batch; a longer grid begins with what a shorter one draws.
         generator = torch.Generator("cpu").manual_seed(self._moves)
         numbers = torch.rand(self._step.shape[1:], generator=generator, device="cpu", dtype=torch.float32)
         self._moves += 1
-        promise = torch.where(differs, promise * (0.5 + numbers.to(promise.device)), 0)
-        self._moved = differs & (promise == _greatest_around(promise))
+        priority = torch.where(differs, priority * (0.5 + numbers.to(priority.device)), 0)
+        self._moved = differs & (priority == _greatest_around(priority))
         self._trial = torch.where(_like(self._moved, codes), codes, self._codes)
         self.trial_vectors = torch.where(self._moved[..., None], vectors, self._vectors)
 
-    def _promise(self, moves: Tensor, length: Tensor) -> Tensor:
+    def _predicted_reduction(self, moves: Tensor, length: Tensor) -> Tensor:
         """By how much moves [b, *grid, d], each alone, should lower the error, [b, *grid].
 
         By the gradient g and the curvature H for which `length` times the direction is the best step, g'm + m'Hm.
