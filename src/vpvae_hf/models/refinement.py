@@ -192,8 +192,8 @@ class _Search:
     def move(self) -> None:
         """Make the next trial from the kept codes: some tokens move against the gradient.
 
-        Those move whose predicted reduction of the error is the greatest around: neighbours that move together disturb each
-        other.
+        Those move whose predicted reduction of the error is the greatest around, since neighbours that move together
+        disturb each other.
         """
         direction = (self._gradient.flatten(1, -2) @ self._metric).view_as(self._gradient)
         length = self._length / self._rms_length(direction).clamp(min=_TINY)
@@ -202,10 +202,8 @@ class _Search:
         )
         differs = codes != self._codes
         differs = differs if differs.ndim == self._step.ndim else differs.any(dim=-1)
-        priority = (
-            self._predicted_reduction(vectors - self._vectors, length).clamp(min=_TINY)
-            * self._step.clamp(max=1).square()
-        )
+        priority = self._predicted_reduction(vectors - self._vectors, length).clamp(min=_TINY)
+        priority = priority * self._step.clamp(max=1).square()  # a token whose moves failed waits
         # Drawn for the grid, so alike in every batch; a longer grid begins with what a shorter one draws.
         generator = torch.Generator("cpu").manual_seed(self._moves)
         numbers = torch.rand(self._step.shape[1:], generator=generator, device="cpu", dtype=torch.float32)
